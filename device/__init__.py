@@ -1,0 +1,1 @@
+"""The device layer: tensors and operators; nothing of requests, HTTP or files."""

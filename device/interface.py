@@ -1,0 +1,348 @@
+"""The contract that every device fulfils.
+
+Operators have the granularity of the chip: one call is one fused command. Shapes are written `[tokens, hidden]`;
+activations are float16, bfloat16 or float32; accumulation is float32. `device/reference.py` defines each operator
+in plain torch and is the oracle that every device is tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+
+class UnsupportedOperator(ValueError):
+    """A device was asked for an operator, or a form of one, that it does not have."""
+
+
+class OutOfDeviceMemory(RuntimeError):
+    """An allocation did not fit in the device's memory."""
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DenseWeight:
+    """A plain weight, `[out_features, in_features]` in the run's dtype."""
+
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Int4Weight:
+    """4-bit groups along the input: `(code - zero) * scale`.
+
+    values: uint8 `[out_features, in_features / 2]`, the even input in the low nibble.
+    scales: float16, bfloat16 or float32 `[out_features, groups]`.
+    zeros: uint8 `[out_features, groups]`, 0 to 15.
+    """
+
+    values: Tensor
+    scales: Tensor
+    zeros: Tensor
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Float8Weight:
+    """float8_e4m3fn blocks: `value * scale`, one scale for every `block` x `block` tile (the last ones may be cut).
+
+    values: float8_e4m3fn `[out_features, in_features]`.
+    scales: float32 `[ceil(out_features / block), ceil(in_features / block)]`.
+    """
+
+    values: Tensor
+    scales: Tensor
+    block: int = 128
+
+
+CanonicalWeight = DenseWeight | Int4Weight | Float8Weight
+
+
+@runtime_checkable
+class PackedWeight(Protocol):
+    """A weight in the device's own layout. Only the device that packed it can read it."""
+
+    out_features: int
+    in_features: int
+    nbytes: int
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding (https://arxiv.org/abs/2104.09864) as tables over positions.
+
+    cos, sin: float32 `[positions, rotary_dim / 2]`, any attention factor already multiplied in. The first rotary_dim
+    channels of a head are rotated. Channel i pairs with i + rotary_dim / 2, or, when interleaved, 2i with 2i + 1.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class AttentionMeta:
+    """Where the rows of one flat token batch belong. All tensors are int32 on the host.
+
+    Sequences stand one after the other, those with one new token (decodes) before those with more (prefills).
+
+    input_lengths: `[sequences]`, new tokens of each; they sum to tokens.
+    cached_lengths: `[sequences]`, tokens of each whose keys and values are in the cache already.
+    block_tables: `[sequences, max_blocks]`, block ids covering cached and new tokens; unused entries are 0.
+    slot_mapping: `[tokens]`, `block * block_size + offset` of each new token.
+    max_length: the largest input + cached length.
+    """
+
+    input_lengths: Tensor
+    cached_lengths: Tensor
+    block_tables: Tensor
+    slot_mapping: Tensor
+    max_length: int
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 `[tokens]`: each new token's position in its sequence."""
+        lengths = self.input_lengths.long()
+        starts = lengths.cumsum(0) - lengths
+        return torch.arange(int(lengths.sum())) + (self.cached_lengths.long() - starts).repeat_interleave(lengths)
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of one layer in blocks. To the outside `[blocks, block_size, kv_heads, head_dim]`; a device may
+    lay them out otherwise. Latent attention keeps `[blocks, block_size, 1, latent]` and `[..., rope_dim]` here."""
+
+    keys: Tensor
+    values: Tensor
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleParams:
+    """How to choose one token for each row, in the order in which the fields are applied.
+
+    mask: int32 `[rows, ceil(vocab / 32)]` or None; bit i of word j allows token 32j + i.
+    bias_rows, bias_ids, bias_values: int64, int64, float32 `[entries]`: added to `logits[row, id]`.
+    penalty_rows, penalty_ids: int64 `[entries]`, each (row, token) that has occurred, at most once;
+        prompt_or_output counts as occurred for repetition, output_counts (int32 `[entries]`) for the other two.
+    repetition, presence, frequency: float32 `[rows]`; neutral 1, 0, 0.
+    temperature: float32 `[rows]`; 0 takes the most probable token, the lowest id among equals.
+    top_k: int32 `[rows]`, 0 = all. top_p, min_p: float32 `[rows]`, neutral 1 and 0.
+    seeds, positions: int64 `[rows]`: the draw depends on these two numbers and the row's logits alone.
+    num_logprobs: int: how many of the most probable tokens to report; -1 = report no logprobs at all.
+
+    Logprobs are those of the model: log-softmax of the logits before any field of this class is applied.
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seeds: Tensor
+    positions: Tensor
+    repetition: Tensor | None = None
+    presence: Tensor | None = None
+    frequency: Tensor | None = None
+    penalty_rows: Tensor | None = None
+    penalty_ids: Tensor | None = None
+    output_counts: Tensor | None = None
+    bias_rows: Tensor | None = None
+    bias_ids: Tensor | None = None
+    bias_values: Tensor | None = None
+    mask: Tensor | None = None
+    num_logprobs: int = -1
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """token_ids: int64 `[rows]`. With logprobs: those of the chosen tokens, float32 `[rows]`, their ranks (1 = most
+    probable), int64 `[rows]`, and the most probable ids and logprobs, `[rows, num_logprobs]`, in falling order."""
+
+    token_ids: Tensor
+    logprobs: Tensor | None = None
+    ranks: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_logprobs: Tensor | None = None
+
+
+# --- the device ----------------------------------------------------------------------------------------------------
+
+
+class Ops(Protocol):
+    """The operators of a device. Every tensor is on that device unless stated. Shapes that do not fit raise
+    ValueError; a form that the device lacks raises UnsupportedOperator."""
+
+    def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
+        """Rows of table `[vocab, hidden]` for ids int `[tokens]`; returns `[tokens, hidden]`."""
+
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension (https://arxiv.org/abs/1910.07467).
+
+        With residual, of x's shape, x + residual is rounded to x's dtype and normalised. Returns the result and the
+        new residual (x itself without one).
+        """
+
+    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias`: x `[tokens, in]`, bias `[out]`, returns `[tokens, out]` in x's dtype."""
+
+    def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
+        """`down(activation(gate) * up)`; gate_up stacks gate over up, `[2 * intermediate, hidden]`."""
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: KVCache,
+        meta: AttentionMeta,
+        rope: Rope | None,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """Rotate q and k, write k and v into their slots, causal attention over the block table.
+
+        q `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`; heads is a multiple of kv_heads. Decode
+        rows and prefill rows in one call. With a window, a token sees itself and the window - 1 tokens before it.
+        Returns `[tokens, heads, head_dim]`.
+        """
+
+    def paged_latent_attention(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        kv: KVCache,
+        kv_up: Tensor,
+        meta: AttentionMeta,
+        rope: Rope,
+        scale: float,
+    ) -> Tensor:
+        """Multi-head latent attention (https://arxiv.org/abs/2405.04434), keys and values kept compressed.
+
+        q `[tokens, heads, nope_dim + rope_dim]`; latent, normalised, `[tokens, latent_dim]`; k_rope, one for all
+        heads, `[tokens, rope_dim]`; kv_up `[heads, nope_dim + v_dim, latent_dim]` holds W_UK over W_UV. Rotates the
+        rope parts, caches latent and rotated k_rope, and attends. Returns `[tokens, heads, v_dim]`.
+        """
+
+    def route_experts(
+        self,
+        logits: Tensor,
+        top_k: int,
+        scoring: Literal["softmax", "sigmoid"],
+        *,
+        renormalize: bool,
+        scale: float = 1.0,
+        groups: int = 1,
+        top_groups: int = 1,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose top_k experts for each row of float32 logits `[tokens, experts]`.
+
+        softmax: the top_k of softmax(logits). sigmoid with bias (noaux_tc, https://arxiv.org/abs/2412.19437): experts
+        are chosen by sigmoid + bias within the top_groups groups of the largest sum of their two best; the weights are
+        the plain sigmoids. Returns ids int64 and weights float32 `[tokens, top_k]`.
+        """
+
+    def fused_experts(
+        self,
+        x: Tensor,
+        gate_up: Sequence[PackedWeight],
+        down: Sequence[PackedWeight],
+        ids: Tensor,
+        weights: Tensor,
+        activation: Activation,
+    ) -> Tensor:
+        """Sum over a row's experts of `weight * gated_mlp(row)`; one packed weight an expert. `[tokens, hidden]`."""
+
+    def dense_attention(self, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float) -> Tensor:
+        """Attention in both directions within consecutive segments of the given lengths (vision towers).
+
+        q, k, v `[tokens, heads, head_dim]`; the lengths sum to tokens. Returns q's shape.
+        """
+
+    def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:
+        """Choose one token for each row of float logits `[rows, vocab]`, all rows in one call."""
+
+
+class Communicator(Protocol):
+    """Collectives between the ranks of one tensor-parallel group."""
+
+    rank: int
+    world_size: int
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of x over ranks, the same bits on every rank."""
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Every rank's x side by side along the last dimension, in rank order."""
+
+    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+        """The source rank's x."""
+
+
+class SingleRank:
+    """The communicator of a world of one."""
+
+    rank = 0
+    world_size = 1
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+        """Return x."""
+        return x
+
+
+class Device(Protocol):
+    """One accelerator, or the host as one. Registered by name: `register("cmodel", CmodelDevice)`.
+
+    Constructed as `DeviceClass(index)`; index is the rank's entry of CHIP_MAP.
+    """
+
+    name: str
+    torch_device: torch.device
+    ops: Ops
+    operators: frozenset[str]
+    """The names of the operators of Ops that this device has."""
+
+    def describe(self) -> str:
+        """One line for the log: what this device is and how it will compute."""
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of memory (free, in all)."""
+
+    def synchronize(self) -> None:
+        """Wait until every queued operator has run."""
+
+    def pack(self, weight: CanonicalWeight) -> PackedWeight:
+        """Put a canonical weight into this device's layout. Raises UnsupportedOperator for a kind it lacks."""
+
+    def make_kv_cache(
+        self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
+    ) -> KVCache:
+        """An uninitialised cache; head_dims are those of keys and values. Raises OutOfDeviceMemory."""
+
+    def capture(self, fn: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Record the operators that fn runs and return a function that replays them on the same buffers. A device
+        without capture returns fn."""

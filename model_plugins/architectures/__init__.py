@@ -1,0 +1,1 @@
+"""Model architectures, one file for each `model_type`."""

@@ -1,0 +1,1 @@
+"""The HTTP server: the OpenAI API on aiohttp. Never imports torch."""

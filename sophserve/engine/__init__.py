@@ -1,0 +1,1 @@
+"""Requests, scheduling, KV blocks and detokenization, in the server's process. Never imports torch."""

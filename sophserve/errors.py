@@ -1,0 +1,26 @@
+"""Errors that are meant for the user: one sentence that says what to change, shown without a traceback."""
+
+
+class SophserveError(Exception):
+    """Base of every error whose message is for the user."""
+
+
+class ConfigError(SophserveError):
+    """An option, or a combination of options, cannot work."""
+
+
+class CheckpointError(SophserveError):
+    """A model directory is missing something, or holds something that cannot be served."""
+
+
+class RequestError(SophserveError):
+    """A request cannot be served as it stands (HTTP 400). `param` names the field at fault, where there is one."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class EngineDeadError(SophserveError):
+    """The worker died and the engine cannot go on."""

@@ -1,0 +1,1 @@
+"""Building blocks that architectures are written with, and weight loading."""

@@ -1,0 +1,1 @@
+"""Tokenizers, detokenization and chat templates. Never imports torch."""
