@@ -1,7 +1,10 @@
-"""EngineConfig: every option of the server, once. The command line and the embedded API are made from it."""
+"""Every option, once: those of the engine and those of the HTTP server.
+
+The command line is made from both, the embedded API from EngineConfig."""
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 import msgspec
@@ -14,25 +17,48 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options of DESIGN's command line that concern the engine and its workers. Raises ConfigError."""
 
     model: Annotated[str, Meta(description="a directory with a checkpoint, or a Hub id")]
-    device: Annotated[str, Meta(description="auto, or a device that a plugin provides, such as cmodel")] = "auto"
+    device: Annotated[str, Meta(description="auto, or a device that a plugin provides, such as cmodel")] = (
+        "auto"
+    )
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"], Meta(description="auto: as in config.json")
     ] = "auto"
-    max_model_len: Annotated[int | None, Meta(description="longest prompt plus answer; default: from config.json")] = (
-        None
-    )
+    tensor_parallel_size: Annotated[
+        int, Meta(description="devices to split the model over; only 1 so far")
+    ] = 1
+    max_model_len: Annotated[
+        int | None, Meta(description="longest prompt plus answer, in tokens (default: from config.json)")
+    ] = None
     max_num_seqs: Annotated[int, Meta(description="most sequences that run at once")] = 256
-    max_num_batched_tokens: Annotated[int, Meta(description="most tokens of one step, decodes and prefills")] = 2048
+    max_num_batched_tokens: Annotated[
+        int, Meta(description="most tokens of one step, decodes and prefills")
+    ] = 2048
     block_size: Annotated[int, Meta(description="tokens of one KV block")] = 16
     kv_cache_memory: Annotated[
         str, Meta(description="such as 2GiB; auto: a share of the device's free memory")
     ] = "auto"
-    enable_prefix_caching: Annotated[bool, Meta(description="reuse KV blocks of equal prompt beginnings")] = True
+    enable_prefix_caching: Annotated[bool, Meta(description="reuse KV blocks of equal prompt beginnings")] = (
+        True
+    )
     enable_chunked_prefill: Annotated[bool, Meta(description="split long prompts over steps")] = True
-    seed: Annotated[int | None, Meta(description="makes requests without a seed of their own repeatable")] = None
-    chat_template: Annotated[str | None, Meta(description="a file with the chat template to use instead")] = None
+    enforce_eager: Annotated[
+        bool, Meta(description="issue every operator anew at each step; no other way exists so far")
+    ] = False
+    seed: Annotated[int | None, Meta(description="makes requests without a seed of their own repeatable")] = (
+        None
+    )
+    chat_template: Annotated[
+        str | None, Meta(description="a file with the chat template to use instead of the checkpoint's")
+    ] = None
 
     def __post_init__(self) -> None:
+        if self.device == "auto":
+            self.device = _device_from_environment()
+        if self.tensor_parallel_size != 1:
+            raise ConfigError(
+                f"--tensor-parallel-size is {self.tensor_parallel_size}, but one device "
+                "a model is all that is supported so far; leave it at 1"
+            )
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -40,7 +66,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if self.max_num_seqs > self.max_num_batched_tokens:
             raise ConfigError(
                 f"--max-num-batched-tokens ({self.max_num_batched_tokens}) must be at least --max-num-seqs "
-                f"({self.max_num_seqs}), or running requests could not all take a step; raise the one or lower the other"
+                f"({self.max_num_seqs}), or running requests could not all take a step; "
+                "raise the one or lower the other"
             )
         self.kv_cache_bytes  # noqa: B018 - raises for a malformed size
 
@@ -48,6 +75,67 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def kv_cache_bytes(self) -> int | None:
         """kv_cache_memory in bytes; None for auto."""
         return None if self.kv_cache_memory == "auto" else parse_size(self.kv_cache_memory)
+
+
+class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The options of the HTTP server. Raises ConfigError."""
+
+    host: Annotated[str, Meta(description="address to listen on; 0.0.0.0 for all")] = "localhost"
+    port: Annotated[int, Meta(description="port to listen on; 0 takes a free one")] = 8000
+    uds: Annotated[
+        str | None, Meta(description="path of a Unix socket to listen on instead of host and port")
+    ] = None
+    served_model_name: Annotated[
+        list[str], Meta(description="names that clients use for the model (default: the model argument)")
+    ] = []
+    api_key: Annotated[
+        list[str], Meta(description="keys, any of which a client must send; also SOPHSERVE_API_KEY")
+    ] = []
+    max_queued_requests: Annotated[
+        int, Meta(description="sequences that may wait beyond --max-num-seqs; further ones are answered 429")
+    ] = 1024
+    drain_timeout: Annotated[
+        float, Meta(description="seconds that running requests get to finish in when the server stops")
+    ] = 30.0
+    ssl_certfile: Annotated[str | None, Meta(description="serve HTTPS with this certificate chain (PEM)")] = (
+        None
+    )
+    ssl_keyfile: Annotated[
+        str | None, Meta(description="its private key, where that is not in the same file")
+    ] = None
+    allowed_origins: Annotated[
+        list[str], Meta(description="web origins whose pages may call the server; * for any (default: none)")
+    ] = []
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least severe messages to print")
+    ] = "info"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port must be between 0 and 65535, got {self.port}")
+        for name in ("max_queued_requests", "drain_timeout"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{option(name)} must be 0 or more, got {getattr(self, name)}")
+        for name in ("api_key", "served_model_name", "allowed_origins"):
+            if not all(getattr(self, name)):
+                raise ConfigError(f"{option(name)} is empty; give it a value or leave it out")
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise ConfigError("--ssl-keyfile needs --ssl-certfile")
+        if not self.api_key and os.environ.get("SOPHSERVE_API_KEY"):
+            self.api_key = [os.environ["SOPHSERVE_API_KEY"]]
+
+
+# SOPHTPU means the chip or, where there is none, its functional model: what auto takes.
+_DEVICES = {"SOPHTPU": "auto", "GPU": "gpu"}
+
+
+def _device_from_environment() -> str:
+    name = os.environ.get("DEVICE", "SOPHTPU")
+    if name not in _DEVICES:
+        raise ConfigError(
+            f"the environment variable DEVICE is {name!r}; set it to SOPHTPU or GPU, or unset it"
+        )
+    return _DEVICES[name]
 
 
 _UNITS = {"": 1, "B": 1}
@@ -60,9 +148,12 @@ def parse_size(text: str) -> int:
     digits = text.strip().rstrip("BKMGTi")
     unit = text.strip()[len(digits) :].strip()
     try:
-        return int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError):
-        raise ConfigError(f"cannot read the size {text!r}; write it like 2GiB, 500MB or a number of bytes") from None
+        size = int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size < 1:
+        raise ConfigError(f"cannot read the size {text!r}; write it like 2GiB, 500MB or a number of bytes")
+    return size
 
 
 def option(field: str) -> str:
