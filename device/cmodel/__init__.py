@@ -1,0 +1,1 @@
+"""The cmodel: a functional model of the chip's operators on the host CPU."""

@@ -1,0 +1,20 @@
+"""Registers the cmodel device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pluggy
+
+hookimpl = pluggy.HookimplMarker("sophserve")
+
+
+@hookimpl
+def register_devices(register: Callable[[str, Any], None]) -> None:
+    """The host CPU as a device."""
+    from device.cmodel.device import (
+        CmodelDevice,
+    )  # here, so that a process that only lists plugins skips torch
+
+    register("cmodel", CmodelDevice)

@@ -1,0 +1,276 @@
+"""Every operator in plain torch with float32 accumulation: the definition, and every device's oracle.
+
+Written to be read, not to be fast. Results are computed in float32 and rounded once to the activation dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from device import checks
+from device.interface import (
+    Activation,
+    AttentionMeta,
+    CanonicalWeight,
+    DenseWeight,
+    Int4Weight,
+    KVCache,
+    PackedWeight,
+    Rope,
+    SampleParams,
+    SampleResult,
+)
+from device.sampling import sample
+
+
+class ReferenceWeight:
+    """A canonical weight as it is: the reference packs nothing."""
+
+    def __init__(self, canonical: CanonicalWeight) -> None:
+        per_value = 2 if isinstance(canonical, Int4Weight) else 1
+        self.canonical = canonical
+        self.out_features = canonical.values.shape[0]
+        self.in_features = canonical.values.shape[1] * per_value
+        self.nbytes = canonical.values.nbytes
+
+
+def dequantize(weight: CanonicalWeight) -> Tensor:
+    """The float32 values of a canonical weight, `[out_features, in_features]`."""
+    if isinstance(weight, DenseWeight):
+        return weight.values.float()
+    if isinstance(weight, Int4Weight):
+        codes = torch.stack([weight.values & 15, weight.values >> 4], dim=-1).flatten(1).float()
+        scales = weight.scales.float().repeat_interleave(weight.group_size, dim=1)[:, : codes.shape[1]]
+        zeros = weight.zeros.float().repeat_interleave(weight.group_size, dim=1)[:, : codes.shape[1]]
+        return (codes - zeros) * scales
+    rows, columns = weight.values.shape
+    scales = weight.scales.repeat_interleave(weight.block, 0).repeat_interleave(weight.block, 1)
+    return weight.values.float() * scales[:rows, :columns]
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The activation function of a gated MLP, elementwise."""
+    if activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def rotate(x: Tensor, rope: Rope, positions: Tensor) -> Tensor:
+    """x `[tokens, heads, dim]` with its first rotary_dim channels rotated to positions, in x's dtype."""
+    half = rope.cos.shape[1]
+    cos, sin = rope.cos[positions][:, None], rope.sin[positions][:, None]
+    turned, rest = x[..., : 2 * half].float(), x[..., 2 * half :]
+    if rope.interleaved:
+        first, second = turned[..., 0::2], turned[..., 1::2]
+    else:
+        first, second = turned[..., :half], turned[..., half:]
+    pair = (first * cos - second * sin, second * cos + first * sin)
+    turned = torch.stack(pair, dim=-1).flatten(-2) if rope.interleaved else torch.cat(pair, dim=-1)
+    return torch.cat([turned.to(x.dtype), rest], dim=-1)
+
+
+def write_slots(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """Put rows `[tokens, heads, dim]` into slots of a cache `[blocks, block_size, heads, dim]`."""
+    block_size = cache.shape[1]
+    cache[slots // block_size, slots % block_size] = rows
+
+
+def read_slots(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
+    """The first length positions of a sequence as float32 `[length, heads, dim]`."""
+    block_size = cache.shape[1]
+    at = torch.arange(length)
+    return cache[block_table.long()[at // block_size], at % block_size].float()
+
+
+def visible(cached: int, new: int, window: int | None) -> Tensor:
+    """bool `[new, cached + new]`: which positions each new token sees."""
+    query = torch.arange(cached, cached + new)[:, None]
+    key = torch.arange(cached + new)[None, :]
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)
+
+
+class ReferenceOps:
+    """The operators of `device.interface.Ops`, where each is documented."""
+
+    def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
+        """Rows of table."""
+        checks.check_embedding(ids, table)
+        return table[ids.long()]
+
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Root-mean-square normalisation."""
+        checks.check_rms_norm(x, weight, residual)
+        if residual is not None:
+            x = x + residual
+        exact = x.float()
+        scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+        return (exact * scale * weight.float()).to(x.dtype), x
+
+    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias`."""
+        assert isinstance(weight, ReferenceWeight)
+        checks.check_linear("linear", x, weight, bias)
+        return _linear(x.float(), weight, bias).to(x.dtype)
+
+    def gated_mlp(
+        self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation
+    ) -> Tensor:
+        """`down(activation(gate) * up)`, whose inner value is rounded to x's dtype as down's input."""
+        assert isinstance(gate_up, ReferenceWeight) and isinstance(down, ReferenceWeight)
+        checks.check_gated_mlp(x, gate_up, down, activation)
+        gate, up = _linear(x.float(), gate_up).chunk(2, dim=-1)
+        inner = (activate(gate, activation) * up).to(x.dtype)
+        return _linear(inner.float(), down).to(x.dtype)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: KVCache,
+        meta: AttentionMeta,
+        rope: Rope | None,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """Causal attention over the block table."""
+        checks.check_paged_attention(q, k, v, kv, rope, window)
+        checks.check_meta("paged_attention", q.shape[0], kv, meta, rope)
+        if rope is not None:
+            q, k = rotate(q, rope, meta.positions), rotate(k, rope, meta.positions)
+        write_slots(kv.keys, meta.slot_mapping.long(), k)
+        write_slots(kv.values, meta.slot_mapping.long(), v)
+
+        group = q.shape[1] // k.shape[1]
+        out = torch.empty(*q.shape[:2], v.shape[2])
+        start = 0
+        for new, cached, table in _sequences(meta):
+            rows = slice(start, start + new)
+            start += new
+            keys = read_slots(kv.keys, table, cached + new).repeat_interleave(group, dim=1)
+            values = read_slots(kv.values, table, cached + new).repeat_interleave(group, dim=1)
+            scores = torch.einsum("qhd,khd->hqk", q[rows].float(), keys) * scale
+            scores = scores.masked_fill(~visible(cached, new, window), float("-inf"))
+            out[rows] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
+        return out.to(q.dtype)
+
+    def paged_latent_attention(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        kv: KVCache,
+        kv_up: Tensor,
+        meta: AttentionMeta,
+        rope: Rope,
+        scale: float,
+    ) -> Tensor:
+        """Multi-head latent attention with W_UK and W_UV absorbed."""
+        checks.check_latent_attention(q, latent, k_rope, kv, kv_up, rope)
+        checks.check_meta("paged_latent_attention", q.shape[0], kv, meta, rope)
+        nope = q.shape[2] - k_rope.shape[1]
+        q_rope = rotate(q[..., nope:], rope, meta.positions)
+        write_slots(kv.keys, meta.slot_mapping.long(), latent[:, None])
+        write_slots(kv.values, meta.slot_mapping.long(), rotate(k_rope[:, None], rope, meta.positions))
+
+        up_keys, up_values = kv_up.float()[:, :nope], kv_up.float()[:, nope:]
+        q_latent = torch.einsum("qhn,hnl->qhl", q[..., :nope].float(), up_keys)
+        out = torch.empty(*q.shape[:2], up_values.shape[1])
+        start = 0
+        for new, cached, table in _sequences(meta):
+            rows = slice(start, start + new)
+            start += new
+            latents = read_slots(kv.keys, table, cached + new)[:, 0]
+            keys = read_slots(kv.values, table, cached + new)[:, 0]
+            scores = torch.einsum("qhl,kl->hqk", q_latent[rows], latents)
+            scores = (scores + torch.einsum("qhr,kr->hqk", q_rope[rows].float(), keys)) * scale
+            scores = scores.masked_fill(~visible(cached, new, None), float("-inf"))
+            mixed = torch.einsum("hqk,kl->qhl", scores.softmax(-1), latents)
+            out[rows] = torch.einsum("qhl,hvl->qhv", mixed, up_values)
+        return out.to(q.dtype)
+
+    def route_experts(
+        self,
+        logits: Tensor,
+        top_k: int,
+        scoring: Literal["softmax", "sigmoid"],
+        *,
+        renormalize: bool,
+        scale: float = 1.0,
+        groups: int = 1,
+        top_groups: int = 1,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose experts. Groups without a bias are ranked by their best expert (group_limited_greedy)."""
+        checks.check_route_experts(logits, top_k, scoring, groups, top_groups, bias)
+        scores = logits.float().softmax(-1) if scoring == "softmax" else logits.float().sigmoid()
+        choice = scores if bias is None else scores + bias.float()
+        if top_groups < groups:
+            grouped = choice.unflatten(-1, (groups, -1))
+            best = grouped.topk(1 if bias is None else min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+            kept = torch.zeros_like(best, dtype=torch.bool).scatter(
+                1, best.topk(top_groups, dim=-1).indices, True
+            )
+            choice = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
+        ids = choice.topk(top_k, dim=-1).indices
+        weights = scores.gather(1, ids)
+        if renormalize:
+            weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
+        return ids, weights * scale
+
+    def fused_experts(
+        self,
+        x: Tensor,
+        gate_up: Sequence[PackedWeight],
+        down: Sequence[PackedWeight],
+        ids: Tensor,
+        weights: Tensor,
+        activation: Activation,
+    ) -> Tensor:
+        """Weighted sum of the chosen experts' MLPs."""
+        checks.check_fused_experts(x, gate_up, down, ids, weights)
+        total = torch.zeros(x.shape)
+        for expert, (expert_gate_up, expert_down) in enumerate(zip(gate_up, down, strict=True)):
+            rows, choice = (ids == expert).nonzero(as_tuple=True)
+            if rows.numel():
+                out = self.gated_mlp(x[rows], expert_gate_up, expert_down, activation)
+                total.index_add_(0, rows, out.float() * weights[rows, choice, None])
+        return total.to(x.dtype)
+
+    def dense_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float
+    ) -> Tensor:
+        """Attention in both directions within segments."""
+        checks.check_segments(q, k, v, segments)
+        out = torch.empty(q.shape)
+        start = 0
+        for length in segments:
+            rows = slice(start, start + length)
+            start += length
+            scores = torch.einsum("qhd,khd->hqk", q[rows].float(), k[rows].float()) * scale
+            out[rows] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[rows].float())
+        return out.to(q.dtype)
+
+    def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:
+        """Choose one token for each row: see `device.sampling`."""
+        return sample(logits, params)
+
+
+def _linear(x: Tensor, weight: ReferenceWeight, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, dequantize(weight.canonical), None if bias is None else bias.float())
+
+
+def _sequences(meta: AttentionMeta) -> list[tuple[int, int, Tensor]]:
+    return list(
+        zip(
+            meta.input_lengths.tolist(), meta.cached_lengths.tolist(), meta.block_tables.unbind(), strict=True
+        )
+    )
