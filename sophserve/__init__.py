@@ -1,19 +1,19 @@
 """sophserve serves large language models over the OpenAI API and embedded: `from sophserve import LLM`."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sophserve.llm import LLM, AsyncLLM, CompletionOutput, RequestOutput
     from sophserve.sampling import SamplingParams
 
-__version__ = version("sophserve")
 __all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that the command line answers at once.
+    if name == "__version__":
+        return import_module("importlib.metadata").version("sophserve")
     if name == "SamplingParams":
         return import_module("sophserve.sampling").SamplingParams
     if name in __all__:

@@ -1,0 +1,246 @@
+"""The engine: one task that plans steps, sends them to the worker and hands the results to the readers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Literal
+
+from sophserve.checkpoint import read_config, read_generation_config
+from sophserve.config import EngineConfig
+from sophserve.engine.output import OutputDelta
+from sophserve.engine.request import Request
+from sophserve.engine.scheduler import Limits, Scheduler
+from sophserve.engine.sequence import Sequence
+from sophserve.errors import ConfigError, EngineDeadError, RequestError
+from sophserve.sampling import SamplingParams
+from sophserve.text.tokenizer import Tokenizer
+from sophserve.worker.messages import FromWorker, LoadFailed, LoadModel, ModelInfo, Progress, StepResult
+from sophserve.worker.pool import Worker
+
+log = logging.getLogger(__name__)
+
+# While a step runs the next one waits at the worker already, so that the device never waits for us.
+PLANS_IN_FLIGHT = 2
+_SEED_MASK = 2**63 - 1
+
+
+def _end_token_ids(directory: Path) -> list[int]:
+    """The tokens that end an answer: eos_token_id of generation_config.json, else of config.json; a number or a list."""
+    for config in (read_generation_config(directory), read_config(directory)):
+        ids = config.get("eos_token_id")
+        if ids is not None:
+            return list(ids) if isinstance(ids, list) else [ids]
+    return []
+
+
+class Engine:
+    """Generates for many readers at once. `start_worker`, then `start`, then `generate`; `close` at the end."""
+
+    def __init__(self, config: EngineConfig, directory: Path) -> None:
+        self.config = config
+        self.directory = directory
+        self.progress = Progress("starting the worker")
+        self.on_progress: Callable[[], None] | None = None
+        self.died = asyncio.Event()
+        self._worker: Worker | None = None
+        self._info: ModelInfo | None = None
+        self._loaded: asyncio.Future[ModelInfo] | None = None
+        self._sequences: dict[int, Sequence] = {}
+        self._ids = itertools.count()
+        self._random = random.Random(config.seed)
+        self._in_flight = 0
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded and its worker alive."""
+        return self._task is not None and not self.died.is_set()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the worker loaded. Only once ready."""
+        assert self._info is not None, "the model is not loaded yet"
+        return self._info
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that own KV blocks."""
+        return len(self._scheduler.running) if self.ready else 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that are queued."""
+        return len(self._scheduler.waiting) if self.ready else 0
+
+    def start_worker(self) -> None:
+        """Start the worker process, which takes seconds, and return at once. Needs no event loop."""
+        self._worker = Worker(LoadModel(str(self.directory), self.config, 0, 1, log.getEffectiveLevel()))
+
+    async def start(self, tokenizer: Tokenizer) -> None:
+        """Wait until the model is loaded. Raises ConfigError or CheckpointError with the worker's reason."""
+        if self._worker is None:
+            self.start_worker()
+        assert self._worker is not None
+        self._tokenizer = tokenizer
+        self._end_token_ids = _end_token_ids(self.directory)
+        if tokenizer.eos_id is not None and tokenizer.eos_id not in self._end_token_ids:
+            self._end_token_ids.append(tokenizer.eos_id)
+        self._loaded = asyncio.get_running_loop().create_future()
+        self._worker.watch(self._on_message, self._on_exit)
+        self._info = await self._loaded
+        limits = Limits(
+            self.config.max_num_seqs,
+            self.config.max_num_batched_tokens,
+            self._info.block_size,
+            self.config.enable_prefix_caching,
+            self.config.enable_chunked_prefill,
+        )
+        self._scheduler = Scheduler(limits, self._info.num_blocks)
+        self._task = asyncio.create_task(self._run(), name="scheduler")
+        self._task.add_done_callback(self._on_task_end)
+
+    async def close(self) -> None:
+        """End every sequence as aborted and stop the worker."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._end_all("abort")
+        if self._worker:
+            worker, self._worker = self._worker, None
+            await worker.close()
+
+    def check(self, prompt: list[int], params: SamplingParams) -> None:
+        """Raise RequestError for what could never be generated."""
+        longest = self.info.max_model_len
+        if not prompt:
+            raise RequestError("the prompt is empty; give at least one token", "prompt")
+        if len(prompt) >= longest:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens and the context {longest}, of which the answer needs at least "
+                "one; shorten the prompt",
+                "prompt",
+                "context_length_exceeded",
+            )
+        if params.max_tokens is not None and len(prompt) + params.max_tokens > longest:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}, together more than the "
+                f"context of {longest}; shorten the prompt or lower max_tokens to at most {longest - len(prompt)}",
+                "max_tokens",
+                "context_length_exceeded",
+            )
+        size = self.info.vocab_size
+        for name, ids in (("prompt", prompt), ("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
+            if any(not 0 <= token < size for token in ids):
+                wrong = next(token for token in ids if not 0 <= token < size)
+                raise RequestError(f"{name} has the token id {wrong}; ids go from 0 to {size - 1}", name)
+
+    async def generate(
+        self, prompt: list[int], params: SamplingParams, request_id: str, index: int = 0
+    ) -> AsyncIterator[OutputDelta]:
+        """Generate one sequence; `index` keeps the seeds of several answers to one prompt apart.
+
+        Closing the iterator aborts the request at once. Raises RequestError for a request that cannot be served,
+        EngineDeadError when the worker is lost.
+        """
+        if not self.ready:
+            raise EngineDeadError("the engine is not running")
+        self.check(prompt, params)
+        sequence = self._add(prompt, params, index)
+        log.debug("request %s/%d is sequence %d", request_id, index, sequence.request.id)
+        try:
+            finish_reason = None
+            while finish_reason is None:
+                delta = await sequence.stream.get()
+                finish_reason = delta.finish_reason
+                if finish_reason == "error":
+                    raise EngineDeadError(delta.error or "the engine failed")
+                yield delta
+        finally:
+            self._forget(sequence)
+
+    def _add(self, prompt: list[int], params: SamplingParams, index: int) -> Sequence:
+        room = self.info.max_model_len - len(prompt)
+        seed = params.seed if params.seed is not None else self._random.getrandbits(63)
+        request = Request(
+            id=next(self._ids),
+            prompt=prompt,
+            params=params,
+            seed=(seed + index * 0x9E3779B97F4A7C15) & _SEED_MASK,
+            max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
+            end_token_ids=params.stop_token_ids + ([] if params.ignore_eos else self._end_token_ids),
+        )
+        sequence = Sequence(request, self._tokenizer)
+        self._sequences[request.id] = sequence
+        self._scheduler.add(request)
+        self._wake.set()
+        return sequence
+
+    def _forget(self, sequence: Sequence) -> None:
+        if self._sequences.pop(sequence.request.id, None):
+            self._scheduler.finish(sequence.request)
+            self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            while self._in_flight < PLANS_IN_FLIGHT and (plan := self._scheduler.schedule()):
+                assert self._worker is not None
+                self._worker.send(plan)
+                self._in_flight += 1
+            await self._wake.wait()
+            self._wake.clear()
+
+    def _on_message(self, message: FromWorker) -> None:
+        match message:
+            case StepResult():
+                self._on_result(message)
+            case Progress():
+                self.progress = message
+                if self.on_progress:
+                    self.on_progress()
+            case ModelInfo() if self._loaded and not self._loaded.done():
+                self._loaded.set_result(message)
+            case LoadFailed() if self._loaded and not self._loaded.done():
+                self._loaded.set_exception(ConfigError(message.message))
+
+    def _on_result(self, result: StepResult) -> None:
+        self._in_flight -= 1
+        self._wake.set()
+        for part in result.prompt_logprobs:
+            if sequence := self._sequences.get(part.id):
+                sequence.add_prompt_logprobs(part)
+        for sampled in result.sampled:
+            # A sequence that ended while this step was under way has no use for the token.
+            if sequence := self._sequences.get(sampled.id):
+                self._scheduler.update(sequence.request, sampled.token_id)
+                sequence.add_token(sampled)
+                if sequence.finished:
+                    self._forget(sequence)
+
+    def _on_exit(self, cause: str) -> None:
+        message = f"the worker process {cause}; its last messages are in the server's log"
+        if self._loaded and not self._loaded.done():
+            self._loaded.set_exception(EngineDeadError(f"{message} (while loading the model)"))
+            return
+        self._fail(message)
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the scheduler failed", exc_info=error)
+            self._fail(f"the scheduler failed: {error}")
+
+    def _fail(self, message: str) -> None:
+        log.error(message)
+        self.died.set()
+        self._end_all("error", message)
+
+    def _end_all(self, reason: Literal["abort", "error"], message: str | None = None) -> None:
+        for sequence in list(self._sequences.values()):
+            sequence.end(reason, message)
+            self._forget(sequence)

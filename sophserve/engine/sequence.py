@@ -1,0 +1,75 @@
+"""From token ids to what the reader sees: text, stop conditions, logprobs, one delta a step."""
+
+from __future__ import annotations
+
+from sophserve.engine.output import FinishReason, OutputDelta, TokenLogprob
+from sophserve.engine.request import Request
+from sophserve.engine.stream import DeltaStream
+from sophserve.text.detokenizer import IncrementalDetokenizer, StopTextBuffer
+from sophserve.text.tokenizer import Tokenizer
+from sophserve.worker.messages import PromptLogprobs, SampledToken
+
+
+class Sequence:
+    """A request together with its reader."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        params = request.params
+        self.request = request
+        self.stream = DeltaStream()
+        self.finished = False
+        self._detokenizer = IncrementalDetokenizer(
+            tokenizer, params.skip_special_tokens, params.spaces_between_special_tokens
+        )
+        self._stops = StopTextBuffer(params.stop, params.include_stop_str_in_output)
+        self._prompt_logprobs: list[list[TokenLogprob] | None] | None = (
+            None if params.prompt_logprobs is None else [None] * len(request.prompt)
+        )
+
+    def add_prompt_logprobs(self, part: PromptLogprobs) -> None:
+        """Keep what a prefill chunk gave until the first token goes out."""
+        if self._prompt_logprobs is not None:
+            self._prompt_logprobs[part.start : part.start + len(part.logprobs)] = part.logprobs
+
+    def add_token(self, sampled: SampledToken) -> None:
+        """Hand the reader what the newest token of request.output adds, and see whether it ends the sequence."""
+        request = self.request
+        delta = OutputDelta(
+            token_ids=[sampled.token_id],
+            logprobs=None if sampled.logprobs is None else [sampled.logprobs],
+            prompt_logprobs=self._prompt_logprobs if len(request.output) == 1 else None,
+            cached_tokens=request.cached_tokens,
+        )
+        count = len(request.output)
+        if sampled.token_id in request.end_token_ids and count >= request.params.min_tokens:
+            delta.finish_reason = "stop"
+            if sampled.token_id in request.params.stop_token_ids:
+                delta.stop_reason = sampled.token_id
+        elif count >= request.max_tokens:
+            delta.finish_reason = "length"
+        self._add_text(delta, sampled.token_id)
+        self.finished = delta.finish_reason is not None
+        self.stream.put(delta)
+
+    def end(self, reason: FinishReason, error: str | None = None) -> None:
+        """End the sequence from outside."""
+        if not self.finished:
+            self.finished = True
+            self.stream.put(OutputDelta(finish_reason=reason, error=error))
+
+    def _add_text(self, delta: OutputDelta, token_id: int) -> None:
+        params = self.request.params
+        text = ""
+        if delta.finish_reason != "stop" or params.include_stop_str_in_output:
+            text = self._detokenizer.push([token_id])
+        if delta.finish_reason:
+            text += self._detokenizer.finish()
+        if len(self.request.output) < params.min_tokens:
+            delta.text = text
+            return
+        delta.text, matched = self._stops.push(text)
+        if matched is not None:
+            delta.finish_reason = "stop"
+            delta.stop_reason = matched
+        elif delta.finish_reason:
+            delta.text += self._stops.finish()

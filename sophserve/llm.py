@@ -1,0 +1,326 @@
+"""The embedded API: LLM, which blocks, and AsyncLLM, whose answers are async iterators. Objects are shaped like vLLM's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+import msgspec
+from tqdm import tqdm
+
+from sophserve.checkpoint import read_generation_config, resolve_model
+from sophserve.config import EngineConfig
+from sophserve.engine.engine import Engine
+from sophserve.engine.output import OutputDelta, TokenLogprob
+from sophserve.errors import ConfigError, SophserveError
+from sophserve.sampling import SamplingParams, sampling_defaults
+from sophserve.text.chat_template import ChatTemplate
+from sophserve.text.tokenizer import Tokenizer
+
+Prompt = str | list[int]
+Message = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """A token's log-probability, its rank in the vocabulary (1 = most probable) and its text."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+@dataclass
+class CompletionOutput:
+    """One answer as far as it is there. logprobs: for each token the chosen one and the most probable ones, by id."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] | None = None
+    cumulative_logprob: float | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will be added."""
+        return self.finish_reason is not None
+
+
+@dataclass
+class RequestOutput:
+    """The answers to one prompt, `params.n` of them, as far as they are there."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    num_cached_tokens: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all answers are complete."""
+        return all(output.finished for output in self.outputs)
+
+
+class AsyncLLM:
+    """An engine in the running event loop:
+
+    async with AsyncLLM(model="/data/Qwen2-7B") as llm:
+        async for output in llm.generate("Once upon a time", SamplingParams(max_tokens=100)):
+            print(output.outputs[0].text)
+
+    Options are those of the command line with underscores. Raises SophserveError when they cannot work.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        try:
+            config = msgspec.convert({"model": str(model), **options}, EngineConfig)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{error}; the options are those of the command line with underscores") from None
+        directory = resolve_model(config.model)
+        self.engine = Engine(config, directory)
+        self.engine.start_worker()
+        self._directory = directory
+
+    async def start(self) -> None:
+        """Wait until the model is loaded. `async with` does it."""
+        try:
+            self.tokenizer = await asyncio.to_thread(Tokenizer.from_directory, self._directory)
+            override = self.engine.config.chat_template
+            self.chat_template = ChatTemplate.from_directory(
+                self._directory, self.tokenizer, Path(override) if override else None
+            )
+            await self.engine.start(self.tokenizer)
+        except BaseException:
+            await self.engine.close()
+            raise
+
+    async def close(self) -> None:
+        """Abort what runs and stop the worker."""
+        await self.engine.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def default_sampling_params(self) -> SamplingParams:
+        """The checkpoint's own sampling parameters (generation_config.json)."""
+        return SamplingParams(**sampling_defaults(read_generation_config(self._directory)))
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+    ) -> AsyncIterator[RequestOutput]:
+        """Yield everything generated so far after each step. Closing the iterator aborts the request."""
+        params = sampling_params or self.default_sampling_params()
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        text = prompt if isinstance(prompt, str) else None
+        outputs = [CompletionOutput(index) for index in range(params.n)]
+        request = RequestOutput(request_id or uuid4().hex, text, token_ids, outputs)
+        async with aclosing(merge_deltas(self.engine, token_ids, params, request.request_id)) as deltas:
+            async for index, delta in deltas:
+                self._apply(request, index, delta)
+                yield replace(request, outputs=[replace(output) for output in outputs])
+
+    async def chat(
+        self,
+        messages: list[Message],
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        **template_options: Any,
+    ) -> AsyncIterator[RequestOutput]:
+        """`generate` for a conversation; template_options go to the chat template."""
+        prompt = self.chat_template.render(messages, **template_options)
+        token_ids = self.tokenizer.encode(prompt, add_special_tokens=False)
+        async with aclosing(self.generate(token_ids, sampling_params, request_id)) as outputs:
+            async for output in outputs:
+                output.prompt = prompt
+                yield output
+
+    def _apply(self, request: RequestOutput, index: int, delta: OutputDelta) -> None:
+        output = request.outputs[index]
+        output.text += delta.text
+        output.token_ids = output.token_ids + delta.token_ids
+        output.finish_reason = delta.finish_reason
+        output.stop_reason = delta.stop_reason
+        request.num_cached_tokens = max(request.num_cached_tokens, delta.cached_tokens)
+        if delta.logprobs is not None:
+            output.logprobs = (output.logprobs or []) + [self._logprobs(entries) for entries in delta.logprobs]
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + sum(e[0].logprob for e in delta.logprobs)
+        if delta.prompt_logprobs is not None:
+            request.prompt_logprobs = [entries and self._logprobs(entries) for entries in delta.prompt_logprobs]
+
+    def _logprobs(self, entries: list[TokenLogprob]) -> dict[int, Logprob]:
+        text = self.tokenizer.token_text
+        return {entry.token_id: Logprob(entry.logprob, entry.rank, text(entry.token_id)) for entry in entries}
+
+
+async def merge_deltas(
+    engine: Engine, prompt: list[int], params: SamplingParams, request_id: str
+) -> AsyncIterator[tuple[int, OutputDelta]]:
+    """The deltas of all `params.n` answers, with their index, as they come."""
+    queue: asyncio.Queue[tuple[int, OutputDelta] | Exception | None] = asyncio.Queue()
+
+    async def read(index: int) -> None:
+        try:
+            async for delta in engine.generate(prompt, params, request_id, index):
+                queue.put_nowait((index, delta))
+        except SophserveError as error:
+            queue.put_nowait(error)
+        queue.put_nowait(None)
+
+    tasks = [asyncio.create_task(read(index)) for index in range(params.n)]
+    try:
+        open_answers = params.n
+        while open_answers:
+            item = await queue.get()
+            if item is None:
+                open_answers -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class LLM:
+    """An engine for scripts:
+
+    with LLM(model="/data/Qwen2-7B") as llm:
+        print(llm.generate("Once upon a time", SamplingParams(max_tokens=100))[0].outputs[0].text)
+
+    Options are those of the command line with underscores. Raises SophserveError when they cannot work.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sophserve", daemon=True)
+        self._llm = AsyncLLM(model, **options)
+        self._thread.start()
+        self._closed = False
+        try:
+            self._run(self._llm.start())
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer all prompts (texts or token ids) together, in their order."""
+        many = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        return self._answer([(lambda params, prompt=prompt: self._llm.generate(prompt, params)) for prompt in many], sampling_params, use_tqdm)
+
+    def chat(
+        self,
+        messages: list[Message] | list[list[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        **template_options: Any,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several; template_options go to the chat template."""
+        many = [messages] if messages and isinstance(messages[0], dict) else messages
+        return self._answer(
+            [(lambda params, chat=chat: self._llm.chat(chat, params, **template_options)) for chat in many],
+            sampling_params,
+            use_tqdm,
+        )
+
+    def default_sampling_params(self) -> SamplingParams:
+        """The checkpoint's own sampling parameters (generation_config.json)."""
+        return self._llm.default_sampling_params()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+        return self._llm.tokenizer
+
+    def close(self) -> None:
+        """Stop the worker. Done by `with`, too."""
+        if not self._closed:
+            self._closed = True
+            self._run(self._llm.close())
+            self._stop_loop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(
+        self,
+        calls: list[Callable[[SamplingParams | None], AsyncIterator[RequestOutput]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        if self._closed:
+            raise SophserveError("this LLM is closed")
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            params: list[SamplingParams | None] = [sampling_params] * len(calls)
+        else:
+            params = list(sampling_params)
+            if len(params) != len(calls):
+                raise ConfigError(f"{len(calls)} prompts but {len(params)} sampling_params; give one or as many")
+        return self._run(_gather(calls, params, use_tqdm))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C among them: what runs must be aborted
+            future.cancel()
+            raise
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _is_one_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+
+
+async def _gather(
+    calls: list[Callable[[SamplingParams | None], AsyncIterator[RequestOutput]]],
+    params: list[SamplingParams | None],
+    use_tqdm: bool,
+) -> list[RequestOutput]:
+    with tqdm(total=len(calls), unit="prompt", disable=not use_tqdm) as bar:
+
+        async def last(number: int) -> RequestOutput:
+            async with aclosing(calls[number](params[number])) as outputs:  # type: ignore[type-var]
+                async for output in outputs:
+                    result = output
+            bar.update()
+            return result
+
+        tasks = [asyncio.create_task(last(number)) for number in range(len(calls))]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,127 @@
+"""What the worker keeps of each request, and the flat token batch that a step plan makes of it."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from device.interface import AttentionMeta
+from sophserve.worker.messages import AddedRequest, StepPlan
+from sophserve.worker.penalties import PenaltyState
+
+
+class RequestState:
+    """A request on the worker: its tokens, how many of them are in the KV cache, and its row of the block tables."""
+
+    def __init__(self, added: AddedRequest, row: int) -> None:
+        self.id = added.id
+        self.params = added.params
+        self.seed = added.seed
+        self.end_token_ids = added.end_token_ids
+        self.prompt_length = added.prompt_length
+        self.tokens = array("i", added.token_ids)
+        self.computed = added.computed
+        self.row = row
+        self.num_blocks = 0
+        self.penalties = PenaltyState(self.tokens, self.prompt_length) if PenaltyState.needed(self.params) else None
+
+    @property
+    def output_length(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.prompt_length
+
+    def append(self, token_id: int) -> None:
+        """Take a sampled token."""
+        self.tokens.append(token_id)
+        if self.penalties:
+            self.penalties.add_output(token_id)
+
+
+@dataclass(frozen=True)
+class PromptChunk:
+    """The rows of a batch whose logits are asked for as prompt logprobs: `rows` from `first_row` on give the tokens from
+    position `start` on."""
+
+    state: RequestState
+    first_row: int
+    start: int
+    targets: list[int]
+
+
+@dataclass(frozen=True)
+class FlatBatch:
+    """token_ids int64 `[tokens]`; sampled: the requests whose last row, in sample_rows int64, gives their next token."""
+
+    token_ids: Tensor
+    meta: AttentionMeta
+    sampled: list[RequestState]
+    sample_rows: Tensor
+    prompt_chunks: list[PromptChunk]
+
+
+class BatchBuilder:
+    """Holds the request states and turns each step plan into a flat batch."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.states: dict[int, RequestState] = {}
+        self._free_rows = list(range(max_num_seqs))
+        max_blocks = -(-max_model_len // block_size)
+        self._block_tables = torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32)
+
+    def build(self, plan: StepPlan) -> FlatBatch:
+        """Apply the plan to the states and lay out its tokens."""
+        for identity in plan.dropped:
+            if state := self.states.pop(identity, None):
+                self._free_rows.append(state.row)
+        for added in plan.added:
+            self.states[added.id] = RequestState(added, self._free_rows.pop())
+        token_ids = array("q")
+        rows, input_lengths, cached_lengths, sampled, sample_rows = [], [], [], [], []
+        chunks = []
+        for scheduled in plan.scheduled:
+            state = self.states[scheduled.id]
+            start, end = state.computed, state.computed + scheduled.count
+            self._append_blocks(state, scheduled.new_blocks)
+            chunk = _prompt_chunk(state, len(token_ids), start, end)
+            if chunk:
+                chunks.append(chunk)
+            token_ids.extend(state.tokens[start:end])
+            rows.append(state.row)
+            input_lengths.append(scheduled.count)
+            cached_lengths.append(start)
+            state.computed = end
+            if end == len(state.tokens):
+                sampled.append(state)
+                sample_rows.append(len(token_ids) - 1)
+        meta = self._meta(rows, input_lengths, cached_lengths)
+        return FlatBatch(torch.tensor(token_ids), meta, sampled, torch.tensor(sample_rows), chunks)
+
+    def _append_blocks(self, state: RequestState, blocks: list[int]) -> None:
+        if blocks:
+            end = state.num_blocks + len(blocks)
+            self._block_tables[state.row, state.num_blocks : end] = torch.tensor(blocks, dtype=torch.int32)
+            state.num_blocks = end
+
+    def _meta(self, rows: list[int], input_lengths: list[int], cached_lengths: list[int]) -> AttentionMeta:
+        lengths = torch.tensor(input_lengths, dtype=torch.int32)
+        cached = torch.tensor(cached_lengths, dtype=torch.int32)
+        longest = int((lengths + cached).max())
+        tables = self._block_tables[torch.tensor(rows), : -(-longest // self.block_size)]
+        meta = AttentionMeta(lengths, cached, tables, torch.empty(0, dtype=torch.int32), longest)
+        positions = meta.positions
+        sequences = torch.arange(len(rows)).repeat_interleave(lengths)
+        blocks = tables[sequences, positions // self.block_size]
+        slots = blocks * self.block_size + (positions % self.block_size).int()
+        return replace(meta, slot_mapping=slots)
+
+
+def _prompt_chunk(state: RequestState, first_row: int, start: int, end: int) -> PromptChunk | None:
+    """The logits at position p tell the token at p + 1; the prompt's first token has none."""
+    if state.params.prompt_logprobs is None:
+        return None
+    targets = state.tokens[start + 1 : min(end + 1, state.prompt_length)].tolist()
+    return PromptChunk(state, first_row, start + 1, targets) if targets else None

@@ -1,0 +1,115 @@
+"""The messages between the engine and its workers. A step plan carries only what changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sophserve.config import EngineConfig
+from sophserve.engine.output import TokenLogprob
+from sophserve.sampling import SamplingParams
+
+
+class LoadModel(msgspec.Struct, array_like=True, tag="load"):
+    """The first message: what to load."""
+
+    directory: str
+    config: EngineConfig
+    rank: int
+    world_size: int
+    log_level: int
+
+
+class AddedRequest(msgspec.Struct, array_like=True):
+    """A request that the worker does not hold yet, or holds no more because it was preempted.
+
+    token_ids: int32 little-endian, prompt and what has been generated. computed: how many of them are in the KV cache.
+    end_token_ids: the tokens that may not be chosen before params.min_tokens are there.
+    """
+
+    id: int
+    token_ids: bytes
+    prompt_length: int
+    computed: int
+    seed: int
+    params: SamplingParams
+    end_token_ids: list[int]
+
+
+class ScheduledRequest(msgspec.Struct, array_like=True):
+    """Compute `count` more tokens of a request. new_blocks are appended to its block table. A request whose last token
+    is computed by this is sampled."""
+
+    id: int
+    count: int
+    new_blocks: list[int]
+
+
+class StepPlan(msgspec.Struct, array_like=True, tag="step"):
+    """One step: forget `dropped`, take `added`, compute `scheduled`, those with one token first."""
+
+    step: int
+    dropped: list[int]
+    added: list[AddedRequest]
+    scheduled: list[ScheduledRequest]
+
+
+class SampledToken(msgspec.Struct, array_like=True):
+    """The next token of a request; with logprobs the chosen token first, then the most probable ones."""
+
+    id: int
+    token_id: int
+    logprobs: list[TokenLogprob] | None = None
+
+
+class PromptLogprobs(msgspec.Struct, array_like=True):
+    """Logprobs of the prompt tokens from position `start` on."""
+
+    id: int
+    start: int
+    logprobs: list[list[TokenLogprob]]
+
+
+class StepResult(msgspec.Struct, array_like=True, tag="result"):
+    """What a step gave."""
+
+    step: int
+    sampled: list[SampledToken]
+    prompt_logprobs: list[PromptLogprobs]
+
+
+class Progress(msgspec.Struct, array_like=True, tag="progress"):
+    """How far loading is; done and total in bytes, 0 where unknown."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
+    """The model is loaded; what the engine must know about it. Sizes in bytes."""
+
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    device: str
+    block_size: int
+    num_blocks: int
+    weight_bytes: int
+    kv_cache_bytes: int
+
+
+class LoadFailed(msgspec.Struct, array_like=True, tag="failed"):
+    """Loading failed for a reason that the user can change."""
+
+    message: str
+
+
+ToWorker = LoadModel | StepPlan
+FromWorker = Progress | ModelInfo | LoadFailed | StepResult
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+decode_to_worker: Any = msgspec.msgpack.Decoder(ToWorker).decode
+decode_from_worker: Any = msgspec.msgpack.Decoder(FromWorker).decode

@@ -1,0 +1,164 @@
+"""Loads the model onto a device and runs step plans on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from device.interface import Device, OutOfDeviceMemory, SingleRank
+from sophserve import plugins
+from sophserve.checkpoint import read_config
+from sophserve.config import EngineConfig
+from sophserve.errors import CheckpointError, ConfigError
+from sophserve.model.context import ModelContext
+from sophserve.model.layers import PagedAttention
+from sophserve.model.loading import load_model
+from sophserve.worker.batch import BatchBuilder, FlatBatch
+from sophserve.worker.messages import ModelInfo, Progress, PromptLogprobs, StepPlan, StepResult
+from sophserve.worker.sampler import prompt_logprobs, sample
+
+log = logging.getLogger(__name__)
+
+# The part of the device's free memory, after loading, that the KV cache takes when no size is given.
+KV_SHARE = 0.6
+# Rows of logits held at once for prompt logprobs: a row is as long as the vocabulary.
+LOGITS_ROWS = 128
+# The order in which --device auto looks.
+DEVICE_ORDER = ("tpuv7", "gpu", "cmodel")
+
+
+class ModelRunner:
+    """One rank's model on one device."""
+
+    def __init__(self, directory: Path, config: EngineConfig, on_progress: Callable[[Progress], None]) -> None:
+        self.device = open_device(config.device)
+        log.info("device: %s", self.device.describe())
+        model_config = read_config(directory)
+        model_class = _model_class(model_config, self.device)
+        max_model_len = _max_model_len(config, model_class.max_model_len(model_config))
+        dtype = _dtype(config.dtype, model_config)
+        context = ModelContext(self.device, SingleRank(), dtype, max_model_len)
+        on_progress(Progress("loading weights"))
+        self.model = load_model(
+            directory, context, lambda done, total: on_progress(Progress("loading weights", done, total))
+        )
+        on_progress(Progress("allocating the KV cache"))
+        num_blocks, cache_bytes = self._make_kv_caches(config, max_model_len, dtype)
+        self.info = ModelInfo(
+            max_model_len=max_model_len,
+            vocab_size=self.model.vocab_size,
+            dtype=str(dtype).removeprefix("torch."),
+            device=self.device.describe(),
+            block_size=config.block_size,
+            num_blocks=num_blocks,
+            weight_bytes=self.model.nbytes,
+            kv_cache_bytes=cache_bytes,
+        )
+        self._batches = BatchBuilder(config.max_num_seqs, max_model_len, config.block_size)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step."""
+        batch = self._batches.build(plan)
+        device = self.device.torch_device
+        hidden = self.model(batch.token_ids.to(device), batch.meta)
+        prompts = self._prompt_logprobs(hidden, batch)
+        sampled = []
+        if batch.sampled:
+            logits = self.model.logits(hidden[batch.sample_rows.to(device)])
+            sampled = sample(self.device.ops, logits, batch.sampled)
+        return StepResult(plan.step, sampled, prompts)
+
+    def _prompt_logprobs(self, hidden: torch.Tensor, batch: FlatBatch) -> list[PromptLogprobs]:
+        parts = []
+        for chunk in batch.prompt_chunks:
+            count = chunk.state.params.prompt_logprobs or 0
+            for offset in range(0, len(chunk.targets), LOGITS_ROWS):
+                targets = chunk.targets[offset : offset + LOGITS_ROWS]
+                first = chunk.first_row + offset
+                logits = self.model.logits(hidden[first : first + len(targets)])
+                entries = prompt_logprobs(logits, targets, count)
+                parts.append(PromptLogprobs(chunk.state.id, chunk.start + offset, entries))
+        return parts
+
+    def _make_kv_caches(self, config: EngineConfig, max_model_len: int, dtype: torch.dtype) -> tuple[int, int]:
+        layers = [module for module in self.model.modules() if isinstance(module, PagedAttention)]
+        token_bytes = sum(2 * layer.kv_heads * layer.head_dim * dtype.itemsize for layer in layers)
+        block_bytes = token_bytes * config.block_size
+        budget = config.kv_cache_bytes
+        if budget is None:
+            budget = int(self.device.memory()[0] * KV_SHARE)
+        blocks_per_sequence = -(-max_model_len // config.block_size)
+        num_blocks = min(budget // block_bytes, blocks_per_sequence * config.max_num_seqs)
+        if num_blocks < blocks_per_sequence:
+            raise ConfigError(
+                f"the KV cache may take {_gib(budget)}, room for {num_blocks * config.block_size} tokens, but one sequence "
+                f"of {max_model_len} tokens takes {_gib(blocks_per_sequence * block_bytes)}; lower --max-model-len to at "
+                f"most {num_blocks * config.block_size} or raise --kv-cache-memory"
+            )
+        try:
+            for layer in layers:
+                layer.kv = self.device.make_kv_cache(
+                    num_blocks, config.block_size, layer.kv_heads, (layer.head_dim, layer.head_dim), dtype
+                )
+        except OutOfDeviceMemory as error:
+            raise ConfigError(
+                f"{_gib(num_blocks * block_bytes)} of KV cache do not fit in memory ({error}); lower --kv-cache-memory"
+            ) from error
+        return num_blocks, num_blocks * block_bytes
+
+
+def open_device(name: str) -> Device:
+    """The device of that name, or with `auto` the best one that is installed. Raises ConfigError."""
+    installed = plugins.devices()
+    if name == "auto":
+        name = next((known for known in DEVICE_ORDER if known in installed), "auto")
+    if name not in installed:
+        raise ConfigError(f"there is no device {name!r}; --device takes auto or one of: {', '.join(installed)}")
+    index = int(os.environ.get("CHIP_MAP", "0").split(",")[0] or 0)
+    return installed[name].value(index)
+
+
+def _model_class(model_config: dict, device: Device) -> type:
+    names = model_config.get("architectures") or []
+    supported = plugins.architectures()
+    found = next((supported[name] for name in names if name in supported), None)
+    if found is None:
+        raise CheckpointError(
+            f"config.json's architectures {names} are not supported; supported are: {', '.join(supported)}"
+        )
+    missing = found.value.operators - device.operators
+    if missing:
+        raise ConfigError(
+            f"{found.name} needs the operator {', '.join(sorted(missing))}, which the device {device.name} does not have"
+        )
+    return found.value
+
+
+def _max_model_len(config: EngineConfig, longest: int) -> int:
+    wanted = config.max_model_len or longest
+    if wanted > longest:
+        raise ConfigError(f"--max-model-len is {wanted}, but the model's context is {longest}; lower it")
+    if not config.enable_chunked_prefill and wanted > config.max_num_batched_tokens:
+        raise ConfigError(
+            f"without chunked prefill a prompt must fit in one step: raise --max-num-batched-tokens "
+            f"({config.max_num_batched_tokens}) to the context of {wanted}, or lower --max-model-len"
+        )
+    return wanted
+
+
+def _dtype(name: str, model_config: dict) -> torch.dtype:
+    if name == "auto":
+        name = model_config.get("dtype") or model_config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ConfigError(f"config.json's dtype {name!r} cannot be run; choose one with --dtype")
+    return dtype
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,44 @@
+"""Which tokens a request has seen, kept as growing tensors so that a step costs nothing but its newest token."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from sophserve.sampling import SamplingParams
+
+
+class PenaltyState:
+    """Every distinct token of prompt and output, and how often it occurs in the output."""
+
+    def __init__(self, tokens: array[int], prompt_length: int) -> None:
+        counts = Counter(tokens[prompt_length:])
+        distinct = dict.fromkeys(tokens)
+        self._index = {token: index for index, token in enumerate(distinct)}
+        self._ids = torch.tensor(list(distinct), dtype=torch.int64)
+        self._counts = torch.tensor([counts[token] for token in distinct], dtype=torch.int32)
+        self._size = len(distinct)
+
+    @staticmethod
+    def needed(params: SamplingParams) -> bool:
+        """Whether any of the parameters looks at earlier tokens."""
+        return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+
+    def add_output(self, token_id: int) -> None:
+        """Count one more generated token."""
+        index = self._index.setdefault(token_id, self._size)
+        if index == self._size:
+            if self._size == len(self._ids):
+                self._ids = torch.cat([self._ids, torch.zeros_like(self._ids)])
+                self._counts = torch.cat([self._counts, torch.zeros_like(self._counts)])
+            self._ids[index] = token_id
+            self._counts[index] = 0
+            self._size += 1
+        self._counts[index] += 1
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Token ids, int64 `[distinct]`, and their counts in the output, int32 `[distinct]`."""
+        return self._ids[: self._size], self._counts[: self._size]

@@ -1,0 +1,77 @@
+"""The worker's process: `python -m sophserve.worker.process LIFELINE PLANS... RESULTS...` (file descriptors).
+
+The server starts it; see sophserve.worker.pool.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sophserve.errors import SophserveError
+from sophserve.worker.channel import Reader, Ring, Writer
+from sophserve.worker.messages import LoadFailed, LoadModel, Progress, StepPlan, ToWorker, decode_to_worker, encode
+
+if TYPE_CHECKING:
+    from sophserve.worker.model_runner import ModelRunner
+
+log = logging.getLogger("sophserve.worker")
+
+
+def main(arguments: list[str]) -> None:
+    """Load what the first message says, then run step plans until the server is gone."""
+    lifeline, *descriptors = map(int, arguments)
+    threading.Thread(target=_exit_with_server, args=(lifeline,), daemon=True).start()
+    first, second = tuple(descriptors[:3]), tuple(descriptors[3:])
+    plans = _messages(Reader(Ring.attach(first)))  # type: ignore[arg-type]
+    results = Writer(Ring.attach(second))  # type: ignore[arg-type]
+    load = next(plans)
+    assert isinstance(load, LoadModel)
+    logging.basicConfig(level=load.log_level, format="%(asctime)s %(levelname)s worker %(message)s", datefmt="%H:%M:%S")
+    runner = _load(load, results)
+    if runner is None:
+        return
+    results.send(encode(runner.info))
+    for plan in plans:
+        assert isinstance(plan, StepPlan)
+        results.send(encode(runner.execute(plan)))
+
+
+def _load(load: LoadModel, results: Writer) -> ModelRunner | None:
+    def report(progress: Progress) -> None:
+        results.send(encode(progress))
+
+    try:
+        report(Progress("importing torch"))
+        from sophserve.worker.model_runner import ModelRunner
+
+        return ModelRunner(Path(load.directory), load.config, report)
+    except SophserveError as error:
+        results.send(encode(LoadFailed(str(error))))
+    except MemoryError:
+        results.send(encode(LoadFailed("the model does not fit in memory; use a smaller one or a smaller --dtype")))
+    return None
+
+
+def _messages(reader: Reader) -> Iterator[ToWorker]:
+    poll = select.poll()
+    poll.register(reader.descriptor, select.POLLIN)
+    while True:
+        poll.poll()
+        for message in reader.receive():
+            yield decode_to_worker(message)
+
+
+def _exit_with_server(lifeline: int) -> None:
+    os.read(lifeline, 1)  # returns when the server's end is closed, by its exit or its death
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

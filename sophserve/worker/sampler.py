@@ -1,0 +1,98 @@
+"""From the requests of a batch to the parameters of the device's one `sample` call, and from its result to messages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from device.interface import Ops, SampleParams, SampleResult
+from sophserve.engine.output import TokenLogprob
+from sophserve.worker.batch import RequestState
+from sophserve.worker.messages import SampledToken
+
+
+def sample(ops: Ops, logits: Tensor, states: list[RequestState]) -> list[SampledToken]:
+    """Choose the next token of each request from its row of logits `[requests, vocab]` and append it."""
+    result = ops.sample(logits, sample_params(states))
+    token_ids = result.token_ids.tolist()
+    sampled = []
+    for row, (state, token_id) in enumerate(zip(states, token_ids, strict=True)):
+        state.append(token_id)
+        count = state.params.logprobs
+        logprobs = None if count is None else _row_logprobs(result, row, token_id, count)
+        sampled.append(SampledToken(state.id, token_id, logprobs))
+    return sampled
+
+
+def sample_params(states: list[RequestState]) -> SampleParams:
+    """The requests' parameters as tensors, one row each."""
+    params = [state.params for state in states]
+
+    def floats(name: str) -> Tensor:
+        return torch.tensor([getattr(each, name) for each in params], dtype=torch.float32)
+
+    penalties = _penalties(states)
+    bias = _bias(states)
+    return SampleParams(
+        temperature=floats("temperature"),
+        top_k=torch.tensor([each.top_k for each in params], dtype=torch.int32),
+        top_p=floats("top_p"),
+        min_p=floats("min_p"),
+        seeds=torch.tensor([state.seed for state in states], dtype=torch.int64),
+        positions=torch.tensor([len(state.tokens) for state in states], dtype=torch.int64),
+        repetition=floats("repetition_penalty") if penalties else None,
+        presence=floats("presence_penalty") if penalties else None,
+        frequency=floats("frequency_penalty") if penalties else None,
+        penalty_rows=penalties[0] if penalties else None,
+        penalty_ids=penalties[1] if penalties else None,
+        output_counts=penalties[2] if penalties else None,
+        bias_rows=bias[0] if bias else None,
+        bias_ids=bias[1] if bias else None,
+        bias_values=bias[2] if bias else None,
+        num_logprobs=max(-1 if each.logprobs is None else each.logprobs for each in params),
+    )
+
+
+def prompt_logprobs(logits: Tensor, targets: list[int], count: int) -> list[list[TokenLogprob]]:
+    """For each row of logits `[rows, vocab]` the target token's logprob, then the `count` most probable ones."""
+    logprobs = logits.float().log_softmax(-1)
+    ids = torch.tensor(targets, device=logits.device)
+    chosen = logprobs.gather(1, ids[:, None])
+    ranks = (logprobs > chosen).sum(1) + 1
+    top_logprobs, top_ids = logprobs.topk(count, dim=1)
+    result = SampleResult(ids, chosen[:, 0], ranks, top_ids, top_logprobs)
+    return [_row_logprobs(result, row, target, count) for row, target in enumerate(targets)]
+
+
+def _row_logprobs(result: SampleResult, row: int, token_id: int, count: int) -> list[TokenLogprob]:
+    assert result.logprobs is not None and result.ranks is not None
+    assert result.top_ids is not None and result.top_logprobs is not None
+    entries = [TokenLogprob(token_id, result.logprobs[row].item(), int(result.ranks[row]))]
+    ids = result.top_ids[row, :count].tolist()
+    values = result.top_logprobs[row, :count].tolist()
+    entries += [TokenLogprob(*entry) for entry in zip(ids, values, range(1, count + 1), strict=True)]
+    return entries
+
+
+def _penalties(states: list[RequestState]) -> tuple[Tensor, Tensor, Tensor] | None:
+    entries = [(row, *state.penalties.entries()) for row, state in enumerate(states) if state.penalties]
+    if not entries:
+        return None
+    rows = torch.cat([torch.full_like(ids, row) for row, ids, _ in entries])
+    return rows, torch.cat([ids for _, ids, _ in entries]), torch.cat([counts for _, _, counts in entries])
+
+
+def _bias(states: list[RequestState]) -> tuple[Tensor, Tensor, Tensor] | None:
+    rows: list[int] = []
+    ids: list[int] = []
+    values: list[float] = []
+    for row, state in enumerate(states):
+        biases: dict[int, float] = dict(state.params.logit_bias)
+        if state.output_length < state.params.min_tokens:
+            biases |= dict.fromkeys(state.end_token_ids, float("-inf"))
+        rows += [row] * len(biases)
+        ids += biases.keys()
+        values += biases.values()
+    if not rows:
+        return None
+    return torch.tensor(rows), torch.tensor(ids), torch.tensor(values, dtype=torch.float32)
