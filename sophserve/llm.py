@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sophserve.checkpoint import read_generation_config, resolve_model
 from sophserve.config import EngineConfig
+from sophserve.engine.answers import answers
 from sophserve.engine.engine import Engine
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import ConfigError, SophserveError
@@ -130,7 +131,7 @@ class AsyncLLM:
         text = prompt if isinstance(prompt, str) else None
         outputs = [CompletionOutput(index) for index in range(params.n)]
         request = RequestOutput(request_id or uuid4().hex, text, token_ids, outputs)
-        async with aclosing(merge_deltas(self.engine, token_ids, params, request.request_id)) as deltas:
+        async with aclosing(answers(self.engine, token_ids, params, request.request_id)) as deltas:
             async for index, delta in deltas:
                 self._apply(request, index, delta)
                 yield replace(request, outputs=[replace(output) for output in outputs])
@@ -166,37 +167,6 @@ class AsyncLLM:
     def _logprobs(self, entries: list[TokenLogprob]) -> dict[int, Logprob]:
         text = self.tokenizer.token_text
         return {entry.token_id: Logprob(entry.logprob, entry.rank, text(entry.token_id)) for entry in entries}
-
-
-async def merge_deltas(
-    engine: Engine, prompt: list[int], params: SamplingParams, request_id: str
-) -> AsyncIterator[tuple[int, OutputDelta]]:
-    """The deltas of all `params.n` answers, with their index, as they come."""
-    queue: asyncio.Queue[tuple[int, OutputDelta] | Exception | None] = asyncio.Queue()
-
-    async def read(index: int) -> None:
-        try:
-            async for delta in engine.generate(prompt, params, request_id, index):
-                queue.put_nowait((index, delta))
-        except SophserveError as error:
-            queue.put_nowait(error)
-        queue.put_nowait(None)
-
-    tasks = [asyncio.create_task(read(index)) for index in range(params.n)]
-    try:
-        open_answers = params.n
-        while open_answers:
-            item = await queue.get()
-            if item is None:
-                open_answers -= 1
-            elif isinstance(item, Exception):
-                raise item
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class LLM:

@@ -47,6 +47,7 @@ class Scheduler:
         self.waiting: OrderedDict[int, Request] = OrderedDict()
         self.stats = SchedulerStats()
         self._dropped: list[int] = []
+        self._filling: set[int] = set()  # remembered blocks that the plan in the making fills
         self._step = 0
 
     def add(self, request: Request) -> None:
@@ -62,6 +63,7 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """The next step, or None while there is nothing to compute."""
         budget = self.limits.max_num_batched_tokens
+        self._filling.clear()
         decodes: list[ScheduledRequest] = []
         prefills: list[ScheduledRequest] = []
         added: list[AddedRequest] = []
@@ -106,7 +108,9 @@ class Scheduler:
         request.computed += count
         if request.computed == request.length:
             request.pending = 1
+        before = request.remembered
         self._remember(request)
+        self._filling.update(request.blocks[before : request.remembered])
         return ScheduledRequest(request.id, count, new_blocks)
 
     def _blocks_for_next_token(self, request: Request) -> list[int] | None:
@@ -143,6 +147,8 @@ class Scheduler:
             return None
         size = self.limits.block_size
         hits = self._cached_blocks(request)
+        if self._filling.intersection(hits):  # one step later they can be shared instead of computed twice
+            return None
         # One more block for each running request, so that admitting this one does not preempt it at once.
         wanted = -(-(request.length + 1) // size) - len(hits) + self.pool.cached_among(hits)
         if wanted + len(self.running) > self.pool.available and (self.running or wanted > self.pool.available):
