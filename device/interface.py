@@ -188,9 +188,7 @@ class Ops(Protocol):
     def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
         """Rows of table `[vocab, hidden]` for ids int `[tokens]`; returns `[tokens, hidden]`."""
 
-    def rms_norm(
-        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension (https://arxiv.org/abs/1910.07467).
 
         With residual, of x's shape, x + residual is rounded to x's dtype and normalised. Returns the result and the

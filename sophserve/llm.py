@@ -1,12 +1,13 @@
-"""The embedded API: LLM, which blocks, and AsyncLLM, whose answers are async iterators. Objects are shaped like vLLM's."""
+"""The embedded API: LLM, which blocks, and AsyncLLM, whose answers are async iterators. Objects have vLLM's shapes."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -124,7 +125,7 @@ class AsyncLLM:
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Yield everything generated so far after each step. Closing the iterator aborts the request."""
         params = sampling_params or self.default_sampling_params()
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -142,7 +143,7 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
         **template_options: Any,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """`generate` for a conversation; template_options go to the chat template."""
         prompt = self.chat_template.render(messages, **template_options)
         token_ids = self.tokenizer.encode(prompt, add_special_tokens=False)
@@ -162,7 +163,9 @@ class AsyncLLM:
             output.logprobs = (output.logprobs or []) + [self._logprobs(entries) for entries in delta.logprobs]
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + sum(e[0].logprob for e in delta.logprobs)
         if delta.prompt_logprobs is not None:
-            request.prompt_logprobs = [entries and self._logprobs(entries) for entries in delta.prompt_logprobs]
+            request.prompt_logprobs = [
+                None if entries is None else self._logprobs(entries) for entries in delta.prompt_logprobs
+            ]
 
     def _logprobs(self, entries: list[TokenLogprob]) -> dict[int, Logprob]:
         text = self.tokenizer.token_text
@@ -197,8 +200,9 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer all prompts (texts or token ids) together, in their order."""
-        many = [prompts] if _is_one_prompt(prompts) else list(prompts)
-        return self._answer([(lambda params, prompt=prompt: self._llm.generate(prompt, params)) for prompt in many], sampling_params, use_tqdm)
+        many = [prompts] if _is_one_prompt(prompts) else prompts
+        calls = [partial(self._llm.generate, prompt) for prompt in many]  # type: ignore[arg-type]
+        return self._answer(calls, sampling_params, use_tqdm)
 
     def chat(
         self,
@@ -209,11 +213,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation or several; template_options go to the chat template."""
         many = [messages] if messages and isinstance(messages[0], dict) else messages
-        return self._answer(
-            [(lambda params, chat=chat: self._llm.chat(chat, params, **template_options)) for chat in many],
-            sampling_params,
-            use_tqdm,
-        )
+        calls = [partial(self._llm.chat, chat, **template_options) for chat in many]  # type: ignore[arg-type]
+        return self._answer(calls, sampling_params, use_tqdm)
 
     def default_sampling_params(self) -> SamplingParams:
         """The checkpoint's own sampling parameters (generation_config.json)."""
@@ -241,7 +242,7 @@ class LLM:
 
     def _answer(
         self,
-        calls: list[Callable[[SamplingParams | None], AsyncIterator[RequestOutput]]],
+        calls: Sequence[Callable[[SamplingParams | None], AsyncGenerator[RequestOutput, None]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
@@ -274,14 +275,14 @@ def _is_one_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
 
 
 async def _gather(
-    calls: list[Callable[[SamplingParams | None], AsyncIterator[RequestOutput]]],
+    calls: Sequence[Callable[[SamplingParams | None], AsyncGenerator[RequestOutput, None]]],
     params: list[SamplingParams | None],
     use_tqdm: bool,
 ) -> list[RequestOutput]:
     with tqdm(total=len(calls), unit="prompt", disable=not use_tqdm) as bar:
 
         async def last(number: int) -> RequestOutput:
-            async with aclosing(calls[number](params[number])) as outputs:  # type: ignore[type-var]
+            async with aclosing(calls[number](params[number])) as outputs:
                 async for output in outputs:
                     result = output
             bar.update()

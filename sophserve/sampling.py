@@ -19,7 +19,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
 
     n: how many answers. temperature: 0 is greedy. top_k: 0 or -1 is all. max_tokens: None is the rest of the context.
     stop: texts that end the answer. logprobs, prompt_logprobs: how many most probable tokens to report besides the
-    chosen one, None for no logprobs. seed: the same seed and prompt give the same answer under any load; None draws one.
+    chosen one, None for no logprobs. seed: the same seed and prompt give the same answer under any load; None draws
+    one.
     """
 
     n: int = 1
@@ -53,7 +54,12 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         _check(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
         _check(0 <= self.top_k < 2**31, "top_k", "-1, 0 or positive", self.top_k)
         _check(0 <= self.min_p <= 1, "min_p", "between 0 and 1", self.min_p)
-        _check(0 < self.repetition_penalty <= 100, "repetition_penalty", "above 0 and at most 100", self.repetition_penalty)
+        _check(
+            0 < self.repetition_penalty <= 100,
+            "repetition_penalty",
+            "above 0 and at most 100",
+            self.repetition_penalty,
+        )
         _check(-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2", self.presence_penalty)
         _check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2", self.frequency_penalty)
         _check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer", self.seed)

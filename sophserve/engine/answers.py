@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from sophserve.engine.engine import Engine
 from sophserve.engine.output import OutputDelta
@@ -13,7 +13,7 @@ from sophserve.sampling import SamplingParams
 
 async def answers(
     engine: Engine, prompt: list[int], params: SamplingParams, request_id: str
-) -> AsyncIterator[tuple[int, OutputDelta]]:
+) -> AsyncGenerator[tuple[int, OutputDelta], None]:
     """The deltas of all `params.n` answers, each with its index, as they come. Closing the iterator aborts them all."""
     # A full queue makes the readers wait, and deltas are merged behind a reader that waits.
     queue: asyncio.Queue[tuple[int, OutputDelta] | SophserveError | None] = asyncio.Queue(maxsize=params.n)

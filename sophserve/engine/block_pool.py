@@ -1,7 +1,7 @@
 """KV blocks: reference counts, and the prefix cache of blocks that hold known tokens.
 
-A block is in one of three states. Owned: at least one request has it. Cached: no one owns it, but it holds the keys and values of
-known tokens and is found again by their key, until it is evicted, the longest unused first. Free: neither.
+A block is in one of three states. Owned: at least one request has it. Cached: no one owns it, but it holds the keys and
+values of known tokens and is found again by their key, until it is evicted, the longest unused first. Free: neither.
 """
 
 from __future__ import annotations

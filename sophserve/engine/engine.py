@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ _SEED_MASK = 2**63 - 1
 
 
 def _end_token_ids(directory: Path) -> list[int]:
-    """The tokens that end an answer: eos_token_id of generation_config.json, else of config.json; a number or a list."""
+    """The tokens that end an answer: eos_token_id, a number or a list, of generation_config.json, else config.json."""
     for config in (read_generation_config(directory), read_config(directory)):
         ids = config.get("eos_token_id")
         if ids is not None:
@@ -136,14 +136,18 @@ class Engine:
                 "context_length_exceeded",
             )
         size = self.info.vocab_size
-        for name, ids in (("prompt", prompt), ("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
+        for name, ids in (
+            ("prompt", prompt),
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias),
+        ):
             if any(not 0 <= token < size for token in ids):
                 wrong = next(token for token in ids if not 0 <= token < size)
                 raise RequestError(f"{name} has the token id {wrong}; ids go from 0 to {size - 1}", name)
 
     async def generate(
         self, prompt: list[int], params: SamplingParams, request_id: str, index: int = 0
-    ) -> AsyncIterator[OutputDelta]:
+    ) -> AsyncGenerator[OutputDelta, None]:
         """Generate one sequence; `index` keeps the seeds of several answers to one prompt apart.
 
         Closing the iterator aborts the request at once. Raises RequestError for a request that cannot be served,

@@ -1,5 +1,5 @@
-"""The way from the engine to one reader: deltas that no one has read yet are merged, so that a slow reader costs no more
-memory than its answer."""
+"""The way from the engine to one reader. Deltas that no one has read yet are merged, so that a slow reader costs no
+more memory than its answer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def _merge(first: OutputDelta, second: OutputDelta) -> OutputDelta:
     )
 
 
-def _joined(first: list[list[TokenLogprob]] | None, second: list[list[TokenLogprob]] | None) -> list[list[TokenLogprob]] | None:
+def _joined(
+    first: list[list[TokenLogprob]] | None, second: list[list[TokenLogprob]] | None
+) -> list[list[TokenLogprob]] | None:
     if first is None or second is None:
         return first or second
     return first + second

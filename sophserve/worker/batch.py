@@ -42,8 +42,8 @@ class RequestState:
 
 @dataclass(frozen=True)
 class PromptChunk:
-    """The rows of a batch whose logits are asked for as prompt logprobs: `rows` from `first_row` on give the tokens from
-    position `start` on."""
+    """Rows of a batch whose logits are asked for as prompt logprobs: those from `first_row` on give the targets, which
+    stand from position `start` on."""
 
     state: RequestState
     first_row: int
@@ -53,7 +53,7 @@ class PromptChunk:
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """token_ids int64 `[tokens]`; sampled: the requests whose last row, in sample_rows int64, gives their next token."""
+    """token_ids: int64 `[tokens]`. sampled: the requests that get a token, from the rows in sample_rows, int64."""
 
     token_ids: Tensor
     meta: AttentionMeta

@@ -1,9 +1,9 @@
 """One direction of talk between two processes: a ring of bytes in shared memory with one writer and one reader.
 
 The memory is anonymous (memfd) and reached by inherited file descriptors, so nothing is left behind however the
-processes end. Two eventfds carry the only counters: the writer adds to `filled` the bytes that it has put into the ring,
-the reader adds to `freed` those that it has taken out. Reading an eventfd waits for the other side's write in the kernel,
-which also orders the memory behind it on every processor.
+processes end. Two eventfds carry the only counters: the writer adds to `filled` the bytes that it has put into the
+ring, the reader adds to `freed` those that it has taken out. The kernel orders the memory behind them on every
+processor.
 """
 
 from __future__ import annotations

@@ -96,7 +96,6 @@ class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
     device: str
     block_size: int
     num_blocks: int
-    weight_bytes: int
     kv_cache_bytes: int
 
 

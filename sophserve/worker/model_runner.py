@@ -13,10 +13,10 @@ from device.interface import Device, OutOfDeviceMemory, SingleRank
 from sophserve import plugins
 from sophserve.checkpoint import read_config
 from sophserve.config import EngineConfig
-from sophserve.errors import CheckpointError, ConfigError
+from sophserve.errors import ConfigError
 from sophserve.model.context import ModelContext
 from sophserve.model.layers import PagedAttention
-from sophserve.model.loading import load_model
+from sophserve.model.loading import find_architecture, load_model
 from sophserve.worker.batch import BatchBuilder, FlatBatch
 from sophserve.worker.messages import ModelInfo, Progress, PromptLogprobs, StepPlan, StepResult
 from sophserve.worker.sampler import prompt_logprobs, sample
@@ -38,13 +38,16 @@ class ModelRunner:
         self.device = open_device(config.device)
         log.info("device: %s", self.device.describe())
         model_config = read_config(directory)
-        model_class = _model_class(model_config, self.device)
+        model_class = find_architecture(model_config)
         max_model_len = _max_model_len(config, model_class.max_model_len(model_config))
         dtype = _dtype(config.dtype, model_config)
         context = ModelContext(self.device, SingleRank(), dtype, max_model_len)
         on_progress(Progress("loading weights"))
         self.model = load_model(
-            directory, context, lambda done, total: on_progress(Progress("loading weights", done, total))
+            directory,
+            model_class,
+            context,
+            lambda done, total: on_progress(Progress("loading weights", done, total)),
         )
         on_progress(Progress("allocating the KV cache"))
         num_blocks, cache_bytes = self._make_kv_caches(config, max_model_len, dtype)
@@ -55,7 +58,6 @@ class ModelRunner:
             device=self.device.describe(),
             block_size=config.block_size,
             num_blocks=num_blocks,
-            weight_bytes=self.model.nbytes,
             kv_cache_bytes=cache_bytes,
         )
         self._batches = BatchBuilder(config.max_num_seqs, max_model_len, config.block_size)
@@ -96,9 +98,9 @@ class ModelRunner:
         num_blocks = min(budget // block_bytes, blocks_per_sequence * config.max_num_seqs)
         if num_blocks < blocks_per_sequence:
             raise ConfigError(
-                f"the KV cache may take {_gib(budget)}, room for {num_blocks * config.block_size} tokens, but one sequence "
-                f"of {max_model_len} tokens takes {_gib(blocks_per_sequence * block_bytes)}; lower --max-model-len to at "
-                f"most {num_blocks * config.block_size} or raise --kv-cache-memory"
+                f"the KV cache may take {_gib(budget)}, room for {num_blocks * config.block_size} tokens, but one "
+                f"sequence of {max_model_len} tokens takes {_gib(blocks_per_sequence * block_bytes)}; lower "
+                f"--max-model-len to at most {num_blocks * config.block_size} or raise --kv-cache-memory"
             )
         try:
             for layer in layers:
@@ -121,22 +123,6 @@ def open_device(name: str) -> Device:
         raise ConfigError(f"there is no device {name!r}; --device takes auto or one of: {', '.join(installed)}")
     index = int(os.environ.get("CHIP_MAP", "0").split(",")[0] or 0)
     return installed[name].value(index)
-
-
-def _model_class(model_config: dict, device: Device) -> type:
-    names = model_config.get("architectures") or []
-    supported = plugins.architectures()
-    found = next((supported[name] for name in names if name in supported), None)
-    if found is None:
-        raise CheckpointError(
-            f"config.json's architectures {names} are not supported; supported are: {', '.join(supported)}"
-        )
-    missing = found.value.operators - device.operators
-    if missing:
-        raise ConfigError(
-            f"{found.name} needs the operator {', '.join(sorted(missing))}, which the device {device.name} does not have"
-        )
-    return found.value
 
 
 def _max_model_len(config: EngineConfig, longest: int) -> int:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 
 from sophserve.errors import SophserveError
 from sophserve.worker.channel import Reader, Ring, Writer
-from sophserve.worker.messages import LoadFailed, LoadModel, Progress, StepPlan, ToWorker, decode_to_worker, encode
+from sophserve.worker.messages import (
+    LoadFailed,
+    LoadModel,
+    Progress,
+    StepPlan,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
 
 if TYPE_CHECKING:
     from sophserve.worker.model_runner import ModelRunner

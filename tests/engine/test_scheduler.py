@@ -70,7 +70,7 @@ class SimulatedWorker:
         table += new_blocks
         start = self.computed[number]
         end = start + count
-        assert 0 < count and end <= len(tokens)
+        assert count > 0 and end <= len(tokens)
         if not self.limits.chunked_prefill:
             assert end == len(tokens)
         for position in range(end):
