@@ -1,0 +1,51 @@
+"""Qwen3, dense (https://arxiv.org/abs/2505.09388): queries and keys are normalised in each head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sophserve.model.decoder import DECODER_NAMES, Attention, CausalLM, DecoderLayer, LayeredWindowConfig, Size
+from sophserve.model.layers import GatedMLP
+from sophserve.plugins import Register, hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3Config(LayeredWindowConfig):
+    """head_dim: of its own, not hidden_size / num_attention_heads. attention_bias: on all four projections."""
+
+    head_dim: Size = 128
+    attention_bias: bool = False
+
+
+class Qwen3ForCausalLM(CausalLM[Qwen3Config]):
+    """The plain pre-norm decoder with normalised queries and keys; the upper layers may have a sliding window."""
+
+    config_class = Qwen3Config
+    checkpoint_names: ClassVar[Mapping[str, str]] = {
+        **DECODER_NAMES,
+        "model.layers.{}.self_attn.q_norm": "layers.{}.attention.q_norm",
+        "model.layers.{}.self_attn.k_norm": "layers.{}.attention.k_norm",
+    }
+
+    def make_layer(self, index: int) -> DecoderLayer:
+        """Layers differ in their window alone."""
+        config = self.config
+        attention = Attention(
+            self.context,
+            config,
+            self.rope,
+            qkv_bias=config.attention_bias,
+            output_bias=config.attention_bias,
+            qk_norm=True,
+            window=config.window(index),
+        )
+        mlp = GatedMLP(self.context, config.hidden_size, config.intermediate_size, config.hidden_act)
+        return DecoderLayer(self.context, config, attention, mlp)
+
+
+@hookimpl
+def register_architectures(register: Register) -> None:
+    """Add Qwen3."""
+    register("Qwen3ForCausalLM", Qwen3ForCausalLM)

@@ -1,0 +1,98 @@
+"""Finds a checkpoint and reads its JSON files. Free of torch: the server process uses it too."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from sophserve.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+# Folders hold other formats, and consolidated files the same weights once more under other names.
+_NOT_DOWNLOADED = ["*/*", "consolidated*"]
+
+
+def resolve_model(model: str) -> Path:
+    """The directory of a checkpoint: `model` itself, or where the Hub's model of that name was downloaded to.
+
+    Raises CheckpointError if there is none, or if it lacks a file.
+    """
+    directory = Path(model).expanduser()
+    if directory.is_file():
+        raise CheckpointError(f"{model} is a file; give the directory that holds it and its config.json")
+    if not directory.is_dir():
+        if not _HUB_ID.fullmatch(model):
+            raise CheckpointError(
+                f"there is no directory {model}; give a checkpoint's directory, or a Hub id like org/name"
+            )
+        directory = _download(model)
+    _check_files(directory)
+    return directory
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json. Raises CheckpointError."""
+    return read_json(directory / "config.json")
+
+
+def read_generation_config(directory: Path) -> dict[str, Any]:
+    """generation_config.json, or {} where there is none. Raises CheckpointError."""
+    path = directory / "generation_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _check_files(directory: Path) -> None:
+    def has(*patterns: str) -> bool:
+        return any(any(directory.glob(pattern)) for pattern in patterns)
+
+    if not has("config.json"):
+        raise CheckpointError(f"{directory} is not a checkpoint: it has no config.json")
+    if not has("*.safetensors", INDEX):
+        found = next((name for name in ("*.gguf", "*.bin", "*.pth", "*.pt") if has(name)), None)
+        reason = f"; its {found} files cannot be served, convert them to safetensors" if found else ""
+        raise CheckpointError(f"{directory} has no *.safetensors file{reason}")
+    if not has("tokenizer.json", "tokenizer.model"):
+        raise CheckpointError(f"{directory} has no tokenizer.json and no tokenizer.model")
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_DOWNLOADED, ignore_patterns=_NOT_DOWNLOADED))
+    except GatedRepoError:
+        raise CheckpointError(
+            f"{model} is a gated model: accept its licence on the Hub and set HF_TOKEN to an access token"
+        ) from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"there is no directory {model} and no public model of that name on the Hub; "
+            "for a private one set HF_TOKEN to an access token"
+        ) from None
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"there is no directory {model}, and the model cannot be downloaded: the Hub is not reachable "
+            "and the local cache has nothing of that name"
+        ) from None
+    # What else can go wrong depends on the HTTP library beneath, which differs between versions.
+    except Exception as error:
+        raise CheckpointError(f"cannot download {model} from the Hub: {type(error).__name__}: {error}") from None

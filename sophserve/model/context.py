@@ -1,0 +1,24 @@
+"""What every building block of a model is made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from device.interface import Communicator, Device
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """Where a model lives and how it computes.
+
+    communicator: the tensor-parallel group; its rank says which shard this process holds.
+    dtype: of weights and activations: float32, float16 or bfloat16.
+    max_positions: the longest sequence, in tokens, that will be served (the length of RoPE tables).
+    """
+
+    device: Device
+    communicator: Communicator
+    dtype: torch.dtype
+    max_positions: int

@@ -1,0 +1,211 @@
+"""The decoder-only language model that most architectures are a variation of.
+
+An architecture derives from CausalLM, says what one of its layers is (`make_layer`), and names its tensors
+(`checkpoint_names`). Attention and DecoderLayer are the common forms of the two; an architecture may bring
+its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+from msgspec import Meta
+from torch import Tensor
+
+from device.interface import AttentionMeta, Rope
+from sophserve.errors import CheckpointError
+from sophserve.model.config import parse_config
+from sophserve.model.context import ModelContext
+from sophserve.model.layers import Embedding, Heads, Linear, LMHead, PagedAttention, RMSNorm
+from sophserve.model.module import Module
+from sophserve.model.rope import RopeParameters, make_rope
+
+Size = Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The keys of config.json that every decoder has, under their own names.
+
+    A field without a default must be there.
+    """
+
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: Size
+    rms_norm_eps: float
+    rope_parameters: RopeParameters
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise CheckpointError(
+                f"config.json's hidden_size {self.hidden_size} is not a multiple of its num_attention_heads "
+                f"{self.num_attention_heads}, and it gives no head_dim"
+            )
+        if self.num_attention_heads % self.kv_heads:
+            raise CheckpointError(
+                f"config.json's num_attention_heads {self.num_attention_heads} is not a multiple of its "
+                f"num_key_value_heads {self.kv_heads}"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values; as many as of queries where the file does not say."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+class Attention(Module):
+    """Grouped-query attention (https://arxiv.org/abs/2305.13245) with rotary positions.
+
+    qk_norm: RMSNorm over the channels of each query and key head before the rotation.
+    """
+
+    def __init__(
+        self,
+        context: ModelContext,
+        config: DecoderConfig,
+        rope: Rope,
+        *,
+        qkv_bias: bool = False,
+        output_bias: bool = False,
+        qk_norm: bool = False,
+        window: int | None = None,
+    ) -> None:
+        hidden, heads, kv_heads, size = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.kv_heads,
+            config.head_size,
+        )
+        kv = Heads(kv_heads, size, replicate=True)
+        self.qkv = Linear(context, hidden, {"q": Heads(heads, size), "k": kv, "v": kv}, bias=qkv_bias, shard="column")
+        self.q_norm = RMSNorm(context, size, config.rms_norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(context, size, config.rms_norm_eps) if qk_norm else None
+        self.attention = PagedAttention(context, heads, kv_heads, size, rope, size**-0.5, window)
+        self.output = Linear(context, heads * size, hidden, bias=output_bias, shard="row")
+
+    def __call__(self, x: Tensor, meta: AttentionMeta) -> Tensor:
+        """`[tokens, hidden]` to the same shape."""
+        size = self.attention.head_dim
+        q, k, v = (part.unflatten(-1, (-1, size)) for part in self.qkv(x).split(self.qkv.part_sizes, dim=-1))
+        if self.q_norm and self.k_norm:
+            q, _ = self.q_norm(q)
+            k, _ = self.k_norm(k)
+        return self.output(self.attention(q, k, v, meta))
+
+
+class DecoderLayer(Module):
+    """Normalise, attend, add; normalise, MLP, add. Each addition is fused with the normalisation after it."""
+
+    def __init__(self, context: ModelContext, config: DecoderConfig, attention: Module, mlp: Module) -> None:
+        self.attention_norm = RMSNorm(context, config.hidden_size, config.rms_norm_eps)
+        self.attention = attention
+        self.mlp_norm = RMSNorm(context, config.hidden_size, config.rms_norm_eps)
+        self.mlp = mlp
+
+    def __call__(self, x: Tensor, residual: Tensor | None, meta: AttentionMeta) -> tuple[Tensor, Tensor]:
+        """The layer's last result, not yet added, and the residual, both `[tokens, hidden]`."""
+        x, residual = self.attention_norm(x, residual)
+        x = self.attention(x, meta)
+        x, residual = self.mlp_norm(x, residual)
+        return self.mlp(x), residual
+
+
+# The names of transformers' Llama, which most checkpoints follow.
+DECODER_NAMES: Mapping[str, str] = {
+    "model.embed_tokens": "embedding",
+    "model.layers.{}.input_layernorm": "layers.{}.attention_norm",
+    "model.layers.{}.self_attn.q_proj": "layers.{}.attention.qkv.q",
+    "model.layers.{}.self_attn.k_proj": "layers.{}.attention.qkv.k",
+    "model.layers.{}.self_attn.v_proj": "layers.{}.attention.qkv.v",
+    "model.layers.{}.self_attn.o_proj": "layers.{}.attention.output",
+    "model.layers.{}.post_attention_layernorm": "layers.{}.mlp_norm",
+    "model.layers.{}.mlp.gate_proj": "layers.{}.mlp.gate_up.gate",
+    "model.layers.{}.mlp.up_proj": "layers.{}.mlp.gate_up.up",
+    "model.layers.{}.mlp.down_proj": "layers.{}.mlp.down",
+    "model.norm": "norm",
+    "lm_head": "head",
+}
+
+C = TypeVar("C", bound=DecoderConfig)
+
+
+class CausalLM(Module, Generic[C]):
+    """Embedding, layers, final norm, head. Made from config.json; the weights come later, with `load_model`.
+
+    config_class: the dataclass of config.json's keys that the architecture obeys.
+    operators: names of the operators (device.interface.Ops) that it needs.
+    checkpoint_names: where the tensors of a checkpoint go, without the last component (weight, bias): `{}`
+    stands for a
+        number, such as the layer's.
+    tied: parameters that read another parameter's tensor.
+    """
+
+    config_class: ClassVar[type[DecoderConfig]]
+    operators: ClassVar[frozenset[str]] = frozenset(
+        {"embedding", "rms_norm", "linear", "gated_mlp", "paged_attention", "sample"}
+    )
+    checkpoint_names: ClassVar[Mapping[str, str]] = DECODER_NAMES
+
+    def __init__(self, config: dict[str, Any], context: ModelContext) -> None:
+        self.config: C = parse_config(self.config_class, config)  # type: ignore[assignment]
+        self.context = context
+        self.vocab_size = self.config.vocab_size
+        self.tied = {"head.weight": "embedding.weight"} if self.config.tie_word_embeddings else {}
+        rope = make_rope(self.config.rope_parameters, self.config.head_size, context.max_positions)
+        place = context.device.torch_device
+        self.rope = Rope(rope.cos.to(place), rope.sin.to(place))
+        self.embedding = Embedding(context, self.vocab_size, self.config.hidden_size)
+        self.layers = [self.make_layer(index) for index in range(self.config.num_hidden_layers)]
+        self.norm = RMSNorm(context, self.config.hidden_size, self.config.rms_norm_eps)
+        self.head = LMHead(context, self.config.hidden_size, self.vocab_size)
+
+    @classmethod
+    def max_model_len(cls, config: dict[str, Any]) -> int:
+        """The longest sequence, in tokens, that config.json allows."""
+        parsed = parse_config(cls.config_class, config)
+        return parsed.rope_parameters.context_length(parsed.max_position_embeddings)
+
+    def make_layer(self, index: int) -> Module:
+        """Layer `index`: a module called with `(x, residual or None, meta)` that returns x and a residual.
+
+        Their sum is the layer's result; both are `[tokens, hidden]`, and the residual may be None.
+        """
+        raise NotImplementedError
+
+    def __call__(self, token_ids: Tensor, meta: AttentionMeta) -> Tensor:
+        """Token ids int64 `[tokens]` to the last hidden states, normalised, `[tokens, hidden]`."""
+        x, residual = self.embedding(token_ids), None
+        for layer in self.layers:
+            x, residual = layer(x, residual, meta)
+        return self.norm(x, residual)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, in the run's dtype."""
+        return self.head(hidden)
+
+    def parameter_of(self, tensor: str) -> str | None:
+        """The path of the parameter that a tensor of a checkpoint belongs to; None for one of no use here."""
+        module, _, last = tensor.rpartition(".")
+        numbers = _NUMBER.findall(module)
+        target = self.checkpoint_names.get(_NUMBER.sub("{}", module))
+        return f"{target.format(*numbers)}.{last}" if target else None
+
+
+# A component that is a number.
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")

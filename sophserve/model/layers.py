@@ -1,0 +1,292 @@
+"""The building blocks that architectures are written with. Each knows how to split itself between ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from device.interface import Activation, AttentionMeta, DenseWeight, KVCache, PackedWeight, Rope
+from sophserve.errors import CheckpointError
+from sophserve.model.context import ModelContext
+from sophserve.model.module import CannotSplit, Module, ParameterSpec, share
+
+Shard = Literal["replicated", "column", "row"]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+}
+
+
+def activation(hidden_act: str) -> Activation:
+    """The operator's name of config.json's `hidden_act`. Raises CheckpointError for one that is not known."""
+    if hidden_act not in ACTIVATIONS:
+        raise CheckpointError(
+            f"config.json's hidden_act {hidden_act!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[hidden_act]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A part of a projection that is split between ranks in whole heads.
+
+    replicate: where there are fewer heads than ranks, neighbouring ranks share one (keys and values).
+    """
+
+    count: int
+    size: int
+    replicate: bool = False
+
+
+def _rows(context: ModelContext, part: int | Heads, shard: Shard) -> tuple[int, slice]:
+    """The output features of a part in all, and those of this rank."""
+    count, size, replicate = (part.count, part.size, part.replicate) if isinstance(part, Heads) else (part, 1, False)
+    if shard != "column":
+        return count * size, slice(0, count * size)
+    what = f"attention heads of {size} channels" if isinstance(part, Heads) else "columns of a projection"
+    held = share(context, count, what, replicate=replicate)
+    return count * size, slice(held.start * size, held.stop * size)
+
+
+class Linear(Module):
+    """`x @ weight.T + bias`, with the weight packed by the device.
+
+    out_features: a size, or several named parts that are separate tensors on disk and one product here,
+    stacked in
+    order: `Linear(context, hidden, {"gate": intermediate, "up": intermediate}, shard="column")`.
+    shard: "column" splits each part's output features between ranks; "row" splits the input features and sums
+    the results over ranks; "replicated" splits nothing.
+    in_features, out_features, part_sizes: what this rank holds.
+    """
+
+    weight: PackedWeight
+
+    def __init__(
+        self,
+        context: ModelContext,
+        in_features: int,
+        out_features: int | Heads | Mapping[str, int | Heads],
+        *,
+        bias: bool = False,
+        shard: Shard = "replicated",
+    ) -> None:
+        parts = out_features if isinstance(out_features, Mapping) else {"": out_features}
+        columns = share(context, in_features, "inputs of a projection") if shard == "row" else slice(0, in_features)
+        # Every rank of a row split adds to the same sum: only one may add the bias.
+        has_bias = bias and (shard != "row" or context.communicator.rank == 0)
+        self._context = context
+        self._shard = shard
+        self._specs: dict[str, ParameterSpec] = {}
+        self._prefixes = [f"{name}." if name else "" for name in parts]
+        self.part_sizes: list[int] = []
+        for prefix, part in zip(self._prefixes, parts.values(), strict=True):
+            total, rows = _rows(context, part, shard)
+            self.part_sizes.append(rows.stop - rows.start)
+            self._specs[f"{prefix}weight"] = ParameterSpec((total, in_features), (rows, columns))
+            if has_bias:
+                self._specs[f"{prefix}bias"] = ParameterSpec((total,), (rows,))
+        self.in_features = columns.stop - columns.start
+        self.out_features = sum(self.part_sizes)
+        self.bias: Tensor | None = None
+        self._has_bias = has_bias
+
+    def parameters(self) -> dict[str, ParameterSpec]:
+        """`weight` and `bias`, or `part.weight` and `part.bias` for each part."""
+        return self._specs
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Stack the parts and pack them."""
+        context = self._context
+        weights = [tensors[f"{prefix}weight"] for prefix in self._prefixes]
+        self.weight = context.device.pack(DenseWeight(_stack(weights, context.dtype)))
+        if self._has_bias:
+            biases = [tensors[f"{prefix}bias"] for prefix in self._prefixes]
+            self.bias = _stack(biases, context.dtype).to(context.device.torch_device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[tokens, in_features]` to `[tokens, out_features]`, for a row split the sum over ranks."""
+        y = self._context.device.ops.linear(x, self.weight, self.bias)
+        return self._context.communicator.all_reduce(y) if self._shard == "row" else y
+
+
+def _stack(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Own memory with the parts one over the other, converted on the way so that no second copy is made."""
+    stacked = torch.empty(sum(len(part) for part in parts), *parts[0].shape[1:], dtype=dtype)
+    for part, place in zip(parts, stacked.split([len(part) for part in parts]), strict=True):
+        place.copy_(part)
+    return stacked
+
+
+class RMSNorm(Module):
+    """Root mean square normalisation over the last `size` channels, with an optional fused residual add."""
+
+    weight: Tensor
+
+    def __init__(self, context: ModelContext, size: int, eps: float) -> None:
+        self._context = context
+        self._size = size
+        self._eps = eps
+
+    def parameters(self) -> dict[str, ParameterSpec]:
+        """`weight`, `[size]`."""
+        return {"weight": ParameterSpec((self._size,))}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a copy on the device."""
+        self.weight = _stack([tensors["weight"]], self._context.dtype).to(self._context.device.torch_device)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The normalised x + residual, and x + residual."""
+        return self._context.device.ops.rms_norm(x, self.weight, self._eps, residual)
+
+
+class Embedding(Module):
+    """The token embedding, its rows split between ranks."""
+
+    table: Tensor
+
+    def __init__(self, context: ModelContext, vocab_size: int, hidden_size: int) -> None:
+        self._context = context
+        self._rows = _vocabulary_share(context, vocab_size)
+        self._shape = (vocab_size, hidden_size)
+
+    def parameters(self) -> dict[str, ParameterSpec]:
+        """`weight`, `[vocab, hidden]`."""
+        return {"weight": ParameterSpec(self._shape, (self._rows,))}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a copy on the device."""
+        self.table = _stack([tensors["weight"]], self._context.dtype).to(self._context.device.torch_device)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Token ids int64 `[tokens]` to `[tokens, hidden]`."""
+        ops, communicator = self._context.device.ops, self._context.communicator
+        if communicator.world_size == 1:
+            return ops.embedding(ids, self.table)
+        elsewhere = (ids < self._rows.start) | (ids >= self._rows.stop)
+        x = ops.embedding((ids - self._rows.start).masked_fill(elsewhere, 0), self.table)
+        return communicator.all_reduce(x.masked_fill(elsewhere[:, None], 0))
+
+
+class LMHead(Module):
+    """The projection to logits, the vocabulary split between ranks.
+
+    Tied to the embedding it reads the same tensor (CausalLM.tied).
+    """
+
+    weight: PackedWeight
+
+    def __init__(self, context: ModelContext, hidden_size: int, vocab_size: int) -> None:
+        self._context = context
+        self._rows = _vocabulary_share(context, vocab_size)
+        self._shape = (vocab_size, hidden_size)
+
+    def parameters(self) -> dict[str, ParameterSpec]:
+        """`weight`, `[vocab, hidden]`."""
+        return {"weight": ParameterSpec(self._shape, (self._rows,))}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Pack this rank's rows, with rows of zeros after the end of the vocabulary:
+
+        gathering needs equal shares.
+        """
+        rows = tensors["weight"]
+        each = -(-self._shape[0] // self._context.communicator.world_size)
+        padding = torch.zeros(each - len(rows), self._shape[1], dtype=rows.dtype)
+        self.weight = self._context.device.pack(DenseWeight(_stack([rows, padding], self._context.dtype)))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, on every rank."""
+        logits = self._context.device.ops.linear(hidden, self.weight)
+        return self._context.communicator.all_gather(logits)[:, : self._shape[0]]
+
+
+def _vocabulary_share(context: ModelContext, vocab_size: int) -> slice:
+    """This rank's rows. Any size can be split: the last ranks may hold fewer rows."""
+    each = -(-vocab_size // context.communicator.world_size)
+    start = context.communicator.rank * each
+    if start >= vocab_size:
+        raise CannotSplit(f"a vocabulary of {vocab_size} tokens cannot be split between that many ranks")
+    return slice(start, min(start + each, vocab_size))
+
+
+class GatedMLP(Module):
+    """`down(activation(gate(x)) * up(x))` (https://arxiv.org/abs/2002.05202), split by inner features."""
+
+    def __init__(
+        self,
+        context: ModelContext,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str,
+        *,
+        bias: bool = False,
+    ) -> None:
+        self._context = context
+        self._activation = activation(hidden_act)
+        self._bias = bias
+        parts = {"gate": intermediate_size, "up": intermediate_size}
+        self.gate_up = Linear(context, hidden_size, parts, bias=bias, shard="column")
+        self.down = Linear(context, intermediate_size, hidden_size, bias=bias, shard="row")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[tokens, hidden]` to the same shape."""
+        if self._bias:
+            gate, up = self.gate_up(x).chunk(2, dim=-1)
+            return self.down(_ACTIVATE[self._activation](gate) * up)
+        ops = self._context.device.ops
+        y = ops.gated_mlp(x, self.gate_up.weight, self.down.weight, self._activation)
+        return self._context.communicator.all_reduce(y)
+
+
+_ACTIVATE: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class PagedAttention(Module):
+    """Causal attention over the paged KV cache of one layer.
+
+    kv: set by whoever allocates the cache, before the first call. heads, kv_heads: those of this rank.
+    window: a token sees itself and the window - 1 tokens before it; None for all.
+    """
+
+    kv: KVCache
+
+    def __init__(
+        self,
+        context: ModelContext,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rope: Rope | None,
+        scale: float,
+        window: int | None = None,
+    ) -> None:
+        self._context = context
+        own = share(context, heads, "attention heads")
+        own_kv = share(context, kv_heads, "key/value heads", replicate=True)
+        self.heads = own.stop - own.start
+        self.kv_heads = own_kv.stop - own_kv.start
+        self.head_dim = head_dim
+        self.window = window
+        self._rope = rope
+        self._scale = scale
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, meta: AttentionMeta) -> Tensor:
+        """q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`, not rotated; returns
+        `[tokens, heads * head_dim]`."""
+        out = self._context.device.ops.paged_attention(q, k, v, self.kv, meta, self._rope, self._scale, self.window)
+        return out.flatten(-2)

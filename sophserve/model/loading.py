@@ -1,0 +1,156 @@
+"""From a checkpoint's directory to a model that can run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from device.interface import Device, SingleRank
+from sophserve.checkpoint import read_config
+from sophserve.errors import CheckpointError, ConfigError
+from sophserve.model.context import ModelContext
+from sophserve.model.decoder import CausalLM
+from sophserve.model.module import CannotSplit, Module
+from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors
+from sophserve.plugins import architectures
+
+Progress = Callable[[int, int], None]
+
+# Tables that older checkpoints carry along and that every model computes itself.
+_HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+
+# Sizes of a tensor-parallel group that are tried to advise the user.
+_MOST_RANKS = 64
+
+
+def find_architecture(config: dict[str, Any]) -> type[CausalLM]:
+    """The model class that a plugin registered for config.json's `architectures`. Raises CheckpointError."""
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise CheckpointError("config.json has no architectures, so the model's class is unknown")
+    supported = architectures()
+    for name in names:
+        if name in supported:
+            return supported[name].value
+    raise CheckpointError(
+        f"{names[0]} is not a supported architecture; supported: {', '.join(supported) or 'none'}; "
+        "a plugin can add another"
+    )
+
+
+def load_model(
+    directory: Path,
+    context: ModelContext,
+    on_progress: Progress | None = None,
+    *,
+    model_class: type[CausalLM] | None = None,
+) -> CausalLM:
+    """Make the model of a checkpoint and load this rank's weights, converted to the context's dtype.
+
+    on_progress receives (bytes done, bytes in all), counted in the checkpoint's files; it may be called from
+    several threads, one at a time. Raises ConfigError or CheckpointError.
+    """
+    config = read_config(directory)
+    model_class = model_class or find_architecture(config)
+    check_operators(model_class, context.device)
+    model = build_model(model_class, config, context)
+    load_weights(model, directory, on_progress)
+    return model
+
+
+def check_operators(model_class: type[CausalLM], device: Device) -> None:
+    """Raise ConfigError, naming the operators that the model needs and the device lacks."""
+    lacking = sorted(model_class.operators - device.operators)
+    if lacking:
+        raise ConfigError(
+            f"{model_class.__name__} needs {', '.join(lacking)}, which device {device.name} does not have; "
+            "choose another --device"
+        )
+
+
+def build_model(model_class: type[CausalLM], config: dict[str, Any], context: ModelContext) -> CausalLM:
+    """The model without weights.
+
+    Raises CheckpointError; ConfigError if it does not divide between the ranks.
+    """
+    try:
+        return model_class(config, context)
+    except CannotSplit as error:
+        sizes = [str(ranks) for ranks in range(1, _MOST_RANKS + 1) if _divides(model_class, config, context, ranks)]
+        raise ConfigError(f"{error}; --tensor-parallel-size can be {', '.join(sizes)} for this model") from None
+
+
+class _RankOf(SingleRank):
+    """Stands for rank 0 of a group that does not exist, to see whether a model could be split so."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+
+
+def _divides(model_class: type[CausalLM], config: dict[str, Any], context: ModelContext, ranks: int) -> bool:
+    try:
+        model_class(config, replace(context, communicator=_RankOf(ranks), max_positions=1))
+    except CannotSplit:
+        return False
+    return True
+
+
+def load_weights(model: CausalLM, directory: Path, on_progress: Progress | None = None) -> None:
+    """Load every leaf of the model. Raises CheckpointError."""
+    sources = _match(model, find_tensors(directory), directory)
+    leaves = [(path, module, module.parameters()) for path, module in model.named_modules()]
+    jobs = [
+        (module, {name: (sources[f"{path}.{name}"], spec.shard) for name, spec in specs.items()})
+        for path, module, specs in leaves
+        if specs
+    ]
+
+    def size(job: tuple[Module, dict[str, tuple[StoredTensor, tuple[slice, ...]]]]) -> int:
+        return sum(stored.nbytes for stored, _ in job[1].values())
+
+    # The largest first: a leaf's working copy then never exceeds what is still to come, and the peak is the
+    # model.
+    jobs.sort(key=size, reverse=True)
+    total, done = sum(map(size, jobs)), 0
+    # Two threads: one copies from the files while the other packs.
+    with ThreadPoolExecutor(2) as pool:
+        for job, _ in zip(jobs, pool.map(lambda job: job[0].load(read_tensors(job[1])), jobs), strict=True):
+            done += size(job)
+            if on_progress:
+                on_progress(done, total)
+
+
+def _match(model: CausalLM, stored: dict[str, StoredTensor], directory: Path) -> dict[str, StoredTensor]:
+    """The stored tensor of every parameter. Raises CheckpointError if one is missing, unexpected or unfit."""
+    wanted = {
+        f"{path}.{name}": spec for path, module in model.named_modules() for name, spec in module.parameters().items()
+    }
+    found: dict[str, StoredTensor] = {}
+    unexpected = []
+    for name, tensor in stored.items():
+        parameter = model.parameter_of(name)
+        if parameter in wanted:
+            found[parameter] = tensor
+        elif not _HARMLESS.search(name):
+            unexpected.append(name)
+    for parameter, source in model.tied.items():
+        if source in found:
+            found[parameter] = found[source]
+    missing = [parameter for parameter in wanted if parameter not in found]
+    if missing or unexpected:
+        parts = [f"it lacks {listed(missing)}"] if missing else []
+        parts += [f"it has {listed(sorted(unexpected))}, which the model does not know"] if unexpected else []
+        raise CheckpointError(f"{directory} does not fit {type(model).__name__}: {'; '.join(parts)}")
+    for parameter, spec in wanted.items():
+        tensor = found[parameter]
+        tensor.check_dtype()
+        if tensor.shape != spec.shape:
+            raise CheckpointError(
+                f"{tensor.name} in {tensor.file} has shape {list(tensor.shape)}, but config.json asks for "
+                f"{list(spec.shape)}"
+            )
+    return found

@@ -1,0 +1,162 @@
+"""Rotary position embedding tables, with the scalings that checkpoints ask for.
+
+The tables are computed in float32 in the order of operations that transformers uses: at position 100,000 an
+angle has an error of some thousandths in float32, and a model is trained and tested with these very errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from device.interface import Rope
+from sophserve.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeParameters:
+    """config.json's `rope_parameters` (in older files `rope_theta` and `rope_scaling`), by the names of the file.
+
+    original_max_position_embeddings: the context length in tokens that the model was trained with before
+    scaling. 0 stands for what the file does not give.
+    """
+
+    rope_type: str = "default"
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    factor: float = 0.0
+    low_freq_factor: float = 0.0
+    high_freq_factor: float = 0.0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in _FREQUENCIES:
+            raise CheckpointError(
+                f"config.json's rope_type {self.rope_type!r} is not supported; supported: {', '.join(_FREQUENCIES)}"
+            )
+        for name in _NEEDED[self.rope_type]:
+            if not getattr(self, name):
+                raise CheckpointError(f"config.json has no {name}, which rope_type {self.rope_type!r} needs")
+
+    def context_length(self, max_position_embeddings: int) -> int:
+        """Tokens that the scaling reaches. llama3 counts its factor in max_position_embeddings already."""
+        if self.rope_type == "yarn":
+            return int(self.original_max_position_embeddings * self.factor)
+        if self.rope_type in ("linear", "dynamic"):
+            return int(max_position_embeddings * self.factor)
+        return max_position_embeddings
+
+
+def make_rope(parameters: RopeParameters, head_dim: int, max_positions: int) -> Rope:
+    """Tables for positions 0 to max_positions - 1, `[max_positions, rotary_dim / 2]`, on the host."""
+    rotary_dim = int(head_dim * parameters.partial_rotary_factor)
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise CheckpointError(
+            f"config.json asks to rotate {rotary_dim} channels of a head of {head_dim}; it takes pairs"
+        )
+    frequencies = _FREQUENCIES[parameters.rope_type](parameters, rotary_dim, max_positions)
+    angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
+    scale = _attention_factor(parameters)
+    return Rope(angles.cos() * scale, angles.sin() * scale)
+
+
+def _powers(base: float | Tensor, dim: int) -> Tensor:
+    """The wavelengths over 2 pi of unscaled RoPE: base ** (2i / dim), float32 `[dim / 2]`."""
+    return base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+def _default(p: RopeParameters, dim: int, max_positions: int) -> Tensor:
+    return 1.0 / _powers(p.rope_theta, dim)
+
+
+def _linear(p: RopeParameters, dim: int, max_positions: int) -> Tensor:
+    """Position interpolation (https://arxiv.org/abs/2306.15595)."""
+    return _default(p, dim, max_positions) / p.factor
+
+
+def _dynamic(p: RopeParameters, dim: int, max_positions: int) -> Tensor:
+    """NTK-aware scaling whose base grows with the sequence; float32 `[max_positions, dim / 2]`.
+
+    transformers rotates all keys of one forward pass by its longest position, so that a key depends on how
+    the prompt was cut into passes. Here the rotation is a function of the position alone, or cached blocks
+    could not be shared: row p has the frequencies of a sequence of p + 1 tokens, which is what transformers
+    does token by token.
+    """
+    trained = p.original_max_position_embeddings
+    lengths = torch.arange(1, max_positions + 1).clamp(min=trained)
+    growth = (p.factor * lengths / trained) - (p.factor - 1)
+    return 1.0 / _powers((p.rope_theta * growth ** (dim / (dim - 2)))[:, None], dim)
+
+
+def _llama3(p: RopeParameters, dim: int, max_positions: int) -> Tensor:
+    """Llama 3.1: long wavelengths are interpolated, short ones kept, those between blended."""
+    frequencies = _default(p, dim, max_positions)
+    wavelengths = 2 * math.pi / frequencies
+    trained = p.original_max_position_embeddings
+    blend = (trained / wavelengths - p.low_freq_factor) / (p.high_freq_factor - p.low_freq_factor)
+    blended = (1 - blend) * frequencies / p.factor + blend * frequencies
+    scaled = torch.where(wavelengths > trained / p.low_freq_factor, frequencies / p.factor, blended)
+    return torch.where(wavelengths < trained / p.high_freq_factor, frequencies, scaled)
+
+
+def _yarn(p: RopeParameters, dim: int, max_positions: int) -> Tensor:
+    """YaRN (https://arxiv.org/abs/2309.00071), section 3.2:
+
+    interpolate channels that turn rarely, keep the others.
+    """
+
+    def channel(turns: float) -> float:
+        """The channel that turns so many times over the trained context."""
+        ratio = p.original_max_position_embeddings / (turns * 2 * math.pi)
+        return dim * math.log(ratio) / (2 * math.log(p.rope_theta))
+
+    low, high = channel(p.beta_fast), channel(p.beta_slow)
+    if p.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001
+    interpolated = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    # 1 - (1 - ramp) is not ramp in float32.
+    kept = 1 - interpolated
+    powers = _powers(p.rope_theta, dim)
+    return 1.0 / (p.factor * powers) * (1 - kept) + 1.0 / powers * kept
+
+
+def _attention_factor(p: RopeParameters) -> float:
+    """What q and k are multiplied with to keep the entropy of attention (YaRN, section 3.4)."""
+    if p.rope_type != "yarn":
+        return 1.0
+    if p.attention_factor is not None:
+        return p.attention_factor
+    growth = math.log(max(p.factor, 1.0))
+    if p.mscale and p.mscale_all_dim:
+        return (0.1 * p.mscale * growth + 1.0) / (0.1 * p.mscale_all_dim * growth + 1.0)
+    return 0.1 * growth + 1.0
+
+
+_FREQUENCIES: dict[str, Callable[[RopeParameters, int, int], Tensor]] = {
+    "default": _default,
+    "dynamic": _dynamic,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
+
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "dynamic": ("factor", "original_max_position_embeddings"),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}

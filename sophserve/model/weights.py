@@ -1,0 +1,104 @@
+"""The tensors of a checkpoint's safetensors files, mapped into memory.
+
+The format: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sophserve.checkpoint import INDEX, read_json
+from sophserve.errors import CheckpointError
+
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is and what it looks like. dtype is safetensors' name, such as BF16."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor in its file."""
+        return prod(self.shape) * _BYTES[self.dtype]
+
+    def check_dtype(self) -> None:
+        """Raise CheckpointError if this is no plain floating-point tensor."""
+        if self.dtype not in _BYTES:
+            raise CheckpointError(
+                f"{self.name} in {self.file} is stored as {self.dtype}; "
+                f"an unquantized checkpoint has {', '.join(_BYTES)}"
+            )
+
+
+def find_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint by its name. Only the files' headers are read. Raises CheckpointError."""
+    found: dict[str, StoredTensor] = {}
+    for file in _files(directory):
+        for tensor in _read_header(file):
+            if tensor.name in found:
+                raise CheckpointError(f"{tensor.name} is in both {found[tensor.name].file} and {file}; remove one")
+            found[tensor.name] = tensor
+    return found
+
+
+def read_tensors(wanted: dict[str, tuple[StoredTensor, tuple[slice, ...]]]) -> dict[str, Tensor]:
+    """The given parts of tensors, by the keys of `wanted`, as views of their mapped files.
+
+    Files are opened anew by every call: when the views are gone, so are the pages that were read, and the
+    process never holds more of the checkpoint than what it reads at once. Opening one takes less than a
+    millisecond.
+    """
+    tensors = {}
+    for key, (stored, part) in wanted.items():
+        try:
+            with safe_open(stored.file, framework="pt") as file:
+                tensors[key] = file.get_slice(stored.name)[part or ...]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"cannot read {stored.name} from {stored.file}: {error}") from None
+    return tensors
+
+
+def _files(directory: Path) -> list[Path]:
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if not (directory / INDEX).is_file():
+        # Files of the consolidated format repeat the weights under other names.
+        files = sorted(directory.glob("*.safetensors"))
+        return [file for file in files if not file.name.startswith("consolidated")] or files
+    weight_map = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{directory / INDEX} has no weight_map; download it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{directory} lacks {listed(missing)}, which {INDEX} names; download it again")
+    return [directory / name for name in names]
+
+
+def _read_header(file: Path) -> list[StoredTensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            return [
+                StoredTensor(name, file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+            ]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is truncated or not a safetensors file ({error}); download it again") from None
+
+
+def listed(names: list[str]) -> str:
+    """The first ten names, and how many more there are."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
