@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sophserve.model.decoder import Attention, CausalLM, DecoderLayer, LayeredWindowConfig
 from sophserve.model.layers import GatedMLP
 from sophserve.plugins import Register, hookimpl

@@ -69,6 +69,43 @@ class DecoderConfig:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayeredWindowConfig(DecoderConfig):
+    """Some layers have a sliding window: those that layer_types names, or those from max_window_layers on."""
+
+    use_sliding_window: bool = False
+    sliding_window: Size | None = 4096
+    max_window_layers: int = 28
+    layer_types: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer_types is None:
+            return
+        unknown = set(self.layer_types) - {"full_attention", "sliding_attention"}
+        if unknown:
+            raise CheckpointError(
+                f"config.json's layer_types have {', '.join(sorted(unknown))}, which is not supported"
+            )
+        if len(self.layer_types) < self.num_hidden_layers:
+            raise CheckpointError(
+                f"config.json's layer_types name {len(self.layer_types)} layers of {self.num_hidden_layers}"
+            )
+        if "sliding_attention" in self.layer_types and not (self.use_sliding_window and self.sliding_window):
+            raise CheckpointError(
+                "config.json's layer_types name sliding_attention, but it gives no sliding_window or says "
+                "use_sliding_window: false"
+            )
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer in tokens; None where it sees all."""
+        if not self.use_sliding_window:
+            return None
+        if self.layer_types is not None:
+            return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
+        return self.sliding_window if layer >= self.max_window_layers else None
+
+
 class Attention(Module):
     """Grouped-query attention (https://arxiv.org/abs/2305.13245) with rotary positions.
 
@@ -205,6 +242,13 @@ class CausalLM(Module, Generic[C]):
         numbers = _NUMBER.findall(module)
         target = self.checkpoint_names.get(_NUMBER.sub("{}", module))
         return f"{target.format(*numbers)}.{last}" if target else None
+
+    def tensor_of(self, parameter: str) -> str:
+        """The name in a checkpoint of a parameter, the reverse of parameter_of."""
+        module, _, last = parameter.rpartition(".")
+        names = {target: name for name, target in self.checkpoint_names.items()}
+        name = names.get(_NUMBER.sub("{}", module), module)
+        return f"{name.format(*_NUMBER.findall(module))}.{last}"
 
 
 # A component that is a number.

@@ -112,8 +112,7 @@ def load_weights(model: CausalLM, directory: Path, on_progress: Progress | None 
     def size(job: tuple[Module, dict[str, tuple[StoredTensor, tuple[slice, ...]]]]) -> int:
         return sum(stored.nbytes for stored, _ in job[1].values())
 
-    # The largest first: a leaf's working copy then never exceeds what is still to come, and the peak is the
-    # model.
+    # The largest first: a leaf's working copy then never exceeds what is still to come, and the peak is the model.
     jobs.sort(key=size, reverse=True)
     total, done = sum(map(size, jobs)), 0
     # Two threads: one copies from the files while the other packs.
@@ -140,7 +139,7 @@ def _match(model: CausalLM, stored: dict[str, StoredTensor], directory: Path) ->
     for parameter, source in model.tied.items():
         if source in found:
             found[parameter] = found[source]
-    missing = [parameter for parameter in wanted if parameter not in found]
+    missing = [model.tensor_of(parameter) for parameter in wanted if parameter not in found]
     if missing or unexpected:
         parts = [f"it lacks {listed(missing)}"] if missing else []
         parts += [f"it has {listed(sorted(unexpected))}, which the model does not know"] if unexpected else []

@@ -1,0 +1,103 @@
+"""Tiny random checkpoints in the real on-disk format, made with transformers and shared by every folder of tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ARCHITECTURES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    # Far above the usual 0.02: the most probable token then wins by more than rounding errors.
+    "initializer_range": 0.2,
+}
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
+    "A server takes requests, puts them into batches, and gives back one token after the other.",
+    "def add(left, right):\n    return left + right\n\n\nprint(add(2, 3))\n",
+    "人工智能正在改变世界。今天天气很好，我们去公园散步吧。",
+    "Numbers: 0, 1, 2, 3, 10, 42, 100, 1024, 65536; and signs: !?.,:;()[]{}<>",
+    "Où est la bibliothèque ? Straße, naïve, façade, señor. 🙂🚀👩‍💻",
+] * 4
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_checkpoint("qwen2", **config overrides)`: a directory with random float32 weights and a tokenizer.
+
+    Also takes dtype="bfloat16" and max_shard_size="50KB". Equal calls in one session give the same directory, which
+    tests must not change.
+    """
+    made: dict[str, Path] = {}
+
+    def make(kind: str = "qwen2", *, dtype: str = "float32", max_shard_size: str = "1GB", **overrides: Any) -> Path:
+        key = json.dumps([kind, dtype, max_shard_size, overrides], sort_keys=True)
+        if key not in made:
+            directory = tmp_path_factory.mktemp(kind)
+            _save_tokenizer(directory)
+            _save_model(directory, kind, dtype, max_shard_size, overrides)
+            made[key] = directory
+        return made[key]
+
+    return make
+
+
+def _save_model(directory: Path, kind: str, dtype: str, max_shard_size: str, overrides: dict[str, Any]) -> None:
+    import torch
+    import transformers
+
+    name = ARCHITECTURES[kind]
+    ids = {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 0}
+    config = getattr(transformers, f"{name}Config")(**{"vocab_size": 512, **SHAPE, **ids, **overrides})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            # Norms are made as ones and biases as zeros, which would hide a mistake with them.
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
+    generation = {"eos_token_id": [2, 0], "pad_token_id": 0, "do_sample": True, "temperature": 0.7, "top_p": 0.8}
+    (directory / "generation_config.json").write_text(json.dumps(generation))
+
+
+def _save_tokenizer(directory: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 256,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
