@@ -63,12 +63,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{option(name)} must be at least 1, got {value}")
-        if self.max_num_seqs > self.max_num_batched_tokens:
-            raise ConfigError(
-                f"--max-num-batched-tokens ({self.max_num_batched_tokens}) must be at least --max-num-seqs "
-                f"({self.max_num_seqs}), or running requests could not all take a step; "
-                "raise the one or lower the other"
-            )
+        # Every running request must be able to take a step.
+        self.max_num_seqs = min(self.max_num_seqs, self.max_num_batched_tokens)
         self.kv_cache_bytes  # noqa: B018 - raises for a malformed size
 
     @property

@@ -79,7 +79,7 @@ class BatchBuilder:
                 self._free_rows.append(state.row)
         for added in plan.added:
             self.states[added.id] = RequestState(added, self._free_rows.pop())
-        token_ids = array("q")
+        token_ids: list[int] = []
         rows, input_lengths, cached_lengths, sampled, sample_rows = [], [], [], [], []
         chunks = []
         for scheduled in plan.scheduled:
@@ -98,7 +98,7 @@ class BatchBuilder:
                 sampled.append(state)
                 sample_rows.append(len(token_ids) - 1)
         meta = self._meta(rows, input_lengths, cached_lengths)
-        return FlatBatch(torch.tensor(token_ids), meta, sampled, torch.tensor(sample_rows), chunks)
+        return FlatBatch(torch.tensor(token_ids), meta, sampled, torch.tensor(sample_rows, dtype=torch.int64), chunks)
 
     def _append_blocks(self, state: RequestState, blocks: list[int]) -> None:
         if blocks:

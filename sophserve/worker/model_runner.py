@@ -45,9 +45,9 @@ class ModelRunner:
         on_progress(Progress("loading weights"))
         self.model = load_model(
             directory,
-            model_class,
             context,
             lambda done, total: on_progress(Progress("loading weights", done, total)),
+            model_class=model_class,
         )
         on_progress(Progress("allocating the KV cache"))
         num_blocks, cache_bytes = self._make_kv_caches(config, max_model_len, dtype)

@@ -1,0 +1,86 @@
+"""Make a checkpoint with random weights at a real model's shape, for measuring: `make_checkpoint.py SHAPE DIRECTORY`.
+
+Needs transformers. The tokenizer is copied from `--tokenizer`, a directory with tokenizer.json and
+tokenizer_config.json, or trained on this file: then only ids that it knows have a text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+SHAPES = {
+    "tiny": {
+        "vocab_size": 8192,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+    },
+    "qwen2-0.5b": {
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+    },
+}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--tokenizer", type=Path, help="a directory to copy the tokenizer from")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        **SHAPES[options.shape], tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
+    )
+    model = Qwen2ForCausalLM(config).to(getattr(torch, options.dtype))
+    model.save_pretrained(options.directory)
+    if options.tokenizer:
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            if (options.tokenizer / name).exists():
+                shutil.copy(options.tokenizer / name, options.directory)
+    else:
+        train_tokenizer(options.directory)
+    size = sum(path.stat().st_size for path in options.directory.iterdir())
+    print(f"{options.directory}: {options.shape}, {size / 2**20:.0f} MiB")
+
+
+def train_tokenizer(directory: Path) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(Path(__file__).read_text().splitlines(), trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0], "do_sample": False}))
+
+
+if __name__ == "__main__":
+    main()
