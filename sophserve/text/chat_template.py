@@ -1,0 +1,237 @@
+"""Messages to the prompt that a chat model was trained on."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sophserve.errors import CheckpointError, ConfigError, RequestError
+from sophserve.text.tokenizer import Tokenizer, read_json
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Message = dict[str, Any]
+
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_CONTINUE_MARK = "\ue0fecontinue here\ue0fe"
+_PROBE = "probe of list content"
+
+
+class ChatTemplate:
+    """The chat templates of one checkpoint, in jinja2 (https://jinja.palletsprojects.com), run in a sandbox.
+
+    templates: sources by name. "tool_use" is taken for requests with tools, if there is one, "default" for all
+    others; none at all makes render refuse. special_tokens: further variables, such as `{"bos_token": "<s>"}`.
+    Raises CheckpointError for a template that does not compile.
+    """
+
+    def __init__(self, templates: dict[str, str], special_tokens: dict[str, str]) -> None:
+        self._templates = {name: _compile(name, source) for name, source in templates.items()}
+        self._special_tokens = special_tokens
+
+    @classmethod
+    def from_directory(cls, directory: Path, tokenizer: Tokenizer, override: Path | str | None = None) -> ChatTemplate:
+        """The template in the file override, or those of a checkpoint. Raises CheckpointError and ConfigError.
+
+        A checkpoint has them in chat_template.jinja (and additional_chat_templates/NAME.jinja) or in
+        tokenizer_config.json. A chat_template.json is the one of a model that sees more than text; it is taken
+        unless there are tools, which only the tokenizer's template knows.
+        """
+        if override is not None:
+            try:
+                templates = {"default": Path(override).read_text(encoding="utf-8")}
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"cannot read the chat template {override} (--chat-template): {error}") from None
+            return cls(templates, tokenizer.special_tokens)
+        templates = _from_files(directory) or _from_config(directory, tokenizer.config.get("chat_template"))
+        path = directory / "chat_template.json"
+        if path.exists() and not (directory / "chat_template.jinja").exists():
+            source = read_json(path).get("chat_template")
+            if not isinstance(source, str):
+                raise CheckpointError(f"{path} must hold one text named chat_template")
+            if "default" in templates:
+                templates = {"tool_use": templates["default"]} | templates
+            templates["default"] = source
+        return cls(templates, tokenizer.special_tokens)
+
+    def render(
+        self,
+        messages: list[Message],
+        /,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt, special tokens included: encode it with add_special_tokens=False.
+
+        messages, tools and documents are as in an OpenAI request. continue_final_message leaves the last message
+        open, for the model to go on with it. kwargs are further variables of the template. Raises RequestError.
+        """
+        if not messages:
+            raise RequestError("messages must hold at least one message", "messages")
+        template = self._choose(bool(tools))
+        prepared = [self._prepare(template, index, message) for index, message in enumerate(messages)]
+        final_text = ""
+        if continue_final_message:
+            if add_generation_prompt:
+                raise RequestError(
+                    "continue_final_message leaves no place for a new message; set add_generation_prompt to false",
+                    "add_generation_prompt",
+                )
+            prepared[-1], final_text = _mark_end(prepared[-1])
+        variables = {
+            "messages": prepared,
+            "tools": tools or None,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        text = _render(template, self._special_tokens | kwargs | variables)
+        return _cut_at_mark(text, final_text) if continue_final_message else text
+
+    def _choose(self, with_tools: bool) -> Template:
+        name = "tool_use" if with_tools and "tool_use" in self._templates else "default"
+        if name not in self._templates:
+            named = f" named default, only {', '.join(self._templates)}" if self._templates else ""
+            raise RequestError(
+                f"this model has no chat template{named}; start the server with --chat-template FILE, "
+                "or send a prompt to /v1/completions instead"
+            )
+        return self._templates[name]
+
+    def _prepare(self, template: Template, index: int, message: Message) -> Message:
+        """The message as templates expect it."""
+        message = {key: value for key, value in message.items() if value is not None}
+        reasoning = next((message[name] for name in _REASONING_FIELDS if name in message), None)
+        if reasoning is not None:
+            message = {"thinking": reasoning} | message | {"reasoning_content": reasoning}
+        if message.get("role") == "assistant":
+            message.setdefault("content", "")
+        if isinstance(message.get("tool_calls"), list):
+            where = f"messages[{index}].tool_calls"
+            message["tool_calls"] = [_parse_arguments(call, where) for call in message["tool_calls"]]
+        content = message.get("content")
+        if isinstance(content, list) and not self._takes_lists[template]:
+            message["content"] = _join_parts(content, f"messages[{index}].content")
+        return message
+
+    @cached_property
+    def _takes_lists(self) -> dict[Template, bool]:
+        return {template: _takes_lists(template) for template in self._templates.values()}
+
+
+def _from_files(directory: Path) -> dict[str, str]:
+    paths = {path.stem: path for path in (directory / "additional_chat_templates").glob("*.jinja")}
+    if (directory / "chat_template.jinja").exists():
+        paths["default"] = directory / "chat_template.jinja"
+    try:
+        return {name: path.read_text(encoding="utf-8") for name, path in sorted(paths.items())}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read a chat template in {directory}: {error}") from None
+
+
+def _from_config(directory: Path, value: Any) -> dict[str, str]:
+    named = [{"name": "default", "template": value}] if isinstance(value, str) else value or []
+    try:
+        templates = {entry["name"]: entry["template"] for entry in named}
+    except (KeyError, TypeError):
+        templates = {"": None}
+    if not all(isinstance(part, str) for entry in templates.items() for part in entry):
+        raise CheckpointError(
+            f"chat_template in {directory / 'tokenizer_config.json'} must be a text, or a list of objects with a name "
+            "and a template"
+        )
+    return templates
+
+
+def _compile(name: str, source: str) -> Template:
+    from jinja2 import TemplateSyntaxError
+
+    from sophserve.text.jinja_environment import chat_environment
+
+    try:
+        return chat_environment().from_string(source)
+    except TemplateSyntaxError as error:
+        raise CheckpointError(
+            f"the {name} chat template does not compile: {error.message} (line {error.lineno}); "
+            "repair it, or give another with --chat-template FILE"
+        ) from None
+
+
+def _render(template: Template, variables: dict[str, Any]) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return template.render(variables)
+    except TemplateError as error:
+        raise RequestError(f"the chat template refused the messages: {error}", "messages") from None
+    except Exception as error:  # a template is a program: whatever it does wrong with these messages
+        raise RequestError(
+            f"the chat template cannot render the messages: {type(error).__name__}: {error}", "messages"
+        ) from None
+
+
+def _takes_lists(template: Template) -> bool:
+    """Whether a message's content may be a list of parts: try it, and see the text come out, but no list printed."""
+    part = {"type": "text", "text": _PROBE}
+    variables = {"messages": [{"role": "user", "content": [part]}], "add_generation_prompt": True}
+    try:
+        text = _render(template, variables)
+    except RequestError:
+        return False
+    return _PROBE in text and not any(f"{quote}{_PROBE}{quote}" in text for quote in "'\"")
+
+
+def _join_parts(parts: list[Any], where: str) -> str:
+    texts = []
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            kind = part.get("type", "unknown") if isinstance(part, dict) else type(part).__name__
+            raise RequestError(f"{where} has a part of type {kind}; this model takes only text", "messages")
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _parse_arguments(call: Any, where: str) -> Any:
+    """OpenAI's clients send a call's arguments as JSON in a string; templates expect the object."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise RequestError(f"{where} has arguments that are not a JSON object; send one as a string", "messages")
+    return call | {"function": function | {"arguments": arguments}}
+
+
+def _mark_end(message: Message) -> tuple[Message, str]:
+    """The message with a mark behind its last text, and that text."""
+    content = message.get("content")
+    # The space tells afterwards whether the template strips messages: then the prompt must not end with one either.
+    mark = _CONTINUE_MARK + " "
+    if isinstance(content, str):
+        return message | {"content": content + mark}, content
+    parts = content if isinstance(content, list) else []
+    for index, part in reversed(list(enumerate(parts))):
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            marked = part | {"text": part["text"] + mark}
+            return message | {"content": [*parts[:index], marked, *parts[index + 1 :]]}, part["text"]
+    raise RequestError("continue_final_message needs a last message with text in its content", "messages")
+
+
+def _cut_at_mark(text: str, final_text: str) -> str:
+    end = text.rfind(_CONTINUE_MARK)
+    if end < 0 or final_text.strip() not in text:
+        raise RequestError(
+            "continue_final_message cannot be used here: the chat template does not print the last message as it is",
+            "continue_final_message",
+        )
+    strips = not text.startswith(_CONTINUE_MARK + " ", end)
+    return text[:end].rstrip() if strips else text[:end]
