@@ -98,8 +98,8 @@ class ModelRunner:
         num_blocks = min(budget // block_bytes, blocks_per_sequence * config.max_num_seqs)
         if num_blocks < blocks_per_sequence:
             raise ConfigError(
-                f"the KV cache may take {_gib(budget)}, room for {num_blocks * config.block_size} tokens, but one "
-                f"sequence of {max_model_len} tokens takes {_gib(blocks_per_sequence * block_bytes)}; lower "
+                f"the KV cache may take {_readable(budget)}, room for {num_blocks * config.block_size} tokens, but one "
+                f"sequence of {max_model_len} tokens takes {_readable(blocks_per_sequence * block_bytes)}; lower "
                 f"--max-model-len to at most {num_blocks * config.block_size} or raise --kv-cache-memory"
             )
         try:
@@ -109,7 +109,7 @@ class ModelRunner:
                 )
         except OutOfDeviceMemory as error:
             raise ConfigError(
-                f"{_gib(num_blocks * block_bytes)} of KV cache do not fit in memory ({error}); lower --kv-cache-memory"
+                f"{_readable(num_blocks * block_bytes)} of KV cache do not fit in memory ({error}); lower --kv-cache-memory"
             ) from error
         return num_blocks, num_blocks * block_bytes
 
@@ -146,5 +146,5 @@ def _dtype(name: str, model_config: dict) -> torch.dtype:
     return dtype
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"

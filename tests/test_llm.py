@@ -1,0 +1,209 @@
+"""The embedded API on tiny checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sophserve import LLM, AsyncLLM, SamplingParams
+from sophserve.errors import CheckpointError, ConfigError, RequestError, SophserveError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=2)
+PROMPTS = ["The quick brown fox", "人工智能", "Numbers: 1, 2, 3", "def add(left, right):", "x" * 60]
+
+
+@pytest.fixture(scope="module")
+def llm(make_checkpoint: Callable[..., Path]) -> Iterator[LLM]:
+    with LLM(str(make_checkpoint("qwen2"))) as llm:
+        yield llm
+
+
+def test_outputs_have_vllm_s_shape(llm: LLM) -> None:
+    results = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert [result.prompt for result in results] == PROMPTS
+    for result in results:
+        output = result.outputs[0]
+        assert result.finished and output.finish_reason == "length" and output.stop_reason is None
+        assert result.prompt_token_ids == llm.tokenizer.encode(result.prompt or "")
+        assert len(output.token_ids) == len(output.logprobs or []) == 24
+        assert output.text == llm.tokenizer.decode(output.token_ids)
+        for token, entries in zip(output.token_ids, output.logprobs or [], strict=True):
+            assert 2 <= len(entries) <= 3 and entries[token].rank == 1
+            assert entries[token].logprob == max(entry.logprob for entry in entries.values())
+            assert entries[token].decoded_token == llm.tokenizer.token_text(token)
+        assert output.cumulative_logprob == pytest.approx(
+            sum(entries[token].logprob for token, entries in zip(output.token_ids, output.logprobs or [], strict=True))
+        )
+
+
+def test_together_as_alone(llm: LLM) -> None:
+    together = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    for prompt, result in zip(PROMPTS, together, strict=True):
+        assert llm.generate(prompt, GREEDY, use_tqdm=False)[0].outputs == result.outputs
+
+
+def test_seed_decides_whatever_else_runs(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.0, seed=7, max_tokens=20, ignore_eos=True)
+    other = SamplingParams(temperature=1.0, max_tokens=9)
+    alone = llm.generate("The quick", params, use_tqdm=False)[0].outputs[0].token_ids
+    busy = llm.generate(["The quick", *PROMPTS], [params, *[other] * len(PROMPTS)], use_tqdm=False)
+    assert busy[0].outputs[0].token_ids == alone
+    unseeded = llm.generate(["The quick"] * 2, SamplingParams(max_tokens=20, ignore_eos=True), use_tqdm=False)
+    assert unseeded[0].outputs[0].token_ids != unseeded[1].outputs[0].token_ids
+
+
+def test_several_answers(llm: LLM) -> None:
+    params = SamplingParams(n=4, seed=1, max_tokens=10, ignore_eos=True)
+    outputs = llm.generate("The sea", params, use_tqdm=False)[0].outputs
+    assert [output.index for output in outputs] == [0, 1, 2, 3]
+    assert len({tuple(output.token_ids) for output in outputs}) == 4
+    alone = llm.generate("The sea", SamplingParams(seed=1, max_tokens=10, ignore_eos=True), use_tqdm=False)
+    assert alone[0].outputs[0].token_ids == outputs[0].token_ids
+
+
+def test_prompt_logprobs_do_not_depend_on_the_cache(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=3)
+    first, second = (llm.generate("x y z " * 20, params, use_tqdm=False)[0] for _ in range(2))
+    assert first.prompt_logprobs is not None and first.prompt_logprobs[0] is None
+    assert len(first.prompt_logprobs) == len(first.prompt_token_ids)
+    for token, entries in zip(first.prompt_token_ids[1:], first.prompt_logprobs[1:], strict=True):
+        assert entries is not None and token in entries and len(entries) in (3, 4)
+    assert first.prompt_logprobs == second.prompt_logprobs
+
+
+def test_stop_text_and_stop_token(llm: LLM) -> None:
+    whole = llm.generate("The quick", GREEDY, use_tqdm=False)[0].outputs[0]
+    stop = whole.text[5:7]
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, stop=stop)  # type: ignore[arg-type]
+    stopped = llm.generate("The quick", params, use_tqdm=False)[0].outputs[0]
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", stop)
+    token = whole.token_ids[3]
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, stop_token_ids=[token])
+    stopped = llm.generate("The quick", params, use_tqdm=False)[0].outputs[0]
+    first = whole.token_ids.index(token)
+    assert stopped.token_ids == whole.token_ids[: first + 1]
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", token)
+    assert stopped.text == llm.tokenizer.decode(whole.token_ids[:first])
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, stop_token_ids=[token], min_tokens=first + 3)
+    longer = llm.generate("The quick", params, use_tqdm=False)[0].outputs[0]
+    assert token not in longer.token_ids[: first + 3]
+    assert len(longer.token_ids) >= first + 3
+
+
+def test_logit_bias_and_penalties(llm: LLM) -> None:
+    biased = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logit_bias={77: 100.0})
+    assert llm.generate("The", biased, use_tqdm=False)[0].outputs[0].token_ids == [77] * 5
+    penalized = SamplingParams(
+        temperature=0, max_tokens=5, ignore_eos=True, logit_bias={77: 100.0, 78: 99.0}, presence_penalty=2.0
+    )
+    ids = llm.generate("The", penalized, use_tqdm=False)[0].outputs[0].token_ids
+    assert ids[:2] == [77, 78]
+    assert set(ids) == {77, 78}
+
+
+def test_chat_uses_the_template_and_the_checkpoint_s_sampling(llm: LLM) -> None:
+    assert llm.default_sampling_params() == SamplingParams(temperature=0.7, top_p=0.8)
+    result = llm.chat([{"role": "user", "content": "Hi"}], GREEDY, use_tqdm=False)[0]
+    assert result.prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert llm.generate(result.prompt_token_ids, GREEDY, use_tqdm=False)[0].outputs == result.outputs
+
+
+def test_conversation_reuses_its_blocks(llm: LLM) -> None:
+    first = llm.generate("A conversation that goes on. " * 4, GREEDY, use_tqdm=False)[0]
+    tokens = first.prompt_token_ids + first.outputs[0].token_ids
+    second = llm.generate(tokens, GREEDY, use_tqdm=False)[0]
+    assert second.num_cached_tokens >= len(tokens) - 17
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ([], {}, "the prompt is empty"),
+        ([1] * 256, {}, "the prompt has 256 tokens and the context 256"),
+        ([1] * 200, {"max_tokens": 57}, "lower max_tokens to at most 56"),
+        ([512], {}, "prompt has the token id 512; ids go from 0 to 511"),
+        ([1], {"stop_token_ids": [-1]}, "stop_token_ids has the token id -1"),
+    ],
+)
+def test_impossible_requests(llm: LLM, prompt: list[int], params: dict[str, int], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        llm.generate([prompt], SamplingParams(**params), use_tqdm=False)
+    assert llm.generate([1, 2], GREEDY, use_tqdm=False)[0].finished
+
+
+def test_longest_context(llm: LLM) -> None:
+    result = llm.generate([3] * 255, SamplingParams(temperature=0, max_tokens=None), use_tqdm=False)[0]
+    assert len(result.outputs[0].token_ids) == 1 and result.outputs[0].finish_reason in ("length", "stop")
+
+
+def test_sampling_params_are_checked() -> None:
+    with pytest.raises(ValueError, match="temperature must be between 0 and 100, got -1"):
+        SamplingParams(temperature=-1)
+    with pytest.raises(ValueError, match=r"min_tokens must be at most max_tokens \(16\), got 20"):
+        SamplingParams(min_tokens=20)
+
+
+def test_wrong_options(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    before = psutil.Process().children()
+    with pytest.raises(CheckpointError, match="there is no directory /nowhere"):
+        LLM("/nowhere")
+    with pytest.raises(ConfigError, match="max_num_sequences"):
+        LLM(str(make_checkpoint("qwen2")), max_num_sequences=3)
+    with pytest.raises(ConfigError, match="--max-model-len is 1000, but the model's context is 256"):
+        LLM(str(make_checkpoint("qwen2")), max_model_len=1000)
+    with pytest.raises(ConfigError, match="lower --max-model-len to at most 48 or raise --kv-cache-memory"):
+        LLM(str(make_checkpoint("qwen2")), kv_cache_memory="40000")
+    assert psutil.Process().children() == before
+
+
+def test_close_leaves_nothing_behind(make_checkpoint: Callable[..., Path]) -> None:
+    before = psutil.Process().children()
+    llm = LLM(str(make_checkpoint("qwen2")))
+    files = psutil.Process().num_fds()
+    llm.close()
+    llm.close()
+    assert psutil.Process().children() == before
+    assert psutil.Process().num_fds() < files
+    with pytest.raises(SophserveError, match="closed"):
+        llm.generate("x")
+
+
+async def test_async_iterator_grows_and_aborts(make_checkpoint: Callable[..., Path]) -> None:
+    async with AsyncLLM(str(make_checkpoint("qwen2"))) as llm:
+        texts = []
+        async for output in llm.generate("The quick", GREEDY):
+            texts.append(output.outputs[0].text)
+        assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+        long = SamplingParams(max_tokens=200, ignore_eos=True)
+        async with aclosing(llm.generate("The quick", long)) as outputs:
+            await anext(outputs)
+            assert llm.engine.num_running == 1
+        assert llm.engine.num_running == llm.engine.num_waiting == 0
+        task = asyncio.create_task(anext(llm.generate("y" * 30, long)))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert llm.engine.num_running == llm.engine.num_waiting == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_num_batched_tokens": 16},
+        {"enable_prefix_caching": False},
+        {"kv_cache_memory": "200KiB"},
+        {"max_num_seqs": 2},
+        {"enable_chunked_prefill": False, "block_size": 4},
+    ],
+)
+def test_options_do_not_change_answers(llm: LLM, make_checkpoint: Callable[..., Path], options: dict) -> None:
+    prompts = PROMPTS + [prompt * 3 for prompt in PROMPTS]
+    expected = [result.outputs for result in llm.generate(prompts, GREEDY, use_tqdm=False)]
+    with LLM(str(make_checkpoint("qwen2")), **options) as other:
+        assert [result.outputs for result in other.generate(prompts, GREEDY, use_tqdm=False)] == expected
