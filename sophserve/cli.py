@@ -9,6 +9,7 @@ import argparse
 import logging
 import signal
 import sys
+import time
 import typing
 from collections.abc import Callable, Sequence
 from types import NoneType
@@ -34,26 +35,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SophserveError as error:
         print(f"sophserve: error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        return 1
 
 
 def _serve(argv: Sequence[str]) -> int:
+    started = time.monotonic()
     engine_config, server_config = parse(argv)
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(message)s",
         level=server_config.log_level.upper(),
         stream=sys.stderr,
     )
-    from sophserve.checkpoint import resolve_model
+    from sophserve.checkpoint import read_config, resolve_model
     from sophserve.engine.engine import Engine
 
-    engine = Engine(engine_config, resolve_model(engine_config.model))
+    directory = resolve_model(engine_config.model)
+    read_config(directory)
+    engine = Engine(engine_config, directory)
     engine.start_worker()
     # The worker takes seconds to start; what the server needs is imported meanwhile.
     from sophserve.api.server import run
 
-    return run(engine, server_config)
+    run(engine, server_config, started)
+    return 0
 
 
 def _plugins(argv: Sequence[str]) -> int:
@@ -82,9 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     parser = _Parser("", "Serve a large language model over the OpenAI API.")
     parser.usage = "sophserve --model MODEL [option ...]\n       sophserve plugins"
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
-    parser.add_argument(
-        "--config", metavar="FILE", help="TOML file with any of these options; the command line wins"
-    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options; the command line wins")
     for config in _CONFIGS:
         group = parser.add_argument_group(
             "model and engine" if config is EngineConfig else "server",

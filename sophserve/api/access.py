@@ -1,0 +1,86 @@
+"""Who may call: API keys, web origins (CORS), and nobody while the model is not ready."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from sophserve.api.errors import ApiError, Handler
+from sophserve.api.health import unavailable
+from sophserve.api.serving import SERVING
+
+_OPEN_PATHS = frozenset({"/health"})
+
+
+def require_key(keys: list[str]) -> Middleware:
+    """Middleware that asks every request but the health check for one of the keys, as `Authorization: Bearer KEY` or
+    `x-api-key: KEY`."""
+    digests = [_digest(key) for key in keys]
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if digests and request.path not in _OPEN_PATHS:
+            given = _digest(_given_key(request))
+            # Digests of equal length, each one compared: the time says nothing about any key.
+            if not sum([hmac.compare_digest(given, digest) for digest in digests]):
+                raise ApiError(
+                    401,
+                    "send a valid API key as 'Authorization: Bearer KEY'",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        return await handler(request)
+
+    return middleware
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def _given_key(request: web.Request) -> str:
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return key.strip()
+    return request.headers.get("x-api-key", "")
+
+
+@web.middleware
+async def require_ready(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """503 for every request until the model is loaded, and again once the server stops or the engine is lost."""
+    if (error := unavailable(request.app[SERVING])) is not None:
+        raise error
+    return await handler(request)
+
+
+def allow_origins(app: web.Application, origins: list[str]) -> None:
+    """Let pages of these web origins call the server (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
+
+    def allowed(request: web.BaseRequest) -> bool:
+        return "*" in origins or request.headers.get("Origin") in origins
+
+    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        if "Origin" in request.headers and allowed(request):
+            response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
+            response.headers["Vary"] = "Origin"
+
+    @web.middleware
+    async def answer_preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if (
+            request.method != "OPTIONS"
+            or "Access-Control-Request-Method" not in request.headers
+            or not allowed(request)
+        ):
+            return await handler(request)
+        headers = {
+            "Access-Control-Allow-Methods": "GET, HEAD, POST",
+            "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "*"),
+            "Access-Control-Max-Age": "600",
+        }
+        return web.Response(status=204, headers=headers)
+
+    app.on_response_prepare.append(add_headers)
+    app.middlewares.insert(0, answer_preflight)

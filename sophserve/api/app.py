@@ -1,0 +1,35 @@
+"""The aiohttp application: routes and what every request passes through."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from sophserve.api.access import allow_origins, require_key, require_ready
+from sophserve.api.chat import chat_completions
+from sophserve.api.completions import completions
+from sophserve.api.errors import MAX_BODY_BYTES, answer_errors
+from sophserve.api.health import health, version
+from sophserve.api.models import get_model, list_models
+from sophserve.api.serving import SERVING, Serving
+
+
+def create_app(serving: Serving) -> web.Application:
+    """The OpenAI API over one model."""
+    app = web.Application(
+        client_max_size=MAX_BODY_BYTES,
+        middlewares=[answer_errors, require_key(serving.config.api_key), require_ready],
+    )
+    app[SERVING] = serving
+    app.add_routes(
+        [
+            web.get("/health", health),
+            web.get("/version", version),
+            web.get("/v1/models", list_models),
+            web.get("/v1/models/{name:.+}", get_model),
+            web.post("/v1/chat/completions", chat_completions),
+            web.post("/v1/completions", completions),
+        ]
+    )
+    if serving.config.allowed_origins:
+        allow_origins(app, serving.config.allowed_origins)
+    return app

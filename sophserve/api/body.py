@@ -1,0 +1,101 @@
+"""From the bytes of a request to a checked struct."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from sophserve.errors import RequestError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T", bound=msgspec.Struct)
+
+# Sent by clients as a matter of course, and without influence on the answer.
+_WITHOUT_EFFECT = frozenset(
+    {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
+)
+# An answer that silently left these out would be a wrong one.
+_UNSUPPORTED = frozenset(
+    {
+        "allowed_token_ids",
+        "audio",
+        "bad_words",
+        "best_of",
+        "chat_template",
+        "function_call",
+        "functions",
+        "grammar",
+        "guided_choice",
+        "guided_decoding",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "json_schema",
+        "logprob_token_ids",
+        "modalities",
+        "prompt_embeds",
+        "regex",
+        "structured_outputs",
+        "suffix",
+        "truncate_prompt_tokens",
+        "use_beam_search",
+        "web_search_options",
+    }
+)
+_NEUTRAL: dict[str, Any] = {"best_of": 1, "modalities": ["text"]}
+
+
+async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
+    """The body as a struct, and the names of fields in it that mean nothing here. Raises RequestError."""
+    fields = _decode(await request.read())
+    for name in _UNSUPPORTED & fields.keys():
+        if fields[name] and fields[name] != _NEUTRAL.get(name):
+            raise RequestError(f"{name} is not supported; leave it out", name, "unsupported_parameter")
+    unknown = fields.keys() - set(kind.__struct_fields__) - _WITHOUT_EFFECT - _UNSUPPORTED
+    try:
+        body = msgspec.convert(fields, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise _wrong_type(str(error)) from None
+    return body, sorted(unknown)
+
+
+def warn_unknown(names: list[str]) -> dict[str, str]:
+    """Log that these fields were ignored; returns the header that tells the client."""
+    if not names:
+        return {}
+    shown = ", ".join(ascii(name[:64]) for name in names[:20])
+    log.warning("ignored unknown fields of a request: %s", shown)
+    return {"X-Sophserve-Warnings": f"ignored unknown fields: {shown}"}
+
+
+def _decode(body: bytes) -> dict[str, Any]:
+    try:
+        body.decode()
+        fields = msgspec.json.decode(body)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    except RecursionError:
+        raise RequestError("the body is nested too deeply") from None
+    except msgspec.MsgspecError as error:
+        where = "" if "(byte " in str(error) else f" (byte {len(body)})"
+        raise RequestError(f"the body is not JSON: {error}{where}") from None
+    if not isinstance(fields, dict):
+        raise RequestError("the body must be a JSON object")
+    return fields
+
+
+def _wrong_type(problem: str) -> RequestError:
+    """From "Expected `int`, got `str` - at `$.messages[0].role`"."""
+    if missing := re.search(r"missing required field `(\w+)`", problem):
+        name = missing[1]
+        reason = "is missing"
+    else:
+        name = ""
+        reason = "must be " + re.sub(r"^Expected ", "", problem.partition(" - at ")[0]).replace("`", "")
+    if where := re.search(r"`\$\.?([^`]*)`$", problem):
+        name = f"{where[1]}.{name}".strip(".")
+    return RequestError(f"{name}: {reason}", name)

@@ -1,0 +1,113 @@
+"""/v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from aiohttp import web
+
+from sophserve.api.body import read_body, warn_unknown
+from sophserve.api.generation import Answer, Generation
+from sophserve.api.logprobs import chat_logprobs, prompt_logprobs
+from sophserve.api.params import sampling_params
+from sophserve.api.prompts import encode_chat
+from sophserve.api.requests import ChatRequest, Message
+from sophserve.api.respond import Choice, Reply
+from sophserve.api.serving import SERVING
+from sophserve.engine.output import OutputDelta
+from sophserve.errors import RequestError
+from sophserve.text.tokenizer import Tokenizer
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """Answer a conversation."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, ChatRequest)
+    model = serving.check_model(body.model)
+    params = sampling_params(body, serving.sampling_defaults, _logprobs(body), body.prompt_logprobs)
+    _check_tools(body)
+    messages = [_to_template(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
+    if not messages:
+        raise RequestError("messages is empty; give at least one", "messages")
+    async with serving.admitted(params.n):
+        prompt = await encode_chat(serving, messages, body)
+        generation = Generation(f"chatcmpl-{uuid4().hex}", [prompt], [params])
+        style = ChatStyle(serving.tokenizer, params.logprobs is not None)
+        return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
+
+
+class ChatStyle:
+    """Choices with a message, or with a delta of one."""
+
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+
+    def __init__(self, tokenizer: Tokenizer, logprobs: bool) -> None:
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+
+    def whole(self, index: int, answer: Answer) -> Choice:
+        """A complete choice."""
+        choice: Choice = {
+            "index": index,
+            "message": {"role": "assistant", "content": answer.text},
+            "logprobs": chat_logprobs(self._tokenizer, answer.logprobs) if self._logprobs else None,
+            "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
+        }
+        if answer.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, answer.prompt_logprobs)
+        return choice
+
+    def opening(self, index: int, delta: OutputDelta) -> Choice:
+        """The role."""
+        return self._chunk(index, {"role": "assistant", "content": ""})
+
+    def part(self, index: int, delta: OutputDelta) -> Choice | None:
+        """Text, with the logprobs of the tokens that came with it."""
+        if not delta.text and not delta.logprobs:
+            return None
+        choice = self._chunk(index, {"content": delta.text})
+        if delta.logprobs:
+            choice["logprobs"] = chat_logprobs(self._tokenizer, delta.logprobs)
+        return choice
+
+    def closing(self, index: int, delta: OutputDelta) -> Choice:
+        """Why the choice ended."""
+        choice = self._chunk(index, {})
+        return {**choice, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+
+    def _chunk(self, index: int, delta: dict[str, Any]) -> Choice:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _logprobs(body: ChatRequest) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
+    return None
+
+
+def _check_tools(body: ChatRequest) -> None:
+    if body.tool_choice not in (None, "none", "auto"):
+        raise RequestError("a tool_choice other than none is not supported", "tool_choice")
+    if body.tools and body.tool_choice != "none":
+        raise RequestError(
+            "calling tools is not supported; with tool_choice none they are only shown to the model", "tools"
+        )
+
+
+def _to_template(message: Message, path: str) -> dict[str, Any]:
+    """The message for the chat template; only text may be in it."""
+    if message.content is None and message.role != "assistant":
+        raise RequestError(f"{path}.content: is missing", f"{path}.content")
+    parts = message.content if isinstance(message.content, list) else []
+    for index, part in enumerate(parts):
+        if part.type != "text" or part.text is None:
+            name = f"{path}.content[{index}]"
+            raise RequestError(f"{name}: this model reads parts of type text only, got {part.type!r}", name)
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    return fields

@@ -1,0 +1,127 @@
+"""/v1/completions."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from aiohttp import web
+from msgspec.structs import replace
+
+from sophserve.api.body import read_body, warn_unknown
+from sophserve.api.generation import Answer, Generation
+from sophserve.api.logprobs import CompletionLogprobs, Entries, prompt_logprobs
+from sophserve.api.params import has_max_tokens, sampling_params
+from sophserve.api.prompts import encode
+from sophserve.api.requests import CompletionRequest
+from sophserve.api.respond import Choice, Reply
+from sophserve.api.serving import SERVING, Serving
+from sophserve.engine.output import OutputDelta, TokenLogprob
+from sophserve.errors import RequestError
+from sophserve.sampling import SamplingParams
+from sophserve.text.tokenizer import Tokenizer
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """Continue one or several texts."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, CompletionRequest)
+    model = serving.check_model(body.model)
+    texts = _prompts(body.prompt)
+    defaults = {"max_tokens": 16} | serving.sampling_defaults
+    params = sampling_params(body, defaults, body.logprobs, _prompt_logprobs(body))
+    async with serving.admitted(len(texts) * params.n):
+        special = body.add_special_tokens is not False
+        prompts = [await encode(serving, text, special) if isinstance(text, str) else text for text in texts]
+        each = [params if has_max_tokens(body) else _shortened(serving, prompt, params) for prompt in prompts]
+        generation = Generation(f"cmpl-{uuid4().hex}", prompts, each)
+        generation.check(serving.engine)
+        style = CompletionStyle(serving.tokenizer, body, texts, generation)
+        return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
+
+
+class CompletionStyle:
+    """Choices with text, which begins with the prompt where the request says echo."""
+
+    kind = "text_completion"
+    chunk_kind = "text_completion"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        body: CompletionRequest,
+        texts: list[str | list[int]],
+        generation: Generation,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._body = body
+        self._texts = texts
+        self._generation = generation
+        skip_special_tokens = generation.params[0].skip_special_tokens
+        self._logprobs = [CompletionLogprobs(tokenizer, skip_special_tokens) for _ in range(len(texts) * generation.n)]
+
+    def whole(self, index: int, answer: Answer) -> Choice:
+        """A complete choice."""
+        parts = [self._echo(index, answer.prompt_logprobs)] if self._body.echo else []
+        parts.append(self._choice(index, answer.text, answer.logprobs))
+        choice = {**parts[-1], "text": "".join(part["text"] for part in parts)}
+        if self._body.logprobs is not None:
+            names = parts[0]["logprobs"]
+            choice["logprobs"] = {name: [x for part in parts for x in part["logprobs"][name]] for name in names}
+        choice["finish_reason"], choice["stop_reason"] = answer.finish_reason, answer.stop_reason
+        if self._body.prompt_logprobs is not None and answer.prompt_logprobs is not None:
+            wanted = [entries and entries[: self._body.prompt_logprobs + 1] for entries in answer.prompt_logprobs]
+            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, wanted)
+        return choice
+
+    def opening(self, index: int, delta: OutputDelta) -> Choice | None:
+        """The prompt, where it is echoed."""
+        return self._echo(index, delta.prompt_logprobs) if self._body.echo else None
+
+    def part(self, index: int, delta: OutputDelta) -> Choice | None:
+        """Text, with the logprobs of the tokens that came with it."""
+        return self._choice(index, delta.text, delta.logprobs or []) if delta.text or delta.logprobs else None
+
+    def closing(self, index: int, delta: OutputDelta) -> Choice:
+        """Why the choice ended."""
+        choice: Choice = {"index": index, "text": "", "logprobs": None}
+        return {**choice, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+
+    def _echo(self, index: int, entries: Entries | None) -> Choice:
+        number = index // self._generation.n
+        token_ids, text = self._generation.prompts[number], self._texts[number]
+        if not isinstance(text, str):
+            text = self._tokenizer.decode(text, self._generation.params[0].skip_special_tokens)
+        return self._shaped(index, text, token_ids, entries or [])
+
+    def _choice(self, index: int, text: str, entries: list[list[TokenLogprob]]) -> Choice:
+        return self._shaped(index, text, [chosen.token_id for chosen, *_ in entries], entries)
+
+    def _shaped(self, index: int, text: str, token_ids: list[int], entries: Entries) -> Choice:
+        wanted = self._body.logprobs is not None
+        logprobs = self._logprobs[index].add(token_ids, entries) if wanted else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+
+
+def _prompt_logprobs(body: CompletionRequest) -> int | None:
+    """How many the engine has to give: echo shows the prompt's logprobs as if they were the answer's."""
+    counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    return max((count for count in counts if count is not None), default=None)
+
+
+def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """One prompt or several, each a text or token ids."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise RequestError("prompt is empty; give a text or token ids", "prompt")
+    if all(isinstance(item, int) for item in prompt):
+        return [prompt]  # type: ignore[list-item]
+    if any(isinstance(item, int) for item in prompt):
+        raise RequestError("prompt mixes token ids with texts or lists; give one kind", "prompt")
+    return prompt  # type: ignore[return-value]
+
+
+def _shortened(serving: Serving, prompt: list[int], params: SamplingParams) -> SamplingParams:
+    """The default length, or what is left of the context where that is less."""
+    fits = len(prompt) + (params.max_tokens or 0) <= serving.engine.info.max_model_len
+    return params if fits else replace(params, max_tokens=None)

@@ -1,0 +1,121 @@
+"""Every answer that is an error, in OpenAI's envelope, and the log line that ends each request."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sophserve.api.record import Record
+from sophserve.errors import EngineDeadError, RequestError, SophserveError
+
+log = logging.getLogger(__name__)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MAX_BODY_BYTES = 32 * 1024**2
+MAX_MESSAGE = 500
+
+
+class ApiError(SophserveError):
+    """An answer other than 200. `extra` stands beside the envelope's `error`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "...")
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = headers
+        self.extra = extra or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The envelope."""
+        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error, **self.extra}
+
+    def response(self) -> web.Response:
+        """The whole answer."""
+        return web.Response(
+            status=self.status,
+            body=msgspec.json.encode(self.body),
+            content_type="application/json",
+            headers=self.headers,
+        )
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever a handler raises into an answer, and log one line for the request."""
+    record = Record(time.monotonic())
+    request["record"] = record
+    status = 499  # the client went away before the answer
+    try:
+        response = await _answer(request, handler, record)
+        status = response.status
+        return response
+    finally:
+        quiet = request.path == "/health" or record.error_code == "loading"
+        path = request.rel_url.raw_path
+        log.log(logging.DEBUG if quiet else logging.INFO, "%s %s %d%s", request.method, path, status, record)
+
+
+async def _answer(request: web.Request, handler: Handler, record: Record) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ConnectionError:
+        return web.Response(status=499)  # cannot be sent: the client has gone
+    except Exception as exception:
+        error = _as_api_error(request, exception)
+    record.error, record.error_code = str(error), error.code
+    stream: web.StreamResponse | None = request.get("stream")
+    if stream is None or not stream.prepared:
+        return error.response()
+    # The headers have gone out with status 200: the error can only be an event.
+    await stream.write(b"data: " + msgspec.json.encode(error.body) + b"\n\n")
+    await stream.write_eof()
+    return stream
+
+
+def _as_api_error(request: web.Request, exception: Exception) -> ApiError:
+    match exception:
+        case ApiError():
+            return exception
+        case RequestError():
+            return ApiError(400, str(exception), param=exception.param, code=exception.code)
+        case EngineDeadError():
+            return ApiError(503, str(exception), code="engine_dead")
+        case web.HTTPException():
+            return _from_http(request, exception)
+        case web.RequestPayloadError():
+            return ApiError(400, f"the request body cannot be read: {exception}")
+    log.error("%s %s failed", request.method, request.path, exc_info=exception)
+    return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
+
+
+def _from_http(request: web.Request, exception: web.HTTPException) -> ApiError:
+    allow = exception.headers.get("Allow")
+    match exception.status:
+        case 404:
+            message = f"{request.path} does not exist on this server"
+        case 405:
+            message = f"{request.path} does not take {request.method}; use {allow}"
+        case 413:
+            message = f"the request body is larger than {MAX_BODY_BYTES // 1024**2} MiB"
+        case _:
+            message = exception.reason
+    return ApiError(exception.status, message, headers={"Allow": allow} if allow else None)

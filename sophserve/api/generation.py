@@ -1,0 +1,115 @@
+"""A generation request after its text has become tokens, and its answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from sophserve.api.errors import ApiError
+from sophserve.engine.engine import Engine
+from sophserve.engine.output import OutputDelta, TokenLogprob
+from sophserve.sampling import SamplingParams
+
+
+@dataclass
+class Generation:
+    """What to generate: params.n answers to every prompt, each prompt with its own params. Answer i of prompt p is
+    choice `p * n + i`."""
+
+    id: str
+    prompts: list[list[int]]
+    params: list[SamplingParams]
+
+    @property
+    def n(self) -> int:
+        """Answers to each prompt."""
+        return self.params[0].n
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(map(len, self.prompts))
+
+    def check(self, engine: Engine) -> None:
+        """Raise RequestError if the engine could not generate one of the answers."""
+        for prompt, params in zip(self.prompts, self.params, strict=True):
+            engine.check(prompt, params)
+
+    async def deltas(self, engine: Engine) -> AsyncGenerator[tuple[int, OutputDelta], None]:
+        """What every choice gains, as it comes. Closing the iterator aborts all. Raises ApiError if the engine ends
+        an answer before it is complete."""
+        answers = [
+            engine.generate(prompt, params, self.id, index)
+            for prompt, params in zip(self.prompts, self.params, strict=True)
+            for index in range(self.n)
+        ]
+        async with aclosing(_interleave(answers)) as merged:
+            async for choice, delta in merged:
+                if delta.finish_reason == "abort":
+                    raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
+                if delta.finish_reason == "error":
+                    raise ApiError(500, delta.error or "the answer failed", code="generation_failed")
+                yield choice, delta
+
+
+async def _interleave(
+    answers: list[AsyncGenerator[OutputDelta, None]],
+) -> AsyncGenerator[tuple[int, OutputDelta], None]:
+    if len(answers) == 1:
+        async with aclosing(answers[0]) as deltas:
+            async for delta in deltas:
+                yield 0, delta
+        return
+    # Each reader holds one delta back; the engine merges the further ones while a client reads slowly.
+    queue: asyncio.Queue[tuple[int, OutputDelta] | Exception | None] = asyncio.Queue(len(answers))
+
+    async def read(choice: int) -> None:
+        try:
+            async with aclosing(answers[choice]) as deltas:
+                async for delta in deltas:
+                    await queue.put((choice, delta))
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    readers = [asyncio.create_task(read(choice)) for choice in range(len(answers))]
+    try:
+        running = len(answers)
+        while running:
+            item = await queue.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield item
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+
+@dataclass
+class Answer:
+    """One complete choice."""
+
+    text: str = ""
+    tokens: int = 0
+    logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    prompt_logprobs: list[list[TokenLogprob] | None] | None = None
+    cached_tokens: int = 0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def add(self, delta: OutputDelta) -> None:
+        """Append what came."""
+        self.text += delta.text
+        self.tokens += len(delta.token_ids)
+        self.logprobs += delta.logprobs or []
+        self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
+        self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason

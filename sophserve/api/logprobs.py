@@ -1,0 +1,83 @@
+"""Log-probabilities in the shapes that OpenAI's and vLLM's clients read."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from sophserve.engine.output import TokenLogprob
+from sophserve.text.tokenizer import Tokenizer
+
+Entries = Sequence[Sequence[TokenLogprob] | None]
+
+# JSON has no infinity; vLLM's number for a token that could not be chosen.
+_LEAST = -9999.0
+
+
+def chat_logprobs(tokenizer: Tokenizer, entries: Entries) -> dict[str, Any]:
+    """`choices[].logprobs` of a chat completion."""
+
+    def describe(entry: TokenLogprob) -> dict[str, Any]:
+        token = tokenizer.token_bytes(entry.token_id)
+        return {
+            "token": token.decode(errors="replace"),
+            "logprob": max(entry.logprob, _LEAST),
+            "bytes": list(token),
+        }
+
+    content = [
+        {**describe(chosen), "top_logprobs": [describe(entry) for entry in top]}
+        for chosen, *top in filter(None, entries)
+    ]
+    return {"content": content}
+
+
+def prompt_logprobs(tokenizer: Tokenizer, entries: Entries) -> list[dict[str, Any] | None]:
+    """`prompt_logprobs` as vLLM gives them: by token id, None for the first token."""
+
+    def describe(entry: TokenLogprob) -> dict[str, Any]:
+        text = tokenizer.token_text(entry.token_id)
+        return {"logprob": max(entry.logprob, _LEAST), "rank": entry.rank, "decoded_token": text}
+
+    return [
+        None if position is None else {str(entry.token_id): describe(entry) for entry in position}
+        for position in entries
+    ]
+
+
+class CompletionLogprobs:
+    """`choices[].logprobs` of a text completion, for one choice, part by part.
+
+    text_offset counts characters of the answer (of prompt and answer with echo). A character of several tokens begins
+    where the first one does; special tokens that the text leaves out are empty.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+
+    def add(self, token_ids: Sequence[int], entries: Entries) -> dict[str, Any]:
+        """The lists for further tokens; entries holds None where there is no logprob."""
+        return {
+            "tokens": [self._tokenizer.token_text(token_id) for token_id in token_ids],
+            "token_logprobs": [position and max(position[0].logprob, _LEAST) for position in entries],
+            "top_logprobs": [position and self._by_text(position) for position in entries],
+            "text_offset": [self._advance(token_id) for token_id in token_ids],
+        }
+
+    def _by_text(self, position: Sequence[TokenLogprob]) -> dict[str, float]:
+        # Different tokens may have the same text: the most probable of them is shown.
+        shown: dict[str, float] = {}
+        for entry in position:
+            text = self._tokenizer.token_text(entry.token_id)
+            shown[text] = max(entry.logprob, shown.get(text, _LEAST))
+        return shown
+
+    def _advance(self, token_id: int) -> int:
+        offset = self._offset
+        if token_id not in self._hidden:
+            self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+        return offset

@@ -1,0 +1,48 @@
+"""The sampling parameters of a request: its own, else the checkpoint's, else ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sophserve.api.requests import GenerationRequest
+from sophserve.errors import RequestError
+from sophserve.sampling import SamplingParams
+
+_SAME_NAME = [name for name in SamplingParams.__struct_fields__ if name in GenerationRequest.__struct_fields__]
+_MOST = {"stop": 64, "stop_token_ids": 1024, "logit_bias": 1024}
+
+
+def sampling_params(
+    body: GenerationRequest, defaults: dict[str, Any], logprobs: int | None, prompt_logprobs: int | None
+) -> SamplingParams:
+    """SamplingParams for a request; defaults are fields of it. Raises RequestError."""
+    _check_supported(body, prompt_logprobs)
+    fields = defaults | {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
+    for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):  # the last one given wins
+        if (value := getattr(body, name)) is not None:
+            fields["max_tokens"] = value
+    fields |= {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
+    try:
+        return SamplingParams(**fields)
+    except ValueError as error:
+        raise RequestError(str(error), str(error).partition(" ")[0]) from None
+
+
+def has_max_tokens(body: GenerationRequest) -> bool:
+    """Whether the request itself limits its answer."""
+    return any(value is not None for value in (body.max_tokens, body.max_completion_tokens, body.max_new_tokens))
+
+
+def _check_supported(body: GenerationRequest, prompt_logprobs: int | None) -> None:
+    if body.response_format and body.response_format.type != "text":
+        raise RequestError(
+            f"response_format {body.response_format.type!r} is not supported; only text is", "response_format"
+        )
+    if body.stream_options and not body.stream:
+        raise RequestError("stream_options needs stream: true", "stream_options")
+    if body.stream and body.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs cannot be streamed; leave out stream", "prompt_logprobs")
+    for name, most in _MOST.items():
+        value = getattr(body, name)
+        if value is not None and not isinstance(value, str) and len(value) > most:
+            raise RequestError(f"{name} has {len(value)} entries; at most {most} are possible", name)

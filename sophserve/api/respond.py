@@ -1,0 +1,157 @@
+"""Answers to generation requests, whole or as server-sent events
+(https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from sophserve.api.generation import Answer, Generation
+from sophserve.api.record import Record
+from sophserve.api.requests import GenerationRequest, StreamOptions
+from sophserve.api.serving import SERVING
+from sophserve.engine.output import OutputDelta
+
+Choice = dict[str, Any]
+
+
+class Style(Protocol):
+    """How an endpoint words its answers. Every method returns one entry of `choices`."""
+
+    kind: str
+    chunk_kind: str
+
+    def whole(self, index: int, answer: Answer) -> Choice:
+        """A complete choice."""
+
+    def opening(self, index: int, delta: OutputDelta) -> Choice | None:
+        """What comes before a choice's first text; delta is its first one."""
+
+    def part(self, index: int, delta: OutputDelta) -> Choice | None:
+        """What a choice gains; None for nothing to show."""
+
+    def closing(self, index: int, delta: OutputDelta) -> Choice:
+        """The last chunk of a choice, with its finish_reason."""
+
+
+class Usage:
+    """Tokens used so far."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.prompt_tokens = generation.prompt_tokens
+        self.output_tokens = 0
+        self._n = generation.n
+        self._cached: dict[int, int] = {}
+
+    def add(self, index: int, delta: OutputDelta) -> None:
+        """Count what a choice gained."""
+        self.output_tokens += len(delta.token_ids)
+        if index % self._n == 0:  # further answers to a prompt find in the cache what the first one put there
+            self._cached.setdefault(index, delta.cached_tokens)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens whose keys and values were there already."""
+        return sum(self._cached.values())
+
+    def json(self) -> dict[str, Any]:
+        """The `usage` object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.output_tokens,
+            "total_tokens": self.prompt_tokens + self.output_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+class Reply:
+    """The answer to one request on its way out."""
+
+    def __init__(
+        self, request: web.Request, generation: Generation, style: Style, model: str, headers: dict[str, str]
+    ) -> None:
+        self._request = request
+        self._generation = generation
+        self._style = style
+        self._headers = {**headers, "X-Request-Id": generation.id}
+        self._usage = Usage(generation)
+        self._record: Record = request["record"]
+        self._record.id = generation.id
+        self._record.prompt_tokens = generation.prompt_tokens
+        self._common = {"id": generation.id, "created": int(time.time()), "model": model}
+
+    async def send(self, body: GenerationRequest) -> web.StreamResponse:
+        """Generate, and answer as the request wants it."""
+        self._generation.check(self._request.app[SERVING].engine)
+        if body.stream:
+            return await self._stream(body.stream_options or StreamOptions())
+        return await self._whole()
+
+    async def _deltas(self) -> AsyncGenerator[tuple[int, OutputDelta], None]:
+        record, usage = self._record, self._usage
+        async with aclosing(self._generation.deltas(self._request.app[SERVING].engine)) as deltas:
+            async for index, delta in deltas:
+                usage.add(index, delta)
+                record.first_output = record.first_output or time.monotonic()
+                record.output_tokens, record.cached_tokens = usage.output_tokens, usage.cached_tokens
+                if delta.finish_reason:
+                    record.finish_reasons.append(delta.finish_reason)
+                yield index, delta
+
+    async def _whole(self) -> web.Response:
+        answers = [Answer() for _ in range(len(self._generation.prompts) * self._generation.n)]
+        async with aclosing(self._deltas()) as deltas:
+            async for index, delta in deltas:
+                answers[index].add(delta)
+        body = {
+            **self._common,
+            "object": self._style.kind,
+            "choices": [self._style.whole(index, answer) for index, answer in enumerate(answers)],
+            "usage": self._usage.json(),
+        }
+        return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=self._headers)
+
+    async def _stream(self, options: StreamOptions) -> web.StreamResponse:
+        # The headers wait for the first output, so that what fails before it gets a status of its own.
+        response = web.StreamResponse(
+            headers={
+                **self._headers,
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+            }
+        )
+        opened: set[int] = set()
+        async with aclosing(self._deltas()) as deltas:
+            async for index, delta in deltas:
+                choices = []
+                if index not in opened:
+                    opened.add(index)
+                    choices.append(self._style.opening(index, delta))
+                choices.append(self._style.part(index, delta))
+                if delta.finish_reason:
+                    choices.append(self._style.closing(index, delta))
+                await self._write(response, [[choice] for choice in choices if choice], options)
+        if options.include_usage:
+            await self._write(response, [[]], StreamOptions(continuous_usage_stats=True))
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    async def _write(self, response: web.StreamResponse, chunks: list[list[Choice]], options: StreamOptions) -> None:
+        common = {**self._common, "object": self._style.chunk_kind}
+        if options.continuous_usage_stats:
+            common["usage"] = self._usage.json()
+        elif options.include_usage:
+            common["usage"] = None
+        if not response.prepared:
+            self._request["stream"] = response
+            await response.prepare(self._request)
+        events = [b"data: %b\n\n" % msgspec.json.encode({**common, "choices": chunk}) for chunk in chunks]
+        if events:
+            await response.write(b"".join(events))

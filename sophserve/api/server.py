@@ -1,0 +1,203 @@
+"""The server's life: listen at once, load, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import uvloop
+from aiohttp import web
+
+from sophserve.api.app import create_app
+from sophserve.api.serving import Serving
+from sophserve.checkpoint import read_generation_config
+from sophserve.config import ServerConfig
+from sophserve.engine.engine import Engine
+from sophserve.errors import CheckpointError, ConfigError, EngineDeadError
+from sophserve.sampling import SamplingParams, sampling_defaults
+
+log = logging.getLogger(__name__)
+
+
+def run(engine: Engine, config: ServerConfig, started: float) -> None:
+    """Serve an engine whose worker has been started, until SIGINT or SIGTERM.
+
+    started is the time.monotonic() at which the process began. Raises SophserveError if the server cannot listen, the
+    model cannot be loaded or the worker is lost.
+    """
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(engine, config, started))
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the loop leaves Python's own, which ends in a traceback
+
+
+async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
+    serving = Serving(engine, config)
+    stop = _stop_on_signal()
+    runner = web.AppRunner(create_app(serving), handler_cancellation=True, access_log=None, shutdown_timeout=1)
+    loading = asyncio.create_task(_load(serving))
+    try:
+        await runner.setup()
+        address = await _listen(runner, config)
+        log.info("listening on %s", address)
+        if await _before(stop, loading):
+            _log_ready(serving, address, time.monotonic() - started)
+            if await _before(stop, asyncio.create_task(engine.died.wait())):
+                await serving.drain(1)  # for the errors to reach their clients
+                raise EngineDeadError("the worker is lost; restart the server")
+            log.info(
+                "stopping: running requests have %g s to finish; interrupt again to exit at once", config.drain_timeout
+            )
+            for site in list(runner.sites):
+                await site.stop()
+            await serving.drain(config.drain_timeout)
+    finally:
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await runner.cleanup()
+        await engine.close()
+        serving.text_thread.shutdown(wait=False, cancel_futures=True)
+        if config.uds:
+            Path(config.uds).unlink(missing_ok=True)
+
+
+def _stop_on_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)  # the worker notices and exits as well
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _before(stop: asyncio.Event, task: asyncio.Task[object]) -> bool:
+    """Wait for the task; False if stop came first. Raises what the task raises."""
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+    if stop.is_set():
+        task.cancel()
+        return False
+    await task
+    return True
+
+
+async def _listen(runner: web.AppRunner, config: ServerConfig) -> str:
+    """Bind, and return the address for users."""
+    context = _ssl_context(config)
+    site: web.BaseSite
+    if config.uds:
+        where, advice = config.uds, "--uds"
+        site = web.UnixSite(runner, config.uds, ssl_context=context)
+    else:
+        where, advice = f"{config.host} port {config.port}", "--host and --port"
+        site = web.TCPSite(runner, config.host, config.port, ssl_context=context)
+    try:
+        await site.start()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and not config.uds:
+            raise ConfigError(f"port {config.port} is in use; stop what uses it or choose another --port") from None
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise ConfigError(f"cannot listen on {where}: {reason}; change {advice}") from None
+    if config.uds:
+        return f"unix:{config.uds}"
+    port = runner.addresses[0][1]
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{'https' if context else 'http'}://{host}:{port}"
+
+
+def _ssl_context(config: ServerConfig) -> ssl.SSLContext | None:
+    if not config.ssl_certfile:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile, password=_no_password)
+    except (OSError, ValueError) as error:
+        files = " and ".join(filter(None, [config.ssl_certfile, config.ssl_keyfile]))
+        raise ConfigError(f"cannot use {files} for HTTPS: {error}; check --ssl-certfile and --ssl-keyfile") from None
+    return context
+
+
+def _no_password() -> str:
+    raise ConfigError("the key of --ssl-keyfile is encrypted; give one without a password")
+
+
+async def _load(serving: Serving) -> None:
+    engine = serving.engine
+    engine.on_progress = _progress_report(engine)
+    await asyncio.to_thread(_load_text, serving)
+    await engine.start(serving.tokenizer)
+
+
+def _load_text(serving: Serving) -> None:
+    from sophserve.text.chat_template import ChatTemplate
+    from sophserve.text.tokenizer import Tokenizer
+
+    directory = serving.engine.directory
+    defaults = sampling_defaults(read_generation_config(directory))
+    try:
+        msgspec.convert(defaults, SamplingParams)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from None
+    serving.sampling_defaults = defaults
+    serving.tokenizer = Tokenizer.from_directory(directory)
+    template = serving.engine.config.chat_template
+    serving.chat_template = ChatTemplate.from_directory(
+        directory, serving.tokenizer, Path(template) if template else None
+    )
+
+
+def _progress_report(engine: Engine) -> Callable[[], None]:
+    """A bar on a terminal, a log line for each stage otherwise."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(unit="B", unit_scale=True, leave=False, dynamic_ncols=True)
+
+        def show() -> None:
+            progress = engine.progress
+            bar.set_description(progress.stage, refresh=False)
+            bar.total, bar.n = progress.total or None, progress.done
+            bar.refresh()
+            if engine.ready:
+                bar.close()
+
+        return show
+    stage = ""
+
+    def tell() -> None:
+        nonlocal stage
+        if engine.progress.stage != stage:
+            stage = engine.progress.stage
+            log.info("loading: %s", stage)
+
+    return tell
+
+
+def _log_ready(serving: Serving, address: str, seconds: float) -> None:
+    info = serving.engine.info
+    log.info(
+        "ready: %s/v1, model %s, context %d, KV cache %d tokens, in %.1f s",
+        address,
+        serving.model_names[0],
+        info.max_model_len,
+        info.num_blocks * info.block_size,
+        seconds,
+    )

@@ -1,0 +1,108 @@
+"""What the handlers share: the engine, the tokenizer, and who may come in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from sophserve.api.errors import ApiError
+from sophserve.config import ServerConfig
+from sophserve.engine.engine import Engine
+from sophserve.errors import RequestError
+from sophserve.text.chat_template import ChatTemplate
+from sophserve.text.tokenizer import Tokenizer
+
+
+class Serving:
+    """One model being served. tokenizer, chat_template and sampling_defaults are set while loading, before `ready`."""
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+    sampling_defaults: dict[str, Any]
+
+    def __init__(self, engine: Engine, config: ServerConfig) -> None:
+        self.engine = engine
+        self.config = config
+        self.model_names = config.served_model_name or [engine.config.model]
+        self.created = int(time.time())
+        self.draining = False
+        # One thread: long prompts wait for each other, and leave the other cores to the workers.
+        self.text_thread = ThreadPoolExecutor(1, "text")
+        self._sequences = 0
+        self._deadlines: set[asyncio.Timeout] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @asynccontextmanager
+    async def admitted(self, sequences: int) -> AsyncIterator[None]:
+        """Hold the place of a request that generates so many sequences. Raises ApiError when there is none, or when
+        the server stops before the request is done."""
+        if self.draining:
+            raise _stopping()
+        capacity = self.engine.config.max_num_seqs + self.config.max_queued_requests
+        if sequences > capacity:
+            raise RequestError(
+                f"the request asks for {sequences} answers at once (prompts times n); at most {capacity} are possible"
+            )
+        if self._sequences + sequences > capacity:
+            raise ApiError(
+                429,
+                f"{self._sequences} answers are running or queued already; try again later",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
+        self._sequences += sequences
+        self._idle.clear()
+        deadline = asyncio.timeout(None)
+        self._deadlines.add(deadline)
+        try:
+            async with deadline:
+                yield
+        except TimeoutError:
+            if deadline.expired():
+                raise _stopping() from None
+            raise
+        finally:
+            self._deadlines.discard(deadline)
+            self._sequences -= sequences
+            if not self._deadlines:
+                self._idle.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Let no new request in, wait for the running ones, and after that time end them with an error."""
+        self.draining = True
+        for limit in (seconds, 1.0):  # the second one is for the error to reach its client
+            try:
+                async with asyncio.timeout(limit):
+                    await self._idle.wait()
+                return
+            except TimeoutError:
+                for deadline in self._deadlines:
+                    if not deadline.expired():
+                        deadline.reschedule(0)
+
+    def check_model(self, name: str | None) -> str:
+        """The name to answer with. Raises ApiError for a name that is not served."""
+        if name is None:
+            return self.model_names[0]
+        if name not in self.model_names:
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist; this server has {', '.join(self.model_names)}",
+                code="model_not_found",
+                param="model",
+            )
+        return name
+
+
+def _stopping() -> ApiError:
+    return ApiError(503, "the server stops before this request is done", code="stopping")
+
+
+SERVING = web.AppKey("serving", Serving)
