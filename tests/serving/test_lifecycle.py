@@ -1,0 +1,121 @@
+"""Start, stop and death of the real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def segments() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.iterdir()} if SHARED_MEMORY.exists() else set()
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(processes, timeout=10)[1]
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_behind(
+    with_signal: int, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+) -> None:
+    before = segments()
+    server = start_server(make_checkpoint("qwen2"))
+    workers = server.workers
+    assert len(workers) == 1
+    server.client().completions.create(model="tiny", prompt="x", max_tokens=2)
+    status = server.stop(with_signal)
+    assert status == (-signal.SIGKILL if with_signal == signal.SIGKILL else 0), "".join(server.log)
+    assert all_gone(workers)
+    assert segments() <= before
+    assert "Traceback" not in "".join(server.log)
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("delay", [0.05, 0.4, 1.0])
+def test_stopped_while_it_loads(
+    with_signal: int, delay: float, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+) -> None:
+    server = start_server(make_checkpoint("qwen2"), ready=False)
+    time.sleep(delay)
+    workers = server.workers
+    server.stop(with_signal)
+    assert all_gone(workers)
+    assert "Traceback" not in "".join(server.log)
+
+
+def test_answers_503_with_progress_while_it_loads(
+    make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+) -> None:
+    server = start_server(make_checkpoint("qwen2"), ready=False)
+    server.wait_until_listening()
+    seen = []
+    while True:
+        try:
+            with urllib.request.urlopen(f"{server.url}/health") as answer:
+                assert answer.status == 200
+                break
+        except urllib.error.HTTPError as error:
+            assert error.code == 503
+            seen.append(json.loads(error.read()))
+        time.sleep(0.01)
+    assert seen and all("stage" in json.dumps(each) and "error" in each for each in seen)
+
+
+def test_the_server_s_process_has_not_imported_torch(
+    make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+) -> None:
+    server = start_server(make_checkpoint("qwen2"))
+    server.client().completions.create(model="tiny", prompt="x", max_tokens=2)
+    mapped = {Path(each.path).name for each in psutil.Process(server.process.pid).memory_maps()}
+    assert not [name for name in mapped if "torch" in name]
+    assert [name for each in server.workers for name in (m.path for m in each.memory_maps()) if "torch" in name]
+
+
+def test_sigterm_lets_running_streams_finish(
+    make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+) -> None:
+    server = start_server(make_checkpoint("qwen2"))
+    stream = server.client().completions.create(
+        model="tiny", prompt="x", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+    )
+    first = next(iter(stream))
+    stopper = threading.Thread(target=server.stop)
+    stopper.start()
+    chunks = [first, *stream]
+    stopper.join()
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert server.process.returncode == 0
+
+
+def test_a_dead_worker_fails_the_request_and_ends_the_server(
+    make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+) -> None:
+    server = start_server(make_checkpoint("qwen2"))
+    server.workers[0].kill()
+    assert server.process.wait(10) == 1
+    server.stop()
+    assert "the worker process was killed by signal 9" in "".join(server.log)
+
+
+def test_idle_processes_sleep(make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]) -> None:
+    server = start_server(make_checkpoint("qwen2"))
+    server.client().completions.create(model="tiny", prompt="x", max_tokens=5)
+    time.sleep(1)
+    processes = [psutil.Process(server.process.pid), *server.workers]
+    before = sum(sum(process.cpu_times()[:2]) for process in processes)
+    time.sleep(2)
+    used = sum(sum(process.cpu_times()[:2]) for process in processes) - before
+    # Two per cent of two seconds; the clock ticks in hundredths.
+    assert used <= 0.04

@@ -1,0 +1,83 @@
+"""Every architecture over HTTP, in process, and in transformers: the same tokens and logprobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer
+
+from sophserve import LLM, SamplingParams
+
+LENGTHS = [1, 7, 16, 17, 60]
+NEW_TOKENS = 32
+CASES = {
+    "llama": {"architecture": "llama", "attention_bias": True},
+    "llama-sharded": {"architecture": "llama", "max_shard_size": "50KB", "tie_word_embeddings": True},
+    "mistral": {"architecture": "mistral", "sliding_window": 24},
+    "qwen2": {"architecture": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {"architecture": "qwen3", "head_dim": 32},
+}
+
+
+def expected(directory: Path, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
+    """transformers' greedy continuation, and the logprobs `[tokens, vocab]` after each token of the whole."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        whole = model.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
+        # min_new_tokens bans the end tokens; sophserve is asked to do the same.
+        return whole[0, len(prompt) :].tolist(), model(whole).logits[0].log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 512, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_http_and_embedded_equal_transformers(
+    case: str, prompts: list[list[int]], make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+) -> None:
+    settings = dict(CASES[case])
+    directory = make_checkpoint(settings.pop("architecture"), **settings)
+    oracle = [expected(directory, prompt) for prompt in prompts]
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    client = start_server(directory).client()
+    for prompt, (tokens, logprobs) in zip(prompts, oracle, strict=True):
+        answer = client.completions.create(
+            model="tiny",
+            prompt=prompt,
+            temperature=0,
+            max_tokens=NEW_TOKENS,
+            logprobs=1,
+            extra_body={"min_tokens": NEW_TOKENS, "prompt_logprobs": 0},
+        )
+        choice = answer.choices[0]
+        given = choice.logprobs.token_logprobs
+        start = len(prompt) - 1
+        exact = logprobs[range(start, start + NEW_TOKENS), tokens]
+        assert torch.tensor(given).sub(exact).abs().max() < 2e-3
+        assert choice.text == tokenizer.decode(tokens)
+        assert choice.prompt_logprobs[0] is None
+        for position in range(1, len(prompt)):
+            entry = choice.prompt_logprobs[position][str(prompt[position])]
+            assert abs(entry["logprob"] - logprobs[position - 1, prompt[position]]) < 2e-3
+    with LLM(str(directory)) as llm:
+        params = SamplingParams(
+            temperature=0, max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS, logprobs=0, prompt_logprobs=0
+        )
+        results = llm.generate(prompts, params, use_tqdm=False)
+    for prompt, result, (tokens, logprobs) in zip(prompts, results, oracle, strict=True):
+        output = result.outputs[0]
+        assert output.token_ids == tokens
+        everything = prompt + tokens
+        entries = (result.prompt_logprobs or []) + (output.logprobs or [])
+        for position in range(1, len(everything)):
+            entry = (entries[position] or {})[everything[position]]
+            assert abs(entry.logprob - logprobs[position - 1, everything[position]]) < 2e-3
