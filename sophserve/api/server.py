@@ -142,6 +142,9 @@ def _no_password() -> str:
 async def _load(serving: Serving) -> None:
     engine = serving.engine
     engine.on_progress = _progress_report(engine)
+    # Reading a large tokenizer.json holds the interpreter's lock for a third of a second, and the worker takes longer
+    # anyway: answer first who has been waiting for the port.
+    await asyncio.sleep(0.3)
     await asyncio.to_thread(_load_text, serving)
     await engine.start(serving.tokenizer)
 
