@@ -91,8 +91,9 @@ def _download(model: str) -> Path:
     except LocalEntryNotFoundError:
         raise CheckpointError(
             f"there is no directory {model}, and the model cannot be downloaded: the Hub is not reachable "
-            "and the local cache has nothing of that name"
+            "or HF_HUB_OFFLINE is set, and the local cache has nothing of that name"
         ) from None
     # What else can go wrong depends on the HTTP library beneath, which differs between versions.
     except Exception as error:
-        raise CheckpointError(f"cannot download {model} from the Hub: {type(error).__name__}: {error}") from None
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(f"cannot download {model} from the Hub: {type(error).__name__}: {reason}") from None

@@ -5,7 +5,6 @@ What would change the mathematics is obeyed or refused, never ignored.
 
 from __future__ import annotations
 
-import logging
 import reprlib
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
@@ -17,81 +16,36 @@ from sophserve.errors import CheckpointError
 from sophserve.model.rope import RopeParameters
 from sophserve.plugins import quantizations
 
-log = logging.getLogger(__name__)
-
 C = TypeVar("C")
 
-# Keys that change what some model of the ecosystem computes, with the values that change nothing.
-_MATHEMATICAL: dict[str, tuple[Any, ...]] = {
-    "activation_sparsity_pattern": (),
-    "alibi": (False,),
-    "altup_num_inputs": (),
-    "apply_residual_connection_post_layernorm": (False,),
-    "attention_chunk_size": (),
-    "attention_multiplier": (),
-    "attention_sink": (False,),
-    "attn_logit_softcapping": (),
-    "attn_output_gate": (False,),
-    "attn_temperature_tuning": (False, 0),
-    "block_sparse": (False,),
-    "cla_share_factor": (1,),
-    "clip_qkv": (),
-    "cross_attention_layers": ([],),
-    "embedding_multiplier": (1,),
-    "embedding_scale": (1,),
-    "final_logit_softcapping": (),
-    "interleaved_sliding_window": (),
-    "kv_lora_rank": (),
-    "lm_head_multiplier": (1,),
-    "logit_scale": (1,),
-    "logits_scaling": (1,),
-    "mlp_only_layers": ([],),
-    "n_routed_experts": (0,),
-    "no_rope_layer_interval": (),
-    "no_rope_layers": ([],),
-    "num_experts": (0,),
-    "num_experts_per_tok": (0,),
-    "num_kv_shared_layers": (0,),
-    "num_local_experts": (0,),
-    "parallel_attn": (False,),
-    "parallel_residual": (False,),
-    "post_norm": (False,),
-    "q_lora_rank": (),
-    "qk_layernorm": (False,),
-    "qk_norm": (False,),
-    "query_pre_attn_scalar": (),
-    "residual_multiplier": (1,),
-    "rope_interleave": (False,),
-    "rope_interleaved": (False,),
-    "rope_local_base_freq": (),
-    "rotary_emb_base": (),
-    "rotary_pct": (1,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "scale_depth": (),
-    "scale_emb": (1,),
-    "scale_embedding": (False,),
-    "sliding_window": (),
-    "sliding_window_pattern": (),
-    "text_config": (),
-    "use_alibi": (False,),
-    "use_cla": (False,),
-    "use_mrope": (False,),
-    "use_parallel_residual": (False,),
-    "use_qk_norm": (False,),
-    "use_sliding_window": (False,),
-    "vision_config": (),
-}
-
-# Keys that say nothing about the forward pass, or whose effect shows in the names of the tensors (biases).
+# Keys that change what some model of the ecosystem computes, unless they are null, false, zero or empty.
 # fmt: off
+_SWITCHES = frozenset({
+    "activation_sparsity_pattern", "alibi", "altup_num_inputs", "apply_residual_connection_post_layernorm",
+    "attention_chunk_size", "attention_multiplier", "attention_sink", "attn_logit_softcapping", "attn_output_gate",
+    "attn_temperature_tuning", "block_sparse", "clip_qkv", "cross_attention_layers", "final_logit_softcapping",
+    "interleaved_sliding_window", "kv_lora_rank", "mlp_only_layers", "n_routed_experts", "no_rope_layer_interval",
+    "no_rope_layers", "num_experts", "num_experts_per_tok", "num_kv_shared_layers", "num_local_experts",
+    "parallel_attn", "parallel_residual", "post_norm", "q_lora_rank", "qk_layernorm", "qk_norm",
+    "query_pre_attn_scalar", "rope_interleave", "rope_interleaved", "rope_local_base_freq", "rotary_emb_base",
+    "scale_attn_by_inverse_layer_idx", "scale_depth", "scale_embedding", "sliding_window", "sliding_window_pattern",
+    "text_config", "use_alibi", "use_cla", "use_mrope", "use_parallel_residual", "use_qk_norm", "use_sliding_window",
+    "vision_config",
+})
+# Factors that do so unless they are null or 1.
+_FACTORS = frozenset({
+    "cla_share_factor", "embedding_multiplier", "embedding_scale", "lm_head_multiplier", "logit_scale",
+    "logits_scaling", "residual_multiplier", "rotary_pct", "scale_emb",
+})
+# Keys that say nothing about the forward pass, or whose effect shows in the names of the tensors (biases).
 _BOOKKEEPING = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures",
     "attention_bias", "attention_dropout", "attn_implementation", "auto_map", "bos_token_id",
     "chunk_size_feed_forward", "dtype", "embd_pdrop", "eos_token_id", "hidden_dropout",
     "hidden_dropout_prob", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder",
-    "label2id", "max_length", "max_window_layers", "mlp_bias", "model_type", "name", "no_bias",
+    "label2id", "layer_types", "max_length", "max_window_layers", "mlp_bias", "model_type", "name", "no_bias",
     "num_labels", "num_return_sequences", "original_max_position_embeddings", "output_attentions",
-    "output_hidden_states", "pad_token_id", "partial_rotary_factor", "pretraining_tp", "problem_type",
+    "output_hidden_states", "pad_token_id", "partial_rotary_factor", "pretraining_tp", "problem_type", "quantization_config",
     "resid_pdrop", "return_dict", "rope_parameters", "rope_scaling", "rope_theta", "sep_token_id",
     "task_specific_params", "tie_word_embeddings", "tokenizer_class", "torch_dtype",
     "transformers_version", "unk_token_id", "use_bfloat16", "use_bias", "use_cache",
@@ -105,16 +59,20 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 def parse_config(config_class: type[C], config: dict[str, Any]) -> C:
     """The dataclass with the values of config.json, its fields named as the file's keys.
 
-    A field `rope_parameters` receives either spelling of the file. Raises CheckpointError for a missing key,
-    a value of the wrong type, and a key that changes the mathematics but is no field of the class.
+    A field `rope_parameters` receives either spelling of the file, or plain RoPE where it has none. Raises
+    CheckpointError for a missing key, a value of the wrong type, and a key that changes the mathematics but is no
+    field of the class.
     """
     known = {field.name: field for field in fields(config_class)}  # type: ignore[arg-type]
     _refuse_quantization(config)
-    _refuse_unknown(known, config)
+    _refuse_unknown(set(known), config)
     missing = [
         name
         for name, field in known.items()
-        if field.default is MISSING and field.default_factory is MISSING and config.get(name) is None
+        if name != "rope_parameters"
+        and field.default is MISSING
+        and field.default_factory is MISSING
+        and config.get(name) is None
     ]
     if missing:
         raise CheckpointError(f"config.json has no {', '.join(missing)}, which {_architecture(config)} needs")
@@ -127,11 +85,14 @@ def parse_config(config_class: type[C], config: dict[str, Any]) -> C:
         raise CheckpointError(f"config.json cannot be used: {error}") from None
 
 
-def resolve_dtype(config: dict[str, Any], dtype: str) -> torch.dtype:
-    """The dtype to run in:
+def unknown_keys(config_class: type, config: dict[str, Any]) -> list[str]:
+    """Keys of config.json of which nothing is known here, and which are ignored."""
+    known = {field.name for field in fields(config_class)} | _SWITCHES | _FACTORS | _BOOKKEEPING
+    return sorted(set(config) - known)
 
-    the option's, or with "auto" that of config.json, or float32 where it names none.
-    """
+
+def resolve_dtype(config: dict[str, Any], dtype: str) -> torch.dtype:
+    """The dtype of the option; with "auto" that of config.json, or float32 where it names none."""
     name = dtype if dtype != "auto" else config.get("dtype") or config.get("torch_dtype") or "float32"
     name = str(name).removeprefix("torch.")
     if name not in _DTYPES:
@@ -157,24 +118,19 @@ def _refuse_quantization(config: dict[str, Any]) -> None:
     )
 
 
-def _refuse_unknown(known: dict[str, Any], config: dict[str, Any]) -> None:
-    unknown = []
+def _refuse_unknown(known: set[str], config: dict[str, Any]) -> None:
     for key, value in config.items():
-        if key in known or key in _BOOKKEEPING or value is None or key == "quantization_config":
+        if key in known or (key == "sliding_window" and config.get("use_sliding_window") is False):
             continue
-        if key == "layer_types" and isinstance(value, list) and set(value) <= {"full_attention"}:
-            continue
-        if key == "sliding_window" and config.get("use_sliding_window") is False:
-            continue
-        if key == "layer_types" or (key in _MATHEMATICAL and value not in _MATHEMATICAL[key]):
+        if (
+            (key in _SWITCHES and value)
+            or (key in _FACTORS and value not in (None, 1))
+            or (key == "layer_types" and value and set(value) != {"full_attention"})
+        ):
             raise CheckpointError(
-                f"config.json sets {key} to {reprlib.repr(value)}, which sophserve's "
-                f"{_architecture(config)} does not implement"
+                f"config.json sets {key} to {reprlib.repr(value)}, which sophserve's {_architecture(config)} does not "
+                "implement"
             )
-        if key not in _MATHEMATICAL:
-            unknown.append(key)
-    if unknown:
-        log.warning("config.json has keys that are not known here and are ignored: %s", ", ".join(sorted(unknown)))
 
 
 # Keys of rope parameters that repeat others or, with these values, change nothing.

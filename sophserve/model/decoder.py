@@ -1,8 +1,7 @@
 """The decoder-only language model that most architectures are a variation of.
 
 An architecture derives from CausalLM, says what one of its layers is (`make_layer`), and names its tensors
-(`checkpoint_names`). Attention and DecoderLayer are the common forms of the two; an architecture may bring
-its own.
+(`checkpoint_names`). Attention and DecoderLayer are the common forms of the two; an architecture may bring its own.
 """
 
 from __future__ import annotations
@@ -28,10 +27,7 @@ Size = Annotated[int, Meta(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """The keys of config.json that every decoder has, under their own names.
-
-    A field without a default must be there.
-    """
+    """The keys of config.json that every decoder has, under their own names. Those without a default must be there."""
 
     vocab_size: Size
     hidden_size: Size
@@ -123,12 +119,8 @@ class Attention(Module):
         qk_norm: bool = False,
         window: int | None = None,
     ) -> None:
-        hidden, heads, kv_heads, size = (
-            config.hidden_size,
-            config.num_attention_heads,
-            config.kv_heads,
-            config.head_size,
-        )
+        hidden, size = config.hidden_size, config.head_size
+        heads, kv_heads = config.num_attention_heads, config.kv_heads
         kv = Heads(kv_heads, size, replicate=True)
         self.qkv = Linear(context, hidden, {"q": Heads(heads, size), "k": kv, "v": kv}, bias=qkv_bias, shard="column")
         self.q_norm = RMSNorm(context, size, config.rms_norm_eps) if qk_norm else None
@@ -187,9 +179,8 @@ class CausalLM(Module, Generic[C]):
 
     config_class: the dataclass of config.json's keys that the architecture obeys.
     operators: names of the operators (device.interface.Ops) that it needs.
-    checkpoint_names: where the tensors of a checkpoint go, without the last component (weight, bias): `{}`
-    stands for a
-        number, such as the layer's.
+    checkpoint_names: where the tensors of a checkpoint go, without the last component (weight, bias). `{}` stands for
+        a number, such as the layer's.
     tied: parameters that read another parameter's tensor.
     """
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from device.interface import Activation, AttentionMeta, DenseWeight, KVCache, PackedWeight, Rope
+from device.reference import activate
 from sophserve.errors import CheckpointError
 from sophserve.model.context import ModelContext
 from sophserve.model.module import CannotSplit, Module, ParameterSpec, share
@@ -61,11 +61,10 @@ def _rows(context: ModelContext, part: int | Heads, shard: Shard) -> tuple[int, 
 class Linear(Module):
     """`x @ weight.T + bias`, with the weight packed by the device.
 
-    out_features: a size, or several named parts that are separate tensors on disk and one product here,
-    stacked in
+    out_features: a size, or several named parts that are separate tensors on disk and one product here, stacked in
     order: `Linear(context, hidden, {"gate": intermediate, "up": intermediate}, shard="column")`.
-    shard: "column" splits each part's output features between ranks; "row" splits the input features and sums
-    the results over ranks; "replicated" splits nothing.
+    shard: "column" splits each part's output features between ranks; "row" splits the input features and sums the
+    results over ranks; "replicated" splits nothing.
     in_features, out_features, part_sizes: what this rank holds.
     """
 
@@ -82,8 +81,6 @@ class Linear(Module):
     ) -> None:
         parts = out_features if isinstance(out_features, Mapping) else {"": out_features}
         columns = share(context, in_features, "inputs of a projection") if shard == "row" else slice(0, in_features)
-        # Every rank of a row split adds to the same sum: only one may add the bias.
-        has_bias = bias and (shard != "row" or context.communicator.rank == 0)
         self._context = context
         self._shard = shard
         self._specs: dict[str, ParameterSpec] = {}
@@ -93,12 +90,13 @@ class Linear(Module):
             total, rows = _rows(context, part, shard)
             self.part_sizes.append(rows.stop - rows.start)
             self._specs[f"{prefix}weight"] = ParameterSpec((total, in_features), (rows, columns))
-            if has_bias:
+            if bias:
                 self._specs[f"{prefix}bias"] = ParameterSpec((total,), (rows,))
         self.in_features = columns.stop - columns.start
         self.out_features = sum(self.part_sizes)
         self.bias: Tensor | None = None
-        self._has_bias = has_bias
+        # Every rank of a row split adds to the same sum: only one may add the bias.
+        self._adds_bias = bias and (shard != "row" or context.communicator.rank == 0)
 
     def parameters(self) -> dict[str, ParameterSpec]:
         """`weight` and `bias`, or `part.weight` and `part.bias` for each part."""
@@ -109,7 +107,7 @@ class Linear(Module):
         context = self._context
         weights = [tensors[f"{prefix}weight"] for prefix in self._prefixes]
         self.weight = context.device.pack(DenseWeight(_stack(weights, context.dtype)))
-        if self._has_bias:
+        if self._adds_bias:
             biases = [tensors[f"{prefix}bias"] for prefix in self._prefixes]
             self.bias = _stack(biases, context.dtype).to(context.device.torch_device)
 
@@ -196,10 +194,7 @@ class LMHead(Module):
         return {"weight": ParameterSpec(self._shape, (self._rows,))}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Pack this rank's rows, with rows of zeros after the end of the vocabulary:
-
-        gathering needs equal shares.
-        """
+        """Pack this rank's rows. Gathering needs equal shares, so rows of zeros follow the vocabulary's last."""
         rows = tensors["weight"]
         each = -(-self._shape[0] // self._context.communicator.world_size)
         padding = torch.zeros(each - len(rows), self._shape[1], dtype=rows.dtype)
@@ -213,10 +208,11 @@ class LMHead(Module):
 
 def _vocabulary_share(context: ModelContext, vocab_size: int) -> slice:
     """This rank's rows. Any size can be split: the last ranks may hold fewer rows."""
-    each = -(-vocab_size // context.communicator.world_size)
+    ranks = context.communicator.world_size
+    each = -(-vocab_size // ranks)
     start = context.communicator.rank * each
-    if start >= vocab_size:
-        raise CannotSplit(f"a vocabulary of {vocab_size} tokens cannot be split between that many ranks")
+    if each * (ranks - 1) >= vocab_size:
+        raise CannotSplit(f"a vocabulary of {vocab_size} tokens cannot be split between {ranks} ranks")
     return slice(start, min(start + each, vocab_size))
 
 
@@ -243,17 +239,10 @@ class GatedMLP(Module):
         """`[tokens, hidden]` to the same shape."""
         if self._bias:
             gate, up = self.gate_up(x).chunk(2, dim=-1)
-            return self.down(_ACTIVATE[self._activation](gate) * up)
+            return self.down((activate(gate.float(), self._activation) * up.float()).to(x.dtype))
         ops = self._context.device.ops
         y = ops.gated_mlp(x, self.gate_up.weight, self.down.weight, self._activation)
         return self._context.communicator.all_reduce(y)
-
-
-_ACTIVATE: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-}
 
 
 class PagedAttention(Module):
@@ -286,7 +275,9 @@ class PagedAttention(Module):
         self._scale = scale
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, meta: AttentionMeta) -> Tensor:
-        """q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`, not rotated; returns
-        `[tokens, heads * head_dim]`."""
+        """q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`, not rotated yet.
+
+        Returns `[tokens, heads * head_dim]`.
+        """
         out = self._context.device.ops.paged_attention(q, k, v, self.kv, meta, self._rope, self._scale, self.window)
         return out.flatten(-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,14 @@ from typing import Any
 from device.interface import Device, SingleRank
 from sophserve.checkpoint import read_config
 from sophserve.errors import CheckpointError, ConfigError
+from sophserve.model.config import unknown_keys
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.module import CannotSplit, Module
 from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors
 from sophserve.plugins import architectures
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -51,12 +55,15 @@ def load_model(
 ) -> CausalLM:
     """Make the model of a checkpoint and load this rank's weights, converted to the context's dtype.
 
-    on_progress receives (bytes done, bytes in all), counted in the checkpoint's files; it may be called from
-    several threads, one at a time. Raises ConfigError or CheckpointError.
+    on_progress receives (bytes done, bytes in all), counted in the checkpoint's files. model_class: by default the one
+    that a plugin registered. Raises ConfigError or CheckpointError.
     """
     config = read_config(directory)
     model_class = model_class or find_architecture(config)
     check_operators(model_class, context.device)
+    unknown = unknown_keys(model_class.config_class, config)
+    if unknown:
+        log.warning("config.json has keys that are not known here and are ignored: %s", ", ".join(unknown))
     model = build_model(model_class, config, context)
     load_weights(model, directory, on_progress)
     return model
@@ -73,10 +80,7 @@ def check_operators(model_class: type[CausalLM], device: Device) -> None:
 
 
 def build_model(model_class: type[CausalLM], config: dict[str, Any], context: ModelContext) -> CausalLM:
-    """The model without weights.
-
-    Raises CheckpointError; ConfigError if it does not divide between the ranks.
-    """
+    """The model without weights. Raises CheckpointError, or ConfigError if the ranks cannot share it."""
     try:
         return model_class(config, context)
     except CannotSplit as error:

@@ -1,7 +1,7 @@
 """Rotary position embedding tables, with the scalings that checkpoints ask for.
 
-The tables are computed in float32 in the order of operations that transformers uses: at position 100,000 an
-angle has an error of some thousandths in float32, and a model is trained and tested with these very errors.
+The tables are computed in float32 in the order of operations that transformers uses: at position 100,000 an angle has
+an error of some thousandths in float32, and a model is trained and tested with these very errors.
 """
 
 from __future__ import annotations
@@ -9,32 +9,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from device.interface import Rope
 from sophserve.errors import CheckpointError
+
+Positive = Annotated[float, Meta(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeParameters:
     """config.json's `rope_parameters` (in older files `rope_theta` and `rope_scaling`), by the names of the file.
 
-    original_max_position_embeddings: the context length in tokens that the model was trained with before
-    scaling. 0 stands for what the file does not give.
+    original_max_position_embeddings: the context length in tokens that the model was trained with before scaling.
+    0 stands for what the file does not give.
     """
 
     rope_type: str = "default"
-    rope_theta: float = 10000.0
-    partial_rotary_factor: float = 1.0
-    original_max_position_embeddings: int = 0
-    factor: float = 0.0
-    low_freq_factor: float = 0.0
-    high_freq_factor: float = 0.0
+    rope_theta: Annotated[float, Meta(gt=1)] = 10000.0
+    partial_rotary_factor: Positive = 1.0
+    original_max_position_embeddings: Annotated[int, Meta(ge=1)] = 0
+    factor: Positive = 0.0
+    low_freq_factor: Positive = 0.0
+    high_freq_factor: Positive = 0.0
     attention_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     truncate: bool = True
@@ -60,9 +64,9 @@ class RopeParameters:
 def make_rope(parameters: RopeParameters, head_dim: int, max_positions: int) -> Rope:
     """Tables for positions 0 to max_positions - 1, `[max_positions, rotary_dim / 2]`, on the host."""
     rotary_dim = int(head_dim * parameters.partial_rotary_factor)
-    if rotary_dim < 2 or rotary_dim % 2:
+    if rotary_dim < 4 or rotary_dim % 2 or rotary_dim > head_dim:
         raise CheckpointError(
-            f"config.json asks to rotate {rotary_dim} channels of a head of {head_dim}; it takes pairs"
+            f"config.json asks to rotate {rotary_dim} channels of a head of {head_dim}; it takes at least two pairs"
         )
     frequencies = _FREQUENCIES[parameters.rope_type](parameters, rotary_dim, max_positions)
     angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
@@ -87,10 +91,9 @@ def _linear(p: RopeParameters, dim: int, max_positions: int) -> Tensor:
 def _dynamic(p: RopeParameters, dim: int, max_positions: int) -> Tensor:
     """NTK-aware scaling whose base grows with the sequence; float32 `[max_positions, dim / 2]`.
 
-    transformers rotates all keys of one forward pass by its longest position, so that a key depends on how
-    the prompt was cut into passes. Here the rotation is a function of the position alone, or cached blocks
-    could not be shared: row p has the frequencies of a sequence of p + 1 tokens, which is what transformers
-    does token by token.
+    transformers rotates all keys of one forward pass by its longest position, so that a key depends on how the prompt
+    was cut into passes. Here the rotation is a function of the position alone, or cached blocks could not be shared:
+    row p has the frequencies of a sequence of p + 1 tokens, which is what transformers does token by token.
     """
     trained = p.original_max_position_embeddings
     lengths = torch.arange(1, max_positions + 1).clamp(min=trained)
@@ -110,10 +113,7 @@ def _llama3(p: RopeParameters, dim: int, max_positions: int) -> Tensor:
 
 
 def _yarn(p: RopeParameters, dim: int, max_positions: int) -> Tensor:
-    """YaRN (https://arxiv.org/abs/2309.00071), section 3.2:
-
-    interpolate channels that turn rarely, keep the others.
-    """
+    """YaRN (https://arxiv.org/abs/2309.00071), section 3.2: interpolate channels that turn rarely, keep the others."""
 
     def channel(turns: float) -> float:
         """The channel that turns so many times over the trained context."""

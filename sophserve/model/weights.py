@@ -55,9 +55,8 @@ def find_tensors(directory: Path) -> dict[str, StoredTensor]:
 def read_tensors(wanted: dict[str, tuple[StoredTensor, tuple[slice, ...]]]) -> dict[str, Tensor]:
     """The given parts of tensors, by the keys of `wanted`, as views of their mapped files.
 
-    Files are opened anew by every call: when the views are gone, so are the pages that were read, and the
-    process never holds more of the checkpoint than what it reads at once. Opening one takes less than a
-    millisecond.
+    Files are opened anew by every call: when the views are gone, so are the pages that were read, and the process never
+    holds more of the checkpoint than what it reads at once. Opening one takes less than a millisecond.
     """
     tensors = {}
     for key, (stored, part) in wanted.items():

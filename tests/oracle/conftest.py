@@ -1,0 +1,107 @@
+"""Runs a model by hand on a paged cache, without the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from device.cmodel.device import CmodelDevice
+from device.interface import AttentionMeta, Communicator, SingleRank
+from model_plugins.architectures.llama import LlamaForCausalLM
+from model_plugins.architectures.mistral import MistralForCausalLM
+from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
+from model_plugins.architectures.qwen3 import Qwen3ForCausalLM
+from sophserve.checkpoint import read_config
+from sophserve.model.context import ModelContext
+from sophserve.model.decoder import CausalLM
+from sophserve.model.layers import PagedAttention
+from sophserve.model.loading import load_model
+
+CLASSES = {c.__name__: c for c in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)}
+BLOCK_SIZE = 8
+BLOCKS = 200
+
+
+class PagedModel:
+    """A model with a KV cache whose blocks are handed out in a mixed order."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model = model
+        device = model.context.device
+        for layer in model.modules():
+            if isinstance(layer, PagedAttention):
+                dims = (layer.head_dim, layer.head_dim)
+                layer.kv = device.make_kv_cache(BLOCKS, BLOCK_SIZE, layer.kv_heads, dims, model.context.dtype)
+        self._free = torch.randperm(BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
+        self._blocks: dict[int, list[int]] = {}
+        self._lengths: dict[int, int] = {}
+
+    @torch.inference_mode()
+    def step(self, batch: dict[int, list[int]]) -> dict[int, Tensor]:
+        """Append the tokens to the sequences of these numbers; float32 logits `[new tokens, vocab]` of each."""
+        order = sorted(batch, key=lambda number: len(batch[number]) > 1)
+        tables, slots = [], []
+        for number in order:
+            cached = self._lengths.setdefault(number, 0)
+            blocks = self._blocks.setdefault(number, [])
+            length = cached + len(batch[number])
+            while len(blocks) * BLOCK_SIZE < length:
+                blocks.append(self._free.pop())
+            tables.append(torch.tensor(blocks, dtype=torch.int32))
+            slots += [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(cached, length)]
+        counts = [len(batch[number]) for number in order]
+        cached_lengths = [self._lengths[number] for number in order]
+        meta = AttentionMeta(
+            input_lengths=torch.tensor(counts, dtype=torch.int32),
+            cached_lengths=torch.tensor(cached_lengths, dtype=torch.int32),
+            block_tables=torch.nn.utils.rnn.pad_sequence(tables, batch_first=True),
+            slot_mapping=torch.tensor(slots, dtype=torch.int32),
+            max_length=max(new + old for new, old in zip(counts, cached_lengths, strict=True)),
+        )
+        ids = torch.tensor([token for number in order for token in batch[number]])
+        logits = self.model.logits(self.model(ids, meta)).float()
+        for number in order:
+            self._lengths[number] += len(batch[number])
+        return dict(zip(order, logits.split(counts), strict=True))
+
+    def logprobs(self, ids: list[int], chunk: int) -> Tensor:
+        """Log-probabilities of every position, `[tokens, vocab]`, prefilled in chunks."""
+        number = len(self._lengths)
+        parts = [self.step({number: ids[start : start + chunk]})[number] for start in range(0, len(ids), chunk)]
+        return torch.cat(parts).log_softmax(-1)
+
+    def generate(self, prompts: list[list[int]], count: int, chunk: int) -> list[list[int]]:
+        """Greedy tokens. Prompts join one after the other, in chunks, while those before them decode."""
+        first = len(self._lengths)
+        answers: list[list[int]] = [[] for _ in prompts]
+        waiting = [list(prompt) for prompt in prompts]
+        while any(len(answer) < count for answer in answers):
+            batch = {first + i: answer[-1:] for i, answer in enumerate(answers) if answer and len(answer) < count}
+            joining = next((i for i, prompt in enumerate(waiting) if prompt), None)
+            if joining is not None:
+                batch[first + joining], waiting[joining] = waiting[joining][:chunk], waiting[joining][chunk:]
+            for number, logits in self.step(batch).items():
+                if not waiting[number - first]:
+                    answers[number - first].append(int(logits[-1].argmax()))
+        return answers
+
+
+@pytest.fixture(scope="session")
+def open_model() -> Callable[..., PagedModel]:
+    """`open_model(directory, dtype=torch.float32, max_positions=256, communicator=SingleRank())`."""
+
+    def open_(
+        directory: Path,
+        dtype: torch.dtype = torch.float32,
+        max_positions: int = 256,
+        communicator: Communicator | None = None,
+    ) -> PagedModel:
+        context = ModelContext(CmodelDevice(), communicator or SingleRank(), dtype, max_positions)
+        model_class = CLASSES[read_config(directory)["architectures"][0]]
+        return PagedModel(load_model(directory, context, model_class=model_class))
+
+    return open_
