@@ -51,6 +51,8 @@ _NEUTRAL: dict[str, Any] = {"best_of": 1, "modalities": ["text"]}
 
 async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
     """The body as a struct, and the names of fields in it that mean nothing here. Raises RequestError."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise RequestError("compressed bodies are not supported; leave out Content-Encoding")
     fields = _decode(await request.read())
     for name in _UNSUPPORTED & fields.keys():
         if fields[name] and fields[name] != _NEUTRAL.get(name):
@@ -97,5 +99,5 @@ def _wrong_type(problem: str) -> RequestError:
         name = ""
         reason = "must be " + re.sub(r"^Expected ", "", problem.partition(" - at ")[0]).replace("`", "")
     if where := re.search(r"`\$\.?([^`]*)`$", problem):
-        name = f"{where[1]}.{name}".strip(".")
+        name = f"{where[1]}.{name}".strip(".").removesuffix("[...]")
     return RequestError(f"{name}: {reason}", name)

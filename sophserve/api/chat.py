@@ -26,7 +26,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, ChatRequest)
     model = serving.check_model(body.model)
-    params = sampling_params(body, serving.sampling_defaults, _logprobs(body), body.prompt_logprobs)
+    defaults = {"max_tokens": None} | serving.sampling_defaults
+    params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
     _check_tools(body)
     messages = [_to_template(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
     if not messages:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.record import Record
+from sophserve.api.record import Record, current_record
 from sophserve.errors import EngineDeadError, RequestError, SophserveError
 
 log = logging.getLogger(__name__)
@@ -62,12 +62,14 @@ class ApiError(SophserveError):
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn whatever a handler raises into an answer, and log one line for the request."""
     record = Record(time.monotonic())
-    request["record"] = record
+    current_record.set(record)
     status = 499  # the client went away before the answer
     try:
         response = await _answer(request, handler, record)
         status = response.status
         return response
+    except ConnectionError:
+        return web.Response(status=status)  # cannot be sent
     finally:
         quiet = request.path == "/health" or record.error_code == "loading"
         path = request.rel_url.raw_path
@@ -78,17 +80,16 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
     try:
         return await handler(request)
     except ConnectionError:
-        return web.Response(status=499)  # cannot be sent: the client has gone
+        raise
     except Exception as exception:
         error = _as_api_error(request, exception)
     record.error, record.error_code = str(error), error.code
-    stream: web.StreamResponse | None = request.get("stream")
-    if stream is None or not stream.prepared:
+    if record.stream is None:
         return error.response()
     # The headers have gone out with status 200: the error can only be an event.
-    await stream.write(b"data: " + msgspec.json.encode(error.body) + b"\n\n")
-    await stream.write_eof()
-    return stream
+    await record.stream.write(b"data: %b\n\n" % msgspec.json.encode(error.body))
+    await record.stream.write_eof()
+    return record.stream
 
 
 def _as_api_error(request: web.Request, exception: Exception) -> ApiError:

@@ -36,14 +36,17 @@ async def encode_chat(serving: Serving, messages: list[dict[str, Any]], body: Ch
             raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
 
     def work() -> list[int]:
-        text = serving.chat_template.render(
-            messages,
-            tools=body.tools or None,
-            documents=body.documents,
-            add_generation_prompt=generate,
-            continue_final_message=continued,
-            **kwargs,
-        )
+        try:
+            text = serving.chat_template.render(
+                messages,
+                tools=body.tools or None,
+                documents=body.documents,
+                add_generation_prompt=generate,
+                continue_final_message=continued,
+                **kwargs,
+            )
+        except RecursionError:
+            raise RequestError("messages are nested too deeply", "messages") from None
         return _encode(serving, text, bool(body.add_special_tokens))
 
     return await _in_text_thread(serving, sum(map(_length, messages)), work)

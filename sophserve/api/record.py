@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+
+from aiohttp import web
 
 
 @dataclass
 class Record:
-    """Filled in while a request is served. Times are of time.monotonic()."""
+    """Filled in while a request is served. Times are of time.monotonic(); stream is set once its headers go out."""
 
     started: float
     id: str | None = None
@@ -19,6 +22,7 @@ class Record:
     finish_reasons: list[str] = field(default_factory=list)
     error: str | None = None
     error_code: str | None = None
+    stream: web.StreamResponse | None = None
 
     def __str__(self) -> str:
         now = time.monotonic()
@@ -34,3 +38,7 @@ class Record:
         if self.error is not None:
             parts.append(f"error={self.error!r}")
         return "".join(" " + part for part in [f"total={now - self.started:.3f}s", *parts])
+
+
+# That of the request which the running task serves.
+current_record: ContextVar[Record] = ContextVar("current_record")

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from sophserve.api.generation import Answer, Generation
-from sophserve.api.record import Record
+from sophserve.api.record import current_record
 from sophserve.api.requests import GenerationRequest, StreamOptions
 from sophserve.api.serving import SERVING
 from sophserve.engine.output import OutputDelta
@@ -80,7 +80,7 @@ class Reply:
         self._style = style
         self._headers = {**headers, "X-Request-Id": generation.id}
         self._usage = Usage(generation)
-        self._record: Record = request["record"]
+        self._record = current_record.get()
         self._record.id = generation.id
         self._record.prompt_tokens = generation.prompt_tokens
         self._common = {"id": generation.id, "created": int(time.time()), "model": model}
@@ -150,7 +150,7 @@ class Reply:
         elif options.include_usage:
             common["usage"] = None
         if not response.prepared:
-            self._request["stream"] = response
+            self._record.stream = response
             await response.prepare(self._request)
         events = [b"data: %b\n\n" % msgspec.json.encode({**common, "choices": chunk}) for chunk in chunks]
         if events:

@@ -42,6 +42,11 @@ def run(engine: Engine, config: ServerConfig, started: float) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the loop leaves Python's own, which ends in a traceback
 
 
+def make_runner(serving: Serving) -> web.AppRunner:
+    """The application, and how aiohttp is to run it: a client that goes away cancels its handler."""
+    return web.AppRunner(create_app(serving), handler_cancellation=True, access_log=None, shutdown_timeout=1)
+
+
 async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
     serving = Serving(engine, config)
     stop = _stop_on_signal()

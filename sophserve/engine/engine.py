@@ -128,13 +128,14 @@ class Engine:
                 "prompt",
                 "context_length_exceeded",
             )
-        if params.max_tokens is not None and len(prompt) + params.max_tokens > longest:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}, together more than the "
-                f"context of {longest}; shorten the prompt or lower max_tokens to at most {longest - len(prompt)}",
-                "max_tokens",
-                "context_length_exceeded",
-            )
+        for name, count in (("max_tokens", params.max_tokens), ("min_tokens", params.min_tokens)):
+            if count is not None and len(prompt) + count > longest:
+                raise RequestError(
+                    f"the prompt has {len(prompt)} tokens and {name} is {count}, together more than the context of "
+                    f"{longest}; shorten the prompt or lower {name} to at most {longest - len(prompt)}",
+                    name,
+                    "context_length_exceeded",
+                )
         size = self.info.vocab_size
         for name, ids in (
             ("prompt", prompt),

@@ -1,0 +1,158 @@
+"""The HTTP application over an engine without a model, in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+from openai import AsyncOpenAI
+
+from sophserve.api.server import make_runner
+from sophserve.api.serving import Serving
+from sophserve.config import EngineConfig, ServerConfig
+from sophserve.engine.engine import Engine
+from sophserve.engine.output import OutputDelta, TokenLogprob
+from sophserve.engine.request import Request
+from sophserve.engine.sequence import Sequence
+from sophserve.sampling import SamplingParams
+from sophserve.text.chat_template import ChatTemplate
+from sophserve.text.tokenizer import Tokenizer
+from sophserve.worker.messages import ModelInfo, PromptLogprobs, SampledToken
+
+CONTEXT = 256
+END = 2
+
+
+def logprobs(token_id: int, count: int) -> list[TokenLogprob]:
+    """Those of one position: the chosen token, and the `count` most probable ones."""
+    top = [TokenLogprob(10 + rank, -0.5 * rank, rank) for rank in range(1, count + 1)]
+    return [TokenLogprob(token_id, -0.25 - token_id / 1024, 7), *top]
+
+
+class FakeEngine(Engine):
+    """Repeats the prompt twice, from its token number `index` on, and then ends. Text, stop conditions and checks are
+    the engine's own. A gate that is closed holds every answer before its next token; failures are raised there."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        super().__init__(EngineConfig(model=str(directory), **options), directory)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+        self.params: list[SamplingParams] = []
+        self.prompts: list[list[int]] = []
+        self.running = 0
+        self.loaded = False
+
+    @property
+    def ready(self) -> bool:
+        return self.loaded and not self.died.is_set()
+
+    async def start(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._info = ModelInfo(
+            max_model_len=CONTEXT,
+            vocab_size=512,
+            dtype="float32",
+            device="fake",
+            block_size=16,
+            num_blocks=1000,
+            kv_cache_bytes=0,
+        )
+        self.loaded = True
+
+    async def generate(
+        self, prompt: list[int], params: SamplingParams, request_id: str, index: int = 0
+    ) -> AsyncGenerator[OutputDelta, None]:
+        self.params.append(params)
+        self.prompts.append(prompt)
+        room = CONTEXT - len(prompt)
+        most = room if params.max_tokens is None else min(room, params.max_tokens)
+        request = Request(len(self.params), prompt, params, 0, most, [*params.stop_token_ids, END])
+        sequence = Sequence(request, self._tokenizer)
+        if params.prompt_logprobs is not None:
+            entries = [logprobs(token, params.prompt_logprobs) for token in prompt[1:]]
+            sequence.add_prompt_logprobs(PromptLogprobs(request.id, 1, entries))
+        self.running += 1
+        try:
+            while not sequence.finished:
+                await self.gate.wait()
+                await asyncio.sleep(0)
+                if self.failure:
+                    raise self.failure
+                count = len(request.output)
+                token = prompt[(index + count) % len(prompt)] if count < 2 * len(prompt) else END
+                request.output.append(token)
+                entry = None if params.logprobs is None else logprobs(token, params.logprobs)
+                sequence.add_token(SampledToken(request.id, token, entry))
+                yield await sequence.stream.get()
+        finally:
+            self.running -= 1
+
+
+class App:
+    """A running application, and clients for it."""
+
+    def __init__(self, engine: FakeEngine, serving: Serving, runner: web.AppRunner) -> None:
+        self.engine = engine
+        self.serving = serving
+        self.runner = runner
+        self.tokenizer = serving.tokenizer
+        self.port: int = runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = ClientSession(self.url)
+        self.openai = AsyncOpenAI(base_url=f"{self.url}/v1", api_key="secret", max_retries=0)
+
+    async def post(self, path: str, body: Any, **options: Any) -> tuple[int, Any]:
+        """Status and decoded body of one request."""
+        data = {"data": body} if isinstance(body, bytes) else {"json": body}
+        async with self.http.post(path, **data, **options) as response:
+            return response.status, await response.json()
+
+    async def until_running(self, count: int) -> None:
+        """Wait until that many answers are being generated."""
+        async with asyncio.timeout(5):
+            while self.engine.running != count:
+                await asyncio.sleep(0.005)
+
+
+StartApp = Callable[..., Awaitable[App]]
+
+
+@pytest.fixture
+async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[StartApp]:
+    """`await start_app(ready=True, engine={...}, **server options)`."""
+    apps = []
+
+    async def start(
+        ready: bool = True, engine: dict[str, Any] | None = None, defaults: dict[str, Any] | None = None, **options: Any
+    ) -> App:
+        directory = make_checkpoint("qwen2")
+        fake = FakeEngine(directory, **(engine or {}))
+        serving = Serving(fake, ServerConfig(**{"served_model_name": ["tiny", "org/tiny"], **options}))
+        serving.tokenizer = Tokenizer.from_directory(directory)
+        serving.chat_template = ChatTemplate.from_directory(directory, serving.tokenizer)
+        serving.sampling_defaults = defaults or {}
+        if ready:
+            await fake.start(serving.tokenizer)
+        runner = make_runner(serving)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        apps.append(App(fake, serving, runner))
+        return apps[-1]
+
+    yield start
+    for app in apps:
+        await app.http.close()
+        await app.openai.close()
+        await app.runner.cleanup()
+        assert app.engine.running == 0
+
+
+@pytest.fixture
+async def app(start_app: StartApp) -> App:
+    """An application with default options."""
+    return await start_app()
