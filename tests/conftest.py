@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-ARCHITECTURES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+# arcee comes from the third-party package in tests/plugins.
+ARCHITECTURES = {"arcee": "Arcee", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 SHAPE = {
     "hidden_size": 64,

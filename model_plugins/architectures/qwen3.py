@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from sophserve.model.decoder import DECODER_NAMES, Attention, CausalLM, DecoderLayer, LayeredWindowConfig, Size
 from sophserve.model.layers import GatedMLP
@@ -23,8 +21,7 @@ class Qwen3ForCausalLM(CausalLM[Qwen3Config]):
     """The plain pre-norm decoder with normalised queries and keys; the upper layers may have a sliding window."""
 
     config_class = Qwen3Config
-    checkpoint_names: ClassVar[Mapping[str, str]] = {
-        **DECODER_NAMES,
+    checkpoint_names = DECODER_NAMES | {
         "model.layers.{}.self_attn.q_norm": "layers.{}.attention.q_norm",
         "model.layers.{}.self_attn.k_norm": "layers.{}.attention.k_norm",
     }

@@ -39,17 +39,16 @@ _FACTORS = frozenset({
 })
 # Keys that say nothing about the forward pass, or whose effect shows in the names of the tensors (biases).
 _BOOKKEEPING = frozenset({
-    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures",
-    "attention_bias", "attention_dropout", "attn_implementation", "auto_map", "bos_token_id",
-    "chunk_size_feed_forward", "dtype", "embd_pdrop", "eos_token_id", "hidden_dropout",
-    "hidden_dropout_prob", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder",
-    "label2id", "layer_types", "max_length", "max_window_layers", "mlp_bias", "model_type", "name", "no_bias",
-    "num_labels", "num_return_sequences", "original_max_position_embeddings", "output_attentions",
-    "output_hidden_states", "pad_token_id", "partial_rotary_factor", "pretraining_tp", "problem_type", "quantization_config",
-    "resid_pdrop", "return_dict", "rope_parameters", "rope_scaling", "rope_theta", "sep_token_id",
-    "task_specific_params", "tie_word_embeddings", "tokenizer_class", "torch_dtype",
-    "transformers_version", "unk_token_id", "use_bfloat16", "use_bias", "use_cache",
-    "use_flash_attention", "use_flash_attn",
+    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_bias",
+    "attention_dropout", "attn_implementation", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype",
+    "embd_pdrop", "eos_token_id", "hidden_dropout", "hidden_dropout_prob", "id2label", "initializer_range",
+    "is_decoder", "is_encoder_decoder", "label2id", "layer_types", "max_length", "max_window_layers", "mlp_bias",
+    "model_type", "name", "no_bias", "num_labels", "num_return_sequences", "original_max_position_embeddings",
+    "output_attentions", "output_hidden_states", "pad_token_id", "partial_rotary_factor", "pretraining_tp",
+    "problem_type", "quantization_config", "resid_pdrop", "return_dict", "rope_parameters", "rope_scaling",
+    "rope_theta", "sep_token_id", "task_specific_params", "tie_word_embeddings", "tokenizer_class", "torch_dtype",
+    "transformers_version", "unk_token_id", "use_bfloat16", "use_bias", "use_cache", "use_flash_attention",
+    "use_flash_attn",
 })
 # fmt: on
 

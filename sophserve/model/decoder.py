@@ -156,7 +156,7 @@ class DecoderLayer(Module):
 
 
 # The names of transformers' Llama, which most checkpoints follow.
-DECODER_NAMES: Mapping[str, str] = {
+DECODER_NAMES = {
     "model.embed_tokens": "embedding",
     "model.layers.{}.input_layernorm": "layers.{}.attention_norm",
     "model.layers.{}.self_attn.q_proj": "layers.{}.attention.qkv.q",
