@@ -8,8 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from device.cmodel.library import load_kernels
 from device.cmodel.memory import host_memory
-from device.cmodel.ops import TorchOps, TorchWeight
+from device.cmodel.ops import NativeOps, PanelWeight, TorchOps, TorchWeight, native_cache
+from device.cmodel.threads import thread_count
 from device.interface import (
     CanonicalWeight,
     DenseWeight,
@@ -21,39 +23,54 @@ from device.interface import (
 )
 from device.reference import ReferenceOps, ReferenceWeight
 
-OPERATORS = frozenset(
-    {
-        "embedding",
-        "rms_norm",
-        "linear",
-        "gated_mlp",
-        "paged_attention",
-        "paged_latent_attention",
-        "route_experts",
-        "fused_experts",
-        "dense_attention",
-        "sample",
-    }
-)
-
 
 class CmodelDevice:
-    """The host CPU. `CMODEL_FAST_EXEC=0` in the environment computes everything with `device.reference`."""
+    """The host CPU.
+
+    `CMODEL_FAST_EXEC=0` in the environment computes everything with `device.reference`; `CMODEL_ISA` chooses the
+    instruction set of the kernels. Raises RuntimeError for a library or a CMODEL_ISA that cannot be used.
+    """
 
     name = "cmodel"
-    operators = OPERATORS
+    operators = frozenset(
+        {
+            "embedding",
+            "rms_norm",
+            "linear",
+            "gated_mlp",
+            "paged_attention",
+            "paged_latent_attention",
+            "route_experts",
+            "fused_experts",
+            "dense_attention",
+            "sample",
+        }
+    )
 
     def __init__(self, index: int = 0) -> None:
         self.index = index
         self.torch_device = torch.device("cpu")
         self._fast = os.environ.get("CMODEL_FAST_EXEC", "1") != "0"
-        self.ops: Ops = TorchOps() if self._fast else ReferenceOps()
+        self._kernels = load_kernels(thread_count()) if self._fast else None
+        self.ops: Ops
+        if not self._fast:
+            self.ops = ReferenceOps()
+        elif self._kernels is None:
+            self.ops = TorchOps()
+        else:
+            self.ops = NativeOps(self._kernels)
 
     def describe(self) -> str:
-        """One line for the log."""
+        """One line for the log: what computes, and what would be faster."""
         if not self._fast:
-            return "cmodel: the reference operators (CMODEL_FAST_EXEC=0), slow"
-        return "cmodel: torch's operators"
+            return "cmodel: the reference operators, as CMODEL_FAST_EXEC=0 asks; slow"
+        if self._kernels is None:
+            return (
+                "cmodel: torch's operators, which are slow here, for sophserve was installed without its native "
+                "library; install a C++ compiler such as g++ and reinstall sophserve"
+            )
+        threads = self._kernels.threads
+        return f"cmodel: {self._kernels.isa} kernels on {threads} thread{'s' if threads > 1 else ''}"
 
     def memory(self) -> tuple[int, int]:
         """Bytes (free, in all), of the host or of the control group that this process is in."""
@@ -63,25 +80,24 @@ class CmodelDevice:
         """Return: every operator has run when its call returns."""
 
     def pack(self, weight: CanonicalWeight) -> PackedWeight:
-        """Keep the weight as it is."""
+        """Copy a dense weight into the kernels' layout."""
         if not self._fast:
             return ReferenceWeight(weight)
         if not isinstance(weight, DenseWeight):
             raise UnsupportedOperator(
-                f"cmodel has no kernel for {type(weight).__name__} yet; CMODEL_FAST_EXEC=0 computes it slowly"
+                f"cmodel has no kernel for {type(weight).__name__}; CMODEL_FAST_EXEC=0 computes with it slowly"
             )
-        return TorchWeight(weight.values)
+        return TorchWeight(weight.values) if self._kernels is None else PanelWeight(self._kernels, weight.values)
 
     def make_kv_cache(
         self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
     ) -> KVCache:
         """An uninitialised cache; pages of it that are never written cost no memory."""
         try:
-            keys, values = (torch.empty(blocks, block_size, kv_heads, dim, dtype=dtype) for dim in head_dims)
+            return native_cache(blocks, block_size, kv_heads, head_dims, dtype)
         except RuntimeError as error:
             size = blocks * block_size * kv_heads * sum(head_dims) * dtype.itemsize
             raise OutOfDeviceMemory(f"a KV cache of {size / 2**30:.1f} GiB does not fit in memory") from error
-        return KVCache(keys, values)
 
     def capture(self, fn: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Return fn."""

@@ -50,6 +50,4 @@ def _limits(membership: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
 
 
 def _table(path: Path, unit: int = 1) -> dict[str, int]:
-    return {
-        fields[0]: int(fields[1]) * unit for line in path.read_text().splitlines() if (fields := line.split())
-    }
+    return {fields[0]: int(fields[1]) * unit for line in path.read_text().splitlines() if (fields := line.split())}

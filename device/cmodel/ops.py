@@ -1,13 +1,18 @@
-"""The cmodel's operators."""
+"""The cmodel's operators: on the native kernels, or on torch's own where there is no native library."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from device import checks
-from device.interface import Activation, PackedWeight
+from device.cmodel.library import BAD_ARGUMENT, DTYPES, NO_MEMORY, Kernels
+from device.interface import Activation, AttentionMeta, KVCache, OutOfDeviceMemory, PackedWeight, Rope
 from device.reference import ReferenceOps, activate
+
+PANEL = 32
+"""Outputs that stand side by side in a packed weight: see native/kernels/gemm.h."""
 
 
 class TorchWeight:
@@ -28,10 +33,204 @@ class TorchOps(ReferenceOps):
         checks.check_linear("linear", x, weight, bias)
         return F.linear(x, weight.values, bias)
 
-    def gated_mlp(
-        self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation
-    ) -> Tensor:
+    def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
         """`down(activation(gate) * up)`."""
         checks.check_gated_mlp(x, gate_up, down, activation)
         gate, up = self.linear(x, gate_up).float().chunk(2, dim=-1)
         return self.linear((activate(gate, activation) * up).to(x.dtype), down)
+
+
+class PanelWeight:
+    """A dense weight in panels of 32 outputs, the layout of native/kernels/gemm.h, in one flat tensor."""
+
+    def __init__(self, kernels: Kernels, values: Tensor) -> None:
+        self.dtype = values.dtype
+        self.out_features, self.in_features = values.shape
+        depth = _round_up(self.in_features, 32) if values.dtype == torch.bfloat16 else self.in_features
+        self.panels = torch.empty(_round_up(self.out_features, PANEL) * depth, dtype=values.dtype)
+        self.nbytes = self.panels.nbytes
+        values = values.contiguous()
+        _check(
+            "pack",
+            kernels.pack_linear(
+                DTYPES[values.dtype],
+                values.data_ptr(),
+                self.out_features,
+                self.in_features,
+                self.panels.data_ptr(),
+            ),
+        )
+
+
+class NativeOps(ReferenceOps):
+    """Operators on the native kernels. A row's bits depend on that row alone: see native/kernels/gemm.h."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Root-mean-square normalisation."""
+        checks.check_rms_norm(x, weight, residual)
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
+        weight = weight.contiguous()
+        y = torch.empty(x.shape, dtype=x.dtype)
+        total, raised = x, None
+        if residual is not None:
+            raised, total = residual.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+        _check(
+            "rms_norm",
+            self._kernels.rms_norm(
+                DTYPES[x.dtype],
+                rows.data_ptr(),
+                rows.stride(0),
+                None if raised is None else raised.data_ptr(),
+                weight.data_ptr(),
+                DTYPES[weight.dtype],
+                rows.shape[0],
+                rows.shape[1],
+                eps,
+                y.data_ptr(),
+                None if raised is None else total.data_ptr(),
+            ),
+        )
+        return y, total
+
+    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias`."""
+        checks.check_linear("linear", x, weight, bias)
+        return self._linear(x, weight, bias, x.dtype)
+
+    def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
+        """`down(activation(gate) * up)`."""
+        checks.check_gated_mlp(x, gate_up, down, activation)
+        intermediate = down.in_features
+        if activation != "silu" or intermediate % PANEL != 0:
+            gate, up = self._linear(x, gate_up, None, torch.float32).chunk(2, dim=-1)
+            return self._linear((activate(gate, activation) * up).to(x.dtype), down, None, x.dtype)
+        x, packed = _rows(x), _panels(x, gate_up)
+        inner = torch.empty(x.shape[0], intermediate, dtype=x.dtype)
+        _check(
+            "gated_mlp",
+            self._kernels.silu_gate(
+                DTYPES[x.dtype],
+                x.data_ptr(),
+                x.stride(0),
+                x.shape[0],
+                x.shape[1],
+                packed.data_ptr(),
+                intermediate,
+                inner.data_ptr(),
+            ),
+        )
+        return self._linear(inner, down, None, x.dtype)
+
+    def _linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        x, packed = _rows(x), _panels(x, weight)
+        if bias is not None:
+            bias = bias.to(x.dtype).contiguous()
+        y = torch.empty(x.shape[0], weight.out_features, dtype=dtype)
+        _check(
+            "linear",
+            self._kernels.linear(
+                DTYPES[x.dtype],
+                x.data_ptr(),
+                x.stride(0),
+                x.shape[0],
+                x.shape[1],
+                packed.data_ptr(),
+                weight.out_features,
+                None if bias is None else bias.data_ptr(),
+                y.data_ptr(),
+                DTYPES[dtype],
+            ),
+        )
+        return y
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: KVCache,
+        meta: AttentionMeta,
+        rope: Rope | None,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """Causal attention over the block table."""
+        checks.check_paged_attention(q, k, v, kv, rope, window)
+        checks.require(
+            is_native_cache(kv), "paged_attention", "the cache does not come from this device's make_kv_cache"
+        )
+        tokens, heads, head_dim = q.shape
+        blocks, block_size, kv_heads, v_dim = kv.values.shape
+        q, k, v = _heads(q), _heads(k), _heads(v)
+        lengths, cached, tables, slots = (
+            tensor.to(torch.int32).contiguous()
+            for tensor in (meta.input_lengths, meta.cached_lengths, meta.block_tables, meta.slot_mapping)
+        )
+        cos, sin = (None, None) if rope is None else (rope.cos.contiguous(), rope.sin.contiguous())
+        out = torch.empty(tokens, heads, v_dim, dtype=q.dtype)
+        sizes_fit = cached.shape == lengths.shape == tables.shape[:1] and slots.shape == (tokens,)
+        status = BAD_ARGUMENT
+        if sizes_fit:
+            status = self._kernels.paged_attention(
+                DTYPES[q.dtype],
+                *(q.data_ptr(), k.data_ptr(), v.data_ptr()),
+                *(q.stride(0), k.stride(0), v.stride(0)),
+                *(tokens, heads, kv_heads, head_dim, v_dim),
+                *(kv.keys.data_ptr(), kv.values.data_ptr(), blocks, block_size),
+                *(lengths.numel(), lengths.data_ptr(), cached.data_ptr()),
+                *(tables.data_ptr(), tables.shape[1], slots.data_ptr()),
+                *((None, None, 0, 0) if cos is None or sin is None else (cos.data_ptr(), sin.data_ptr(), *cos.shape)),
+                rope is not None and rope.interleaved,
+                scale,
+                window or 0,
+                out.data_ptr(),
+            )
+        if status == BAD_ARGUMENT:
+            checks.check_meta("paged_attention", tokens, kv, meta, rope)
+        _check("paged_attention", status)
+        return out
+
+
+def native_cache(
+    blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
+) -> KVCache:
+    """A cache whose keys lie `[blocks, kv_heads, head_dim, block_size]` in memory, so that a kernel reads one channel
+    of many positions at once, and whose values lie `[blocks, kv_heads, block_size, head_dim]`."""
+    keys = torch.empty(blocks, kv_heads, head_dims[0], block_size, dtype=dtype)
+    values = torch.empty(blocks, kv_heads, block_size, head_dims[1], dtype=dtype)
+    return KVCache(keys.permute(0, 3, 1, 2), values.permute(0, 2, 1, 3))
+
+
+def is_native_cache(kv: KVCache) -> bool:
+    """Whether a cache lies in memory as `native_cache` makes it."""
+    return kv.keys.permute(0, 2, 3, 1).is_contiguous() and kv.values.permute(0, 2, 1, 3).is_contiguous()
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _heads(x: Tensor) -> Tensor:
+    """x `[tokens, heads, dim]` with a token's heads side by side; q, k and v are often cut from one tensor."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+
+
+def _panels(x: Tensor, weight: PackedWeight) -> Tensor:
+    assert isinstance(weight, PanelWeight)
+    checks.require(weight.dtype == x.dtype, "linear", f"x is {x.dtype}, the weight {weight.dtype}")
+    return weight.panels
+
+
+def _check(operator: str, status: int) -> None:
+    checks.require(status != BAD_ARGUMENT, operator, "the arguments do not fit each other")
+    if status == NO_MEMORY:
+        raise OutOfDeviceMemory(f"{operator}: no memory for intermediate results")
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

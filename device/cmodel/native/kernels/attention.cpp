@@ -1,0 +1,326 @@
+// Causal attention over a paged cache, with rotation of q and k and the write of k and v: one command.
+//
+// For a query row and head the softmax runs online over tiles of TILE positions, which begin at multiples of TILE
+// (https://arxiv.org/abs/2205.14135). Every product is one chain of additions, so the bits of a row depend on its own
+// position and cache alone, not on the rows that share its tiles.
+
+#include "../simd.h"
+#include "../threads.h"
+
+namespace CMODEL_ISA {
+namespace {
+
+using cmodel::parallel_for;
+using cmodel::scratch;
+using cmodel::thread_count;
+
+constexpr int64_t TILE = 64;        // positions
+constexpr int64_t ITEM_ROWS = 64;   // query rows times heads that share a tile, unless one row has more
+constexpr int64_t WRITE_TOKENS = 16;
+constexpr float INFINITE = __builtin_huge_valf();
+
+struct Attention {
+    const void *q, *k, *v;                     // [tokens, heads, head_dim], [tokens, kv_heads, head_dim or v_dim]
+    int64_t q_stride, k_stride, v_stride;      // elements between tokens
+    int64_t tokens, heads, kv_heads, head_dim, v_dim;
+    void* keys;                                // [blocks, kv_heads, head_dim, block_size]
+    void* values;                              // [blocks, kv_heads, block_size, v_dim]
+    int64_t blocks, block_size;
+    int64_t sequences;
+    const int32_t *input_lengths, *cached_lengths, *block_tables;  // [sequences], and [sequences, table_width]
+    int64_t table_width;
+    const int32_t* slots;                      // [tokens]
+    const float *cos, *sin;                    // [rope_positions, rope_half], or null
+    int64_t rope_positions, rope_half;
+    bool interleaved;
+    float scale;
+    int64_t window;                            // 0 = none
+    void* out;                                 // [tokens, heads, v_dim]
+};
+
+bool valid(const Attention& a) {
+    int64_t tokens = 0;
+    for (int64_t s = 0; s < a.sequences; ++s) {
+        int64_t length = int64_t{a.input_lengths[s]} + a.cached_lengths[s];
+        if (a.input_lengths[s] < 1 || a.cached_lengths[s] < 0) return false;
+        if (length > a.table_width * a.block_size || (a.cos != nullptr && length > a.rope_positions)) return false;
+        for (int64_t b = 0; b < ceil_div(length, a.block_size); ++b) {
+            int32_t block = a.block_tables[s * a.table_width + b];
+            if (block < 0 || block >= a.blocks) return false;
+        }
+        tokens += a.input_lengths[s];
+    }
+    for (int64_t t = 0; t < a.tokens; ++t) {
+        if (a.slots[t] < 0 || a.slots[t] >= a.blocks * a.block_size) return false;
+    }
+    return tokens == a.tokens;
+}
+
+// x [dim] turned to a position: from and into the storage type, through floats [dim] of scratch.
+template <class T>
+void rotate(const Attention& a, const T* x, int64_t position, float* floats, T* turned) {
+    const float *cos = a.cos + position * a.rope_half, *sin = a.sin + position * a.rope_half;
+    int64_t dim = a.head_dim, half = a.rope_half, apart = a.interleaved ? 1 : half, step = a.interleaved ? 2 : 1;
+    for (int64_t i = 0; i < dim; i += LANES) store_some(floats + i, load_some(x + i, dim - i), dim - i);
+    for (int64_t i = 0; i < half; ++i) {
+        float first = floats[i * step], second = floats[i * step + apart];
+        floats[i * step] = first * cos[i] - second * sin[i];
+        floats[i * step + apart] = second * cos[i] + first * sin[i];
+    }
+    for (int64_t i = 0; i < dim; i += LANES) store_some(turned + i, load_some(floats + i, dim - i), dim - i);
+}
+
+// C[m][n] (+)= A[m][k] B[k][n], all float32; n a multiple of LANES.
+#if defined(__AVX512F__)
+constexpr int MAX_M = 6, MAX_V = 4;
+#else
+constexpr int MAX_M = 6, MAX_V = 2;
+#endif
+
+struct Product {
+    int64_t k;
+    const float* a;
+    int64_t a_stride;
+    const float* b;
+    int64_t b_stride;
+    float* c;
+    int64_t c_stride;
+    bool add;
+};
+
+template <int M, int V>
+void multiply_block(const Product& p, int64_t row, int64_t column) {
+    const float *a = p.a + row * p.a_stride, *b = p.b + column;
+    float* c = p.c + row * p.c_stride + column;
+    Vec sum[M][V];
+    for (int m = 0; m < M; ++m) {
+        for (int v = 0; v < V; ++v) sum[m][v] = p.add ? load(c + m * p.c_stride + v * LANES) : Vec{};
+    }
+    for (int64_t k = 0; k < p.k; ++k, b += p.b_stride) {
+        for (int v = 0; v < V; ++v) {
+            Vec right = load(b + v * LANES);
+            for (int m = 0; m < M; ++m) sum[m][v] = fma(set1(a[m * p.a_stride + k]), right, sum[m][v]);
+        }
+    }
+    for (int m = 0; m < M; ++m) {
+        for (int v = 0; v < V; ++v) store(c + m * p.c_stride + v * LANES, sum[m][v]);
+    }
+}
+
+template <int M, int V = MAX_V>
+void multiply_rows(const Product& p, int64_t row, int64_t n) {
+    int64_t column = 0;
+    for (; n - column >= V * LANES; column += V * LANES) multiply_block<M, V>(p, row, column);
+    for (; column < n; column += LANES) multiply_block<M, 1>(p, row, column);
+}
+
+template <int M = MAX_M>
+void multiply_rows(int64_t count, const Product& p, int64_t row, int64_t n) {
+    if (count == M) return multiply_rows<M, MAX_V>(p, row, n);
+    if constexpr (M > 1) multiply_rows<M - 1>(count, p, row, n);
+}
+
+void multiply(int64_t m, int64_t n, const Product& p) {
+    int64_t parts = ceil_div(m, MAX_M), row = 0;
+    for (int64_t part = 0; part < parts; ++part) {
+        int64_t count = m / parts + (part < m % parts);
+        multiply_rows(count, p, row, n);
+        row += count;
+    }
+}
+
+// What one thread works in.
+struct Workspace {
+    float *keys, *values;      // a tile, [head_dim][TILE] and [TILE][v_pad]
+    float *q, *scores, *sums;  // [rows][head_dim], [rows][TILE], [rows][v_pad]
+    float *peak, *total;       // [rows]: the largest score so far, and the sum of exponentials
+    float* row;                // [head_dim] and as many of the storage type
+
+    static int64_t floats(int64_t rows, int64_t head_dim, int64_t v_pad) {
+        return round_up(TILE * (head_dim + v_pad) + rows * (head_dim + TILE + v_pad + 2) + 2 * head_dim, 16);
+    }
+    Workspace(float* memory, int64_t rows, int64_t head_dim, int64_t v_pad)
+        : keys(memory),
+          values(keys + TILE * head_dim),
+          q(values + TILE * v_pad),
+          scores(q + rows * head_dim),
+          sums(scores + rows * TILE),
+          peak(sums + rows * v_pad),
+          total(peak + rows),
+          row(total + rows) {}
+};
+
+template <class T>
+struct Kernel {
+    const Attention& a;
+    int64_t group = a.heads / a.kv_heads, v_pad = round_up(a.v_dim, LANES);
+    int64_t item_rows = most<int64_t>(1, ITEM_ROWS / group);
+
+    void write(int64_t token, int64_t position, float* row) const {
+        int64_t block = a.slots[token] / a.block_size, offset = a.slots[token] % a.block_size;
+        for (int64_t h = 0; h < a.kv_heads; ++h) {
+            const T* k = (const T*)a.k + token * a.k_stride + h * a.head_dim;
+            if (a.cos != nullptr) {
+                T* turned = (T*)(row + a.head_dim);
+                rotate(a, k, position, row, turned);
+                k = turned;
+            }
+            T* keys = (T*)a.keys + (block * a.kv_heads + h) * a.head_dim * a.block_size + offset;
+            for (int64_t d = 0; d < a.head_dim; ++d) keys[d * a.block_size] = k[d];
+            const T* v = (const T*)a.v + token * a.v_stride + h * a.v_dim;
+            std::memcpy((T*)a.values + ((block * a.kv_heads + h) * a.block_size + offset) * a.v_dim, v,
+                        a.v_dim * sizeof(T));
+        }
+    }
+
+    // Positions [start, start + count) of a sequence as float32, in w.keys and w.values; the rest of the tile is 0.
+    void load_tile(const int32_t* table, int64_t kv_head, int64_t start, int64_t count, const Workspace& w) const {
+        if (count < TILE) {
+            std::memset(w.keys, 0, TILE * a.head_dim * sizeof(float));
+            std::memset(w.values + count * v_pad, 0, (TILE - count) * v_pad * sizeof(float));
+        }
+        for (int64_t done = 0; done < count;) {
+            int64_t offset = (start + done) % a.block_size, run = least(a.block_size - offset, count - done);
+            int64_t at = int64_t{table[(start + done) / a.block_size]} * a.kv_heads + kv_head;
+            const T* keys = (const T*)a.keys + at * a.head_dim * a.block_size + offset;
+            for (int64_t d = 0; d < a.head_dim; ++d) {
+                const T* from = keys + d * a.block_size;
+                float* to = w.keys + d * TILE + done;
+                for (int64_t i = 0; i < run; i += LANES) store_some(to + i, load_some(from + i, run - i), run - i);
+            }
+            const T* values = (const T*)a.values + (at * a.block_size + offset) * a.v_dim;
+            for (int64_t i = 0; i < run; ++i) {
+                const T* from = values + i * a.v_dim;
+                float* to = w.values + (done + i) * v_pad;
+                for (int64_t d = 0; d < v_pad; d += LANES) store(to + d, load_some(from + d, a.v_dim - d));
+            }
+            done += run;
+        }
+    }
+
+    // One row's step of the online softmax: scores become probabilities below the new peak, sums are scaled to it.
+    // Positions outside [low, high) of the tile are not seen.
+    void soften(float* scores, int64_t low, int64_t high, float* sums, float& peak, float& total) const {
+        if (low > 0 || high < TILE) {
+            for (int64_t i = 0; i < TILE; ++i) scores[i] = i < low || i >= high ? -INFINITE : scores[i];
+        }
+        Vec best = set1(-INFINITE);
+        for (int64_t i = 0; i < TILE; i += LANES) {
+            Vec v = load(scores + i);
+            best = best < v ? v : best;
+        }
+        float highest = peak;
+        for (int i = 0; i < LANES; ++i) highest = most(highest, best[i]);
+        float factor = exp(set1(peak - highest))[0];
+        Vec sum_of_tile = {};
+        for (int64_t i = 0; i < TILE; i += LANES) {
+            Vec p = exp(load(scores + i) - highest);
+            sum_of_tile += p;
+            store(scores + i, p);
+        }
+        total = total * factor + sum(sum_of_tile);
+        peak = highest;
+        if (factor == 1.f) return;
+        for (int64_t i = 0; i < v_pad; i += LANES) store(sums + i, load(sums + i) * factor);
+    }
+
+    // Rows [first, first + rows) of a sequence whose first row is row `token` of the batch, and the heads of one kv head.
+    void attend(int64_t sequence, int64_t token, int64_t first, int64_t rows, int64_t kv_head, const Workspace& w) const {
+        int64_t position = a.cached_lengths[sequence] + first, end = position + rows, lanes = rows * group;
+        token += first;
+        for (int64_t r = 0; r < lanes; ++r) {
+            const T* q = (const T*)a.q + (token + r / group) * a.q_stride + (kv_head * group + r % group) * a.head_dim;
+            if (a.cos != nullptr) {
+                T* turned = (T*)(w.row + a.head_dim);
+                rotate(a, q, position + r / group, w.row, turned);
+                q = turned;
+            }
+            for (int64_t d = 0; d < a.head_dim; d += LANES) {
+                store_some(w.q + r * a.head_dim + d, load_some(q + d, a.head_dim - d) * a.scale, a.head_dim - d);
+            }
+            w.peak[r] = -INFINITE;
+            w.total[r] = 0;
+        }
+        std::memset(w.sums, 0, lanes * v_pad * sizeof(float));
+
+        int64_t seen = a.window > 0 ? most<int64_t>(0, position - a.window + 1) : 0;
+        const int32_t* table = a.block_tables + sequence * a.table_width;
+        for (int64_t start = seen / TILE * TILE; start < end; start += TILE) {
+            int64_t count = least(TILE, end - start);
+            load_tile(table, kv_head, start, count, w);
+            multiply(lanes, TILE, {a.head_dim, w.q, a.head_dim, w.keys, TILE, w.scores, TILE, false});
+            for (int64_t r = 0; r < lanes; ++r) {
+                int64_t at = position + r / group, low = a.window > 0 ? at - a.window + 1 - start : 0;
+                float* scores = w.scores + r * TILE;
+                if (low >= count || at < start) {
+                    std::memset(scores, 0, TILE * sizeof(float));  // the row sees nothing of this tile
+                } else {
+                    soften(scores, low, at + 1 - start, w.sums + r * v_pad, w.peak[r], w.total[r]);
+                }
+            }
+            multiply(lanes, v_pad, {count, w.scores, TILE, w.values, v_pad, w.sums, v_pad, true});
+        }
+        for (int64_t r = 0; r < lanes; ++r) {
+            T* out = (T*)a.out + ((token + r / group) * a.heads + kv_head * group + r % group) * a.v_dim;
+            for (int64_t d = 0; d < a.v_dim; d += LANES) {
+                store_some(out + d, load(w.sums + r * v_pad + d) / w.total[r], a.v_dim - d);
+            }
+        }
+    }
+
+    int run() const {
+        int64_t lanes = item_rows * group, floats = Workspace::floats(lanes, a.head_dim, v_pad);
+        // For each sequence, its first token and its first piece of item_rows rows; then the memory of each thread.
+        int64_t lists = round_up(2 * (a.sequences + 1) * int64_t{sizeof(int64_t)} + a.tokens * int64_t{sizeof(int64_t)}, 64);
+        char* memory = (char*)scratch(lists + floats * int64_t{sizeof(float)} * thread_count());
+        if (memory == nullptr) return NO_MEMORY;
+        int64_t *tokens = (int64_t*)memory, *pieces = tokens + a.sequences + 1, *positions = pieces + a.sequences + 1;
+        float* workspaces = (float*)(memory + lists);
+        tokens[0] = pieces[0] = 0;
+        for (int64_t s = 0; s < a.sequences; ++s) {
+            tokens[s + 1] = tokens[s] + a.input_lengths[s];
+            pieces[s + 1] = pieces[s] + ceil_div(a.input_lengths[s], item_rows);
+            for (int64_t i = 0; i < a.input_lengths[s]; ++i) positions[tokens[s] + i] = a.cached_lengths[s] + i;
+        }
+        parallel_for(ceil_div(a.tokens, WRITE_TOKENS), [&](int64_t item, int worker) {
+            for (int64_t t = item * WRITE_TOKENS; t < least(a.tokens, (item + 1) * WRITE_TOKENS); ++t) {
+                write(t, positions[t], workspaces + worker * floats);
+            }
+        });
+        // The longest rows are the last ones of the last sequences: they go first, so that no thread is left with one.
+        int64_t items = pieces[a.sequences] * a.kv_heads;
+        parallel_for(items, [&](int64_t item, int worker) {
+            int64_t piece = (items - 1 - item) / a.kv_heads, kv_head = (items - 1 - item) % a.kv_heads, sequence = 0;
+            while (pieces[sequence + 1] <= piece) ++sequence;
+            int64_t first = (piece - pieces[sequence]) * item_rows;
+            int64_t rows = least(item_rows, a.input_lengths[sequence] - first);
+            Workspace workspace(workspaces + worker * floats, lanes, a.head_dim, v_pad);
+            attend(sequence, tokens[sequence], first, rows, kv_head, workspace);
+        });
+        return DONE;
+    }
+};
+
+}  // namespace
+
+// Every tensor is as `Attention` says. BAD_ARGUMENT: lengths, blocks or slots that do not fit the cache or the tables.
+CMODEL_EXPORT(paged_attention)(int dtype, const void* q, const void* k, const void* v, int64_t q_stride,
+                               int64_t k_stride, int64_t v_stride, int64_t tokens, int64_t heads, int64_t kv_heads,
+                               int64_t head_dim, int64_t v_dim, void* keys, void* values, int64_t blocks,
+                               int64_t block_size, int64_t sequences, const int32_t* input_lengths,
+                               const int32_t* cached_lengths, const int32_t* block_tables, int64_t table_width,
+                               const int32_t* slots, const float* cos, const float* sin, int64_t rope_positions,
+                               int64_t rope_half, int interleaved, float scale, int64_t window, void* out) {
+    Attention a{q, k, v, q_stride, k_stride, v_stride, tokens, heads, kv_heads, head_dim, v_dim, keys, values, blocks,
+                block_size, sequences, input_lengths, cached_lengths, block_tables, table_width, slots, cos, sin,
+                rope_positions, rope_half, interleaved != 0, scale, window, out};
+    if (!valid(a)) return BAD_ARGUMENT;
+    switch (dtype) {
+        case BFLOAT16: return Kernel<BFloat16>{a}.run();
+        case FLOAT16: return Kernel<Float16>{a}.run();
+        case FLOAT32: return Kernel<float>{a}.run();
+    }
+    return BAD_ARGUMENT;
+}
+
+}  // namespace CMODEL_ISA

@@ -1,0 +1,276 @@
+// Products of a few rows with a packed weight: C[rows][32] += X[rows][k] * W[k][32], a panel of 32 outputs at a time.
+//
+// Every output is one chain of additions over k, from 0 up, in float32. Blocks of k and of rows only decide when a chain
+// goes on; they never change its order, so a row's bits do not depend on the rows beside it.
+//
+// Packed weights. bfloat16: [panels][round_up(k, 32) / 2][32][2]. float16 and float32: [panels][k][32]. What is beyond
+// the last output or the last input is 0.
+#pragma once
+
+#include "../simd.h"
+#include "../threads.h"
+
+namespace CMODEL_ISA {
+
+using cmodel::parallel_for;
+using cmodel::scratch;
+using cmodel::thread_count;
+
+constexpr int PANEL = 32;
+constexpr int VECTORS = PANEL / LANES;
+
+// How many bytes of a panel to fetch ahead. The processor's own prefetch stops at every page.
+constexpr int AHEAD = 4096;
+
+// Rows that one pass over a panel takes at most, and how many vectors of outputs fit the registers beside r rows.
+#if defined(__AVX512F__)
+constexpr int MAX_ROWS = 14;
+constexpr int vectors_for(int) { return 2; }
+#elif defined(__AVX2__)
+constexpr int MAX_ROWS = 6;
+constexpr int vectors_for(int rows) { return rows <= 3 ? 4 : 2; }
+#else
+constexpr int MAX_ROWS = 6;
+constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; }
+#endif
+
+// A kind of product says how rows are packed, cut into blocks, and multiplied with a piece of a panel:
+//   X, W                 the elements of packed rows and weights
+//   X_STEP, K_STEP       elements of X, and inputs, that one step over k takes of a row
+//   PIECE                steps over a panel whose weights stay in the first cache while blocks of rows take turns
+//   Blocks               the rows of a call, cut
+//   begin(), end()       surround a thread's products
+//   pack(...)            puts one block's rows into place; a block of packed rows has its steps in memory order
+//   add(...)             C[rows][32] += the block's packed rows times steps of a panel
+
+// Rows cut into blocks of nearly equal size.
+struct EvenBlocks {
+    int64_t rows, blocks;
+    explicit EvenBlocks(int64_t rows) : rows(rows), blocks(ceil_div(rows, MAX_ROWS)) {}
+    int64_t first(int64_t block) const { return block * (rows / blocks) + least(block, rows % blocks); }
+    int64_t count(int64_t block) const { return rows / blocks + (block < rows % blocks); }
+    int64_t padded() const { return rows; }
+};
+
+// A kind whose one step is Kind::step on vectors of outputs held in registers.
+template <class Kind, class XElement, class WElement>
+struct VectorKind {
+    using X = XElement;
+    using W = WElement;
+    using Blocks = EvenBlocks;
+    static constexpr int64_t PIECE = 16384 / (PANEL * sizeof(W));
+
+    static void begin() {}
+    static void end() {}
+
+    static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start) {
+        add_rows<MAX_ROWS>(rows, x, w, steps, c, start);
+    }
+
+private:
+    template <int R>
+    static void add_rows(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start) {
+        if (rows == R) return add_block<R>(x, w, steps, c, start);
+        if constexpr (R > 1) add_rows<R - 1>(rows, x, w, steps, c, start);
+    }
+
+    template <int R>
+    static void add_block(const X* x, const W* w, int64_t steps, float* c, bool start) {
+        constexpr int NV = vectors_for(R);
+        for (int column = 0; column < PANEL; column += NV * LANES) {
+            Vec sum[R][NV];
+            for (int r = 0; r < R; ++r) {
+                for (int v = 0; v < NV; ++v) sum[r][v] = start ? Vec{} : load(c + r * PANEL + column + v * LANES);
+            }
+            const X* at_x = x;
+            const W* at_w = w + column;
+            for (int64_t s = 0; s < steps; ++s, at_x += Kind::X_STEP * R, at_w += PANEL) {
+                __builtin_prefetch((const char*)at_w + AHEAD);
+                __builtin_prefetch((const char*)at_w + AHEAD + 64);
+                Kind::template step<R, NV>(sum, at_x, at_w);
+            }
+            for (int r = 0; r < R; ++r) {
+                for (int v = 0; v < NV; ++v) store(c + r * PANEL + column + v * LANES, sum[r][v]);
+            }
+        }
+    }
+};
+
+// Rows as float32, [steps * X_STEP][count].
+template <class T>
+void pack_floats(const T* x, int64_t stride, int64_t count, int64_t k, int64_t padded_k, float* to) {
+    for (int64_t r = 0; r < count; ++r, x += stride) {
+        for (int64_t i = 0; i < padded_k; i += LANES) {
+            float values[LANES];
+            store(values, i < k ? load_some(x + i, k - i) : Vec{});
+            for (int64_t j = 0; j < least<int64_t>(LANES, padded_k - i); ++j) to[(i + j) * count + r] = values[j];
+        }
+    }
+}
+
+template <class T>
+struct Product : VectorKind<Product<T>, float, T> {
+    static constexpr int K_STEP = 1, X_STEP = 1;
+
+    template <int R, int NV>
+    static CMODEL_INLINE void step(Vec (&sum)[R][NV], const float* x, const T* w) {
+        for (int v = 0; v < NV; ++v) {
+            Vec weights = load(w + v * LANES);
+            for (int r = 0; r < R; ++r) sum[r][v] = fma(set1(x[r]), weights, sum[r][v]);
+        }
+    }
+
+    static void pack(const T* x, int64_t stride, int64_t count, int64_t k, int64_t steps, float* to) {
+        pack_floats(x, stride, count, k, steps, to);
+    }
+};
+
+#if !defined(__AVX512BF16__)
+struct BFloat16Product : VectorKind<BFloat16Product, float, uint32_t> {
+    static constexpr int K_STEP = 2, X_STEP = 2;
+
+    template <int R, int NV>
+    static CMODEL_INLINE void step(Vec (&sum)[R][NV], const float* x, const uint32_t* w) {
+        for (int v = 0; v < NV; ++v) {
+            Bits pairs;
+            std::memcpy(&pairs, w + v * LANES, sizeof pairs);
+            Vec even = (Vec)(pairs << 16), odd = (Vec)(pairs & 0xffff0000);
+            for (int r = 0; r < R; ++r) sum[r][v] = fma(set1(x[r]), even, sum[r][v]);
+            for (int r = 0; r < R; ++r) sum[r][v] = fma(set1(x[R + r]), odd, sum[r][v]);
+        }
+    }
+
+    static void pack(const BFloat16* x, int64_t stride, int64_t count, int64_t k, int64_t steps, float* to) {
+        pack_floats(x, stride, count, k, 2 * steps, to);
+    }
+};
+#elif !defined(__AMX_BF16__)
+struct BFloat16Product : VectorKind<BFloat16Product, uint32_t, uint32_t> {
+    static constexpr int K_STEP = 2, X_STEP = 1;
+
+    template <int R, int NV>
+    static CMODEL_INLINE void step(Vec (&sum)[R][NV], const uint32_t* x, const uint32_t* w) {
+        for (int v = 0; v < NV; ++v) {
+            __m512bh weights = (__m512bh)_mm512_loadu_si512(w + v * LANES);
+            for (int r = 0; r < R; ++r) {
+                sum[r][v] = (Vec)_mm512_dpbf16_ps((__m512)sum[r][v], (__m512bh)_mm512_set1_epi32((int)x[r]), weights);
+            }
+        }
+    }
+
+    static void pack(const BFloat16* x, int64_t stride, int64_t count, int64_t k, int64_t steps, uint32_t* to) {
+        for (int64_t r = 0; r < count; ++r, x += stride) {
+            for (int64_t s = 0; s < k / 2; ++s) std::memcpy(to + s * count + r, x + 2 * s, 4);
+            if (k % 2 != 0) to[k / 2 * count + r] = x[k - 1].bits;
+            for (int64_t s = ceil_div(k, 2); s < steps; ++s) to[s * count + r] = 0;
+        }
+    }
+};
+#else
+// Tile registers: 16 rows of 32 inputs times 32 inputs of 16 outputs. Blocks are two tiles tall, missing rows are 0.
+struct TileBlocks {
+    int64_t rows, blocks;
+    explicit TileBlocks(int64_t rows) : rows(rows), blocks(ceil_div(rows, 32)) {}
+    int64_t first(int64_t block) const { return block * 32; }
+    int64_t count(int64_t block) const { return least<int64_t>(32, padded() - block * 32); }
+    int64_t padded() const { return round_up(rows, 16); }
+};
+
+struct BFloat16Product {
+    using X = uint32_t;
+    using W = uint32_t;
+    using Blocks = TileBlocks;
+    static constexpr int K_STEP = 2, X_STEP = 1;
+    static constexpr int64_t PIECE = 256;
+
+    // Every tile 16 rows of 64 bytes. Not kept between calls: other code of the thread may use the registers too.
+    static void begin() {
+        struct alignas(64) {
+            uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+        } config;
+        _tile_loadconfig(&config);
+    }
+    static void end() { _tile_release(); }
+
+    // [steps / 16][count, padded][16 pairs]
+    static void pack(const BFloat16* x, int64_t stride, int64_t count, int64_t k, int64_t steps, uint32_t* to) {
+        int64_t padded = round_up(count, 16);
+        std::memset(to, 0, padded * steps * sizeof *to);
+        for (int64_t r = 0; r < count; ++r, x += stride) {
+            for (int64_t i = 0; i < k; i += 32) {
+                std::memcpy(to + i / 2 * padded + r * 16, x + i, least<int64_t>(32, k - i) * sizeof *x);
+            }
+        }
+    }
+
+    static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start) {
+        if (rows > 16) {
+            add_tiles<true>(x, w, steps, c, start);
+        } else {
+            add_tiles<false>(x, w, steps, c, start);
+        }
+    }
+
+private:
+    template <bool TWO>
+    static void add_tiles(const X* x, const W* w, int64_t steps, float* c, bool start) {
+        constexpr int ROW = PANEL * sizeof(float), HIGH = 16 * PANEL;
+        constexpr int64_t TILE_ROWS = TWO ? 32 : 16;
+        asm volatile("" ::: "memory");  // the tile loads below do not tell the compiler what they read
+        if (start) {
+            _tile_zero(0);
+            _tile_zero(1);
+            if (TWO) _tile_zero(2);
+            if (TWO) _tile_zero(3);
+        } else {
+            _tile_loadd(0, c, ROW);
+            _tile_loadd(1, c + 16, ROW);
+            if (TWO) _tile_loadd(2, c + HIGH, ROW);
+            if (TWO) _tile_loadd(3, c + HIGH + 16, ROW);
+        }
+        for (int64_t s = 0; s < steps; s += 16, x += TILE_ROWS * 16, w += 16 * PANEL) {
+            for (int line = 0; line < 32; ++line) __builtin_prefetch((const char*)w + AHEAD + line * 64);
+            _tile_loadd(4, x, 64);
+            _tile_loadd(6, w, ROW);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, w + 16, ROW);
+            _tile_dpbf16ps(1, 4, 7);
+            if (TWO) _tile_loadd(5, x + 256, 64);
+            if (TWO) _tile_dpbf16ps(2, 5, 6);
+            if (TWO) _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, c, ROW);
+        _tile_stored(1, c + 16, ROW);
+        if (TWO) _tile_stored(2, c + HIGH, ROW);
+        if (TWO) _tile_stored(3, c + HIGH + 16, ROW);
+        asm volatile("" ::: "memory");
+    }
+};
+#endif
+
+// Steps over k of one packed row.
+template <class Kind>
+int64_t steps_of(int64_t k) {
+    return Kind::K_STEP == 2 ? round_up(k, 32) / 2 : k;
+}
+
+// C[rows][32] of one panel: the packed rows x times the panel w.
+template <class Kind>
+void panel_product(const typename Kind::Blocks& blocks, const typename Kind::X* x, const typename Kind::W* w,
+                   int64_t steps, float* c) {
+    int64_t piece = blocks.blocks == 1 ? steps : Kind::PIECE;
+    Kind::begin();
+    for (int64_t start = 0; start < steps; start += piece) {
+        int64_t count = least(piece, steps - start);
+        for (int64_t block = 0; block < blocks.blocks; ++block) {
+            int64_t first = blocks.first(block), rows = blocks.count(block);
+            Kind::add(rows, x + (first * steps + start * rows) * Kind::X_STEP, w + start * PANEL, count,
+                      c + first * PANEL, start == 0);
+        }
+    }
+    Kind::end();
+}
+
+}  // namespace CMODEL_ISA

@@ -1,0 +1,200 @@
+// Vectors of float32 for kernels that are compiled once for each instruction set.
+//
+// CMODEL_ISA names the set and the namespace that a kernel lives in. Contraction of a * b + c is off, and fma() is one
+// operation on every path of a set, so a result does not depend on the path that computed it. No function here or in a
+// kernel may come from the standard library as a template: the linker would merge the sets' copies into one.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define CMODEL_JOIN2(a, b) a##b
+#define CMODEL_JOIN(a, b) CMODEL_JOIN2(a, b)
+// The C name of this set's copy of a kernel: cmodel_<name>_<isa>.
+#define CMODEL_EXPORT(name) \
+    extern "C" __attribute__((visibility("default"))) int CMODEL_JOIN(cmodel_##name##_, CMODEL_ISA)
+
+#define CMODEL_INLINE inline __attribute__((always_inline))
+
+namespace CMODEL_ISA {
+
+// Answers of a kernel.
+constexpr int DONE = 0, BAD_ARGUMENT = 1, NO_MEMORY = 2;
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t Int __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Half __attribute__((vector_size(LANES * 2)));
+
+// Storage types of activations, weights and caches. The numbers are those of device/cmodel/library.py.
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+enum Dtype { BFLOAT16 = 0, FLOAT16 = 1, FLOAT32 = 2 };
+
+template <class T>
+CMODEL_INLINE T least(T a, T b) {
+    return b < a ? b : a;
+}
+template <class T>
+CMODEL_INLINE T most(T a, T b) {
+    return a < b ? b : a;
+}
+CMODEL_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+CMODEL_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+CMODEL_INLINE Vec set1(float value) { return value - Vec{}; }
+
+CMODEL_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FP_FAST_FMAF)
+    for (int i = 0; i < LANES; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+CMODEL_INLINE Vec load(const float* from) {
+    Vec v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+CMODEL_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+
+CMODEL_INLINE Vec widen_bfloat16(Half h) { return (Vec)(__builtin_convertvector(h, Bits) << 16); }
+
+CMODEL_INLINE Half narrow_bfloat16(Vec v) {
+    Bits bits = (Bits)v;
+    Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    Bits nan = bits >> 16 | 0x40;
+    return __builtin_convertvector(v == v ? rounded : nan, Half);
+}
+
+CMODEL_INLINE Vec widen_float16(Half h) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtph_ps((__m256i)h);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_cvtph_ps((__m128i)h);
+#else
+    // Shifted into place the exponent is 112 too small; the product puts that right, for subnormal numbers too.
+    Bits bits = __builtin_convertvector(h, Bits);
+    Bits magnitude = (bits & 0x7fff) << 13;
+    Bits scaled = (Bits)((Vec)magnitude * 0x1p112f);
+    Bits special = magnitude | 0x7f800000;
+    return (Vec)((magnitude >= 0x0f800000 ? special : scaled) | (bits & 0x8000) << 16);
+#endif
+}
+
+CMODEL_INLINE Half narrow_float16(Vec v) {
+#if defined(__AVX512F__)
+    return (Half)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return (Half)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    Bits sign = (Bits)v & 0x80000000;
+    Bits bits = (Bits)v ^ sign;
+    Bits normal = (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+    // Adding 0.5 leaves a subnormal number's bits, rounded, at the end of the mantissa.
+    Bits subnormal = (Bits)((Vec)bits + 0.5f) - 0x3f000000;
+    Bits infinity = Bits{} + 0x7c00;
+    Bits nan = Bits{} + 0x7e00;
+    Bits large = bits > 0x7f800000 ? nan : infinity;
+    Bits half = bits < (113u << 23) ? subnormal : bits >= (143u << 23) ? large : normal;
+    return __builtin_convertvector(half | sign >> 16, Half);
+#endif
+}
+
+CMODEL_INLINE Half load_half(const void* from) {
+    Half h;
+    std::memcpy(&h, from, sizeof h);
+    return h;
+}
+CMODEL_INLINE Vec load(const BFloat16* from) { return widen_bfloat16(load_half(from)); }
+CMODEL_INLINE Vec load(const Float16* from) { return widen_float16(load_half(from)); }
+CMODEL_INLINE void store(BFloat16* to, Vec v) {
+    Half h = narrow_bfloat16(v);
+    std::memcpy(to, &h, sizeof h);
+}
+CMODEL_INLINE void store(Float16* to, Vec v) {
+    Half h = narrow_float16(v);
+    std::memcpy(to, &h, sizeof h);
+}
+
+// The first count elements of a vector; the others are 0, and are not touched in memory.
+template <class T>
+CMODEL_INLINE Vec load_part(const T* from, int64_t count) {
+    T whole[LANES] = {};
+    std::memcpy(whole, from, count * sizeof(T));
+    return load(whole);
+}
+template <class T>
+CMODEL_INLINE void store_part(T* to, Vec v, int64_t count) {
+    T whole[LANES];
+    store(whole, v);
+    std::memcpy(to, whole, count * sizeof(T));
+}
+
+// visit(first, count) for every vector of n elements, then for the rest.
+template <class T>
+CMODEL_INLINE Vec load_some(const T* from, int64_t count) {
+    return count >= LANES ? load(from) : load_part(from, count);
+}
+template <class T>
+CMODEL_INLINE void store_some(T* to, Vec v, int64_t count) {
+    if (count >= LANES) {
+        store(to, v);
+    } else {
+        store_part(to, v, count);
+    }
+}
+
+// The sum of a vector's lanes, halves added to each other.
+CMODEL_INLINE float sum(Vec v) {
+    float lanes[LANES];
+    store(lanes, v);
+    for (int width = LANES / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    }
+    return lanes[0];
+}
+
+// e^x to 2 units in the last place: x = n ln 2 + r, a polynomial in r, times 2^n. 0 below -87.3; x at most 88.
+CMODEL_INLINE Vec exp(Vec x) {
+    constexpr float MAGIC = 0x1.8p23f;  // adding it rounds to an integer, which is then in the low bits
+    Vec low = x < -87.3f ? set1(-87.3f) : x;
+    Vec shifted = fma(low, set1(1.44269504f), set1(MAGIC));
+    Vec n = shifted - MAGIC;
+    Vec r = fma(n, set1(-0.693359375f), low);
+    r = fma(n, set1(2.12194440e-4f), r);
+    Vec y = set1(1.f / 5040);
+    y = fma(y, r, set1(1.f / 720));
+    y = fma(y, r, set1(1.f / 120));
+    y = fma(y, r, set1(1.f / 24));
+    y = fma(y, r, set1(1.f / 6));
+    y = fma(y, r, set1(0.5f));
+    y = fma(y, r, set1(1.f));
+    y = fma(y, r, set1(1.f));
+    Bits power = ((Bits)shifted + 127) << 23;
+    return x < -87.3f ? Vec{} : y * (Vec)power;
+}
+
+}  // namespace CMODEL_ISA
