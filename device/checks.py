@@ -108,9 +108,7 @@ def check_meta(operator: str, tokens: int, kv: KVCache, meta: AttentionMeta, rop
     )
     longest = int((meta.input_lengths + meta.cached_lengths).max())
     room = meta.block_tables.shape[1] * block_size
-    require(
-        longest <= room, operator, f"a sequence of {longest} tokens does not fit its block table of {room}"
-    )
+    require(longest <= room, operator, f"a sequence of {longest} tokens does not fit its block table of {room}")
     require(
         rope is None or longest <= rope.cos.shape[0],
         operator,
@@ -124,9 +122,7 @@ def check_meta(operator: str, tokens: int, kv: KVCache, meta: AttentionMeta, rop
         require(low >= 0 and high < limit, operator, f"a {name} lies outside [0, {limit})")
 
 
-def check_paged_attention(
-    q: Tensor, k: Tensor, v: Tensor, kv: KVCache, rope: Rope | None, window: int | None
-) -> None:
+def check_paged_attention(q: Tensor, k: Tensor, v: Tensor, kv: KVCache, rope: Rope | None, window: int | None) -> None:
     """q, k, v, the caches and the RoPE tables fit each other."""
     name = "paged_attention"
     check_activations(name, q, k, v, kv.keys, kv.values)
@@ -141,16 +137,13 @@ def check_paged_attention(
         and kv_heads > 0
         and heads % kv_heads == 0,
         name,
-        f"q {_shape(q)}, k {_shape(k)}, v {_shape(v)} do not fit a cache of {_shape(kv.keys)}, "
-        f"{_shape(kv.values)}",
+        f"q {_shape(q)}, k {_shape(k)}, v {_shape(v)} do not fit a cache of {_shape(kv.keys)}, {_shape(kv.values)}",
     )
     _check_rope(name, rope, head_dim)
     require(window is None or window >= 1, name, f"window must be at least 1, got {window}")
 
 
-def check_latent_attention(
-    q: Tensor, latent: Tensor, k_rope: Tensor, kv: KVCache, kv_up: Tensor, rope: Rope
-) -> None:
+def check_latent_attention(q: Tensor, latent: Tensor, k_rope: Tensor, kv: KVCache, kv_up: Tensor, rope: Rope) -> None:
     """q, the latent, the caches, kv_up and the RoPE tables fit each other."""
     name = "paged_latent_attention"
     check_activations(name, q, latent, k_rope, kv.keys, kv.values, kv_up)

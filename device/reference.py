@@ -103,9 +103,7 @@ class ReferenceOps:
         checks.check_embedding(ids, table)
         return table[ids.long()]
 
-    def rms_norm(
-        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Root-mean-square normalisation."""
         checks.check_rms_norm(x, weight, residual)
         if residual is not None:
@@ -120,9 +118,7 @@ class ReferenceOps:
         checks.check_linear("linear", x, weight, bias)
         return _linear(x.float(), weight, bias).to(x.dtype)
 
-    def gated_mlp(
-        self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation
-    ) -> Tensor:
+    def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
         """`down(activation(gate) * up)`, whose inner value is rounded to x's dtype as down's input."""
         assert isinstance(gate_up, ReferenceWeight) and isinstance(down, ReferenceWeight)
         checks.check_gated_mlp(x, gate_up, down, activation)
@@ -216,9 +212,7 @@ class ReferenceOps:
         if top_groups < groups:
             grouped = choice.unflatten(-1, (groups, -1))
             best = grouped.topk(1 if bias is None else min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
-            kept = torch.zeros_like(best, dtype=torch.bool).scatter(
-                1, best.topk(top_groups, dim=-1).indices, True
-            )
+            kept = torch.zeros_like(best, dtype=torch.bool).scatter(1, best.topk(top_groups, dim=-1).indices, True)
             choice = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
         ids = choice.topk(top_k, dim=-1).indices
         weights = scores.gather(1, ids)
@@ -245,9 +239,7 @@ class ReferenceOps:
                 total.index_add_(0, rows, out.float() * weights[rows, choice, None])
         return total.to(x.dtype)
 
-    def dense_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float
-    ) -> Tensor:
+    def dense_attention(self, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float) -> Tensor:
         """Attention in both directions within segments."""
         checks.check_segments(q, k, v, segments)
         out = torch.empty(q.shape)
@@ -269,8 +261,4 @@ def _linear(x: Tensor, weight: ReferenceWeight, bias: Tensor | None = None) -> T
 
 
 def _sequences(meta: AttentionMeta) -> list[tuple[int, int, Tensor]]:
-    return list(
-        zip(
-            meta.input_lengths.tolist(), meta.cached_lengths.tolist(), meta.block_tables.unbind(), strict=True
-        )
-    )
+    return list(zip(meta.input_lengths.tolist(), meta.cached_lengths.tolist(), meta.block_tables.unbind(), strict=True))

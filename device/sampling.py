@@ -96,9 +96,7 @@ def report(logits: Tensor, token_ids: Tensor, num_logprobs: int) -> SampleResult
     chosen = token_ids[:, None]
     ranks = 1 + (logits > logits.gather(1, chosen)).sum(-1)
     top_ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, :num_logprobs]
-    return SampleResult(
-        token_ids, logprobs.gather(1, chosen)[:, 0], ranks, top_ids, logprobs.gather(1, top_ids)
-    )
+    return SampleResult(token_ids, logprobs.gather(1, chosen)[:, 0], ranks, top_ids, logprobs.gather(1, top_ids))
 
 
 def _signed(value: int) -> int:
