@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from sophserve.api.app import create_app
 from sophserve.api.serving import Serving
@@ -44,7 +45,13 @@ def run(engine: Engine, config: ServerConfig, started: float) -> None:
 
 def make_runner(serving: Serving) -> web.AppRunner:
     """The application, and how aiohttp is to run it: a client that goes away cancels its handler."""
+    logging.getLogger("aiohttp.server").addFilter(_is_not_the_clients_mistake)
     return web.AppRunner(create_app(serving), handler_cancellation=True, access_log=None, shutdown_timeout=1)
+
+
+def _is_not_the_clients_mistake(record: logging.LogRecord) -> bool:
+    # aiohttp logs bytes that are not HTTP with a traceback; it has answered them with 400.
+    return not record.exc_info or not isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError)
 
 
 async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from typing import Any
@@ -185,6 +186,25 @@ async def test_compressed_bodies(app: Any) -> None:
     async with app.http.post(TEXT, data=body, headers={"Content-Encoding": "gzip"}) as response:
         assert response.status == 400
         assert "Content-Encoding" in (await response.json())["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"garbage\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+async def test_bytes_that_are_not_http(app: Any, request_bytes: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", app.port)
+    writer.write(request_bytes)
+    assert b" 400 " in await reader.readline()
+    writer.close()
+    assert "Traceback" not in caplog.text
 
 
 async def test_large_bodies(app: Any) -> None:
