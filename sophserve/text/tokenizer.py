@@ -86,7 +86,7 @@ class Tokenizer:
             sets_template = family in _ADD_BOS_FAMILIES and any(flag in config for flag in flags)
         elif (directory / "tokenizer.model").exists():
             model = sentencepiece.read_model(directory / "tokenizer.model")
-            backend = sentencepiece.build_tokenizer(model, config.get("legacy", True), config.get("add_prefix_space"))
+            backend = _from_sentencepiece(model, directory / "tokenizer.model", config)
             special = model.special_tokens | special
             sets_template = True
         elif (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
@@ -187,6 +187,13 @@ def _read_optional(path: Path) -> dict[str, Any]:
 def _from_tokenizer_json(path: Path) -> Backend:
     try:
         return Backend.from_buffer(path.read_bytes())  # a fifth faster than from_file
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+
+
+def _from_sentencepiece(model: sentencepiece.SentencePieceModel, path: Path, config: dict[str, Any]) -> Backend:
+    try:
+        return sentencepiece.build_tokenizer(model, config.get("legacy", True), config.get("add_prefix_space"))
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"cannot read {path}: {error}") from None
 

@@ -187,6 +187,7 @@ GENERATION = """\
 {% set mark = 'in' %}
 {{ message.content }}{{ mark }}
 {% endgeneration %}
+{{ mark }}
 {% else %}{{ message.content }}{{ mark }}
 {% endif %}
 {% if loop.index > 3 %}{% break %}{% endif %}
