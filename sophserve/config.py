@@ -17,36 +17,34 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options of DESIGN's command line that concern the engine and its workers. Raises ConfigError."""
 
     model: Annotated[str, Meta(description="a directory with a checkpoint, or a Hub id")]
-    device: Annotated[str, Meta(description="auto, or a device that a plugin provides, such as cmodel")] = (
+    device: Annotated[str, Meta(description="auto, or a device that a plugin provides, such as cmodel")] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Meta(description="auto: as in config.json")] = (
         "auto"
     )
-    dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16"], Meta(description="auto: as in config.json")
-    ] = "auto"
-    tensor_parallel_size: Annotated[
-        int, Meta(description="devices to split the model over; only 1 so far")
-    ] = 1
+    tensor_parallel_size: Annotated[int, Meta(description="devices to split the model over; only 1 so far")] = 1
     max_model_len: Annotated[
         int | None, Meta(description="longest prompt plus answer, in tokens (default: from config.json)")
     ] = None
     max_num_seqs: Annotated[int, Meta(description="most sequences that run at once")] = 256
-    max_num_batched_tokens: Annotated[
-        int, Meta(description="most tokens of one step, decodes and prefills")
-    ] = 2048
+    max_num_batched_tokens: Annotated[int, Meta(description="most tokens of one step, decodes and prefills")] = 2048
     block_size: Annotated[int, Meta(description="tokens of one KV block")] = 16
-    kv_cache_memory: Annotated[
-        str, Meta(description="such as 2GiB; auto: a share of the device's free memory")
-    ] = "auto"
-    enable_prefix_caching: Annotated[bool, Meta(description="reuse KV blocks of equal prompt beginnings")] = (
-        True
+    kv_cache_memory: Annotated[str, Meta(description="such as 2GiB; auto: a share of the device's free memory")] = (
+        "auto"
     )
+    enable_prefix_caching: Annotated[bool, Meta(description="reuse KV blocks of equal prompt beginnings")] = True
     enable_chunked_prefill: Annotated[bool, Meta(description="split long prompts over steps")] = True
     enforce_eager: Annotated[
         bool, Meta(description="issue every operator anew at each step; no other way exists so far")
     ] = False
-    seed: Annotated[int | None, Meta(description="makes requests without a seed of their own repeatable")] = (
-        None
-    )
+    scheduling_policy: Annotated[
+        Literal["fcfs", "priority"],
+        Meta(description="fcfs: first come, first served; priority: lowest `priority` first"),
+    ] = "fcfs"
+    step_timeout: Annotated[
+        float, Meta(description="seconds without a sign of life after which a busy worker is restarted")
+    ] = 60.0
+    max_restarts: Annotated[int, Meta(description="restarts of lost workers within ten minutes before giving up")] = 5
+    seed: Annotated[int | None, Meta(description="makes requests without a seed of their own repeatable")] = None
     chat_template: Annotated[
         str | None, Meta(description="a file with the chat template to use instead of the checkpoint's")
     ] = None
@@ -78,9 +76,7 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     host: Annotated[str, Meta(description="address to listen on; 0.0.0.0 for all")] = "localhost"
     port: Annotated[int, Meta(description="port to listen on; 0 takes a free one")] = 8000
-    uds: Annotated[
-        str | None, Meta(description="path of a Unix socket to listen on instead of host and port")
-    ] = None
+    uds: Annotated[str | None, Meta(description="path of a Unix socket to listen on instead of host and port")] = None
     served_model_name: Annotated[
         list[str], Meta(description="names that clients use for the model (default: the model argument)")
     ] = []
@@ -93,12 +89,8 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     drain_timeout: Annotated[
         float, Meta(description="seconds that running requests get to finish in when the server stops")
     ] = 30.0
-    ssl_certfile: Annotated[str | None, Meta(description="serve HTTPS with this certificate chain (PEM)")] = (
-        None
-    )
-    ssl_keyfile: Annotated[
-        str | None, Meta(description="its private key, where that is not in the same file")
-    ] = None
+    ssl_certfile: Annotated[str | None, Meta(description="serve HTTPS with this certificate chain (PEM)")] = None
+    ssl_keyfile: Annotated[str | None, Meta(description="its private key, where that is not in the same file")] = None
     allowed_origins: Annotated[
         list[str], Meta(description="web origins whose pages may call the server; * for any (default: none)")
     ] = []
@@ -128,9 +120,7 @@ _DEVICES = {"SOPHTPU": "auto", "GPU": "gpu"}
 def _device_from_environment() -> str:
     name = os.environ.get("DEVICE", "SOPHTPU")
     if name not in _DEVICES:
-        raise ConfigError(
-            f"the environment variable DEVICE is {name!r}; set it to SOPHTPU or GPU, or unset it"
-        )
+        raise ConfigError(f"the environment variable DEVICE is {name!r}; set it to SOPHTPU or GPU, or unset it")
     return _DEVICES[name]
 
 

@@ -23,6 +23,7 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.evictions = 0
         self._owners = array("i", bytes(4 * num_blocks))
         self._untouched = 0  # blocks from here on were never used: their memory has not been touched yet
         self._free: list[int] = []
@@ -55,6 +56,7 @@ class BlockPool:
                 block = next(iter(self._cached))
                 del self._cached[block]
                 del self._block_of[self._key_of.pop(block)]
+                self.evictions += 1
             self._owners[block] = 1
             blocks.append(block)
         return blocks

@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import logging
 import random
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Literal
@@ -16,16 +18,18 @@ from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.engine.sequence import Sequence
-from sophserve.errors import ConfigError, EngineDeadError, RequestError
+from sophserve.errors import ConfigError, EngineDeadError, RequestError, SophserveError
 from sophserve.sampling import SamplingParams
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import FromWorker, LoadFailed, LoadModel, ModelInfo, Progress, StepResult
-from sophserve.worker.pool import Worker
+from sophserve.worker.messages import FromWorker, LoadFailed, ModelInfo, Progress, StepResult
+from sophserve.worker.pool import WorkerGroup
 
 log = logging.getLogger(__name__)
 
 # While a step runs the next one waits at the worker already, so that the device never waits for us.
 PLANS_IN_FLIGHT = 2
+# Losing the worker more than max_restarts times in this many seconds ends the engine.
+RESTART_PERIOD = 600.0
 _SEED_MASK = 2**63 - 1
 
 
@@ -47,7 +51,7 @@ class Engine:
         self.progress = Progress("starting the worker")
         self.on_progress: Callable[[], None] | None = None
         self.died = asyncio.Event()
-        self._worker: Worker | None = None
+        self._workers: WorkerGroup | None = None
         self._info: ModelInfo | None = None
         self._loaded: asyncio.Future[ModelInfo] | None = None
         self._sequences: dict[int, Sequence] = {}
@@ -55,12 +59,22 @@ class Engine:
         self._random = random.Random(config.seed)
         self._in_flight = 0
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._lost: str | None = None  # why the workers must be restarted
+        self._restarts: deque[float] = deque()
+        self._pulse: list[int] = []
+        self._beat = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def ready(self) -> bool:
-        """Whether the model is loaded and its worker alive."""
-        return self._task is not None and not self.died.is_set()
+        """Whether the model is loaded and its workers alive. Before that, and while they are restarted, requests are
+        queued once the model has been loaded for the first time."""
+        return bool(self._tasks) and self._lost is None and not self.died.is_set()
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the workers were last seen alive, 0 while they have nothing to do."""
+        return time.monotonic() - self._beat if self._in_flight else 0.0
 
     @property
     def info(self) -> ModelInfo:
@@ -71,29 +85,24 @@ class Engine:
     @property
     def num_running(self) -> int:
         """Sequences that own KV blocks."""
-        return len(self._scheduler.running) if self.ready else 0
+        return len(self._scheduler.running) if self._tasks else 0
 
     @property
     def num_waiting(self) -> int:
         """Sequences that are queued."""
-        return len(self._scheduler.waiting) if self.ready else 0
+        return len(self._scheduler.waiting) if self._tasks else 0
 
     def start_worker(self) -> None:
-        """Start the worker process, which takes seconds, and return at once. Needs no event loop."""
-        self._worker = Worker(LoadModel(str(self.directory), self.config, 0, 1, log.getEffectiveLevel()))
+        """Start the worker processes, which takes seconds, and return at once. Needs no event loop."""
+        self._workers = WorkerGroup(self.directory, self.config)
 
     async def start(self, tokenizer: Tokenizer) -> None:
         """Wait until the model is loaded. Raises ConfigError or CheckpointError with the worker's reason."""
-        if self._worker is None:
-            self.start_worker()
-        assert self._worker is not None
         self._tokenizer = tokenizer
         self._end_token_ids = _end_token_ids(self.directory)
         if tokenizer.eos_id is not None and tokenizer.eos_id not in self._end_token_ids:
             self._end_token_ids.append(tokenizer.eos_id)
-        self._loaded = asyncio.get_running_loop().create_future()
-        self._worker.watch(self._on_message, self._on_exit)
-        self._info = await self._loaded
+        self._info = await self._load()
         limits = Limits(
             self.config.max_num_seqs,
             self.config.max_num_batched_tokens,
@@ -102,19 +111,20 @@ class Engine:
             self.config.enable_chunked_prefill,
         )
         self._scheduler = Scheduler(limits, self._info.num_blocks)
-        self._task = asyncio.create_task(self._run(), name="scheduler")
-        self._task.add_done_callback(self._on_task_end)
+        self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._watch_pulse())]
+        for task in self._tasks:
+            task.add_done_callback(self._on_task_end)
 
     async def close(self) -> None:
-        """End every sequence as aborted and stop the worker."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        """End every sequence as aborted and stop the workers."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
         self._end_all("abort")
-        if self._worker:
-            worker, self._worker = self._worker, None
-            await worker.close()
+        if self._workers:
+            workers, self._workers = self._workers, None
+            await workers.close()
 
     def check(self, prompt: list[int], params: SamplingParams) -> None:
         """Raise RequestError for what could never be generated."""
@@ -147,17 +157,25 @@ class Engine:
                 raise RequestError(f"{name} has the token id {wrong}; ids go from 0 to {size - 1}", name)
 
     async def generate(
-        self, prompt: list[int], params: SamplingParams, request_id: str, index: int = 0
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        request_id: str,
+        index: int = 0,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> AsyncGenerator[OutputDelta, None]:
         """Generate one sequence; `index` keeps the seeds of several answers to one prompt apart.
 
+        priority counts with the scheduling policy of that name: lower numbers go first. KV blocks are only shared
+        between requests with the same cache_salt.
         Closing the iterator aborts the request at once. Raises RequestError for a request that cannot be served,
         EngineDeadError when the worker is lost.
         """
-        if not self.ready:
+        if not self._tasks or self.died.is_set():
             raise EngineDeadError("the engine is not running")
         self.check(prompt, params)
-        sequence = self._add(prompt, params, index)
+        sequence = self._add(prompt, params, index, priority, cache_salt)
         log.debug("request %s/%d is sequence %d", request_id, index, sequence.request.id)
         try:
             finish_reason = None
@@ -170,7 +188,7 @@ class Engine:
         finally:
             self._forget(sequence)
 
-    def _add(self, prompt: list[int], params: SamplingParams, index: int) -> Sequence:
+    def _add(self, prompt: list[int], params: SamplingParams, index: int, priority: int, cache_salt: str) -> Sequence:
         room = self.info.max_model_len - len(prompt)
         seed = params.seed if params.seed is not None else self._random.getrandbits(63)
         request = Request(
@@ -179,6 +197,8 @@ class Engine:
             params=params,
             seed=(seed + index * 0x9E3779B97F4A7C15) & _SEED_MASK,
             max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
+            root_key=cache_salt.encode(),
+            priority=priority if self.config.scheduling_policy == "priority" else 0,
             end_token_ids=params.stop_token_ids + ([] if params.ignore_eos else self._end_token_ids),
         )
         sequence = Sequence(request, self._tokenizer)
@@ -194,12 +214,68 @@ class Engine:
 
     async def _run(self) -> None:
         while True:
+            if self._lost:
+                await self._restart()
+            assert self._workers is not None
             while self._in_flight < PLANS_IN_FLIGHT and (plan := self._scheduler.schedule()):
-                assert self._worker is not None
-                self._worker.send(plan)
+                if self._in_flight == 0:
+                    self._beat = time.monotonic()
+                self._workers.send(plan)
                 self._in_flight += 1
             await self._wake.wait()
             self._wake.clear()
+
+    async def _watch_pulse(self) -> None:
+        """See whether the workers still move while they have something to do."""
+        timeout = self.config.step_timeout
+        while True:
+            await asyncio.sleep(min(1.0, timeout / 4))
+            pulse = self._workers.pulse if self._workers else []
+            if pulse != self._pulse:
+                self._pulse, self._beat = pulse, time.monotonic()
+            if self.heartbeat_age > timeout and self._lost is None:
+                self._lose(f"the worker has not moved for {timeout:g} s (--step-timeout)")
+
+    async def _restart(self) -> None:
+        """Start new workers and queue again what the lost ones ran."""
+        while self._lost:
+            now = time.monotonic()
+            self._restarts.append(now)
+            while self._restarts[0] < now - RESTART_PERIOD:
+                self._restarts.popleft()
+            if len(self._restarts) > self.config.max_restarts:
+                raise EngineDeadError(
+                    f"{self._lost}, and {self.config.max_restarts} restarts in {RESTART_PERIOD / 60:g} minutes are all "
+                    "that --max-restarts allows"
+                )
+            log.error("%s; restarting, %d requests go on where they are", self._lost, len(self._sequences))
+            self._blame(self._scheduler.restart())
+            self._in_flight = 0
+            if self._workers:
+                await self._workers.close(kill=True)
+            self.start_worker()
+            try:
+                await self._load()
+                self._lost = None
+            except EngineDeadError as error:
+                self._lost = str(error)
+        log.info("the worker is back")
+
+    def _blame(self, requests: list[Request]) -> None:
+        for request in requests:
+            request.crashes += 1
+            sequence = self._sequences[request.id]
+            if request.crashes > 1:
+                sequence.end("error", "the worker was lost twice while it ran this request, which is given up")
+                self._forget(sequence)
+
+    async def _load(self) -> ModelInfo:
+        if self._workers is None:
+            self.start_worker()
+        assert self._workers is not None
+        self._loaded = asyncio.get_running_loop().create_future()
+        self._workers.watch(self._on_message, self._on_exit)
+        return await self._loaded
 
     def _on_message(self, message: FromWorker) -> None:
         match message:
@@ -224,24 +300,29 @@ class Engine:
             # A sequence that ended while this step was under way has no use for the token.
             if sequence := self._sequences.get(sampled.id):
                 self._scheduler.update(sequence.request, sampled.token_id)
+                sequence.request.crashes = 0
                 sequence.add_token(sampled)
                 if sequence.finished:
                     self._forget(sequence)
 
     def _on_exit(self, cause: str) -> None:
-        message = f"the worker process {cause}; its last messages are in the server's log"
         if self._loaded and not self._loaded.done():
-            self._loaded.set_exception(EngineDeadError(f"{message} (while loading the model)"))
-            return
-        self._fail(message)
+            self._loaded.set_exception(EngineDeadError(f"{cause} while it loaded the model; its log says more"))
+        else:
+            self._lose(cause)
+
+    def _lose(self, cause: str) -> None:
+        self._lost = cause
+        self._wake.set()
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):
-            log.error("the scheduler failed", exc_info=error)
-            self._fail(f"the scheduler failed: {error}")
+            if not isinstance(error, SophserveError):
+                log.error("the engine failed", exc_info=error)
+            self._fail(str(error))
 
     def _fail(self, message: str) -> None:
-        log.error(message)
+        log.error("the engine ends: %s", message)
         self.died.set()
         self._end_all("error", message)
 

@@ -12,7 +12,8 @@ from sophserve.sampling import SamplingParams
 @dataclass(eq=False, slots=True)
 class Request:
     """Scheduling state. `computed` counts the tokens whose keys and values are in the cache or will be by the plans
-    already sent; `pending` the sampled tokens (0 or 1) that those plans will give."""
+    already sent; `pending` the sampled tokens (0 or 1) that those plans will give; `crashes` how often the worker was
+    lost while it ran this request and gave no new token of it."""
 
     id: int
     prompt: list[int]
@@ -21,6 +22,7 @@ class Request:
     max_tokens: int
     end_token_ids: list[int]
     root_key: BlockKey = b""
+    priority: int = 0
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     block_keys: list[BlockKey] = field(default_factory=list)
@@ -28,6 +30,12 @@ class Request:
     computed: int = 0
     pending: int = 0
     cached_tokens: int = 0
+    crashes: int = 0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts requests: the lowest priority number first, then the first to arrive."""
+        return self.priority, self.id
 
     @property
     def known(self) -> int:

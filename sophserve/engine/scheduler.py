@@ -3,14 +3,14 @@
 Rules that hold after every call:
 - a step's tokens never exceed max_num_batched_tokens, its sequences never max_num_seqs;
 - a running request owns the blocks of all its tokens that are computed or scheduled;
-- when blocks run out the request that arrived last is preempted: it gives up its blocks and computes its tokens again
-  once it can hold them all.
+- when blocks run out the request that comes last in order (of arrival, or of priority and arrival) is preempted: it
+  gives up its blocks and computes its tokens again once it can hold them all.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from sophserve.engine.block_pool import BlockPool
 from sophserve.engine.request import Request
@@ -38,21 +38,24 @@ class SchedulerStats:
 
 
 class Scheduler:
-    """Holds the requests by id in order of arrival: `running` ones own blocks, `waiting` ones own none."""
+    """Holds the requests by id: `running` ones own blocks, `waiting` ones own none."""
 
     def __init__(self, limits: Limits, num_blocks: int) -> None:
         self.limits = limits
         self.pool = BlockPool(num_blocks)
-        self.running: OrderedDict[int, Request] = OrderedDict()
-        self.waiting: OrderedDict[int, Request] = OrderedDict()
+        self.running: dict[int, Request] = {}
+        self.waiting: dict[int, Request] = {}
         self.stats = SchedulerStats()
+        self._queue: list[tuple[int, int]] = []  # a heap of the waiting requests' order; may name some that are gone
+        self._suspects: list[int] = []  # ids, the next one last
         self._dropped: list[int] = []
         self._filling: set[int] = set()  # remembered blocks that the plan in the making fills
         self._step = 0
 
     def add(self, request: Request) -> None:
-        """Queue a request behind those that wait."""
+        """Queue a request behind those that come before it in order."""
         self.waiting[request.id] = request
+        heappush(self._queue, request.order)
 
     def finish(self, request: Request) -> None:
         """Forget a request that has ended or was cancelled. Plans already sent may still compute a token of it."""
@@ -67,25 +70,46 @@ class Scheduler:
         decodes: list[ScheduledRequest] = []
         prefills: list[ScheduledRequest] = []
         added: list[AddedRequest] = []
-        # In order of arrival, so that a victim of preemption always comes after those already scheduled.
-        for identity in sorted(self.running):
-            request = self.running.get(identity)
-            if request and request.to_compute == 1 and not request.exhausted:
+        running = self._eligible()
+        for request in running:
+            # One that was preempted for another is not running any more.
+            if request.to_compute == 1 and not request.exhausted and request.id in self.running:
                 blocks = self._blocks_for_next_token(request)
                 if blocks is not None:
                     decodes.append(self._advance(request, 1, blocks))
         budget -= len(decodes)
-        for request in self.running.values():
-            if request.to_compute > 1 and budget > 0:
+        for request in running:
+            if request.to_compute > 1 and budget > 0 and request.id in self.running:
                 count = min(request.to_compute, budget)
                 prefills.append(self._advance(request, count, []))
                 budget -= count
-        while budget > 0 and (request := self._admit(budget)):
-            count = min(request.to_compute, budget)
-            added.append(self._added(request))
-            prefills.append(self._advance(request, count, request.blocks.copy()))
+        while budget > 0 and (candidate := self._next_waiting()) and self._admit(candidate, budget):
+            count = min(candidate.to_compute, budget)
+            added.append(self._added(candidate))
+            prefills.append(self._advance(candidate, count, candidate.blocks.copy()))
             budget -= count
+        if not decodes and not prefills:
+            return self._end_trial()
         return self._plan(decodes, prefills, added)
+
+    def restart(self) -> list[Request]:
+        """The worker was lost with all KV blocks and every plan under way: queue what it ran again.
+
+        Returns the requests that it ran. They run one at a time until each has given a token: if the worker is lost
+        once more, the one that it ran then is to blame.
+        """
+        lost = list(self.running.values())
+        for request in lost:
+            request.blocks.clear()
+        for request in [*lost, *self.waiting.values()]:
+            request.computed = request.pending = request.remembered = 0
+        self.waiting |= self.running
+        self.running = {}
+        self._queue = sorted(request.order for request in self.waiting.values())
+        self._suspects = sorted((request.id for request in lost), reverse=True)
+        self._dropped.clear()
+        self.pool = BlockPool(self.pool.num_blocks)
+        return lost
 
     def update(self, request: Request, token_id: int) -> None:
         """A plan that was sent gave this token for this request."""
@@ -93,12 +117,42 @@ class Scheduler:
         request.pending = 0
         if request.id in self.running:
             self._remember(request)
+        if self._suspects and self._suspects[-1] == request.id:
+            self._suspects.pop()
+
+    def _eligible(self) -> list[Request]:
+        """The running requests that may be computed, in order, so that a victim of preemption always comes after those
+        already scheduled."""
+        while self._suspects and self._suspects[-1] not in self.running.keys() | self.waiting.keys():
+            self._suspects.pop()
+        if self._suspects:
+            suspect = self.running.get(self._suspects[-1])
+            return [suspect] if suspect else []
+        return sorted(self.running.values(), key=lambda request: request.order)
+
+    def _end_trial(self) -> StepPlan | None:
+        """Nothing can be computed. If that is because a suspect finds no room beside those that already gave a token,
+        let all go on together."""
+        suspect = self.waiting.get(self._suspects[-1]) if self._suspects else None
+        if suspect is None or suspect.pending:
+            return None
+        self._suspects.clear()
+        return self.schedule()
+
+    def _next_waiting(self) -> Request | None:
+        """The request to admit next, left in the queue."""
+        if self._suspects:
+            return self.waiting.get(self._suspects[-1])
+        while self._queue:
+            request = self.waiting.get(self._queue[0][1])
+            if request:
+                return request
+            heappop(self._queue)
+        return None
 
     def _plan(
         self, decodes: list[ScheduledRequest], prefills: list[ScheduledRequest], added: list[AddedRequest]
-    ) -> StepPlan | None:
-        if not decodes and not prefills:
-            return None
+    ) -> StepPlan:
         scheduled = decodes + sorted(prefills, key=lambda entry: entry.count > 1)
         dropped, self._dropped = self._dropped, []
         self._step += 1
@@ -117,7 +171,7 @@ class Scheduler:
         if request.computed < len(request.blocks) * self.limits.block_size:
             return []
         while self.pool.available == 0:
-            victim = self.running[max(self.running)]
+            victim = max(self.running.values(), key=lambda running: running.order)
             self._preempt(victim)
             if victim is request:
                 return None
@@ -129,8 +183,7 @@ class Scheduler:
         del self.running[request.id]
         self._release(request)
         self.stats.preemptions += 1
-        self.waiting[request.id] = request
-        self.waiting.move_to_end(request.id, last=False)
+        self.add(request)
 
     def _release(self, request: Request) -> None:
         self.pool.release(request.blocks)
@@ -139,22 +192,21 @@ class Scheduler:
         request.remembered = 0
         self._dropped.append(request.id)
 
-    def _admit(self, budget: int) -> Request | None:
-        if not self.waiting or len(self.running) >= self.limits.max_num_seqs:
-            return None
-        request = next(iter(self.waiting.values()))
-        if request.pending:  # preempted while its next token was under way: wait for that token
-            return None
+    def _admit(self, request: Request, budget: int) -> bool:
+        """Move a waiting request to the running ones, with blocks for all its tokens, if it can be now."""
+        # One that was preempted while its next token was under way waits for that token.
+        if len(self.running) >= self.limits.max_num_seqs or request.pending:
+            return False
         size = self.limits.block_size
         hits = self._cached_blocks(request)
         if self._filling.intersection(hits):  # one step later they can be shared instead of computed twice
-            return None
+            return False
         # One more block for each running request, so that admitting this one does not preempt it at once.
         wanted = -(-(request.length + 1) // size) - len(hits) + self.pool.cached_among(hits)
         if wanted + len(self.running) > self.pool.available and (self.running or wanted > self.pool.available):
-            return None
+            return False
         if not self.limits.chunked_prefill and request.length - len(hits) * size > budget:
-            return None
+            return False
         self.pool.share(hits)
         request.blocks = hits + self.pool.allocate(-(-request.length // size) - len(hits))
         request.remembered = len(hits)
@@ -165,7 +217,7 @@ class Scheduler:
             request.cached_tokens = request.computed
         del self.waiting[request.id]
         self.running[request.id] = request
-        return request
+        return True
 
     def _cached_blocks(self, request: Request) -> list[int]:
         if not self.limits.prefix_caching or request.params.prompt_logprobs is not None:

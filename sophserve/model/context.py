@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,11 @@ class ModelContext:
     communicator: the tensor-parallel group; its rank says which shard this process holds.
     dtype: of weights and activations: float32, float16 or bfloat16.
     max_positions: the longest sequence, in tokens, that will be served (the length of RoPE tables).
+    beat: called by every attention layer, as a sign of life.
     """
 
     device: Device
     communicator: Communicator
     dtype: torch.dtype
     max_positions: int
+    beat: Callable[[], None] = lambda: None

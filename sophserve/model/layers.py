@@ -279,5 +279,6 @@ class PagedAttention(Module):
 
         Returns `[tokens, heads * head_dim]`.
         """
+        self._context.beat()
         out = self._context.device.ops.paged_attention(q, k, v, self.kv, meta, self._rope, self._scale, self.window)
         return out.flatten(-2)

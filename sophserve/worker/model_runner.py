@@ -18,7 +18,7 @@ from sophserve.model.context import ModelContext
 from sophserve.model.layers import PagedAttention
 from sophserve.model.loading import find_architecture, load_model
 from sophserve.worker.batch import BatchBuilder, FlatBatch
-from sophserve.worker.messages import ModelInfo, Progress, PromptLogprobs, StepPlan, StepResult
+from sophserve.worker.messages import LoadModel, ModelInfo, Progress, PromptLogprobs, StepPlan, StepResult
 from sophserve.worker.sampler import prompt_logprobs, sample
 
 log = logging.getLogger(__name__)
@@ -34,14 +34,15 @@ DEVICE_ORDER = ("tpuv7", "gpu", "cmodel")
 class ModelRunner:
     """One rank's model on one device."""
 
-    def __init__(self, directory: Path, config: EngineConfig, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, load: LoadModel, beat: Callable[[], None], on_progress: Callable[[Progress], None]) -> None:
+        config, directory = load.config, Path(load.directory)
         self.device = open_device(config.device)
         log.info("device: %s", self.device.describe())
         model_config = read_config(directory)
         model_class = find_architecture(model_config)
         max_model_len = _max_model_len(config, model_class.max_model_len(model_config))
         dtype = _dtype(config.dtype, model_config)
-        context = ModelContext(self.device, SingleRank(), dtype, max_model_len)
+        context = ModelContext(self.device, SingleRank(), dtype, max_model_len, beat)
         on_progress(Progress("loading weights"))
         self.model = load_model(
             directory,
@@ -109,7 +110,8 @@ class ModelRunner:
                 )
         except OutOfDeviceMemory as error:
             raise ConfigError(
-                f"{_readable(num_blocks * block_bytes)} of KV cache do not fit in memory ({error}); lower --kv-cache-memory"
+                f"{_readable(num_blocks * block_bytes)} of KV cache do not fit in memory ({error}); lower "
+                "--kv-cache-memory"
             ) from error
         return num_blocks, num_blocks * block_bytes
 

@@ -8,23 +8,41 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+from sophserve.config import EngineConfig
 from sophserve.worker.channel import Reader, Ring, Writer
-from sophserve.worker.messages import FromWorker, LoadModel, StepPlan, decode_from_worker, encode
+from sophserve.worker.messages import (
+    FromWorker,
+    LoadFailed,
+    LoadModel,
+    ModelInfo,
+    StepPlan,
+    decode_from_worker,
+    encode,
+)
+from sophserve.worker.pulse import Pulse
 
 log = logging.getLogger(__name__)
+
+# Shared by the ranks for their collectives; untouched pages cost nothing.
+COLLECTIVES_BYTES = 64 << 20
 
 
 class Worker:
     """One worker process. It holds the reading end of a pipe whose writing end is ours: when we are gone, however we
     ended, the pipe closes and the worker exits."""
 
-    def __init__(self, load: LoadModel) -> None:
+    def __init__(self, load: LoadModel, collectives: int) -> None:
+        self.rank = load.rank
         self._rings = (Ring.create(), Ring.create())
+        self._pulse = Pulse.create()
         self._writer = Writer(self._rings[0])
         self._reader = Reader(self._rings[1])
         lifeline, self._lifeline = os.pipe()
-        descriptors = [lifeline, *self._rings[0].descriptors, *self._rings[1].descriptors]
+        rings = [*self._rings[0].descriptors, *self._rings[1].descriptors]
+        descriptors = [lifeline, self._pulse.descriptor, collectives, *rings]
         # A session of its own keeps the terminal's Ctrl-C away: the server decides when workers stop.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sophserve.worker.process", *map(str, descriptors)],
@@ -38,9 +56,9 @@ class Worker:
         self._writer.send(encode(load))
 
     @property
-    def pid(self) -> int:
-        """The worker's process id."""
-        return self._process.pid
+    def pulse(self) -> int:
+        """A number that changes while the worker computes."""
+        return self._pulse.count
 
     def watch(self, on_message: Callable[[FromWorker], None], on_exit: Callable[[str], None]) -> None:
         """Deliver messages, and the worker's end with its cause in words, to the running event loop."""
@@ -51,37 +69,93 @@ class Worker:
 
         def exited() -> None:
             readable()
-            self._stop_watching()
+            self.stop_watching()
             on_exit(_cause(self._process.wait()))
 
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._reader.descriptor, readable)
         self._loop.add_reader(self._pidfd, exited)
 
-    def send(self, plan: StepPlan) -> None:
-        """Send a plan without waiting."""
+    def send(self, message: bytes) -> None:
+        """Send an encoded plan without waiting."""
         assert self._loop is not None, "watch() comes first"
-        self._writer.send_soon(encode(plan), self._loop)
+        self._writer.send_soon(message, self._loop)
 
-    async def close(self) -> None:
-        """Let the worker exit, or kill it, and release everything that was shared with it."""
-        self._stop_watching()
-        os.close(self._lifeline)
-        try:
-            await asyncio.to_thread(self._process.wait, 5)
-        except subprocess.TimeoutExpired:
-            log.warning("worker %d did not exit in 5 s and is killed", self.pid)
-            self._process.kill()
-            self._process.wait()
-        os.close(self._pidfd)
-        for ring in self._rings:
-            ring.close()
-
-    def _stop_watching(self) -> None:
+    def stop_watching(self) -> None:
+        """Deliver nothing any more."""
         if self._loop is not None:
             for descriptor in (self._reader.descriptor, self._pidfd, self._rings[0].freed):
                 self._loop.remove_reader(descriptor)
             self._loop = None
+
+    async def close(self, kill: bool) -> None:
+        """Let the worker exit, or kill it, and release everything that was shared with it."""
+        self.stop_watching()
+        os.close(self._lifeline)
+        if kill:
+            self._process.kill()
+        try:
+            await asyncio.to_thread(self._process.wait, 5)
+        except subprocess.TimeoutExpired:
+            log.warning("worker %d did not exit in 5 s and is killed", self._process.pid)
+            self._process.kill()
+            self._process.wait()
+        os.close(self._pidfd)
+        self._pulse.close()
+        for ring in self._rings:
+            ring.close()
+
+
+class WorkerGroup:
+    """One worker for each rank of a tensor-parallel group. All get every plan; rank 0 answers."""
+
+    def __init__(self, directory: Path, config: EngineConfig) -> None:
+        size = config.tensor_parallel_size
+        level = logging.getLogger("sophserve").getEffectiveLevel()
+        collectives = os.memfd_create("sophserve-collectives")
+        os.ftruncate(collectives, COLLECTIVES_BYTES)
+        loads = [LoadModel(str(directory), config, rank, size, level) for rank in range(size)]
+        self._workers = [Worker(load, collectives) for load in loads]
+        os.close(collectives)
+        self._loading = set(range(size))
+        self._info: ModelInfo | None = None
+
+    @property
+    def pulse(self) -> list[int]:
+        """Numbers that change while the workers compute."""
+        return [worker.pulse for worker in self._workers]
+
+    def watch(self, on_message: Callable[[FromWorker], None], on_exit: Callable[[str], None]) -> None:
+        """Deliver rank 0's messages, ModelInfo once every rank is ready, any rank's LoadFailed, and the end of the
+        group, with its cause in words, when the first rank ends."""
+
+        def from_rank(rank: int, message: FromWorker) -> None:
+            if isinstance(message, ModelInfo):
+                self._loading.discard(rank)
+                self._info = message if rank == 0 else self._info
+                if not self._loading and self._info:
+                    on_message(self._info)
+            elif rank == 0 or isinstance(message, LoadFailed):
+                on_message(message)
+
+        def ended(rank: int, cause: str) -> None:
+            for worker in self._workers:
+                worker.stop_watching()
+            who = "the worker process" if len(self._workers) == 1 else f"the worker process of rank {rank}"
+            on_exit(f"{who} {cause}")
+
+        for worker in self._workers:
+            worker.watch(partial(from_rank, worker.rank), partial(ended, worker.rank))
+
+    def send(self, plan: StepPlan) -> None:
+        """Send a plan to every rank without waiting."""
+        message = encode(plan)
+        for worker in self._workers:
+            worker.send(message)
+
+    async def close(self, kill: bool = False) -> None:
+        """Let the workers exit, or kill them, and release everything that was shared with them."""
+        await asyncio.gather(*(worker.close(kill) for worker in self._workers))
 
 
 def _cause(returncode: int) -> str:

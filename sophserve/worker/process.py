@@ -1,4 +1,5 @@
-"""The worker's process: `python -m sophserve.worker.process LIFELINE PLANS... RESULTS...` (file descriptors).
+"""The worker's process: `python -m sophserve.worker.process LIFELINE PULSE COLLECTIVES PLANS... RESULTS...`, all file
+descriptors.
 
 The server starts it; see sophserve.worker.pool.
 """
@@ -11,7 +12,6 @@ import select
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sophserve.errors import SophserveError
@@ -25,6 +25,7 @@ from sophserve.worker.messages import (
     decode_to_worker,
     encode,
 )
+from sophserve.worker.pulse import Pulse
 
 if TYPE_CHECKING:
     from sophserve.worker.model_runner import ModelRunner
@@ -34,7 +35,7 @@ log = logging.getLogger("sophserve.worker")
 
 def main(arguments: list[str]) -> None:
     """Load what the first message says, then run step plans until the server is gone."""
-    lifeline, *descriptors = map(int, arguments)
+    lifeline, pulse, _, *descriptors = map(int, arguments)
     threading.Thread(target=_exit_with_server, args=(lifeline,), daemon=True).start()
     first, second = tuple(descriptors[:3]), tuple(descriptors[3:])
     plans = _messages(Reader(Ring.attach(first)))  # type: ignore[arg-type]
@@ -42,16 +43,29 @@ def main(arguments: list[str]) -> None:
     load = next(plans)
     assert isinstance(load, LoadModel)
     logging.basicConfig(level=load.log_level, format="%(asctime)s %(levelname)s worker %(message)s", datefmt="%H:%M:%S")
-    runner = _load(load, results)
+    _share_cores(load.rank, load.world_size)
+    runner = _load(load, results, Pulse(pulse))
     if runner is None:
         return
     results.send(encode(runner.info))
     for plan in plans:
         assert isinstance(plan, StepPlan)
-        results.send(encode(runner.execute(plan)))
+        result = runner.execute(plan)
+        if load.rank == 0:
+            results.send(encode(result))
 
 
-def _load(load: LoadModel, results: Writer) -> ModelRunner | None:
+def _share_cores(rank: int, world_size: int) -> None:
+    """Give each rank cores of its own, if there are enough."""
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // world_size
+    if world_size > 1 and each:
+        os.sched_setaffinity(0, cores[rank * each : (rank + 1) * each])
+    if world_size > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, each)))
+
+
+def _load(load: LoadModel, results: Writer, pulse: Pulse) -> ModelRunner | None:
     def report(progress: Progress) -> None:
         results.send(encode(progress))
 
@@ -59,7 +73,7 @@ def _load(load: LoadModel, results: Writer) -> ModelRunner | None:
         report(Progress("importing torch"))
         from sophserve.worker.model_runner import ModelRunner
 
-        return ModelRunner(Path(load.directory), load.config, report)
+        return ModelRunner(load, pulse.beat, report)
     except SophserveError as error:
         results.send(encode(LoadFailed(str(error))))
     except MemoryError:

@@ -86,11 +86,12 @@ class SimulatedWorker:
 class Simulation:
     """Random arrivals, cancels and results that come late."""
 
-    def __init__(self, limits: Limits, num_blocks: int, depth: int, seed: int) -> None:
+    def __init__(self, limits: Limits, num_blocks: int, depth: int, seed: int, priorities: int) -> None:
         self.random = random.Random(seed)
         self.limits = limits
         self.num_blocks = num_blocks
         self.depth = depth
+        self.priorities = priorities
         self.scheduler = Scheduler(limits, num_blocks)
         self.salts: dict[int, bytes] = {}
         self.worker = SimulatedWorker(limits, self.salts)
@@ -108,6 +109,7 @@ class Simulation:
         number = len(self.salts)
         self.salts[number] = self.random.choice([b"", b"", b"tenant"])
         request = make_request(number, prompt, self.random.randint(1, longest - length), self.salts[number])
+        request.priority = self.random.randint(0, self.priorities)
         self.requests[number] = request
         self.scheduler.add(request)
 
@@ -115,6 +117,13 @@ class Simulation:
         if self.requests:
             request = self.requests.pop(self.random.choice(list(self.requests)))
             self.scheduler.finish(request)
+
+    def crash(self) -> None:
+        self.results.clear()
+        self.worker = SimulatedWorker(self.limits, self.salts)
+        for request in self.scheduler.restart():
+            assert request.id in self.scheduler.waiting
+        self.check()
 
     def turn(self) -> None:
         while len(self.results) < self.depth and (plan := self.scheduler.schedule()):
@@ -169,6 +178,7 @@ class Simulation:
     depth=st.sampled_from([1, 2]),
     prefix_caching=st.booleans(),
     chunked_prefill=st.booleans(),
+    priorities=st.sampled_from([0, 2]),
 )
 def test_random_traffic(
     seed: int,
@@ -179,15 +189,18 @@ def test_random_traffic(
     depth: int,
     prefix_caching: bool,
     chunked_prefill: bool,
+    priorities: int,
 ) -> None:
     limits = Limits(max_num_seqs, max_num_seqs + extra_tokens + 1, block_size, prefix_caching, chunked_prefill)
-    simulation = Simulation(limits, num_blocks, depth, seed)
+    simulation = Simulation(limits, num_blocks, depth, seed, priorities)
     for _ in range(200):
         chance = simulation.random.random()
         if chance < 0.1:
             simulation.arrive()
         elif chance < 0.12:
             simulation.cancel()
+        elif chance < 0.13:
+            simulation.crash()
         else:
             simulation.turn()
     simulation.drain()
@@ -259,6 +272,33 @@ def test_latest_arrival_is_preempted_and_resumes() -> None:
                 scheduler.update(request, 0)
         assert scheduler.schedule() is not None
     assert list(scheduler.running) == [0] and list(scheduler.waiting) == [1]
+
+
+def test_after_a_crash_one_at_a_time_until_each_has_given_a_token() -> None:
+    scheduler = Scheduler(Limits(4, 100, 4), 100)
+    requests = [make_request(number, [number] * 6, 8) for number in range(3)]
+    for request in requests:
+        scheduler.add(request)
+    assert scheduler.schedule() is not None
+    late = make_request(3, [3] * 6, 8)
+    scheduler.add(late)
+    assert scheduler.restart() == requests
+    for request in requests:
+        plan = scheduler.schedule()
+        assert plan is not None and [entry.id for entry in plan.scheduled] == [request.id]
+        scheduler.update(request, 1)
+    plan = scheduler.schedule()
+    assert plan is not None and [entry.id for entry in plan.scheduled] == [0, 1, 2, 3]
+
+
+def test_lower_priority_numbers_go_first() -> None:
+    scheduler = Scheduler(Limits(2, 100, 4), 100)
+    for number, priority in enumerate([5, 0, -1, 5]):
+        request = make_request(number, [number] * 6, 8)
+        request.priority = priority
+        scheduler.add(request)
+    plan = scheduler.schedule()
+    assert plan is not None and [entry.id for entry in plan.scheduled] == [2, 1]
 
 
 def test_too_many_blocks_are_refused() -> None:

@@ -99,16 +99,6 @@ def test_sigterm_lets_running_streams_finish(
     assert server.process.returncode == 0
 
 
-def test_a_dead_worker_fails_the_request_and_ends_the_server(
-    make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
-) -> None:
-    server = start_server(make_checkpoint("qwen2"))
-    server.workers[0].kill()
-    assert server.process.wait(10) == 1
-    server.stop()
-    assert "the worker process was killed by signal 9" in "".join(server.log)
-
-
 def test_idle_processes_sleep(make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]) -> None:
     server = start_server(make_checkpoint("qwen2"))
     server.client().completions.create(model="tiny", prompt="x", max_tokens=5)
