@@ -58,6 +58,14 @@ def _length(message: dict[str, Any]) -> int:
 
 
 def _encode(serving: Serving, text: str, add_special_tokens: bool) -> list[int]:
+    longest = serving.engine.info.max_model_len
+    if serving.characters_per_token and len(text) > longest * serving.characters_per_token:
+        raise RequestError(
+            f"the prompt has {len(text)} characters, at least {len(text) // serving.characters_per_token} tokens, and "
+            f"the context {longest}; shorten the prompt",
+            "prompt",
+            "context_length_exceeded",
+        )
     return serving.tokenizer.encode(text, add_special_tokens)
 
 

@@ -162,6 +162,7 @@ async def _load(serving: Serving) -> None:
 
 
 def _load_text(serving: Serving) -> None:
+    from sophserve.text.bound import characters_per_token
     from sophserve.text.chat_template import ChatTemplate
     from sophserve.text.tokenizer import Tokenizer
 
@@ -173,6 +174,7 @@ def _load_text(serving: Serving) -> None:
         raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from None
     serving.sampling_defaults = defaults
     serving.tokenizer = Tokenizer.from_directory(directory)
+    serving.characters_per_token = characters_per_token(serving.tokenizer)
     template = serving.engine.config.chat_template
     serving.chat_template = ChatTemplate.from_directory(
         directory, serving.tokenizer, Path(template) if template else None

@@ -20,11 +20,16 @@ from sophserve.text.tokenizer import Tokenizer
 
 
 class Serving:
-    """One model being served. tokenizer, chat_template and sampling_defaults are set while loading, before `ready`."""
+    """One model being served. The fields above the constructor are set while loading, before the engine is ready.
+
+    sampling_defaults: fields of SamplingParams that the checkpoint sets. characters_per_token: how many characters of
+    a text one token stands for at most, None where unknown.
+    """
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     sampling_defaults: dict[str, Any]
+    characters_per_token: int | None
 
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self.engine = engine

@@ -19,6 +19,7 @@ from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.engine.request import Request
 from sophserve.engine.sequence import Sequence
 from sophserve.sampling import SamplingParams
+from sophserve.text.bound import characters_per_token
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker.messages import ModelInfo, PromptLogprobs, SampledToken
@@ -136,6 +137,7 @@ async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Start
         serving.tokenizer = Tokenizer.from_directory(directory)
         serving.chat_template = ChatTemplate.from_directory(directory, serving.tokenizer)
         serving.sampling_defaults = defaults or {}
+        serving.characters_per_token = characters_per_token(serving.tokenizer)
         if ready:
             await fake.start(serving.tokenizer)
         runner = make_runner(serving)

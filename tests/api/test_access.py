@@ -37,8 +37,9 @@ async def test_api_keys(start_app: Any) -> None:
                 assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
     async with app.http.get("/health") as response:
         assert response.status == 200
-    with pytest.raises(AuthenticationError):
-        await AsyncOpenAI(base_url=f"{app.url}/v1", api_key="wrong").models.list()
+    async with AsyncOpenAI(base_url=f"{app.url}/v1", api_key="wrong") as client:
+        with pytest.raises(AuthenticationError):
+            await client.models.list()
 
 
 async def test_everything_answers_503_while_loading(start_app: Any) -> None:
@@ -158,7 +159,8 @@ async def test_disconnect_aborts(app: Any, stream: bool, n: int, caplog: pytest.
     writer.close()
     await app.until_running(0)
     await asyncio.sleep(0.01)
-    assert " 499 " in caplog.text and "Traceback" not in caplog.text
+    [line] = [record.getMessage() for record in caplog.records if record.name.startswith("sophserve")]
+    assert line.startswith("POST /v1/completions 499 ")
 
 
 async def test_disconnect_in_the_middle_of_a_stream_aborts(app: Any) -> None:
@@ -187,7 +189,8 @@ async def test_disconnect_while_waiting_for_the_tokenizer_aborts(app: Any) -> No
 
 
 async def test_health_answers_while_a_long_prompt_is_tokenized(app: Any) -> None:
-    task = asyncio.create_task(app.post(TEXT, {"prompt": "The quick brown fox. " * 200_000}))
+    app.serving.characters_per_token = None
+    task = asyncio.create_task(app.post(TEXT, {"prompt": "The quick brown fox. " * 20_000}))
     await asyncio.sleep(0.01)
     slowest = 0.0
     while not task.done():

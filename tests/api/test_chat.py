@@ -210,7 +210,19 @@ async def test_blocking_client(app: Any) -> None:
     assert whole == streamed != ""
 
 
-async def test_long_messages_are_tokenized_beside_the_loop(app: Any) -> None:
-    content = "fox " * 5000
-    status, answer = await app.post("/v1/chat/completions", {"messages": [{"role": "user", "content": content}]})
-    assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
+async def test_prompts_that_cannot_fit(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, per_token = 256, app.serving.characters_per_token
+    assert per_token == max(len(app.tokenizer.token_bytes(token)) for token in range(512))
+    encoded = []
+    encode = app.tokenizer.encode
+    monkeypatch.setattr(app.tokenizer, "encode", lambda *args: encoded.append(args) or encode(*args))
+    for length, tokenized in ((context * per_token, True), (context * per_token + 1, False)):
+        for path, field in (
+            ("/v1/completions", {"prompt": "x" * length}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * length}]}),
+        ):
+            encoded.clear()
+            status, answer = await app.post(path, field)
+            assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
+            assert "256" in answer["error"]["message"]
+            assert bool(encoded) == (tokenized and "prompt" in field)
