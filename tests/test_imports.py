@@ -1,0 +1,112 @@
+"""The layers of the project: who may import whom, and that the server does without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("sophserve", "model_plugins", "device")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+# What each package may import of the project; "sophserve" stands for all of it.
+ALLOWED = {
+    "device": ("device",),
+    "model_plugins": ("model_plugins", "device", "sophserve.model", "sophserve.plugins", "sophserve.errors"),
+    "sophserve": ("sophserve", "device"),
+}
+# The parts of sophserve that run in a worker. All else runs in the server, without torch, and so without devices.
+WORKER = ("sophserve.model", "sophserve.worker")
+SERVER_IN_WORKER = tuple(f"sophserve.worker.{name}" for name in ("pool", "channel", "messages", "pulse"))
+ONLY_IN_WORKERS = ("torch", "safetensors", "numpy", "device")
+
+MOST_LINES = 420
+MOST_FUNCTION_LINES = 60
+
+
+def within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def wrong_imports(module: str, imported: set[str]) -> list[str]:
+    """Those of a module's imports that break a rule."""
+    own = [name for name in imported if within(name, PACKAGES)]
+    wrong = [name for name in own if not within(name, ALLOWED[module.partition(".")[0]])]
+    in_server = within(module, ("sophserve",)) and (not within(module, WORKER) or within(module, SERVER_IN_WORKER))
+    if in_server:
+        wrong += [name for name in imported if within(name, ONLY_IN_WORKERS)]
+        wrong += [name for name in own if within(name, WORKER) and not within(name, SERVER_IN_WORKER)]
+    return sorted(wrong)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_down(path: Path) -> None:
+    assert wrong_imports(name_of(path), imports_of(path)) == []
+
+
+def test_the_rules_catch_what_they_forbid() -> None:
+    for module, imported in (
+        ("device.cmodel.ops", "sophserve.errors"),
+        ("device.interface", "model_plugins"),
+        ("model_plugins.architectures.llama", "sophserve.engine.engine"),
+        ("sophserve.plugins", "model_plugins.architectures.llama"),
+        ("sophserve.model.layers", "model_plugins.architectures"),
+        ("sophserve.cli", "torch"),
+        ("sophserve.engine.scheduler", "device.interface"),
+        ("sophserve.api.app", "sophserve.worker.process.main"),
+        ("sophserve.worker.pool", "torch.nn"),
+    ):
+        assert wrong_imports(module, {imported}) == [imported] * len(wrong_imports(module, {imported})) != []
+    assert wrong_imports("sophserve.worker.runner", {"torch", "device.interface", "sophserve.model.layers"}) == []
+    assert wrong_imports("sophserve.engine.engine", {"sophserve.worker.pool.Worker", "asyncio"}) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_are_short(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= MOST_LINES
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < MOST_FUNCTION_LINES, f"{node.name} is too long"
+
+
+def test_the_server_does_not_load_torch() -> None:
+    modules = [name_of(path) for path in FILES if name_of(path).startswith("sophserve")]
+    server = [
+        name
+        for name in modules
+        if name != "sophserve.__main__" and (not within(name, WORKER) or within(name, SERVER_IN_WORKER))
+    ]
+    assert "sophserve.api.server" in server and "sophserve.engine.engine" in server and "sophserve.llm" in server
+    script = "\n".join([*(f"import {name}" for name in server), "import sys", "print(*sorted(sys.modules))"])
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "sophserve.api.server" in loaded
+    assert not {"torch", "numpy", "safetensors", "device", "model_plugins"} & set(loaded)
+
+
+def test_the_command_line_answers_without_heavy_imports() -> None:
+    script = "import sys, sophserve.cli\nprint(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"asyncio", "aiohttp", "tokenizers", "jinja2", "tqdm", "torch"} & set(done.stdout.split())
