@@ -8,21 +8,19 @@ import hmac
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from sophserve.api.errors import ApiError, Handler
+from sophserve.api.errors import HEALTH_PATHS, ApiError, Handler
 from sophserve.api.health import unavailable
 from sophserve.api.serving import SERVING
 
-_OPEN_PATHS = frozenset({"/health"})
-
 
 def require_key(keys: list[str]) -> Middleware:
-    """Middleware that asks every request but the health check for one of the keys, as `Authorization: Bearer KEY` or
+    """Middleware that asks every request but the health checks for one of the keys, as `Authorization: Bearer KEY` or
     `x-api-key: KEY`."""
     digests = [_digest(key) for key in keys]
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if digests and request.path not in _OPEN_PATHS:
+        if digests and request.path not in HEALTH_PATHS:
             given = _digest(_given_key(request))
             # Digests of equal length, each one compared: the time says nothing about any key.
             if not sum([hmac.compare_digest(given, digest) for digest in digests]):
@@ -50,8 +48,9 @@ def _given_key(request: web.Request) -> str:
 
 @web.middleware
 async def require_ready(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """503 for every request until the model is loaded, and again once the server stops or the engine is lost."""
-    if (error := unavailable(request.app[SERVING])) is not None:
+    """503 for every request until the model is loaded, and again once the server stops or the engine is lost. The
+    health checks speak for themselves."""
+    if request.path not in HEALTH_PATHS and (error := unavailable(request.app[SERVING])) is not None:
         raise error
     return await handler(request)
 

@@ -8,7 +8,7 @@ from sophserve.api.access import allow_origins, require_key, require_ready
 from sophserve.api.chat import chat_completions
 from sophserve.api.completions import completions
 from sophserve.api.errors import MAX_BODY_BYTES, answer_errors
-from sophserve.api.health import health, version
+from sophserve.api.health import health, live, version
 from sophserve.api.models import get_model, list_models
 from sophserve.api.serving import SERVING, Serving
 
@@ -23,6 +23,8 @@ def create_app(serving: Serving) -> web.Application:
     app.add_routes(
         [
             web.get("/health", health),
+            web.get("/ready", health),
+            web.get("/live", live),
             web.get("/version", version),
             web.get("/v1/models", list_models),
             web.get("/v1/models/{name:.+}", get_model),

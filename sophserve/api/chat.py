@@ -34,7 +34,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         raise RequestError("messages is empty; give at least one", "messages")
     async with serving.admitted(params.n):
         prompt = await encode_chat(serving, messages, body)
-        generation = Generation(f"chatcmpl-{uuid4().hex}", [prompt], [params])
+        generation = Generation(
+            f"chatcmpl-{uuid4().hex}", [prompt], [params], body.priority or 0, body.cache_salt or ""
+        )
         style = ChatStyle(serving.tokenizer, params.logprobs is not None)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
 

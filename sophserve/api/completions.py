@@ -33,7 +33,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         special = body.add_special_tokens is not False
         prompts = [await encode(serving, text, special) if isinstance(text, str) else text for text in texts]
         each = [params if has_max_tokens(body) else _shortened(serving, prompt, params) for prompt in prompts]
-        generation = Generation(f"cmpl-{uuid4().hex}", prompts, each)
+        generation = Generation(f"cmpl-{uuid4().hex}", prompts, each, body.priority or 0, body.cache_salt or "")
         style = CompletionStyle(serving.tokenizer, body, texts, generation)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
 

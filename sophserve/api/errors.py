@@ -11,13 +11,14 @@ import msgspec
 from aiohttp import web
 
 from sophserve.api.record import Record, current_record
-from sophserve.errors import EngineDeadError, RequestError, SophserveError
+from sophserve.errors import RequestError, SophserveError
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_BODY_BYTES = 32 * 1024**2
 MAX_MESSAGE = 500
+HEALTH_PATHS = frozenset({"/health", "/ready", "/live"})
 
 
 class ApiError(SophserveError):
@@ -71,7 +72,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except ConnectionError:
         return web.Response(status=status)  # cannot be sent
     finally:
-        quiet = request.path == "/health" or record.error_code == "loading"
+        quiet = request.path in HEALTH_PATHS or record.error_code == "loading"
         path = request.rel_url.raw_path
         log.log(logging.DEBUG if quiet else logging.INFO, "%s %s %d%s", request.method, path, status, record)
 
@@ -98,8 +99,6 @@ def _as_api_error(request: web.Request, exception: Exception) -> ApiError:
             return exception
         case RequestError():
             return ApiError(400, str(exception), param=exception.param, code=exception.code)
-        case EngineDeadError():
-            return ApiError(503, str(exception), code="engine_dead")
         case web.HTTPException():
             return _from_http(request, exception)
         case web.RequestPayloadError():

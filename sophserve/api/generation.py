@@ -10,17 +10,20 @@ from dataclasses import dataclass, field
 from sophserve.api.errors import ApiError
 from sophserve.engine.engine import Engine
 from sophserve.engine.output import OutputDelta, TokenLogprob
+from sophserve.errors import EngineDeadError
 from sophserve.sampling import SamplingParams
 
 
 @dataclass
 class Generation:
     """What to generate: params.n answers to every prompt, each prompt with its own params. Answer i of prompt p is
-    choice `p * n + i`."""
+    choice `p * n + i`. priority and cache_salt: see Engine.generate."""
 
     id: str
     prompts: list[list[int]]
     params: list[SamplingParams]
+    priority: int = 0
+    cache_salt: str = ""
 
     @property
     def n(self) -> int:
@@ -41,17 +44,20 @@ class Generation:
         """What every choice gains, as it comes. Closing the iterator aborts all. Raises ApiError if the engine ends
         an answer before it is complete."""
         answers = [
-            engine.generate(prompt, params, self.id, index)
+            engine.generate(prompt, params, self.id, index, self.priority, self.cache_salt)
             for prompt, params in zip(self.prompts, self.params, strict=True)
             for index in range(self.n)
         ]
-        async with aclosing(_interleave(answers)) as merged:
-            async for choice, delta in merged:
-                if delta.finish_reason == "abort":
-                    raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
-                if delta.finish_reason == "error":
-                    raise ApiError(500, delta.error or "the answer failed", code="generation_failed")
-                yield choice, delta
+        try:
+            async with aclosing(_interleave(answers)) as merged:
+                async for choice, delta in merged:
+                    if delta.finish_reason == "abort":
+                        raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
+                    yield choice, delta
+        except EngineDeadError as error:
+            if engine.died.is_set():
+                raise ApiError(503, str(error), code="engine_dead") from None
+            raise ApiError(500, str(error), code="generation_failed") from None
 
 
 async def _interleave(

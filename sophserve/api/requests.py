@@ -21,7 +21,7 @@ class ResponseFormat(msgspec.Struct):
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True):
-    """What chat and text completions have in common. The meanings are those of SamplingParams."""
+    """What chat and text completions have in common. The meanings are those of SamplingParams and Engine.generate."""
 
     model: str | None = None
     n: int | None = None
@@ -46,6 +46,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None

@@ -159,6 +159,7 @@ async def _load(serving: Serving) -> None:
     await asyncio.sleep(0.3)
     await asyncio.to_thread(_load_text, serving)
     await engine.start(serving.tokenizer)
+    serving.loaded = True
 
 
 def _load_text(serving: Serving) -> None:

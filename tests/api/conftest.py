@@ -44,6 +44,7 @@ class FakeEngine(Engine):
         self.gate.set()
         self.failure: Exception | None = None
         self.params: list[SamplingParams] = []
+        self.scheduling: list[tuple[int, str]] = []
         self.prompts: list[list[int]] = []
         self.running = 0
         self.loaded = False
@@ -66,9 +67,16 @@ class FakeEngine(Engine):
         self.loaded = True
 
     async def generate(
-        self, prompt: list[int], params: SamplingParams, request_id: str, index: int = 0
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        request_id: str,
+        index: int = 0,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> AsyncGenerator[OutputDelta, None]:
         self.params.append(params)
+        self.scheduling.append((priority, cache_salt))
         self.prompts.append(prompt)
         room = CONTEXT - len(prompt)
         most = room if params.max_tokens is None else min(room, params.max_tokens)
@@ -140,6 +148,7 @@ async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Start
         serving.characters_per_token = characters_per_token(serving.tokenizer)
         if ready:
             await fake.start(serving.tokenizer)
+            serving.loaded = True
         runner = make_runner(serving)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

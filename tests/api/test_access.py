@@ -45,7 +45,13 @@ async def test_api_keys(start_app: Any) -> None:
 async def test_everything_answers_503_while_loading(start_app: Any) -> None:
     app = await start_app(ready=False)
     app.engine.progress = Progress("loading weights", 50, 200)
-    for method, path in (("GET", "/health"), ("GET", "/v1/models"), ("POST", TEXT), ("GET", "/nowhere")):
+    for method, path in (
+        ("GET", "/health"),
+        ("GET", "/ready"),
+        ("GET", "/v1/models"),
+        ("POST", TEXT),
+        ("GET", "/nowhere"),
+    ):
         async with app.http.request(method, path) as response:
             assert response.status == 503 and response.headers["Retry-After"] == "1"
             answer = await response.json()
@@ -53,18 +59,38 @@ async def test_everything_answers_503_while_loading(start_app: Any) -> None:
             assert answer == {"status": "loading", "stage": "loading weights", "done": 50, "total": 200}
             assert "loading weights (25 %)" in error["message"]
             assert (error["type"], error["code"]) == ("server_error", "loading")
+    async with app.http.get("/live") as response:
+        assert response.status == 200
     await app.engine.start(app.tokenizer)
+    app.serving.loaded = True
     async with app.http.get("/health") as response:
         assert response.status == 200 and await response.json() == {"status": "ok"}
 
 
 async def test_a_lost_engine_is_not_healthy(app: Any) -> None:
     app.engine.died.set()
-    async with app.http.get("/health") as response:
-        assert response.status == 503
+    for path in ("/health", "/ready", "/live"):
+        async with app.http.get(path) as response:
+            assert response.status == 503 and (await response.json())["status"] == "engine_dead"
     with pytest.raises(InternalServerError) as caught:
         await app.openai.completions.create(model="tiny", prompt="Hi")
     assert caught.value.status_code == 503
+
+
+async def test_while_the_worker_restarts_requests_wait(app: Any) -> None:
+    app.engine.loaded = False
+    for path, status in (("/health", 503), ("/ready", 503), ("/live", 200), ("/v1/models", 200)):
+        async with app.http.get(path) as response:
+            assert response.status == status
+            assert (await response.json()).get("status") == {503: "restarting"}.get(status, "ok") or path[1] == "v"
+    assert (await app.openai.completions.create(model="tiny", prompt="Hi", max_tokens=1)).choices
+
+
+async def test_a_stalled_worker_is_not_healthy(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(app.engine), "heartbeat_age", 61.0)
+    for path in ("/health", "/ready", "/live"):
+        async with app.http.get(path) as response:
+            assert response.status == 503 and (await response.json())["status"] == "stalled"
 
 
 async def test_a_full_queue_answers_429(start_app: Any) -> None:

@@ -156,8 +156,11 @@ async def test_sampling_parameters_reach_the_engine(app: Any) -> None:
         logit_bias={"12": -100, "7": 2.5},
         max_completion_tokens=9,
         user="somebody",
-        extra_body=extra | {"skip_special_tokens": False, "spaces_between_special_tokens": False},
+        extra_body=extra
+        | {"priority": -2, "cache_salt": "mine"}
+        | {"skip_special_tokens": False, "spaces_between_special_tokens": False},
     )
+    assert app.engine.scheduling == [(-2, "mine")]
     params = app.engine.params[0]
     for name, value in extra.items():
         assert getattr(params, name) == value

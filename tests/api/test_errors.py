@@ -271,13 +271,21 @@ async def test_a_failure_before_the_first_token_has_its_own_status(app: Any) -> 
     app.engine.failure = EngineDeadError("the worker is gone")
     for stream in (False, True):
         status, answer = await app.post(TEXT, {"prompt": "Hi", "stream": stream})
-        assert status == 503
+        assert status == 500
         assert answer["error"] == {
             "message": "the worker is gone",
             "type": "server_error",
             "param": None,
-            "code": "engine_dead",
+            "code": "generation_failed",
         }
+    app.engine.gate.clear()
+    task = asyncio.create_task(app.post(TEXT, {"prompt": "Hi", "stream": True}))
+    await app.until_running(1)
+    app.engine.died.set()
+    app.engine.gate.set()
+    status, answer = await task
+    assert status == 503 and answer["error"]["code"] == "engine_dead"
+    app.engine.died.clear()
     with pytest.raises(BadRequestError):
         await app.openai.completions.create(model="tiny", prompt="fox " * 1000, stream=True)
 
