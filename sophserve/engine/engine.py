@@ -21,7 +21,7 @@ from sophserve.engine.sequence import Sequence
 from sophserve.errors import ConfigError, EngineDeadError, RequestError, SophserveError
 from sophserve.sampling import SamplingParams
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import FromWorker, LoadFailed, ModelInfo, Progress, StepResult
+from sophserve.worker.messages import FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
 from sophserve.worker.pool import WorkerGroup
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 PLANS_IN_FLIGHT = 2
 # Losing the worker more than max_restarts times in this many seconds ends the engine.
 RESTART_PERIOD = 600.0
+# Seconds between two lines of statistics in the log.
+REPORT_PERIOD = 10.0
 _SEED_MASK = 2**63 - 1
 
 
@@ -67,9 +69,13 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether the model is loaded and its workers alive. Before that, and while they are restarted, requests are
-        queued once the model has been loaded for the first time."""
-        return bool(self._tasks) and self._lost is None and not self.died.is_set()
+        """Whether the model is loaded and its workers alive."""
+        return self.loaded and self._lost is None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether requests are taken: they wait while workers that were lost are restarted."""
+        return bool(self._tasks) and not self.died.is_set()
 
     @property
     def heartbeat_age(self) -> float:
@@ -96,8 +102,13 @@ class Engine:
         """Start the worker processes, which takes seconds, and return at once. Needs no event loop."""
         self._workers = WorkerGroup(self.directory, self.config)
 
-    async def start(self, tokenizer: Tokenizer) -> None:
-        """Wait until the model is loaded. Raises ConfigError or CheckpointError with the worker's reason."""
+    async def start(self, tokenizer: Tokenizer, model_name: str | None = None) -> None:
+        """Wait until the model is loaded. Raises ConfigError with the worker's reason.
+
+        model_name is the metrics' label; by default the model argument.
+        """
+        from sophserve.engine.metrics import EngineMetrics  # slow to import: not before the port is open
+
         self._tokenizer = tokenizer
         self._end_token_ids = _end_token_ids(self.directory)
         if tokenizer.eos_id is not None and tokenizer.eos_id not in self._end_token_ids:
@@ -111,7 +122,8 @@ class Engine:
             self.config.enable_chunked_prefill,
         )
         self._scheduler = Scheduler(limits, self._info.num_blocks)
-        self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._watch_pulse())]
+        self.metrics = EngineMetrics(self._scheduler, model_name or self.config.model, self._info.max_model_len)
+        self._tasks = [asyncio.create_task(work) for work in (self._run(), self._watch_pulse(), self._report())]
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)
 
@@ -172,7 +184,7 @@ class Engine:
         Closing the iterator aborts the request at once. Raises RequestError for a request that cannot be served,
         EngineDeadError when the worker is lost.
         """
-        if not self._tasks or self.died.is_set():
+        if not self.loaded:
             raise EngineDeadError("the engine is not running")
         self.check(prompt, params)
         sequence = self._add(prompt, params, index, priority, cache_salt)
@@ -187,6 +199,10 @@ class Engine:
                 yield delta
         finally:
             self._forget(sequence)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what the KV blocks of finished requests hold."""
+        self._scheduler.pool.forget_all()
 
     def _add(self, prompt: list[int], params: SamplingParams, index: int, priority: int, cache_salt: str) -> Sequence:
         room = self.info.max_model_len - len(prompt)
@@ -208,8 +224,12 @@ class Engine:
         return sequence
 
     def _forget(self, sequence: Sequence) -> None:
-        if self._sequences.pop(sequence.request.id, None):
-            self._scheduler.finish(sequence.request)
+        request = sequence.request
+        if self._sequences.pop(request.id, None):
+            self._scheduler.finish(request)
+            reason = sequence.finish_reason or "abort"
+            lengths = len(request.prompt), len(request.output), request.max_tokens
+            self.metrics.on_finish(sequence.timeline, reason, *lengths)
             self._wake.set()
 
     async def _run(self) -> None:
@@ -222,8 +242,21 @@ class Engine:
                     self._beat = time.monotonic()
                 self._workers.send(plan)
                 self._in_flight += 1
+                self._note_step(plan)
             await self._wake.wait()
             self._wake.clear()
+
+    def _note_step(self, plan: StepPlan) -> None:
+        self.metrics.on_step(sum(entry.count for entry in plan.scheduled))
+        for added in plan.added:
+            timeline = self._sequences[added.id].timeline
+            timeline.scheduled = timeline.scheduled or time.monotonic()
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_PERIOD)
+            if line := self.metrics.log_line():
+                log.info(line)
 
     async def _watch_pulse(self) -> None:
         """See whether the workers still move while they have something to do."""
@@ -253,6 +286,7 @@ class Engine:
             self._in_flight = 0
             if self._workers:
                 await self._workers.close(kill=True)
+            self.metrics.counts.restarts += 1
             self.start_worker()
             try:
                 await self._load()
@@ -302,6 +336,8 @@ class Engine:
                 self._scheduler.update(sequence.request, sampled.token_id)
                 sequence.request.crashes = 0
                 sequence.add_token(sampled)
+                request = sequence.request
+                self.metrics.on_token(sequence.timeline, len(request.prompt), request.cached_tokens)
                 if sequence.finished:
                     self._forget(sequence)
 

@@ -108,7 +108,9 @@ class Scheduler:
         self._queue = sorted(request.order for request in self.waiting.values())
         self._suspects = sorted((request.id for request in lost), reverse=True)
         self._dropped.clear()
+        evictions = self.pool.evictions
         self.pool = BlockPool(self.pool.num_blocks)
+        self.pool.evictions = evictions
         return lost
 
     def update(self, request: Request, token_id: int) -> None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, field
+
 from sophserve.engine.output import FinishReason, OutputDelta, TokenLogprob
 from sophserve.engine.request import Request
 from sophserve.engine.stream import DeltaStream
 from sophserve.text.detokenizer import IncrementalDetokenizer, StopTextBuffer
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker.messages import PromptLogprobs, SampledToken
+
+
+@dataclass
+class Timeline:
+    """When the milestones of one sequence were, by time.monotonic(); 0 for those still to come."""
+
+    arrived: float = field(default_factory=time.monotonic)
+    scheduled: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
 
 
 class Sequence:
@@ -17,7 +30,8 @@ class Sequence:
         params = request.params
         self.request = request
         self.stream = DeltaStream()
-        self.finished = False
+        self.timeline = Timeline()
+        self.finish_reason: FinishReason | None = None
         self._detokenizer = IncrementalDetokenizer(
             tokenizer, params.skip_special_tokens, params.spaces_between_special_tokens
         )
@@ -25,6 +39,11 @@ class Sequence:
         self._prompt_logprobs: list[list[TokenLogprob] | None] | None = (
             None if params.prompt_logprobs is None else [None] * len(request.prompt)
         )
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended."""
+        return self.finish_reason is not None
 
     def add_prompt_logprobs(self, part: PromptLogprobs) -> None:
         """Keep what a prefill chunk gave until the first token goes out."""
@@ -48,13 +67,13 @@ class Sequence:
         elif count >= request.max_tokens:
             delta.finish_reason = "length"
         self._add_text(delta, sampled.token_id)
-        self.finished = delta.finish_reason is not None
+        self.finish_reason = delta.finish_reason
         self.stream.put(delta)
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """End the sequence from outside."""
         if not self.finished:
-            self.finished = True
+            self.finish_reason = reason
             self.stream.put(OutputDelta(finish_reason=reason, error=error))
 
     def _add_text(self, delta: OutputDelta, token_id: int) -> None:
