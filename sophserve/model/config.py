@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 import torch
@@ -75,7 +75,8 @@ def parse_config(config_class: type[C], config: dict[str, Any]) -> C:
     ]
     if missing:
         raise CheckpointError(f"config.json has no {', '.join(missing)}, which {_architecture(config)} needs")
-    values = {name: config[name] for name in known if name in config}
+    optional = {name for name, hint in get_type_hints(config_class).items() if type(None) in get_args(hint)}
+    values = {name: config[name] for name in known if name in config and (config[name] is not None or name in optional)}
     if "rope_parameters" in known:
         values["rope_parameters"] = _rope_parameters(config)
     try:

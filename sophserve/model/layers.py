@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Literal
 
 import torch
@@ -118,8 +120,11 @@ class Linear(Module):
 
 
 def _stack(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """Own memory with the parts one over the other, converted on the way so that no second copy is made."""
-    stacked = torch.empty(sum(len(part) for part in parts), *parts[0].shape[1:], dtype=dtype)
+    """A copy with the parts one over the other, converted on the way so that no second one is made."""
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    # Pages of its own: among packed weights on the heap, freed copies would leave holes of a tenth of the model.
+    pages = mmap(-1, prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    stacked = torch.frombuffer(pages, dtype=dtype).view(shape)
     for part, place in zip(parts, stacked.split([len(part) for part in parts]), strict=True):
         place.copy_(part)
     return stacked

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,12 +118,12 @@ def load_weights(model: CausalLM, directory: Path, on_progress: Progress | None 
     # The largest first: a leaf's working copy then never exceeds what is still to come, and the peak is the model.
     jobs.sort(key=size, reverse=True)
     total, done = sum(map(size, jobs)), 0
-    # Two threads: one copies from the files while the other packs.
-    with ThreadPoolExecutor(2) as pool:
-        for job, _ in zip(jobs, pool.map(lambda job: job[0].load(read_tensors(job[1])), jobs), strict=True):
-            done += size(job)
-            if on_progress:
-                on_progress(done, total)
+    for job in jobs:
+        module, wanted = job
+        module.load(read_tensors(wanted))
+        done += size(job)
+        if on_progress:
+            on_progress(done, total)
 
 
 def _match(model: CausalLM, stored: dict[str, StoredTensor], directory: Path) -> dict[str, StoredTensor]:

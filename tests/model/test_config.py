@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -30,14 +31,15 @@ def test_defaults_are_those_of_transformers():
 
 
 def test_null_is_as_good_as_absent():
-    config = {
-        **CONFIG,
-        "head_dim": None,
-        "num_key_value_heads": None,
-        "rope_scaling": None,
-        "quantization_config": None,
-    }
-    assert parse_config(LlamaConfig, config) == parse_config(LlamaConfig, CONFIG)
+    nulls = [
+        "head_dim",
+        "num_key_value_heads",
+        "rope_scaling",
+        "quantization_config",
+        "tie_word_embeddings",
+        "hidden_act",
+    ]
+    assert parse_config(LlamaConfig, CONFIG | dict.fromkeys(nulls)) == parse_config(LlamaConfig, CONFIG)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "rms_norm_eps", "max_position_embeddings"])
@@ -179,3 +181,15 @@ def test_dtype(config, option, dtype):
 def test_dtype_that_cannot_run():
     with pytest.raises(CheckpointError, match="'float8_e4m3fn' cannot be run; choose one with --dtype"):
         resolve_dtype({"torch_dtype": "float8_e4m3fn"}, "auto")
+
+
+@pytest.mark.parametrize(("name", "longest"), [("qwen2.5", 32768), ("qwq-32b", 131072)])
+def test_configs_of_real_checkpoints(name, longest):
+    file = Path(__file__).parents[2] / "../shared/data" / name / "config.json"
+    if not file.is_file():
+        pytest.skip("needs the files of real checkpoints in ../shared/data")
+    config = json.loads(file.read_text())
+    assert Qwen2ForCausalLM.max_model_len(config) == longest
+    assert unknown_keys(Qwen2ForCausalLM.config_class, config) == []
+    assert parse_config(LayeredWindowConfig, config).window(0) is None
+    assert resolve_dtype(config, "auto") == torch.bfloat16

@@ -249,8 +249,8 @@ def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 torch.ones(100, 100).bfloat16() @ torch.ones(100, 100).bfloat16()
-before = status("VmRSS")
 context = ModelContext(CmodelDevice(), SingleRank(), getattr(torch, sys.argv[2]), 128)
+before = status("VmRSS")
 model = load_model(Path(sys.argv[1]), context, model_class=Qwen2ForCausalLM)
 print(model.nbytes, status("VmHWM") - before)
 """
