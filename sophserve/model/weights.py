@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -59,10 +60,12 @@ def read_tensors(wanted: dict[str, tuple[StoredTensor, tuple[slice, ...]]]) -> d
     holds more of the checkpoint than what it reads at once. Opening one takes less than a millisecond.
     """
     tensors = {}
+    files: dict[Path, Any] = {}
     for key, (stored, part) in wanted.items():
         try:
-            with safe_open(stored.file, framework="pt") as file:
-                tensors[key] = file.get_slice(stored.name)[part or ...]
+            if stored.file not in files:
+                files[stored.file] = safe_open(stored.file, framework="pt")
+            tensors[key] = files[stored.file].get_slice(stored.name)[part or ...]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"cannot read {stored.name} from {stored.file}: {error}") from None
     return tensors
