@@ -146,7 +146,8 @@ class _ShowVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         import sophserve
 
-        parser.exit(0, f"sophserve {sophserve.__version__}\n")
+        print(f"sophserve {sophserve.__version__}")
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,7 +11,8 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -152,13 +153,12 @@ def _no_password() -> str:
 
 
 async def _load(serving: Serving) -> None:
-    engine = serving.engine
-    engine.on_progress = _progress_report(engine)
     # Reading a large tokenizer.json holds the interpreter's lock for a third of a second, and the worker takes longer
     # anyway: answer first who has been waiting for the port.
     await asyncio.sleep(0.3)
-    await asyncio.to_thread(_load_text, serving)
-    await engine.start(serving.tokenizer)
+    with _progress_shown(serving.engine):
+        await asyncio.to_thread(_load_text, serving)
+        await serving.engine.start(serving.tokenizer)
     serving.loaded = True
 
 
@@ -182,31 +182,30 @@ def _load_text(serving: Serving) -> None:
     )
 
 
-def _progress_report(engine: Engine) -> Callable[[], None]:
-    """A bar on a terminal, a log line for each stage otherwise."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
+@contextmanager
+def _progress_shown(engine: Engine) -> Iterator[None]:
+    """Show how far loading is: a bar on a terminal, a log line for each stage otherwise."""
+    from tqdm import tqdm
 
-        bar = tqdm(unit="B", unit_scale=True, leave=False, dynamic_ncols=True)
-
-        def show() -> None:
-            progress = engine.progress
-            bar.set_description(progress.stage, refresh=False)
-            bar.total, bar.n = progress.total or None, progress.done
-            bar.refresh()
-            if engine.ready:
-                bar.close()
-
-        return show
+    bar = tqdm(unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
     stage = ""
 
-    def tell() -> None:
+    def show() -> None:
         nonlocal stage
-        if engine.progress.stage != stage:
-            stage = engine.progress.stage
-            log.info("loading: %s", stage)
+        progress = engine.progress
+        bar.set_description_str(progress.stage, refresh=False)
+        bar.total, bar.n = progress.total or None, progress.done
+        bar.refresh()
+        if bar.disable and progress.stage != stage:
+            log.info("loading: %s", progress.stage)
+        stage = progress.stage
 
-    return tell
+    engine.on_progress = show
+    try:
+        yield
+    finally:
+        engine.on_progress = None
+        bar.close()
 
 
 def _log_ready(serving: Serving, address: str, seconds: float) -> None:
