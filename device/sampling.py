@@ -65,7 +65,7 @@ def keep(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     probabilities = values.masked_fill(~kept, -INFINITY).softmax(-1)
     before = torch.zeros_like(probabilities)
     before[:, 1:] = probabilities.cumsum(-1)[:, :-1]
-    kept &= (before < top_p[:, None].double()) | (top_p[:, None] >= 1)
+    kept &= (before < top_p[:, None].double()) | (before == 0) | (top_p[:, None] >= 1)
     kept &= probabilities >= min_p[:, None].double() * probabilities[:, :1]
     return torch.zeros_like(kept).scatter_(1, order, kept)
 

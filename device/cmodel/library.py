@@ -14,12 +14,13 @@ import torch
 
 import device.cmodel
 
-ABI_VERSION = 1
+ABI_VERSION = 3
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 BAD_ARGUMENT, NO_MEMORY = 1, 2
 
 # The parameters of native/kernels/*.cpp.
@@ -28,9 +29,14 @@ _KERNELS: dict[str, list[type]] = {
     "linear": [
         *[c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int],
     ],
-    "silu_gate": [c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p],
+    "gated": [c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int, c_void_p],
+    "gate": [c_int, c_void_p, c_int64, c_int64, c_int, c_void_p],
     "rms_norm": [
         *[c_int, c_void_p, c_int64, c_void_p, c_void_p, c_int, c_int64, c_int64, c_float, c_void_p, c_void_p],
+    ],
+    "sample": [
+        *[c_int, c_void_p, c_int64, c_int64, c_int64, *[c_void_p] * 9],
+        *[*[c_void_p] * 3, c_int64, *[c_void_p] * 3, c_int64, c_void_p, c_int64, *[c_void_p] * 5],
     ],
     "paged_attention": [
         *[c_int, c_void_p, c_void_p, c_void_p, *[c_int64] * 8],
@@ -49,9 +55,11 @@ class Kernels:
 
     pack_linear: Callable[..., int]
     linear: Callable[..., int]
-    silu_gate: Callable[..., int]
+    gated: Callable[..., int]
+    gate: Callable[..., int]
     rms_norm: Callable[..., int]
     paged_attention: Callable[..., int]
+    sample: Callable[..., int]
 
     def __init__(self, library: ctypes.CDLL, isa: str, threads: int) -> None:
         self.isa = isa

@@ -7,8 +7,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from device import checks
-from device.cmodel.library import BAD_ARGUMENT, DTYPES, NO_MEMORY, Kernels
-from device.interface import Activation, AttentionMeta, KVCache, OutOfDeviceMemory, PackedWeight, Rope
+from device.cmodel.library import ACTIVATIONS, BAD_ARGUMENT, DTYPES, NO_MEMORY, Kernels
+from device.interface import (
+    Activation,
+    AttentionMeta,
+    KVCache,
+    OutOfDeviceMemory,
+    PackedWeight,
+    Rope,
+    SampleParams,
+    SampleResult,
+)
 from device.reference import ReferenceOps, activate
 
 PANEL = 32
@@ -82,17 +91,9 @@ class NativeOps(ReferenceOps):
         _check(
             "rms_norm",
             self._kernels.rms_norm(
-                DTYPES[x.dtype],
-                rows.data_ptr(),
-                rows.stride(0),
-                None if raised is None else raised.data_ptr(),
-                weight.data_ptr(),
-                DTYPES[weight.dtype],
-                rows.shape[0],
-                rows.shape[1],
-                eps,
-                y.data_ptr(),
-                None if raised is None else total.data_ptr(),
+                *(DTYPES[x.dtype], rows.data_ptr(), rows.stride(0), None if raised is None else raised.data_ptr()),
+                *(weight.data_ptr(), DTYPES[weight.dtype], rows.shape[0], rows.shape[1], eps),
+                *(y.data_ptr(), None if raised is None else total.data_ptr()),
             ),
         )
         return y, total
@@ -106,24 +107,20 @@ class NativeOps(ReferenceOps):
         """`down(activation(gate) * up)`."""
         checks.check_gated_mlp(x, gate_up, down, activation)
         intermediate = down.in_features
-        if activation != "silu" or intermediate % PANEL != 0:
-            gate, up = self._linear(x, gate_up, None, torch.float32).chunk(2, dim=-1)
-            return self._linear((activate(gate, activation) * up).to(x.dtype), down, None, x.dtype)
-        x, packed = _rows(x), _panels(x, gate_up)
         inner = torch.empty(x.shape[0], intermediate, dtype=x.dtype)
-        _check(
-            "gated_mlp",
-            self._kernels.silu_gate(
-                DTYPES[x.dtype],
-                x.data_ptr(),
-                x.stride(0),
-                x.shape[0],
-                x.shape[1],
-                packed.data_ptr(),
-                intermediate,
-                inner.data_ptr(),
-            ),
-        )
+        if intermediate % PANEL == 0:
+            x, packed = _rows(x), _panels(x, gate_up)
+            status = self._kernels.gated(
+                *(DTYPES[x.dtype], x.data_ptr(), x.stride(0), x.shape[0], x.shape[1]),
+                *(packed.data_ptr(), intermediate, ACTIVATIONS[activation], inner.data_ptr()),
+            )
+        else:
+            both = self._linear(x, gate_up, None, torch.float32)
+            status = self._kernels.gate(
+                *(DTYPES[x.dtype], both.data_ptr(), x.shape[0], intermediate),
+                *(ACTIVATIONS[activation], inner.data_ptr()),
+            )
+        _check("gated_mlp", status)
         return self._linear(inner, down, None, x.dtype)
 
     def _linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -134,16 +131,9 @@ class NativeOps(ReferenceOps):
         _check(
             "linear",
             self._kernels.linear(
-                DTYPES[x.dtype],
-                x.data_ptr(),
-                x.stride(0),
-                x.shape[0],
-                x.shape[1],
-                packed.data_ptr(),
-                weight.out_features,
-                None if bias is None else bias.data_ptr(),
-                y.data_ptr(),
-                DTYPES[dtype],
+                *(DTYPES[x.dtype], x.data_ptr(), x.stride(0), x.shape[0], x.shape[1]),
+                *(packed.data_ptr(), weight.out_features, None if bias is None else bias.data_ptr()),
+                *(y.data_ptr(), DTYPES[dtype]),
             ),
         )
         return y
@@ -195,6 +185,64 @@ class NativeOps(ReferenceOps):
         _check("paged_attention", status)
         return out
 
+    def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:
+        """Choose one token for each row."""
+        checks.check_sample(logits, params)
+        logits = _rows(logits if logits.dtype in DTYPES else logits.float())
+        rows, vocab = logits.shape
+        count = params.num_logprobs
+        token_ids = torch.empty(rows, dtype=torch.int64)
+        result = SampleResult(token_ids)
+        if count >= 0:
+            result = SampleResult(
+                token_ids,
+                torch.empty(rows),
+                torch.empty(rows, dtype=torch.int64),
+                torch.empty(rows, count, dtype=torch.int64),
+                torch.empty(rows, count),
+            )
+        penalties = 0 if params.penalty_ids is None else params.penalty_ids.numel()
+        biases = 0 if params.bias_ids is None else params.bias_ids.numel()
+        given = {name: _typed(getattr(params, name), dtype) for name, dtype in _SAMPLE_DTYPES.items()}
+        pointers = {name: None if tensor is None else tensor.data_ptr() for name, tensor in given.items()}
+        _check(
+            "sample",
+            self._kernels.sample(
+                *(DTYPES[logits.dtype], logits.data_ptr(), logits.stride(0), rows, vocab),
+                *(pointers[name] for name in ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")),
+                *(pointers[name] for name in ("repetition", "presence", "frequency")),
+                *(pointers[name] for name in ("penalty_rows", "penalty_ids", "output_counts")),
+                penalties,
+                *(pointers[name] for name in ("bias_rows", "bias_ids", "bias_values")),
+                *(biases, pointers["mask"], count),
+                *(
+                    None if tensor is None else tensor.data_ptr()
+                    for tensor in (result.token_ids, result.logprobs, result.ranks, result.top_ids, result.top_logprobs)
+                ),
+            ),
+        )
+        return result
+
+
+_SAMPLE_DTYPES = {
+    "temperature": torch.float32,
+    "top_k": torch.int32,
+    "top_p": torch.float32,
+    "min_p": torch.float32,
+    "seeds": torch.int64,
+    "positions": torch.int64,
+    "repetition": torch.float32,
+    "presence": torch.float32,
+    "frequency": torch.float32,
+    "penalty_rows": torch.int64,
+    "penalty_ids": torch.int64,
+    "output_counts": torch.int32,
+    "bias_rows": torch.int64,
+    "bias_ids": torch.int64,
+    "bias_values": torch.float32,
+    "mask": torch.int32,
+}
+
 
 def native_cache(
     blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
@@ -209,6 +257,10 @@ def native_cache(
 def is_native_cache(kv: KVCache) -> bool:
     """Whether a cache lies in memory as `native_cache` makes it."""
     return kv.keys.permute(0, 2, 3, 1).is_contiguous() and kv.values.permute(0, 2, 1, 3).is_contiguous()
+
+
+def _typed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype).contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ CMODEL_INLINE void store_part(T* to, Vec v, int64_t count) {
     std::memcpy(to, whole, count * sizeof(T));
 }
 
-// visit(first, count) for every vector of n elements, then for the rest.
+// A whole vector, or the count elements that are left of one.
 template <class T>
 CMODEL_INLINE Vec load_some(const T* from, int64_t count) {
     return count >= LANES ? load(from) : load_part(from, count);
@@ -165,6 +165,19 @@ CMODEL_INLINE void store_some(T* to, Vec v, int64_t count) {
     } else {
         store_part(to, v, count);
     }
+}
+
+// Whether any lane of a comparison is true.
+CMODEL_INLINE bool any(Int mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+    return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#else
+    int32_t found = 0;
+    for (int i = 0; i < LANES; ++i) found |= mask[i];
+    return found != 0;
+#endif
 }
 
 // The sum of a vector's lanes, halves added to each other.

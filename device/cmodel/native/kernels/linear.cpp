@@ -8,6 +8,9 @@ namespace {
 // Rows of one pass over the weights: their float32 sums for a panel stay in the second cache.
 constexpr int64_t CHUNK = 1024;
 
+// The numbers are those of device/cmodel/library.py.
+enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2 };
+
 struct Linear {
     Dtype dtype;            // of x and of the weight
     const void* x;          // [rows, in], rows x_stride elements apart
@@ -17,27 +20,52 @@ struct Linear {
     const void* bias;       // [out] in x's dtype, or null
     void* y;                // [rows, out], or [rows, out / 2] when gated
     Dtype y_dtype;
-    bool gated;             // y = silu(first half of the outputs) * second half; a half is whole panels
+    bool gated;             // y = activation(first half of the outputs) * second half; a half is whole panels
+    Activation activation;
 };
+
+CMODEL_INLINE Vec sigmoid(Vec x) {
+    Vec low = x < -88.f ? set1(-88.f) : x;
+    return 1 / (1 + exp(-low));
+}
+
+// The complementary error function for x >= 0 (Abramowitz and Stegun, 7.1.26).
+CMODEL_INLINE Vec erfc(Vec x) {
+    Vec t = 1 / fma(x, set1(0.3275911f), set1(1.f));
+    Vec y = set1(1.061405429f);
+    y = fma(y, t, set1(-1.453152027f));
+    y = fma(y, t, set1(1.421413741f));
+    y = fma(y, t, set1(-0.284496736f));
+    y = fma(y, t, set1(0.254829592f));
+    return y * t * exp(-x * x);
+}
+
+CMODEL_INLINE Vec activate(Vec x, Activation activation) {
+    if (activation == SILU) return x * sigmoid(x);
+    if (activation == GELU_TANH) return x * sigmoid(1.5957691216f * fma(x * x * x, set1(0.044715f), x));
+    Vec magnitude = x < 0.f ? -x : x;
+    Vec beyond = 0.5f * x * erfc(magnitude * 0.70710678f);
+    return x < 0.f ? beyond : x - beyond;
+}
 
 template <class T>
 void read_bias(const T* bias, int64_t count, float* to) {
     for (int64_t i = 0; i < count; i += LANES) store_some(to + i, load_some(bias + i, count - i), count - i);
 }
 
-// y[rows][count] = c + bias, or the gated form of c and the sums behind it.
 template <class T>
-void write_panel(const float* c, const float* up, const float* bias, int64_t rows, int64_t count, T* y, int64_t stride) {
+void write_sums(const float* c, const float* bias, int64_t rows, int64_t count, T* y, int64_t stride) {
     for (int64_t r = 0; r < rows; ++r, c += PANEL, y += stride) {
+        for (int64_t i = 0; i < count; i += LANES) store_some(y + i, load(c + i) + load(bias + i), count - i);
+    }
+}
+
+template <class T>
+void write_gated(const float* gate, const float* up, int64_t rows, int64_t count, T* y, int64_t stride,
+                 Activation activation) {
+    for (int64_t r = 0; r < rows; ++r, gate += PANEL, up += PANEL, y += stride) {
         for (int64_t i = 0; i < count; i += LANES) {
-            Vec v = load(c + i);
-            if (up != nullptr) {
-                Vec limited = v < -88.f ? set1(-88.f) : v;
-                v = v / (1 + exp(-limited)) * load(up + r * PANEL + i);
-            } else {
-                v = v + load(bias + i);
-            }
-            store_some(y + i, v, count - i);
+            store_some(y + i, activate(load(gate + i), activation) * load(up + i), count - i);
         }
     }
 }
@@ -51,8 +79,12 @@ void write_panel(const Linear& a, const float* c, const Blocks& blocks, int64_t 
         if (a.dtype == FLOAT16) read_bias((const Float16*)a.bias + column, count, bias);
         if (a.dtype == FLOAT32) read_bias((const float*)a.bias + column, count, bias);
     }
-    write_panel(c, a.gated ? c + blocks.padded() * PANEL : nullptr, bias, blocks.rows, count,
-                (T*)a.y + first_row * width + column, width);
+    T* y = (T*)a.y + first_row * width + column;
+    if (a.gated) {
+        write_gated(c, c + blocks.padded() * PANEL, blocks.rows, count, y, width, a.activation);
+    } else {
+        write_sums(c, bias, blocks.rows, count, y, width);
+    }
 }
 
 template <class Kind, class T>
@@ -100,6 +132,18 @@ int run(const Linear& a) {
 }
 
 template <class T>
+void gate(const float* gate_up, int64_t rows, int64_t intermediate, Activation activation, T* inner) {
+    parallel_for(rows, [=](int64_t row, int) {
+        const float *gate = gate_up + row * 2 * intermediate, *up = gate + intermediate;
+        for (int64_t i = 0; i < intermediate; i += LANES) {
+            int64_t count = intermediate - i;
+            Vec product = activate(load_some(gate + i, count), activation) * load_some(up + i, count);
+            store_some(inner + row * intermediate + i, product, count);
+        }
+    });
+}
+
+template <class T>
 void pack_panel(const T* w, int64_t out, int64_t in, int64_t panel, int64_t depth, int64_t group, T* to) {
     for (int64_t k = 0; k < depth; ++k) {
         for (int64_t j = 0; j < PANEL; ++j) {
@@ -131,15 +175,26 @@ CMODEL_EXPORT(pack_linear)(int dtype, const void* w, int64_t out, int64_t in, vo
 // y [rows, out] = x [rows, in] times the packed weight, plus bias unless it is null; y in y_dtype.
 CMODEL_EXPORT(linear)(int dtype, const void* x, int64_t x_stride, int64_t rows, int64_t in, const void* weight,
                       int64_t out, const void* bias, void* y, int y_dtype) {
-    return run({(Dtype)dtype, x, x_stride, rows, in, out, weight, bias, y, (Dtype)y_dtype, false});
+    return run({(Dtype)dtype, x, x_stride, rows, in, out, weight, bias, y, (Dtype)y_dtype, false, SILU});
 }
 
-// inner [rows, intermediate] = silu(gate) * up, where gate and up are the halves of x times the packed weight
+// inner [rows, intermediate] = activation(gate) * up, where gate and up are the halves of x times the packed weight
 // [2 * intermediate, in]. intermediate is a multiple of 32.
-CMODEL_EXPORT(silu_gate)(int dtype, const void* x, int64_t x_stride, int64_t rows, int64_t in, const void* gate_up,
-                         int64_t intermediate, void* inner) {
+CMODEL_EXPORT(gated)(int dtype, const void* x, int64_t x_stride, int64_t rows, int64_t in, const void* gate_up,
+                     int64_t intermediate, int activation, void* inner) {
     if (intermediate % PANEL != 0) return BAD_ARGUMENT;
-    return run({(Dtype)dtype, x, x_stride, rows, in, 2 * intermediate, gate_up, nullptr, inner, (Dtype)dtype, true});
+    return run({(Dtype)dtype, x, x_stride, rows, in, 2 * intermediate, gate_up, nullptr, inner, (Dtype)dtype, true,
+                (Activation)activation});
+}
+
+// The same from gate and up beside each other, float32 [rows, 2 * intermediate], for any intermediate.
+CMODEL_EXPORT(gate)(int dtype, const float* gate_up, int64_t rows, int64_t intermediate, int activation, void* inner) {
+    switch (dtype) {
+        case BFLOAT16: gate(gate_up, rows, intermediate, (Activation)activation, (BFloat16*)inner); return DONE;
+        case FLOAT16: gate(gate_up, rows, intermediate, (Activation)activation, (Float16*)inner); return DONE;
+        case FLOAT32: gate(gate_up, rows, intermediate, (Activation)activation, (float*)inner); return DONE;
+    }
+    return BAD_ARGUMENT;
 }
 
 }  // namespace CMODEL_ISA

@@ -1,0 +1,42 @@
+// The sum over the ranks of a tensor-parallel group.
+
+#include "../collectives.h"
+#include "../simd.h"
+
+namespace CMODEL_ISA {
+namespace {
+
+// Ranks are added in their order, in float32, by every rank for itself: all get the same bits.
+template <class T>
+int run(cmodel::Group& group, T* data, int64_t size) {
+    int64_t most_at_once = group.slot_bytes / int64_t{sizeof(T)};
+    for (int64_t start = 0; start < size; start += most_at_once) {
+        int64_t count = least(size - start, most_at_once);
+        std::memcpy(group.slot(group.rank), data + start, count * sizeof(T));
+        cmodel::barrier(group);
+        for (int64_t i = 0; i < count; i += LANES) {
+            Vec total = {};
+            for (int rank = 0; rank < group.ranks; ++rank) {
+                total = total + load_some(reinterpret_cast<const T*>(group.slot(rank)) + i, count - i);
+            }
+            store_some(data + start + i, total, count - i);
+        }
+        group.turn ^= 1;
+    }
+    return DONE;
+}
+
+}  // namespace
+
+// data [size] becomes the sum over the ranks.
+CMODEL_EXPORT(all_reduce)(int dtype, void* opened, void* data, int64_t size) {
+    cmodel::Group& group = *static_cast<cmodel::Group*>(opened);
+    switch (dtype) {
+        case BFLOAT16: return run(group, static_cast<BFloat16*>(data), size);
+        case FLOAT16: return run(group, static_cast<Float16*>(data), size);
+        case FLOAT32: return run(group, static_cast<float*>(data), size);
+    }
+    return BAD_ARGUMENT;
+}
+
+}  // namespace CMODEL_ISA
