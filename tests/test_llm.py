@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -179,7 +180,7 @@ async def test_async_iterator_grows_and_aborts(make_checkpoint: Callable[..., Pa
         texts = []
         async for output in llm.generate("The quick", GREEDY):
             texts.append(output.outputs[0].text)
-        assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+        assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
         long = SamplingParams(max_tokens=200, ignore_eos=True)
         async with aclosing(llm.generate("The quick", long)) as outputs:
             await anext(outputs)

@@ -14,6 +14,7 @@ from sophserve import plugins
 from sophserve.checkpoint import read_config
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError
+from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.layers import PagedAttention
 from sophserve.model.loading import find_architecture, load_model
@@ -41,7 +42,7 @@ class ModelRunner:
         model_config = read_config(directory)
         model_class = find_architecture(model_config)
         max_model_len = _max_model_len(config, model_class.max_model_len(model_config))
-        dtype = _dtype(config.dtype, model_config)
+        dtype = resolve_dtype(model_config, config.dtype)
         context = ModelContext(self.device, SingleRank(), dtype, max_model_len, beat)
         on_progress(Progress("loading weights"))
         self.model = load_model(
@@ -124,7 +125,10 @@ def open_device(name: str) -> Device:
     if name not in installed:
         raise ConfigError(f"there is no device {name!r}; --device takes auto or one of: {', '.join(installed)}")
     index = int(os.environ.get("CHIP_MAP", "0").split(",")[0] or 0)
-    return installed[name].value(index)
+    try:
+        return installed[name].value(index)
+    except RuntimeError as error:
+        raise ConfigError(f"the device {name} cannot be used: {error}") from error
 
 
 def _max_model_len(config: EngineConfig, longest: int) -> int:
@@ -137,15 +141,6 @@ def _max_model_len(config: EngineConfig, longest: int) -> int:
             f"({config.max_num_batched_tokens}) to the context of {wanted}, or lower --max-model-len"
         )
     return wanted
-
-
-def _dtype(name: str, model_config: dict) -> torch.dtype:
-    if name == "auto":
-        name = model_config.get("dtype") or model_config.get("torch_dtype") or "float32"
-    dtype = getattr(torch, name, None)
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ConfigError(f"config.json's dtype {name!r} cannot be run; choose one with --dtype")
-    return dtype
 
 
 def _readable(size: int) -> str:

@@ -63,6 +63,12 @@ def test_it_is_registered_once_installed(environment, tmp_path):
     assert "ArceeForCausalLM" not in run(REGISTERED, tmp_path, os.environ | {"PYTHONPATH": str(ROOT)})
 
 
+def test_it_is_served(environment, make_checkpoint, start_server):
+    server = start_server(make_checkpoint("arcee"), environment={"PYTHONPATH": environment["PYTHONPATH"]})
+    answer = server.client().completions.create(model="tiny", prompt="Hello", max_tokens=5)
+    assert answer.usage.completion_tokens >= 1
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_its_model_equals_transformers(environment, make_checkpoint, tmp_path, bias):
     from transformers import AutoModelForCausalLM, GenerationConfig
