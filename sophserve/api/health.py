@@ -17,7 +17,7 @@ def unavailable(serving: Serving) -> ApiError | None:
         return _not_ready("the server is stopping", "stopping", {"Connection": "close"})
     if serving.engine.died.is_set():
         return _not_ready("the model's worker is lost", "engine_dead")
-    return None if serving.loaded else _loading(serving, "loading")
+    return None if serving.engine.loaded else _loading(serving, "loading")
 
 
 async def health(request: web.Request) -> web.Response:

@@ -159,7 +159,6 @@ async def _load(serving: Serving) -> None:
     with _progress_shown(serving.engine):
         await asyncio.to_thread(_load_text, serving)
         await serving.engine.start(serving.tokenizer)
-    serving.loaded = True
 
 
 def _load_text(serving: Serving) -> None:

@@ -36,7 +36,6 @@ class Serving:
         self.config = config
         self.model_names = config.served_model_name or [engine.config.model]
         self.created = int(time.time())
-        self.loaded = False
         self.draining = False
         # One thread: long prompts wait for each other, and leave the other cores to the workers.
         self.text_thread = ThreadPoolExecutor(1, "text")

@@ -47,11 +47,16 @@ class FakeEngine(Engine):
         self.scheduling: list[tuple[int, str]] = []
         self.prompts: list[list[int]] = []
         self.running = 0
-        self.loaded = False
+        self.started = False
+        self.restarting = False
+
+    @property
+    def loaded(self) -> bool:
+        return self.started and not self.died.is_set()
 
     @property
     def ready(self) -> bool:
-        return self.loaded and not self.died.is_set()
+        return self.loaded and not self.restarting
 
     async def start(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -64,7 +69,7 @@ class FakeEngine(Engine):
             num_blocks=1000,
             kv_cache_bytes=0,
         )
-        self.loaded = True
+        self.started = True
 
     async def generate(
         self,
@@ -148,7 +153,6 @@ async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Start
         serving.characters_per_token = characters_per_token(serving.tokenizer)
         if ready:
             await fake.start(serving.tokenizer)
-            serving.loaded = True
         runner = make_runner(serving)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

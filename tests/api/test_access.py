@@ -62,7 +62,6 @@ async def test_everything_answers_503_while_loading(start_app: Any) -> None:
     async with app.http.get("/live") as response:
         assert response.status == 200
     await app.engine.start(app.tokenizer)
-    app.serving.loaded = True
     async with app.http.get("/health") as response:
         assert response.status == 200 and await response.json() == {"status": "ok"}
 
@@ -78,7 +77,7 @@ async def test_a_lost_engine_is_not_healthy(app: Any) -> None:
 
 
 async def test_while_the_worker_restarts_requests_wait(app: Any) -> None:
-    app.engine.loaded = False
+    app.engine.restarting = True
     for path, status in (("/health", 503), ("/ready", 503), ("/live", 200), ("/v1/models", 200)):
         async with app.http.get(path) as response:
             assert response.status == status
