@@ -21,7 +21,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Meta(description="auto: as in config.json")] = (
         "auto"
     )
-    tensor_parallel_size: Annotated[int, Meta(description="devices to split the model over; only 1 so far")] = 1
+    tensor_parallel_size: Annotated[int, Meta(description="devices to split the model over, one worker each")] = 1
     max_model_len: Annotated[
         int | None, Meta(description="longest prompt plus answer, in tokens (default: from config.json)")
     ] = None
@@ -52,12 +52,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.device == "auto":
             self.device = _device_from_environment()
-        if self.tensor_parallel_size != 1:
-            raise ConfigError(
-                f"--tensor-parallel-size is {self.tensor_parallel_size}, but one device "
-                "a model is all that is supported so far; leave it at 1"
-            )
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in ("tensor_parallel_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{option(name)} must be at least 1, got {value}")

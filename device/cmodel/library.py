@@ -38,6 +38,7 @@ _KERNELS: dict[str, list[type]] = {
         *[c_int, c_void_p, c_int64, c_int64, c_int64, *[c_void_p] * 9],
         *[*[c_void_p] * 3, c_int64, *[c_void_p] * 3, c_int64, c_void_p, c_int64, *[c_void_p] * 5],
     ],
+    "all_reduce": [c_int, c_void_p, c_void_p, c_int64],
     "paged_attention": [
         *[c_int, c_void_p, c_void_p, c_void_p, *[c_int64] * 8],
         *[c_void_p, c_void_p, c_int64, c_int64],
@@ -60,6 +61,7 @@ class Kernels:
     rms_norm: Callable[..., int]
     paged_attention: Callable[..., int]
     sample: Callable[..., int]
+    all_reduce: Callable[..., int]
 
     def __init__(self, library: ctypes.CDLL, isa: str, threads: int) -> None:
         self.isa = isa
@@ -78,7 +80,7 @@ def load_kernels(threads: int) -> Kernels | None:
     wanted = os.environ.get("CMODEL_ISA", "")
     if wanted and wanted not in ISAS:
         raise RuntimeError(f"CMODEL_ISA is {wanted!r}; set it to one of {', '.join(ISAS)}, or leave it unset")
-    library = _library()
+    library = native_library()
     if library is None:
         return None
     usable = usable_isas(library)
@@ -96,7 +98,8 @@ def usable_isas(library: ctypes.CDLL) -> list[str]:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def native_library() -> ctypes.CDLL | None:
+    """The library, or None where it was not built. Raises RuntimeError if it does not load or is of another version."""
     for path in _candidates():
         if path.is_file():
             try:

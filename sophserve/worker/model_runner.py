@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from device.interface import Device, OutOfDeviceMemory, SingleRank
+from device.collectives.shared_memory import SharedMemoryCommunicator
+from device.interface import Communicator, Device, OutOfDeviceMemory, SingleRank
 from sophserve import plugins
 from sophserve.checkpoint import read_config
 from sophserve.config import EngineConfig
@@ -18,9 +19,9 @@ from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.layers import PagedAttention
 from sophserve.model.loading import find_architecture, load_model
-from sophserve.worker.batch import BatchBuilder, FlatBatch
-from sophserve.worker.messages import LoadModel, ModelInfo, Progress, PromptLogprobs, StepPlan, StepResult
-from sophserve.worker.sampler import prompt_logprobs, sample
+from sophserve.worker.batch import BatchBuilder, FlatBatch, RequestState
+from sophserve.worker.messages import LoadModel, ModelInfo, Progress, PromptLogprobs, SampledToken, StepPlan, StepResult
+from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tokens
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +36,18 @@ DEVICE_ORDER = ("tpuv7", "gpu", "cmodel")
 class ModelRunner:
     """One rank's model on one device."""
 
-    def __init__(self, load: LoadModel, beat: Callable[[], None], on_progress: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, load: LoadModel, collectives: int, beat: Callable[[], None], on_progress: Callable[[Progress], None]
+    ) -> None:
         config, directory = load.config, Path(load.directory)
-        self.device = open_device(config.device)
+        self.device = open_device(config.device, load.rank)
+        self.communicator = _communicator(load, collectives)
         log.info("device: %s", self.device.describe())
         model_config = read_config(directory)
         model_class = find_architecture(model_config)
         max_model_len = _max_model_len(config, model_class.max_model_len(model_config))
         dtype = resolve_dtype(model_config, config.dtype)
-        context = ModelContext(self.device, SingleRank(), dtype, max_model_len, beat)
+        context = ModelContext(self.device, self.communicator, dtype, max_model_len, beat)
         on_progress(Progress("loading weights"))
         self.model = load_model(
             directory,
@@ -71,11 +75,18 @@ class ModelRunner:
         device = self.device.torch_device
         hidden = self.model(batch.token_ids.to(device), batch.meta)
         prompts = self._prompt_logprobs(hidden, batch)
-        sampled = []
-        if batch.sampled:
-            logits = self.model.logits(hidden[batch.sample_rows.to(device)])
-            sampled = sample(self.device.ops, logits, batch.sampled)
+        sampled = self._sample(hidden[batch.sample_rows.to(device)], batch.sampled) if batch.sampled else []
         return StepResult(plan.step, sampled, prompts)
+
+    def _sample(self, hidden: torch.Tensor, states: list[RequestState]) -> list[SampledToken]:
+        """Rank 0 chooses the tokens; the others only take note of them."""
+        logits = self.model.logits(hidden)
+        first = self.communicator.rank == 0
+        result = self.device.ops.sample(logits, sample_params(states)) if first else None
+        token_ids = result.token_ids if result else torch.empty(len(states), dtype=torch.int64)
+        for state, token_id in zip(states, self.communicator.broadcast(token_ids).tolist(), strict=True):
+            state.append(token_id)
+        return sampled_tokens(result, states) if result else []
 
     def _prompt_logprobs(self, hidden: torch.Tensor, batch: FlatBatch) -> list[PromptLogprobs]:
         parts = []
@@ -89,15 +100,20 @@ class ModelRunner:
                 parts.append(PromptLogprobs(chunk.state.id, chunk.start + offset, entries))
         return parts
 
+    def _free_memory(self) -> int:
+        """The part of the free memory that this rank's KV cache may take, once every rank has loaded its weights."""
+        self.communicator.all_gather(torch.zeros(1))
+        shared = self.communicator.world_size if self.device.torch_device.type == "cpu" else 1
+        return int(self.device.memory()[0] * KV_SHARE) // shared
+
     def _make_kv_caches(self, config: EngineConfig, max_model_len: int, dtype: torch.dtype) -> tuple[int, int]:
         layers = [module for module in self.model.modules() if isinstance(module, PagedAttention)]
         token_bytes = sum(2 * layer.kv_heads * layer.head_dim * dtype.itemsize for layer in layers)
         block_bytes = token_bytes * config.block_size
-        budget = config.kv_cache_bytes
-        if budget is None:
-            budget = int(self.device.memory()[0] * KV_SHARE)
+        budget = config.kv_cache_bytes or self._free_memory()
         blocks_per_sequence = -(-max_model_len // config.block_size)
         num_blocks = min(budget // block_bytes, blocks_per_sequence * config.max_num_seqs)
+        num_blocks = int(self.communicator.all_gather(torch.tensor([num_blocks])).min())
         if num_blocks < blocks_per_sequence:
             raise ConfigError(
                 f"the KV cache may take {_readable(budget)}, room for {num_blocks * config.block_size} tokens, but one "
@@ -117,18 +133,40 @@ class ModelRunner:
         return num_blocks, num_blocks * block_bytes
 
 
-def open_device(name: str) -> Device:
-    """The device of that name, or with `auto` the best one that is installed. Raises ConfigError."""
+def open_device(name: str, rank: int = 0) -> Device:
+    """A rank's device of that name, or with `auto` of the best kind that is installed. CHIP_MAP in the environment
+    lists the ranks' devices by number. Raises ConfigError."""
     installed = plugins.devices()
     if name == "auto":
         name = next((known for known in DEVICE_ORDER if known in installed), "auto")
     if name not in installed:
         raise ConfigError(f"there is no device {name!r}; --device takes auto or one of: {', '.join(installed)}")
-    index = int(os.environ.get("CHIP_MAP", "0").split(",")[0] or 0)
     try:
-        return installed[name].value(index)
+        return installed[name].value(_device_index(rank))
     except RuntimeError as error:
         raise ConfigError(f"the device {name} cannot be used: {error}") from error
+
+
+def _device_index(rank: int) -> int:
+    chip_map = os.environ.get("CHIP_MAP")
+    if not chip_map:
+        return rank
+    try:
+        return [int(entry) for entry in chip_map.split(",")][rank]
+    except (ValueError, IndexError):
+        raise ConfigError(
+            f"the environment variable CHIP_MAP is {chip_map!r}; it must list at least {rank + 1} device numbers "
+            "with commas between them, one for each rank"
+        ) from None
+
+
+def _communicator(load: LoadModel, collectives: int) -> Communicator:
+    if load.world_size == 1:
+        return SingleRank()
+    try:
+        return SharedMemoryCommunicator(collectives, load.rank, load.world_size)
+    except RuntimeError as error:
+        raise ConfigError(f"--tensor-parallel-size is {load.world_size}, but {error}") from error
 
 
 def _max_model_len(config: EngineConfig, longest: int) -> int:

@@ -35,7 +35,7 @@ log = logging.getLogger("sophserve.worker")
 
 def main(arguments: list[str]) -> None:
     """Load what the first message says, then run step plans until the server is gone."""
-    lifeline, pulse, _, *descriptors = map(int, arguments)
+    lifeline, pulse, collectives, *descriptors = map(int, arguments)
     threading.Thread(target=_exit_with_server, args=(lifeline,), daemon=True).start()
     first, second = tuple(descriptors[:3]), tuple(descriptors[3:])
     plans = _messages(Reader(Ring.attach(first)))  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     assert isinstance(load, LoadModel)
     logging.basicConfig(level=load.log_level, format="%(asctime)s %(levelname)s worker %(message)s", datefmt="%H:%M:%S")
     _share_cores(load.rank, load.world_size)
-    runner = _load(load, results, Pulse(pulse))
+    runner = _load(load, results, Pulse(pulse), collectives)
     if runner is None:
         return
     results.send(encode(runner.info))
@@ -65,7 +65,7 @@ def _share_cores(rank: int, world_size: int) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, each)))
 
 
-def _load(load: LoadModel, results: Writer, pulse: Pulse) -> ModelRunner | None:
+def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: int) -> ModelRunner | None:
     def report(progress: Progress) -> None:
         results.send(encode(progress))
 
@@ -73,7 +73,7 @@ def _load(load: LoadModel, results: Writer, pulse: Pulse) -> ModelRunner | None:
         report(Progress("importing torch"))
         from sophserve.worker.model_runner import ModelRunner
 
-        return ModelRunner(load, pulse.beat, report)
+        return ModelRunner(load, collectives, pulse.beat, report)
     except SophserveError as error:
         results.send(encode(LoadFailed(str(error))))
     except MemoryError:

@@ -1,23 +1,21 @@
-"""From the requests of a batch to the parameters of the device's one `sample` call, and from its result to messages."""
+"""From the requests of a batch to the parameters of the device's one `sample` call, and from its result to
+messages."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from device.interface import Ops, SampleParams, SampleResult
+from device.interface import SampleParams, SampleResult
 from sophserve.engine.output import TokenLogprob
 from sophserve.worker.batch import RequestState
 from sophserve.worker.messages import SampledToken
 
 
-def sample(ops: Ops, logits: Tensor, states: list[RequestState]) -> list[SampledToken]:
-    """Choose the next token of each request from its row of logits `[requests, vocab]` and append it."""
-    result = ops.sample(logits, sample_params(states))
-    token_ids = result.token_ids.tolist()
+def sampled_tokens(result: SampleResult, states: list[RequestState]) -> list[SampledToken]:
+    """The result's rows as messages, with as many logprobs as each request asks for."""
     sampled = []
-    for row, (state, token_id) in enumerate(zip(states, token_ids, strict=True)):
-        state.append(token_id)
+    for row, (state, token_id) in enumerate(zip(states, result.token_ids.tolist(), strict=True)):
         count = state.params.logprobs
         logprobs = None if count is None else _row_logprobs(result, row, token_id, count)
         sampled.append(SampledToken(state.id, token_id, logprobs))

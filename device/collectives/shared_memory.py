@@ -1,0 +1,67 @@
+"""Collectives between processes of one machine: native code on a segment of shared memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from ctypes import c_char_p, c_int, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from device.cmodel.library import DTYPES, Kernels, load_kernels, native_library
+from device.cmodel.threads import thread_count
+
+
+class SharedMemoryCommunicator:
+    """One rank's end. `memory` is the descriptor of a file of zeros that all ranks have; each takes part once.
+
+    Tensors are on the host. Every rank must make the same calls in the same order, with the same shapes. Raises
+    RuntimeError where the native library is missing.
+    """
+
+    def __init__(self, memory: int, rank: int, world_size: int) -> None:
+        kernels, library = load_kernels(thread_count()), native_library()
+        if kernels is None or library is None:
+            raise RuntimeError(
+                "tensor parallelism needs the native library; install a C++ compiler such as g++ and reinstall"
+            )
+        self.rank = rank
+        self.world_size = world_size
+        self._kernels: Kernels = kernels
+        self._memory = mmap.mmap(memory, 0)
+        library.cmodel_group_open.restype = c_void_p
+        library.cmodel_group_open.argtypes = [c_void_p, c_int64, c_int, c_int]
+        library.cmodel_all_gather.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_void_p]
+        library.cmodel_all_gather.restype = None
+        library.cmodel_broadcast.argtypes = [c_void_p, c_void_p, c_int64, c_int]
+        library.cmodel_broadcast.restype = None
+        self._library = library
+        address = ctypes.addressof(c_char_p.from_buffer(self._memory))
+        self._group = library.cmodel_group_open(address, len(self._memory), rank, world_size)
+        if not self._group:
+            raise RuntimeError(f"{len(self._memory)} bytes of shared memory are too few for {world_size} ranks")
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of x over ranks, in float32 and rounded once: the same bits on every rank. In place if x is
+        contiguous."""
+        x = x.contiguous()
+        if x.dtype not in DTYPES:
+            raise ValueError(f"all_reduce takes float32, float16 or bfloat16, not {x.dtype}")
+        self._kernels.all_reduce(DTYPES[x.dtype], self._group, x.data_ptr(), x.numel())
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Every rank's x side by side along the last dimension, in rank order."""
+        x = x.contiguous()
+        width = x.shape[-1]
+        rows = x.numel() // width if width else 0
+        out = torch.empty(*x.shape[:-1], self.world_size * width, dtype=x.dtype)
+        self._library.cmodel_all_gather(self._group, x.data_ptr(), rows, width * x.itemsize, out.data_ptr())
+        return out
+
+    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+        """The source rank's x, in place if x is contiguous."""
+        x = x.contiguous()
+        self._library.cmodel_broadcast(self._group, x.data_ptr(), x.nbytes, source)
+        return x
