@@ -18,9 +18,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     """Names and meanings follow vLLM's. Raises ValueError for a value out of its range.
 
     n: how many answers. temperature: 0 is greedy. top_k: 0 or -1 is all. max_tokens: None is the rest of the context.
-    stop: texts that end the answer. logprobs, prompt_logprobs: how many most probable tokens to report besides the
-    chosen one, None for no logprobs. seed: the same seed and prompt give the same answer under any load; None draws
-    one.
+    stop: texts that end the answer. bad_words: texts that it will not contain as tokens of their own, with or without
+    a space before them. allowed_token_ids: the only tokens that may be chosen. logprobs, prompt_logprobs: how many
+    most probable tokens to report besides the chosen one, None for no logprobs. seed: the same seed and prompt give
+    the same answer under any load; None draws one.
     """
 
     n: int = 1
@@ -32,6 +33,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
+    bad_words: list[str] = []
+    allowed_token_ids: list[int] | None = None
     seed: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
@@ -71,6 +74,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             f"at most max_tokens ({self.max_tokens})",
             self.min_tokens,
         )
+        _check(all(word.strip() for word in self.bad_words), "bad_words", "texts that are not blank", self.bad_words)
+        _check(self.allowed_token_ids != [], "allowed_token_ids", "at least one token id", self.allowed_token_ids)
         _check(all(self.stop), "stop", "texts of at least one character", self.stop)
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)

@@ -108,6 +108,23 @@ def test_logit_bias_and_penalties(llm: LLM) -> None:
     assert set(ids) == {77, 78}
 
 
+def test_allowed_tokens_and_bad_words(llm: LLM) -> None:
+    allowed = [40, 41, 300, 511]
+    params = SamplingParams(seed=1, max_tokens=30, ignore_eos=True, allowed_token_ids=allowed)
+    ids = llm.generate("The", params, use_tqdm=False)[0].outputs[0].token_ids
+    assert set(ids) <= set(allowed) and len(set(ids)) > 1
+    # Greedy answers repeat what the bias forces; the bad word is two tokens, of which the second is then avoided.
+    words = llm.tokenizer.encode("ab", add_special_tokens=False)
+    first, second = words
+    bias = {first: 50.0, second: 49.9}
+    forced = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logit_bias=bias, frequency_penalty=0.5)
+    before = llm.generate("The", forced, use_tqdm=False)[0].outputs[0].text
+    assert "ab" in before
+    forced.bad_words = ["ab"]
+    after = llm.generate("The", forced, use_tqdm=False)[0].outputs[0].text
+    assert "ab" not in after and "a" in after
+
+
 def test_chat_uses_the_template_and_the_checkpoint_s_sampling(llm: LLM) -> None:
     assert llm.default_sampling_params() == SamplingParams(temperature=0.7, top_p=0.8)
     result = llm.chat([{"role": "user", "content": "Hi"}], GREEDY, use_tqdm=False)[0]
@@ -129,6 +146,7 @@ def test_conversation_reuses_its_blocks(llm: LLM) -> None:
         ([1] * 256, {}, "the prompt has 256 tokens and the context 256"),
         ([1] * 200, {"max_tokens": 57}, "lower max_tokens to at most 56"),
         ([512], {}, "prompt has the token id 512; ids go from 0 to 511"),
+        ([1], {"allowed_token_ids": [600]}, "allowed_token_ids has the token id 600"),
         ([1], {"stop_token_ids": [-1]}, "stop_token_ids has the token id -1"),
     ],
 )

@@ -44,6 +44,12 @@ def _end_token_ids(directory: Path) -> list[int]:
     return []
 
 
+def _bad_word_ids(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
+    """The token sequences of each word, at the start of a text and after a space."""
+    texts = [text for word in words for text in (word.strip(), " " + word.strip())]
+    return [list(ids) for ids in dict.fromkeys(tuple(tokenizer.encode(text, False)) for text in texts)]
+
+
 class Engine:
     """Generates for many readers at once. `start_worker`, then `start`, then `generate`; `close` at the end."""
 
@@ -163,6 +169,7 @@ class Engine:
             ("prompt", prompt),
             ("stop_token_ids", params.stop_token_ids),
             ("logit_bias", params.logit_bias),
+            ("allowed_token_ids", params.allowed_token_ids or []),
         ):
             if any(not 0 <= token < size for token in ids):
                 wrong = next(token for token in ids if not 0 <= token < size)
@@ -215,6 +222,7 @@ class Engine:
             max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
             root_key=cache_salt.encode(),
             priority=priority if self.config.scheduling_policy == "priority" else 0,
+            bad_word_ids=_bad_word_ids(self._tokenizer, params.bad_words),
             end_token_ids=params.stop_token_ids + ([] if params.ignore_eos else self._end_token_ids),
         )
         sequence = Sequence(request, self._tokenizer)

@@ -21,6 +21,7 @@ class Request:
     seed: int
     max_tokens: int
     end_token_ids: list[int]
+    bad_word_ids: list[list[int]] = field(default_factory=list)
     root_key: BlockKey = b""
     priority: int = 0
     output: list[int] = field(default_factory=list)

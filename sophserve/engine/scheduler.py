@@ -250,4 +250,5 @@ class Scheduler:
             request.seed,
             request.params,
             request.end_token_ids,
+            request.bad_word_ids,
         )

@@ -21,6 +21,7 @@ class RequestState:
         self.params = added.params
         self.seed = added.seed
         self.end_token_ids = added.end_token_ids
+        self.bad_word_ids = added.bad_word_ids
         self.prompt_length = added.prompt_length
         self.tokens = array("i", added.token_ids)
         self.computed = added.computed
@@ -32,6 +33,15 @@ class RequestState:
     def output_length(self) -> int:
         """Tokens generated so far."""
         return len(self.tokens) - self.prompt_length
+
+    def banned_token_ids(self) -> list[int]:
+        """Tokens that may not be chosen next: those that would end too early or complete a bad word."""
+        banned = list(self.end_token_ids) if self.output_length < self.params.min_tokens else []
+        for *beginning, last in self.bad_word_ids:
+            start = len(self.tokens) - len(beginning)
+            if start >= self.prompt_length and self.tokens[start:].tolist() == beginning:
+                banned.append(last)
+        return banned
 
     def append(self, token_id: int) -> None:
         """Take a sampled token."""

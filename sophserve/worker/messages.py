@@ -25,7 +25,8 @@ class AddedRequest(msgspec.Struct, array_like=True):
     """A request that the worker does not hold yet, or holds no more because it was preempted.
 
     token_ids: int32 little-endian, prompt and what has been generated. computed: how many of them are in the KV cache.
-    end_token_ids: the tokens that may not be chosen before params.min_tokens are there.
+    end_token_ids: the tokens that may not be chosen before params.min_tokens are there. bad_word_ids: token sequences
+    that the answer must not contain.
     """
 
     id: int
@@ -35,6 +36,7 @@ class AddedRequest(msgspec.Struct, array_like=True):
     seed: int
     params: SamplingParams
     end_token_ids: list[int]
+    bad_word_ids: list[list[int]]
 
 
 class ScheduledRequest(msgspec.Struct, array_like=True):

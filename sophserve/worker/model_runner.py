@@ -82,7 +82,7 @@ class ModelRunner:
         """Rank 0 chooses the tokens; the others only take note of them."""
         logits = self.model.logits(hidden)
         first = self.communicator.rank == 0
-        result = self.device.ops.sample(logits, sample_params(states)) if first else None
+        result = self.device.ops.sample(logits, sample_params(states, logits.shape[-1])) if first else None
         token_ids = result.token_ids if result else torch.empty(len(states), dtype=torch.int64)
         for state, token_id in zip(states, self.communicator.broadcast(token_ids).tolist(), strict=True):
             state.append(token_id)

@@ -22,7 +22,7 @@ def sampled_tokens(result: SampleResult, states: list[RequestState]) -> list[Sam
     return sampled
 
 
-def sample_params(states: list[RequestState]) -> SampleParams:
+def sample_params(states: list[RequestState], vocab_size: int) -> SampleParams:
     """The requests' parameters as tensors, one row each."""
     params = [state.params for state in states]
 
@@ -47,6 +47,7 @@ def sample_params(states: list[RequestState]) -> SampleParams:
         bias_rows=bias[0] if bias else None,
         bias_ids=bias[1] if bias else None,
         bias_values=bias[2] if bias else None,
+        mask=_mask(states, vocab_size),
         num_logprobs=max(-1 if each.logprobs is None else each.logprobs for each in params),
     )
 
@@ -85,12 +86,21 @@ def _bias(states: list[RequestState]) -> tuple[Tensor, Tensor, Tensor] | None:
     ids: list[int] = []
     values: list[float] = []
     for row, state in enumerate(states):
-        biases: dict[int, float] = dict(state.params.logit_bias)
-        if state.output_length < state.params.min_tokens:
-            biases |= dict.fromkeys(state.end_token_ids, float("-inf"))
+        biases = state.params.logit_bias | dict.fromkeys(state.banned_token_ids(), float("-inf"))
         rows += [row] * len(biases)
         ids += biases.keys()
         values += biases.values()
     if not rows:
         return None
     return torch.tensor(rows), torch.tensor(ids), torch.tensor(values, dtype=torch.float32)
+
+
+def _mask(states: list[RequestState], vocab_size: int) -> Tensor | None:
+    allowed = [state.params.allowed_token_ids for state in states]
+    if not any(allowed):
+        return None
+    bits = torch.zeros(len(states), -(-vocab_size // 32) * 32, dtype=torch.bool)
+    for row, ids in enumerate(allowed):
+        bits[row, slice(None) if ids is None else torch.tensor(ids)] = True
+    words = bits.view(len(states), -1, 32).long() << torch.arange(32)
+    return words.sum(-1).to(torch.int32)
