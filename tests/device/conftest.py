@@ -1,0 +1,117 @@
+"""Devices for every instruction set, and random batches for attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from device.cmodel import library
+from device.cmodel.device import CmodelDevice
+from device.interface import AttentionMeta, KVCache, Ops, Rope, SampleParams
+from device.reference import ReferenceOps
+
+_native = library.native_library()
+_usable = [] if _native is None else library.usable_isas(_native)
+
+
+def _device(isa: str, monkeypatch: pytest.MonkeyPatch) -> CmodelDevice:
+    if isa not in _usable:
+        pytest.skip(f"this CPU or this build has no {isa} kernels")
+    monkeypatch.setenv("CMODEL_ISA", isa)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    return CmodelDevice()
+
+
+@pytest.fixture(params=library.ISAS)
+def cmodel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> CmodelDevice:
+    """A cmodel device on each instruction set in turn."""
+    return _device(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["reference", *library.ISAS])
+def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ops:
+    """The reference operators, then those of each instruction set."""
+    return ReferenceOps() if request.param == "reference" else _device(request.param, monkeypatch).ops
+
+
+@pytest.fixture
+def native() -> CmodelDevice:
+    """A cmodel device on the best instruction set."""
+    if not _usable:
+        pytest.skip("sophserve was built without a C++ compiler")
+    return CmodelDevice()
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float32], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+Lengths = list[tuple[int, int]]
+
+
+@pytest.fixture
+def make_meta() -> Callable[..., AttentionMeta]:
+    """From (cached, new) lengths to the description of a batch, its blocks drawn at random from `blocks`."""
+
+    def make(lengths: Lengths, blocks: int, block_size: int, seed: int = 0) -> AttentionMeta:
+        order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed)).tolist()
+        counts = [-(-(cached + new) // block_size) for cached, new in lengths]
+        tables = torch.zeros(len(lengths), max(counts), dtype=torch.int32)
+        slots = []
+        for row, ((cached, new), count) in enumerate(zip(lengths, counts, strict=True)):
+            taken, order = order[:count], order[count:]
+            tables[row, :count] = torch.tensor(taken, dtype=torch.int32)
+            slots += [taken[at // block_size] * block_size + at % block_size for at in range(cached, cached + new)]
+        return AttentionMeta(
+            torch.tensor([new for _, new in lengths], dtype=torch.int32),
+            torch.tensor([cached for cached, _ in lengths], dtype=torch.int32),
+            tables,
+            torch.tensor(slots, dtype=torch.int32),
+            max(cached + new for cached, new in lengths),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_rope() -> Callable[..., Rope]:
+    def make(rotary_dim: int, positions: int = 4096, interleaved: bool = False) -> Rope:
+        frequencies = 10000.0 ** (-torch.arange(0, rotary_dim, 2).float() / rotary_dim)
+        angles = torch.arange(positions)[:, None] * frequencies
+        return Rope(angles.cos(), angles.sin(), interleaved)
+
+    return make
+
+
+@pytest.fixture
+def fill_cache() -> Callable[[KVCache, int], None]:
+    """Random keys and values in every slot."""
+
+    def fill(kv: KVCache, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for cache in (kv.keys, kv.values):
+            cache.copy_(torch.randn(cache.shape, generator=generator))
+
+    return fill
+
+
+@pytest.fixture
+def sample_params() -> Callable[..., SampleParams]:
+    """Neutral parameters for some rows, but for those given."""
+
+    def make(rows: int, **given: object) -> SampleParams:
+        params = SampleParams(
+            temperature=torch.ones(rows),
+            top_k=torch.zeros(rows, dtype=torch.int32),
+            top_p=torch.ones(rows),
+            min_p=torch.zeros(rows),
+            seeds=torch.arange(rows) * 7919,
+            positions=torch.arange(rows),
+        )
+        return replace(params, **given)  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,190 @@
+"""A row's bits depend on that row alone: not on the rows beside it, the batch's size, chunks, or threads."""
+
+import pytest
+import torch
+
+from device.cmodel.device import CmodelDevice
+from device.interface import DenseWeight, KVCache
+
+SIZES = (1, 2, 3, 7, 16, 33, 200)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threaded(cmodel, monkeypatch):
+    """Call fn with the device on 1 thread and on 2, and return both results."""
+
+    def run(fn):
+        results = []
+        for threads in ("1", "2"):
+            monkeypatch.setenv("OMP_NUM_THREADS", threads)
+            results.append(fn(CmodelDevice()))
+        return results
+
+    return run
+
+
+def assert_rows_alone(threaded, fn, rows):
+    """fn(device, slice) computes some of the rows."""
+    one, two = threaded(lambda device: fn(device, slice(0, rows)))
+    assert torch.equal(one, two)
+    for size in SIZES:
+        start = min(5, rows - size)
+        part_one, part_two = threaded(lambda device, at=slice(start, start + size): fn(device, at))
+        assert torch.equal(part_one, one[start : start + size]), f"{size} rows on 1 thread"
+        assert torch.equal(part_two, one[start : start + size]), f"{size} rows on 2 threads"
+
+
+@pytest.mark.parametrize(("in_features", "out_features"), [(896, 160), (1000, 33), (67, 300)])
+def test_linear(cmodel, threaded, dtype, in_features, out_features):
+    x, weight = torch.randn(200, in_features).to(dtype), torch.randn(out_features, in_features).to(dtype)
+    bias, packed = torch.randn(out_features).to(dtype), cmodel.pack(DenseWeight(weight))
+    assert_rows_alone(threaded, lambda device, at: device.ops.linear(x[at], packed, bias), 200)
+
+
+def test_linear_of_many_rows(cmodel, threaded):
+    x, packed = torch.randn(1100, 72).bfloat16(), cmodel.pack(DenseWeight(torch.randn(40, 72).bfloat16()))
+    whole = cmodel.ops.linear(x, packed)
+    for at in (slice(1000, 1100), slice(1023, 1025), slice(1099, 1100)):
+        assert torch.equal(cmodel.ops.linear(x[at], packed), whole[at])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("intermediate", [64, 45])
+def test_gated_mlp(cmodel, threaded, dtype, activation, intermediate):
+    x = torch.randn(200, 100).to(dtype)
+    gate_up = cmodel.pack(DenseWeight(torch.randn(2 * intermediate, 100).to(dtype)))
+    down = cmodel.pack(DenseWeight(torch.randn(100, intermediate).to(dtype)))
+    assert_rows_alone(threaded, lambda device, at: device.ops.gated_mlp(x[at], gate_up, down, activation), 200)
+
+
+def test_rms_norm(threaded, dtype):
+    x, residual, weight = torch.randn(200, 901).to(dtype), torch.randn(200, 901).to(dtype), torch.randn(901).to(dtype)
+    assert_rows_alone(threaded, lambda device, at: device.ops.rms_norm(x[at], weight, 1e-6)[0], 200)
+    for result in (0, 1):
+        assert_rows_alone(
+            threaded, lambda device, at, i=result: device.ops.rms_norm(x[at], weight, 1e-6, residual[at])[i], 200
+        )
+
+
+def test_embedding(threaded, dtype):
+    table, ids = torch.randn(50, 33).to(dtype), torch.randint(50, (200,))
+    assert_rows_alone(threaded, lambda device, at: device.ops.embedding(ids[at], table), 200)
+
+
+def test_sample(threaded, dtype, sample_params):
+    logits = torch.randn(200, 1003).to(dtype) * 4
+    params = {
+        "temperature": torch.rand(200).round(decimals=1),
+        "top_k": torch.randint(0, 100, (200,), dtype=torch.int32),
+        "top_p": 0.5 + torch.rand(200) / 2,
+        "min_p": torch.rand(200) / 20,
+        "repetition": 1 + torch.rand(200),
+        "seeds": torch.arange(200) * 7919,
+        "positions": torch.arange(200),
+    }
+
+    def fn(device, at):
+        rows = at.stop - at.start
+        penalties = {
+            "penalty_rows": torch.arange(rows).repeat_interleave(2),
+            "penalty_ids": torch.stack(
+                [torch.arange(at.start, at.stop), torch.arange(at.start, at.stop) + 500], 1
+            ).flatten(),
+            "output_counts": torch.ones(2 * rows, dtype=torch.int32),
+        }
+        own = {name: value[at] for name, value in params.items()}
+        result = device.ops.sample(logits[at], sample_params(rows, num_logprobs=5, **own, **penalties))
+        columns = (result.token_ids[:, None], result.logprobs[:, None], result.ranks[:, None], result.top_logprobs)
+        return torch.cat([column.double() for column in (*columns, result.top_ids)], dim=1)
+
+    assert_rows_alone(threaded, fn, 200)
+
+
+# --- attention: one sequence, computed whole, in chunks, token by token, in company and in other blocks ---
+
+LENGTH = 220
+HEADS, KV_HEADS = 6, 2
+
+
+@pytest.fixture(params=[(64, None), (80, 100)], ids=["64", "80 with a window"])
+def sequence(request, dtype):
+    dim, window = request.param
+    qkv = torch.randn(LENGTH, HEADS + 2 * KV_HEADS, dim).to(dtype)
+    return *qkv.split([HEADS, KV_HEADS, KV_HEADS], dim=1), window
+
+
+@pytest.fixture
+def attend(sequence, make_meta, make_rope, dtype):
+    """Compute the sequence in chunks of the given sizes, each in the company of the given (cached, new) lengths."""
+    q, k, v, window = sequence
+    dim = q.shape[2]
+    rope = make_rope(dim)
+
+    def run(device, chunks, block_size=16, company=((), ())):
+        before, after = company
+        blocks = sum(-(-sum(pair) // block_size) for pair in (*before, *after)) + -(-LENGTH // block_size) + 2
+        kv = device.make_kv_cache(blocks, block_size, KV_HEADS, (dim, dim), dtype)
+        kv.keys.fill_(0.5)
+        kv.values.fill_(0.25)
+        outs, done = [], 0
+        for chunk in chunks:
+            # The same total for every chunk, so that the sequence keeps its blocks.
+            meta = make_meta([*before, (done, LENGTH - done), *after], blocks, block_size)
+            whole_slots, lengths = meta.slot_mapping, meta.input_lengths.clone()
+            first = sum(new for _, new in before)
+            lengths[len(before)] = chunk
+            slots = torch.cat([whole_slots[: first + chunk], whole_slots[first + LENGTH - done :]])
+            part = type(meta)(lengths, meta.cached_lengths, meta.block_tables, slots, meta.max_length)
+            own = slice(done, done + chunk)
+            rows = [torch.cat([torch.randn(first, *x.shape[1:]).to(dtype), x[own]]) for x in (q, k, v)]
+            rest = int(lengths.sum()) - first - chunk
+            rows = [torch.cat([x, torch.randn(rest, *x.shape[1:]).to(dtype)]) for x in rows]
+            out = device.ops.paged_attention(*rows, kv, part, rope, dim**-0.5, window)
+            outs.append(out[first : first + chunk])
+            done += chunk
+        assert done == LENGTH
+        return torch.cat(outs)
+
+    return run
+
+
+def test_attention_threads(threaded, attend):
+    one, two = threaded(lambda device: attend(device, [LENGTH]))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [[1] * LENGTH, [7] * 31 + [3], [16] * 13 + [12], [33] * 6 + [22], [200] + [1] * 20, [2, 3, 15, 200]],
+    ids=["1", "7", "16", "33", "200 then 1", "mixed"],
+)
+def test_attention_chunks(cmodel, attend, chunks):
+    assert torch.equal(attend(cmodel, chunks), attend(cmodel, [LENGTH]))
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 10, 128])
+def test_attention_block_sizes(cmodel, attend, block_size):
+    assert torch.equal(attend(cmodel, [100, 120], block_size), attend(cmodel, [LENGTH]))
+
+
+def test_attention_company(cmodel, attend):
+    company = ([(5, 1), (64, 1), (200, 1)], [(0, 3), (70, 90)])
+    alone = attend(cmodel, [LENGTH])
+    assert torch.equal(attend(cmodel, [LENGTH], company=company), alone)
+    assert torch.equal(attend(cmodel, [99, 1, 1, 119], company=company), alone)
+
+
+def test_attention_after_the_sequence_moved_to_other_blocks(cmodel, attend, make_meta, make_rope, sequence, dtype):
+    q, k, v, window = sequence
+    dim, rope = q.shape[2], make_rope(q.shape[2])
+    outs = []
+    for seed in (1, 2):
+        kv: KVCache = cmodel.make_kv_cache(40, 16, KV_HEADS, (dim, dim), dtype)
+        meta = make_meta([(0, LENGTH)], 40, 16, seed)
+        outs.append(cmodel.ops.paged_attention(q, k, v, kv, meta, rope, dim**-0.5, window))
+    assert torch.equal(*outs)

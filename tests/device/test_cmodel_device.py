@@ -1,0 +1,309 @@
+"""The device itself: how it is chosen, found and described, its memory, its threads, its end."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from device.cmodel import library, memory, ops
+from device.cmodel.device import CmodelDevice
+from device.cmodel.threads import thread_count
+from device.interface import DenseWeight, Device, Int4Weight, OutOfDeviceMemory
+from device.reference import ReferenceOps
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(code, **environment):
+    """Run code in a fresh interpreter."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "3"} | environment
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+
+
+def multiply(device):
+    weight = device.pack(DenseWeight(torch.ones(200, 64)))
+    return device.ops.linear(torch.ones(3, 64), weight)
+
+
+def test_it_has_the_operators_that_it_names(native):
+    assert native.operators
+    for name in native.operators:
+        assert callable(getattr(native.ops, name))
+    assert isinstance(native.name, str) and native.torch_device == torch.device("cpu")
+    device: Device = native
+    device.synchronize()
+    assert device.capture(multiply) is multiply
+
+
+def test_description(native, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert any(CmodelDevice().describe() == f"cmodel: {isa} kernels on 2 threads" for isa in library.ISAS)
+
+
+def test_fast_exec_off_computes_with_the_reference(monkeypatch):
+    monkeypatch.setenv("CMODEL_FAST_EXEC", "0")
+    device = CmodelDevice()
+    assert type(device.ops) is ReferenceOps and "CMODEL_FAST_EXEC=0" in device.describe()
+    assert multiply(device).eq(64).all()
+    int4 = Int4Weight(
+        torch.full((4, 16), 0x21, dtype=torch.uint8), torch.ones(4, 1), torch.zeros(4, 1, dtype=torch.uint8), 32
+    )
+    assert device.ops.linear(torch.ones(1, 32), device.pack(int4)).eq(48).all()
+
+
+def test_without_the_library_torch_computes_and_the_log_says_what_to_do(monkeypatch, make_meta, make_rope):
+    monkeypatch.setattr(library, "native_library", lambda: None)
+    device = CmodelDevice()
+    assert type(device.ops) is ops.TorchOps
+    assert "install a C++ compiler such as g++ and reinstall" in device.describe()
+    torch.manual_seed(0)
+    x, bias = torch.randn(5, 64), torch.randn(96)
+    gate_up, down = torch.randn(192, 64), torch.randn(64, 96)
+    packed_gate_up, packed_down = device.pack(DenseWeight(gate_up)), device.pack(DenseWeight(down))
+    torch.testing.assert_close(device.ops.linear(x, device.pack(DenseWeight(down.T)), bias), x @ down + bias)
+    gate, up = (x @ gate_up.T).chunk(2, dim=1)
+    expected = (torch.nn.functional.silu(gate) * up) @ down.T
+    torch.testing.assert_close(
+        device.ops.gated_mlp(x, packed_gate_up, packed_down, "silu"), expected, rtol=1e-4, atol=1e-3
+    )
+    kv = device.make_kv_cache(3, 8, 2, (16, 16), torch.float32)
+    q = torch.randn(9, 4, 16)
+    out = device.ops.paged_attention(q, q[:, :2], q[:, 2:], kv, make_meta([(0, 9)], 3, 8), make_rope(16), 0.25)
+    assert out.isfinite().all()
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("CMODEL_ISA", "sse9")
+    with pytest.raises(RuntimeError, match="CMODEL_ISA is 'sse9'; set it to one of amx, avx512bf16, avx2, portable"):
+        CmodelDevice()
+
+
+def test_an_instruction_set_that_the_cpu_lacks_is_refused(native, monkeypatch):
+    monkeypatch.setattr(library, "usable_isas", lambda _: ["portable"])
+    monkeypatch.setenv("CMODEL_ISA", "avx2")
+    with pytest.raises(RuntimeError, match="which this CPU or this build lacks; set it to one of portable"):
+        CmodelDevice()
+
+
+@pytest.fixture
+def fresh_library(monkeypatch):
+    library.native_library.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    library.native_library.cache_clear()
+
+
+def test_a_library_of_another_version_is_refused(native, fresh_library):
+    fresh_library.setattr(library, "ABI_VERSION", 12345)
+    with pytest.raises(RuntimeError, match="this sophserve needs 12345; reinstall sophserve"):
+        CmodelDevice()
+
+
+def test_a_broken_library_is_refused(fresh_library, tmp_path):
+    (tmp_path / library.FILE_NAME).write_bytes(b"not a library")
+    fresh_library.setattr("device.cmodel.__path__", [str(tmp_path)])
+    with pytest.raises(RuntimeError, match=r"does not load .*; reinstall sophserve"):
+        CmodelDevice()
+
+
+def test_a_cache_that_does_not_fit_in_memory(native):
+    with pytest.raises(OutOfDeviceMemory, match="GiB does not fit in memory"):
+        native.make_kv_cache(2**40, 16, 8, (128, 128), torch.bfloat16)
+
+
+def test_cache_shapes(native):
+    kv = native.make_kv_cache(5, 16, 2, (24, 8), torch.float16)
+    assert kv.keys.shape == (5, 16, 2, 24) and kv.values.shape == (5, 16, 2, 8)
+    assert kv.keys.dtype == kv.values.dtype == torch.float16
+
+
+def test_an_untouched_cache_costs_no_memory(native):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    kv = native.make_kv_cache(2048, 16, 8, (128, 128), torch.bfloat16)
+    assert kv.keys.nbytes == 2**26 and resident() - before < 2**24
+
+
+def test_the_plugin_registers_the_device_without_importing_torch_until_asked():
+    code = """
+import sys
+from device.cmodel import plugin
+assert "torch" not in sys.modules
+found = {}
+plugin.register_devices(found.__setitem__)
+assert found["cmodel"].name == "cmodel"
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+# --- memory ---
+
+
+def write_tree(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+MEMINFO = {"proc/meminfo": "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 800 kB\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, (800 * 1024, 1000 * 1024)),
+        # version 2: the group above has the tighter limit; its inactive page cache is free
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/a/b/memory.max": "max\n",
+                "sys/a/b/memory.current": "300000\n",
+                "sys/a/b/memory.stat": "anon 1\ninactive_file 100\n",
+                "sys/a/memory.max": "600000\n",
+                "sys/a/memory.current": "400000\n",
+                "sys/a/memory.stat": "anon 1\ninactive_file 50000\n",
+            },
+            (250000, 600000),
+        ),
+        # version 2 in a container, which sees its own group as the root
+        (
+            {
+                "proc/self/cgroup": "0::/\n",
+                "sys/memory.max": "500000\n",
+                "sys/memory.current": "600000\n",
+                "sys/memory.stat": "inactive_file 0\n",
+            },
+            (0, 500000),
+        ),
+        # version 1, mounted as the container's own root: the path of the host is not there
+        (
+            {
+                "proc/self/cgroup": "5:cpu,cpuacct:/x\n4:memory:/docker/123\n",
+                "sys/memory/memory.limit_in_bytes": "700000\n",
+                "sys/memory/memory.usage_in_bytes": "100000\n",
+                "sys/memory/memory.stat": "total_inactive_file 40000\n",
+            },
+            (640000, 700000),
+        ),
+        # version 1 without a limit: a number beyond any memory
+        (
+            {
+                "proc/self/cgroup": "4:memory:/\n",
+                "sys/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "sys/memory/memory.usage_in_bytes": "100000\n",
+                "sys/memory/memory.stat": "total_inactive_file 0\n",
+            },
+            (800 * 1024, 1000 * 1024),
+        ),
+    ],
+    ids=["no groups", "version 2", "version 2 in a container", "version 1", "version 1 without a limit"],
+)
+def test_memory(tmp_path, files, expected):
+    write_tree(tmp_path, MEMINFO | files)
+    assert memory.host_memory(tmp_path / "proc", tmp_path / "sys") == expected
+
+
+def test_memory_of_this_host(native):
+    free, total = native.memory()
+    assert 0 < free <= total
+
+
+# --- threads ---
+
+
+def test_thread_count_follows_the_environment(monkeypatch, tmp_path):
+    for value, expected in (("3", 3), ("5,2", 5)):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert thread_count(tmp_path, tmp_path) == expected
+
+
+@pytest.mark.parametrize("value", ["", "0", "many"])
+def test_thread_count_is_that_of_the_cores(monkeypatch, tmp_path, value):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
+    assert thread_count(tmp_path, tmp_path) == 4
+    siblings = {f"cpu{cpu}/topology/thread_siblings_list": f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)}
+    write_tree(tmp_path, siblings)
+    assert thread_count(tmp_path, tmp_path) == 3  # 1 and 5 are one core
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "max 100000\n"}, 4),
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+    ],
+)
+def test_thread_count_stays_within_the_quota(monkeypatch, tmp_path, files, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
+    write_tree(tmp_path, files)
+    assert thread_count(tmp_path, tmp_path) == expected
+
+
+SETUP = """
+import os, sys, threading, time
+import torch
+from device.cmodel.device import CmodelDevice
+from device.interface import DenseWeight
+device = CmodelDevice()
+weight = device.pack(DenseWeight(torch.ones(4000, 64)))
+def multiply():
+    assert device.ops.linear(torch.ones(3, 64), weight).eq(64).all()
+multiply()
+"""
+
+
+def test_idle_threads_use_no_cpu(native):
+    code = SETUP + "begin = time.process_time(); time.sleep(1); print(time.process_time() - begin)"
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 0.01
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(0)", "os._exit(0)", "threading.Thread(target=multiply).start()"])
+def test_the_process_ends_cleanly(native, end):
+    result = run_python(SETUP + end)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_forked_child_computes_too(native):
+    code = """
+child = os.fork()
+multiply()
+if child == 0:
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    result = run_python(SETUP + code)
+    assert (result.returncode, result.stdout) == (0, "7\n"), result.stderr
+
+
+def test_calls_from_many_threads_at_once(native):
+    torch.manual_seed(0)
+    weight, x = native.pack(DenseWeight(torch.randn(300, 80))), torch.randn(4, 50, 80)
+    expected = [native.ops.linear(rows, weight) for rows in x]
+    wrong = []
+
+    def work(rows, result):
+        for _ in range(100):
+            if not torch.equal(native.ops.linear(rows, weight), result):
+                wrong.append(rows)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(x, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
