@@ -54,7 +54,7 @@ async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise RequestError("compressed bodies are not supported; leave out Content-Encoding")
     fields = _decode(await request.read())
-    for name in _UNSUPPORTED & fields.keys():
+    for name in sorted(_UNSUPPORTED & fields.keys()):
         if fields[name] and fields[name] != _NEUTRAL.get(name):
             raise RequestError(f"{name} is not supported; leave it out", name, "unsupported_parameter")
     unknown = fields.keys() - set(kind.__struct_fields__) - _WITHOUT_EFFECT - _UNSUPPORTED

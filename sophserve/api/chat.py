@@ -11,7 +11,7 @@ from aiohttp import web
 from sophserve.api.body import read_body, warn_unknown
 from sophserve.api.generation import Answer, Generation
 from sophserve.api.logprobs import chat_logprobs, prompt_logprobs
-from sophserve.api.params import sampling_params
+from sophserve.api.params import fitted, sampling_params
 from sophserve.api.prompts import encode_chat
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.respond import Choice, Reply
@@ -34,6 +34,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         raise RequestError("messages is empty; give at least one", "messages")
     async with serving.admitted(params.n):
         prompt = await encode_chat(serving, messages, body)
+        params = fitted(params, body, prompt, serving.engine.info.max_model_len)
         generation = Generation(
             f"chatcmpl-{uuid4().hex}", [prompt], [params], body.priority or 0, body.cache_salt or ""
         )

@@ -5,19 +5,17 @@ from __future__ import annotations
 from uuid import uuid4
 
 from aiohttp import web
-from msgspec.structs import replace
 
 from sophserve.api.body import read_body, warn_unknown
 from sophserve.api.generation import Answer, Generation
 from sophserve.api.logprobs import CompletionLogprobs, Entries, prompt_logprobs
-from sophserve.api.params import has_max_tokens, sampling_params
+from sophserve.api.params import fitted, sampling_params
 from sophserve.api.prompts import encode
 from sophserve.api.requests import CompletionRequest
 from sophserve.api.respond import Choice, Reply
-from sophserve.api.serving import SERVING, Serving
+from sophserve.api.serving import SERVING
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import RequestError
-from sophserve.sampling import SamplingParams
 from sophserve.text.tokenizer import Tokenizer
 
 
@@ -32,7 +30,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     async with serving.admitted(len(texts) * params.n):
         special = body.add_special_tokens is not False
         prompts = [await encode(serving, text, special) if isinstance(text, str) else text for text in texts]
-        each = [params if has_max_tokens(body) else _shortened(serving, prompt, params) for prompt in prompts]
+        each = [fitted(params, body, prompt, serving.engine.info.max_model_len) for prompt in prompts]
         generation = Generation(f"cmpl-{uuid4().hex}", prompts, each, body.priority or 0, body.cache_salt or "")
         style = CompletionStyle(serving.tokenizer, body, texts, generation)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
@@ -118,9 +116,3 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
     if any(isinstance(item, int) for item in prompt):
         raise RequestError("prompt mixes token ids with texts or lists; give one kind", "prompt")
     return prompt  # type: ignore[return-value]
-
-
-def _shortened(serving: Serving, prompt: list[int], params: SamplingParams) -> SamplingParams:
-    """The default length, or what is left of the context where that is less."""
-    fits = len(prompt) + (params.max_tokens or 0) <= serving.engine.info.max_model_len
-    return params if fits else replace(params, max_tokens=None)

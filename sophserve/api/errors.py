@@ -103,7 +103,7 @@ def _as_api_error(request: web.Request, exception: Exception) -> ApiError:
             return _from_http(request, exception)
         case web.RequestPayloadError():
             return ApiError(400, f"the request body cannot be read: {exception}")
-    log.error("%s %s failed", request.method, request.path, exc_info=exception)
+    log.error("%s %s failed", request.method, request.rel_url.raw_path, exc_info=exception)
     return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from sophserve.api.requests import GenerationRequest
 from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams
@@ -16,7 +18,7 @@ def sampling_params(
     body: GenerationRequest, defaults: dict[str, Any], logprobs: int | None, prompt_logprobs: int | None
 ) -> SamplingParams:
     """SamplingParams for a request; defaults are fields of it. Raises RequestError."""
-    _check_supported(body, prompt_logprobs)
+    _check_supported(body)
     fields = defaults | {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):  # the last one given wins
         if (value := getattr(body, name)) is not None:
@@ -28,12 +30,15 @@ def sampling_params(
         raise RequestError(str(error), str(error).partition(" ")[0]) from None
 
 
-def has_max_tokens(body: GenerationRequest) -> bool:
-    """Whether the request itself limits its answer."""
-    return any(value is not None for value in (body.max_tokens, body.max_completion_tokens, body.max_new_tokens))
+def fitted(params: SamplingParams, body: GenerationRequest, prompt: list[int], context: int) -> SamplingParams:
+    """params, where a default length that is more than the rest of the context is cut to that. A length that the
+    request itself asks for is left alone, for the engine to refuse it."""
+    asked = any(value is not None for value in (body.max_tokens, body.max_completion_tokens, body.max_new_tokens))
+    fits = len(prompt) + (params.max_tokens or 0) <= context
+    return params if asked or fits else replace(params, max_tokens=None)
 
 
-def _check_supported(body: GenerationRequest, prompt_logprobs: int | None) -> None:
+def _check_supported(body: GenerationRequest) -> None:
     if body.response_format and body.response_format.type != "text":
         raise RequestError(
             f"response_format {body.response_format.type!r} is not supported; only text is", "response_format"

@@ -47,7 +47,9 @@ def run(engine: Engine, config: ServerConfig, started: float) -> None:
 def make_runner(serving: Serving) -> web.AppRunner:
     """The application, and how aiohttp is to run it: a client that goes away cancels its handler."""
     logging.getLogger("aiohttp.server").addFilter(_is_not_the_clients_mistake)
-    return web.AppRunner(create_app(serving), handler_cancellation=True, access_log=None, shutdown_timeout=1)
+    return web.AppRunner(
+        create_app(serving), handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=1
+    )
 
 
 def _is_not_the_clients_mistake(record: logging.LogRecord) -> bool:
@@ -58,8 +60,9 @@ def _is_not_the_clients_mistake(record: logging.LogRecord) -> bool:
 async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
     serving = Serving(engine, config)
     stop = _stop_on_signal()
-    runner = web.AppRunner(create_app(serving), handler_cancellation=True, access_log=None, shutdown_timeout=1)
+    runner = make_runner(serving)
     loading = asyncio.create_task(_load(serving))
+    address = None
     try:
         await runner.setup()
         address = await _listen(runner, config)
@@ -81,7 +84,7 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
         await runner.cleanup()
         await engine.close()
         serving.text_thread.shutdown(wait=False, cancel_futures=True)
-        if config.uds:
+        if config.uds and address:
             Path(config.uds).unlink(missing_ok=True)
 
 
@@ -127,7 +130,10 @@ async def _listen(runner: web.AppRunner, config: ServerConfig) -> str:
     except OSError as error:
         if error.errno == errno.EADDRINUSE and not config.uds:
             raise ConfigError(f"port {config.port} is in use; stop what uses it or choose another --port") from None
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        # asyncio puts the address into the text, and "while attempting to bind".
+        reason = error.strerror or str(error)
+        if error.errno is not None and not isinstance(error, socket.gaierror):
+            reason = os.strerror(error.errno)
         raise ConfigError(f"cannot listen on {where}: {reason}; change {advice}") from None
     if config.uds:
         return f"unix:{config.uds}"

@@ -177,6 +177,11 @@ async def test_defaults(start_app: Any) -> None:
     first, second = app.engine.params
     assert (first.temperature, first.top_k, first.max_tokens) == (0.7, 20, None)
     assert (second.temperature, second.top_k) == (0, 20)
+    app = await start_app(defaults={"max_tokens": 250})
+    for path, body in (("chat/completions", {"messages": HELLO}), ("completions", {"prompt": [70] * 100})):
+        assert (await app.post(f"/v1/{path}", body))[0] == 200
+        assert app.engine.params[-1].max_tokens is None
+        assert (await app.post(f"/v1/{path}", {**body, "max_tokens": 250}))[0] == 400
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_new_tokens"])

@@ -234,6 +234,11 @@ def test_addresses_that_cannot_be_used(checkpoint: Path, tmp_path: Path) -> None
     assert_refused(run(*model, "--host", "no.such.host.invalid"), "no.such.host.invalid", "--host")
     assert_refused(run(*model, "--host", "192.0.2.1"), "192.0.2.1", "--host")
     assert_refused(run(*model, "--uds", str(tmp_path / "absent" / "socket")), "--uds")
+    precious = tmp_path / "file"
+    precious.write_text("precious")
+    assert_refused(run(*model, "--uds", str(precious)), str(precious))
+    assert precious.read_text() == "precious"
+    assert_refused(run(*model, "--uds", "/tmp/" + "x" * 200), "--uds")
     assert_refused(run(*model, "--ssl-certfile", str(tmp_path / "absent.pem")), "--ssl-certfile")
     assert_refused(run(*model, "--port", "0", "--chat-template", "/absent.jinja"), "--chat-template")
 
