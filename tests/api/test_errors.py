@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
 from typing import Any
 
 import pytest
 from openai import APIError, BadRequestError, NotFoundError
 
+from sophserve.api.requests import ChatRequest, CompletionRequest
 from sophserve.errors import EngineDeadError
 from sophserve.text.chat_template import ChatTemplate
 
@@ -172,6 +174,33 @@ async def test_what_the_template_cannot_render(start_app: Any) -> None:
     app.serving.chat_template = ChatTemplate({}, {})
     _, answer = await app.post(CHAT, {"messages": HELLO})
     assert "--chat-template" in answer["error"]["message"]
+
+
+JUNK: list[Any] = [
+    *(None, True, False, 0, 1, -1, 3, 2**31, 2**63, -(2**63) - 1, 10**25, 0.5, -0.0, 1e-320, 1e300, "", "a", "\x00"),
+    *("\U0010ffff", "<|im_end|>", "{{ 1 }}", [], [""], ["a", "b"], [1], [-1], [2**40], [[1], [2]], [[]], [None]),
+    *({}, {"a": 1}, {"1": 1}, {"1": -100}, {"type": "text"}, {"include_usage": True}, {"function": {"arguments": "{"}}),
+    *([{"role": "user", "content": "Hi"}], [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]),
+    *([{"role": "", "content": ""}], [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_junk_is_a_5xx(app: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    statuses = set()
+    for _ in range(250):
+        path, kind = rng.choice([(CHAT, ChatRequest), (TEXT, CompletionRequest)])
+        body: dict[str, Any] = {"messages": HELLO} if path == CHAT else {"prompt": "Hi"}
+        for name in rng.sample(kind.__struct_fields__, rng.randint(1, 4)):
+            body[name] = rng.choice(JUNK)
+        async with app.http.post(path, json=body) as response:
+            answer = await response.text()
+        statuses.add(response.status)
+        assert response.status in (200, 400, 404), (body, answer)
+        if response.status == 200 and body.get("stream"):
+            assert answer.endswith("data: [DONE]\n\n"), (body, answer)
+    assert {200, 400} <= statuses
 
 
 async def test_content_type_does_not_matter(app: Any) -> None:
