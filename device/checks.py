@@ -15,25 +15,27 @@ ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
-def require(ok: bool, operator: str, message: str) -> None:
-    """Raise ValueError with the operator's name unless ok."""
+def require(ok: bool, operator: str, message: str, *values: object) -> None:
+    """Raise ValueError unless ok. The values fill the message, a tensor by its shape; that costs nothing when ok."""
     if not ok:
-        raise ValueError(f"{operator}: {message}")
+        shown = (list(value.shape) if isinstance(value, Tensor) else value for value in values)
+        raise ValueError(f"{operator}: {message.format(*shown)}")
 
 
 def check_activations(operator: str, *tensors: Tensor) -> None:
     """All of one activation dtype."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    require(len(dtypes) == 1, operator, f"one dtype expected, got {sorted(map(str, dtypes))}")
-    require(dtypes <= set(ACTIVATION_DTYPES), operator, f"{tensors[0].dtype} is not an activation dtype")
+    dtype = tensors[0].dtype
+    require(dtype in ACTIVATION_DTYPES, operator, "{} is not an activation dtype", dtype)
+    for tensor in tensors[1:]:
+        require(tensor.dtype == dtype, operator, "one dtype expected, got {} and {}", dtype, tensor.dtype)
 
 
 def check_embedding(ids: Tensor, table: Tensor) -> None:
     """ids `[tokens]` within table `[vocab, hidden]`."""
-    require(ids.dim() == 1 and table.dim() == 2, "embedding", f"got ids {_shape(ids)}, table {_shape(table)}")
+    require(ids.dim() == 1 and table.dim() == 2, "embedding", "got ids {}, table {}", ids, table)
     if ids.numel():
         low, high = (int(bound) for bound in torch.aminmax(ids))
-        require(low >= 0 and high < table.shape[0], "embedding", f"ids must be in [0, {table.shape[0]})")
+        require(low >= 0 and high < table.shape[0], "embedding", "ids must be in [0, {})", table.shape[0])
 
 
 def check_rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
@@ -42,14 +44,12 @@ def check_rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
     require(
         x.dim() >= 1 and tuple(weight.shape) == tuple(x.shape[-1:]),
         "rms_norm",
-        f"x {_shape(x)} does not fit weight {_shape(weight)}",
+        "x {} does not fit weight {}",
+        x,
+        weight,
     )
     if residual is not None:
-        require(
-            residual.shape == x.shape,
-            "rms_norm",
-            f"residual {_shape(residual)} does not have x's shape {_shape(x)}",
-        )
+        require(residual.shape == x.shape, "rms_norm", "residual {} does not have x's shape {}", residual, x)
 
 
 def check_linear(operator: str, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> None:
@@ -58,28 +58,31 @@ def check_linear(operator: str, x: Tensor, weight: PackedWeight, bias: Tensor | 
     require(
         x.dim() == 2 and x.shape[1] == weight.in_features,
         operator,
-        f"x {_shape(x)} does not fit a weight of {weight.out_features} x {weight.in_features}",
+        "x {} does not fit a weight of {} x {}",
+        x,
+        weight.out_features,
+        weight.in_features,
     )
     if bias is not None:
         require(
             tuple(bias.shape) == (weight.out_features,),
             operator,
-            f"bias {_shape(bias)} does not fit {weight.out_features} outputs",
+            "bias {} does not fit {} outputs",
+            bias,
+            weight.out_features,
         )
 
 
 def check_gated_mlp(x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: str) -> None:
     """gate_up twice as tall as down is wide, and a known activation."""
-    require(
-        activation in ACTIVATIONS,
-        "gated_mlp",
-        f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}",
-    )
+    require(activation in ACTIVATIONS, "gated_mlp", "activation {!r} is none of {}", activation, ", ".join(ACTIVATIONS))
     check_linear("gated_mlp", x, gate_up)
     require(
         gate_up.out_features == 2 * down.in_features,
         "gated_mlp",
-        f"gate_up has {gate_up.out_features} outputs, down needs twice {down.in_features}",
+        "gate_up has {} outputs, down needs twice {}",
+        gate_up.out_features,
+        down.in_features,
     )
 
 
@@ -90,14 +93,18 @@ def check_meta(operator: str, tokens: int, kv: KVCache, meta: AttentionMeta, rop
     require(
         meta.cached_lengths.numel() == sequences and meta.block_tables.shape[:1] == (sequences,),
         operator,
-        f"{sequences} input_lengths, {meta.cached_lengths.numel()} cached_lengths and "
-        f"{meta.block_tables.shape[0]} block tables must be as many",
+        "{} input_lengths, {} cached_lengths and {} block tables must be as many",
+        sequences,
+        meta.cached_lengths.numel(),
+        meta.block_tables.shape[0],
     )
     require(
         int(meta.input_lengths.sum()) == tokens == meta.slot_mapping.numel(),
         operator,
-        f"{tokens} tokens do not fit input_lengths, which sum to {int(meta.input_lengths.sum())}, "
-        f"or {meta.slot_mapping.numel()} slots",
+        "{} tokens do not fit input_lengths, which sum to {}, or {} slots",
+        tokens,
+        int(meta.input_lengths.sum()),
+        meta.slot_mapping.numel(),
     )
     if not tokens:
         return
@@ -108,25 +115,26 @@ def check_meta(operator: str, tokens: int, kv: KVCache, meta: AttentionMeta, rop
     )
     longest = int((meta.input_lengths + meta.cached_lengths).max())
     room = meta.block_tables.shape[1] * block_size
-    require(longest <= room, operator, f"a sequence of {longest} tokens does not fit its block table of {room}")
+    require(longest <= room, operator, "a sequence of {} tokens does not fit its block table of {}", longest, room)
     require(
         rope is None or longest <= rope.cos.shape[0],
         operator,
-        f"a sequence of {longest} tokens exceeds the RoPE tables' positions",
+        "a sequence of {} tokens exceeds the RoPE tables' positions",
+        longest,
     )
     for name, ids, limit in (
         ("block id", meta.block_tables, blocks),
         ("slot", meta.slot_mapping, blocks * block_size),
     ):
         low, high = (int(bound) for bound in torch.aminmax(ids))
-        require(low >= 0 and high < limit, operator, f"a {name} lies outside [0, {limit})")
+        require(low >= 0 and high < limit, operator, "a {} lies outside [0, {})", name, limit)
 
 
 def check_paged_attention(q: Tensor, k: Tensor, v: Tensor, kv: KVCache, rope: Rope | None, window: int | None) -> None:
     """q, k, v, the caches and the RoPE tables fit each other."""
     name = "paged_attention"
     check_activations(name, q, k, v, kv.keys, kv.values)
-    require(q.dim() == k.dim() == v.dim() == 3, name, f"got q {_shape(q)}, k {_shape(k)}, v {_shape(v)}")
+    require(q.dim() == k.dim() == v.dim() == 3, name, "got q {}, k {}, v {}", q, k, v)
     blocks, block_size, kv_heads, head_dim = kv.keys.shape
     tokens, heads = q.shape[:2]
     require(
@@ -137,10 +145,15 @@ def check_paged_attention(q: Tensor, k: Tensor, v: Tensor, kv: KVCache, rope: Ro
         and kv_heads > 0
         and heads % kv_heads == 0,
         name,
-        f"q {_shape(q)}, k {_shape(k)}, v {_shape(v)} do not fit a cache of {_shape(kv.keys)}, {_shape(kv.values)}",
+        "q {}, k {}, v {} do not fit a cache of {}, {}",
+        q,
+        k,
+        v,
+        kv.keys,
+        kv.values,
     )
     _check_rope(name, rope, head_dim)
-    require(window is None or window >= 1, name, f"window must be at least 1, got {window}")
+    require(window is None or window >= 1, name, "window must be at least 1, got {}", window)
 
 
 def check_latent_attention(q: Tensor, latent: Tensor, k_rope: Tensor, kv: KVCache, kv_up: Tensor, rope: Rope) -> None:
@@ -150,7 +163,11 @@ def check_latent_attention(q: Tensor, latent: Tensor, k_rope: Tensor, kv: KVCach
     require(
         q.dim() == kv_up.dim() == 3 and latent.dim() == k_rope.dim() == 2 and kv.keys.dim() == 4,
         name,
-        f"got q {_shape(q)}, latent {_shape(latent)}, k_rope {_shape(k_rope)}, kv_up {_shape(kv_up)}",
+        "got q {}, latent {}, k_rope {}, kv_up {}",
+        q,
+        latent,
+        k_rope,
+        kv_up,
     )
     tokens, heads, head_dim = q.shape
     require(
@@ -162,8 +179,13 @@ def check_latent_attention(q: Tensor, latent: Tensor, k_rope: Tensor, kv: KVCach
         and tuple(kv.values.shape[2:]) == (1, k_rope.shape[1])
         and kv.keys.shape[:2] == kv.values.shape[:2],
         name,
-        f"q {_shape(q)}, latent {_shape(latent)}, k_rope {_shape(k_rope)}, kv_up {_shape(kv_up)} do not "
-        f"fit each other or a cache of {_shape(kv.keys)}, {_shape(kv.values)}",
+        "q {}, latent {}, k_rope {}, kv_up {} do not fit each other or a cache of {}, {}",
+        q,
+        latent,
+        k_rope,
+        kv_up,
+        kv.keys,
+        kv.values,
     )
     _check_rope(name, rope, k_rope.shape[1])
 
@@ -173,7 +195,8 @@ def _check_rope(operator: str, rope: Rope | None, head_dim: int) -> None:
         rope is None
         or (rope.cos.shape == rope.sin.shape and rope.cos.dim() == 2 and 2 * rope.cos.shape[1] <= head_dim),
         operator,
-        f"RoPE tables do not fit {head_dim} channels",
+        "RoPE tables do not fit {} channels",
+        head_dim,
     )
 
 
@@ -182,14 +205,18 @@ def check_route_experts(
 ) -> None:
     """Groups divide the experts, and those kept hold at least top_k."""
     name = "route_experts"
-    require(logits.dim() == 2, name, f"logits must be [tokens, experts], got {_shape(logits)}")
+    require(logits.dim() == 2, name, "logits must be [tokens, experts], got {}", logits)
     experts = logits.shape[1]
-    require(scoring in ("softmax", "sigmoid"), name, f"scoring must be softmax or sigmoid, got {scoring!r}")
-    require(bias is None or tuple(bias.shape) == (experts,), name, f"bias must have {experts} entries")
+    require(scoring in ("softmax", "sigmoid"), name, "scoring must be softmax or sigmoid, got {!r}", scoring)
+    require(bias is None or tuple(bias.shape) == (experts,), name, "bias must have {} entries", experts)
     require(
         1 <= top_groups <= groups and experts % groups == 0 and 1 <= top_k <= experts // groups * top_groups,
         name,
-        f"cannot take {top_k} of {experts} experts in {top_groups} of {groups} groups",
+        "cannot take {} of {} experts in {} of {} groups",
+        top_k,
+        experts,
+        top_groups,
+        groups,
     )
 
 
@@ -198,31 +225,27 @@ def check_fused_experts(
 ) -> None:
     """As many gate_up as down weights, and ids within them."""
     name = "fused_experts"
-    require(
-        len(gate_up) == len(down),
-        name,
-        f"{len(gate_up)} gate_up and {len(down)} down weights must be as many",
-    )
+    require(len(gate_up) == len(down), name, "{} gate_up and {} down weights must be as many", len(gate_up), len(down))
     require(
         x.dim() == ids.dim() == 2 and ids.shape == weights.shape and ids.shape[0] == x.shape[0],
         name,
-        f"x {_shape(x)}, ids {_shape(ids)} and weights {_shape(weights)} do not fit",
+        "x {}, ids {} and weights {} do not fit",
+        x,
+        ids,
+        weights,
     )
     require(
         not ids.numel() or (int(ids.min()) >= 0 and int(ids.max()) < len(gate_up)),
         name,
-        f"ids must be in [0, {len(gate_up)})",
+        "ids must be in [0, {})",
+        len(gate_up),
     )
 
 
 def check_sample(logits: Tensor, params: SampleParams) -> None:
     """Every per-row tensor has one entry a row, every mask row covers the vocabulary."""
-    require(
-        logits.dim() == 2 and logits.shape[1] > 0,
-        "sample",
-        f"logits must be [rows, vocab], got {_shape(logits)}",
-    )
-    require(logits.is_floating_point(), "sample", f"logits must be floating point, got {logits.dtype}")
+    require(logits.dim() == 2 and logits.shape[1] > 0, "sample", "logits must be [rows, vocab], got {}", logits)
+    require(logits.is_floating_point(), "sample", "logits must be floating point, got {}", logits.dtype)
     rows, vocab = logits.shape
     for name in (
         "temperature",
@@ -239,15 +262,15 @@ def check_sample(logits: Tensor, params: SampleParams) -> None:
         require(
             value is None or tuple(value.shape) == (rows,),
             "sample",
-            f"{name} must have one entry for each of {rows} rows",
+            "{} must have one entry for each of {} rows",
+            name,
+            rows,
         )
     words = math.ceil(vocab / 32)
     require(
-        params.mask is None or tuple(params.mask.shape) == (rows, words),
-        "sample",
-        f"mask must be [{rows}, {words}]",
+        params.mask is None or tuple(params.mask.shape) == (rows, words), "sample", "mask must be [{}, {}]", rows, words
     )
-    require(params.num_logprobs <= vocab, "sample", f"num_logprobs must be at most {vocab}")
+    require(params.num_logprobs <= vocab, "sample", "num_logprobs must be at most {}", vocab)
     for rows_name, ids_name, other in (
         ("bias_rows", "bias_ids", "bias_values"),
         ("penalty_rows", "penalty_ids", "output_counts"),
@@ -257,7 +280,10 @@ def check_sample(logits: Tensor, params: SampleParams) -> None:
         require(
             len(given) in (0, 3) and len({tuple(tensor.shape) for tensor in given}) <= 1,
             "sample",
-            f"{rows_name}, {ids_name} and {other} come together and are equally long",
+            "{}, {} and {} come together and are equally long",
+            rows_name,
+            ids_name,
+            other,
         )
         if given and ids.numel():
             require(
@@ -266,7 +292,11 @@ def check_sample(logits: Tensor, params: SampleParams) -> None:
                 and int(ids.min()) >= 0
                 and int(ids.max()) < vocab,
                 "sample",
-                f"{rows_name} must be in [0, {rows}) and {ids_name} in [0, {vocab})",
+                "{} must be in [0, {}) and {} in [0, {})",
+                rows_name,
+                rows,
+                ids_name,
+                vocab,
             )
 
 
@@ -276,14 +306,15 @@ def check_segments(q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int]) -> 
     require(
         q.dim() == 3 and q.shape == k.shape and q.shape == v.shape,
         "dense_attention",
-        f"q {_shape(q)}, k {_shape(k)} and v {_shape(v)} must be [tokens, heads, head_dim], all of one shape",
+        "q {}, k {} and v {} must be [tokens, heads, head_dim], all of one shape",
+        q,
+        k,
+        v,
     )
     require(
         sum(segments) == q.shape[0] and all(length >= 0 for length in segments),
         "dense_attention",
-        f"segments sum to {sum(segments)}, not to {q.shape[0]} tokens",
+        "segments sum to {}, not to {} tokens",
+        sum(segments),
+        q.shape[0],
     )
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))

@@ -157,28 +157,21 @@ class NativeOps(ReferenceOps):
         tokens, heads, head_dim = q.shape
         blocks, block_size, kv_heads, v_dim = kv.values.shape
         q, k, v = _heads(q), _heads(k), _heads(v)
-        lengths, cached, tables, slots = (
-            tensor.to(torch.int32).contiguous()
-            for tensor in (meta.input_lengths, meta.cached_lengths, meta.block_tables, meta.slot_mapping)
-        )
+        lengths, cached = _int32(meta.input_lengths), _int32(meta.cached_lengths)
+        tables, slots = _int32(meta.block_tables), _int32(meta.slot_mapping)
         cos, sin = (None, None) if rope is None else (rope.cos.contiguous(), rope.sin.contiguous())
         out = torch.empty(tokens, heads, v_dim, dtype=q.dtype)
-        sizes_fit = cached.shape == lengths.shape == tables.shape[:1] and slots.shape == (tokens,)
         status = BAD_ARGUMENT
-        if sizes_fit:
+        if cached.shape == lengths.shape == tables.shape[:1] and slots.shape == (tokens,):
             status = self._kernels.paged_attention(
-                DTYPES[q.dtype],
-                *(q.data_ptr(), k.data_ptr(), v.data_ptr()),
+                *(DTYPES[q.dtype], q.data_ptr(), k.data_ptr(), v.data_ptr()),
                 *(q.stride(0), k.stride(0), v.stride(0)),
                 *(tokens, heads, kv_heads, head_dim, v_dim),
                 *(kv.keys.data_ptr(), kv.values.data_ptr(), blocks, block_size),
-                *(lengths.numel(), lengths.data_ptr(), cached.data_ptr()),
+                *(lengths.shape[0], lengths.data_ptr(), cached.data_ptr()),
                 *(tables.data_ptr(), tables.shape[1], slots.data_ptr()),
                 *((None, None, 0, 0) if cos is None or sin is None else (cos.data_ptr(), sin.data_ptr(), *cos.shape)),
-                rope is not None and rope.interleaved,
-                scale,
-                window or 0,
-                out.data_ptr(),
+                *(rope is not None and rope.interleaved, scale, window or 0, out.data_ptr()),
             )
         if status == BAD_ARGUMENT:
             checks.check_meta("paged_attention", tokens, kv, meta, rope)
@@ -256,11 +249,19 @@ def native_cache(
 
 def is_native_cache(kv: KVCache) -> bool:
     """Whether a cache lies in memory as `native_cache` makes it."""
-    return kv.keys.permute(0, 2, 3, 1).is_contiguous() and kv.values.permute(0, 2, 1, 3).is_contiguous()
+    _, block_size, heads, key_dim = kv.keys.shape
+    value_dim = kv.values.shape[3]
+    return kv.keys.stride() == (heads * key_dim * block_size, 1, key_dim * block_size, block_size) and (
+        kv.values.stride() == (heads * block_size * value_dim, value_dim, block_size * value_dim, 1)
+    )
 
 
 def _typed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype).contiguous()
+
+
+def _int32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.int32 and tensor.is_contiguous() else tensor.int().contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:

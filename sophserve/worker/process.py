@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,8 @@ def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: int) -> M
 
     try:
         report(Progress("importing torch"))
+        # torch says so once where NumPy, which nothing here needs, is not installed.
+        warnings.filterwarnings("ignore", "Failed to initialize NumPy")
         from sophserve.worker.model_runner import ModelRunner
 
         return ModelRunner(load, collectives, pulse.beat, report)
