@@ -56,6 +56,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{option(name)} must be at least 1, got {value}")
+        if not self.step_timeout > 0:
+            raise ConfigError(f"--step-timeout must be above 0, got {self.step_timeout}")
+        if self.max_restarts < 0:
+            raise ConfigError(f"--max-restarts must be at least 0, got {self.max_restarts}")
         # Every running request must be able to take a step.
         self.max_num_seqs = min(self.max_num_seqs, self.max_num_batched_tokens)
         self.kv_cache_bytes  # noqa: B018 - raises for a malformed size

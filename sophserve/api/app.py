@@ -7,6 +7,7 @@ from aiohttp import web
 from sophserve.api.access import allow_origins, require_key, require_ready
 from sophserve.api.chat import chat_completions
 from sophserve.api.completions import completions
+from sophserve.api.engine_state import metrics, reset_prefix_cache
 from sophserve.api.errors import MAX_BODY_BYTES, answer_errors
 from sophserve.api.health import health, live, version
 from sophserve.api.models import get_model, list_models
@@ -26,6 +27,8 @@ def create_app(serving: Serving) -> web.Application:
             web.get("/ready", health),
             web.get("/live", live),
             web.get("/version", version),
+            web.get("/metrics", metrics),
+            web.post("/reset_prefix_cache", reset_prefix_cache),
             web.get("/v1/models", list_models),
             web.get("/v1/models/{name:.+}", get_model),
             web.post("/v1/chat/completions", chat_completions),

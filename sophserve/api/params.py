@@ -11,7 +11,7 @@ from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams
 
 _SAME_NAME = [name for name in SamplingParams.__struct_fields__ if name in GenerationRequest.__struct_fields__]
-_MOST = {"stop": 64, "stop_token_ids": 1024, "logit_bias": 1024}
+_MOST = {"stop": 64, "stop_token_ids": 1024, "logit_bias": 1024, "bad_words": 128, "allowed_token_ids": 100_000}
 
 
 def sampling_params(

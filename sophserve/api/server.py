@@ -164,7 +164,7 @@ async def _load(serving: Serving) -> None:
     await asyncio.sleep(0.3)
     with _progress_shown(serving.engine):
         await asyncio.to_thread(_load_text, serving)
-        await serving.engine.start(serving.tokenizer)
+        await serving.engine.start(serving.tokenizer, serving.model_names[0])
 
 
 def _load_text(serving: Serving) -> None:

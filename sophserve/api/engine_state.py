@@ -1,0 +1,20 @@
+"""/metrics and /reset_prefix_cache: what operators see and do."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from sophserve.api.serving import SERVING
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """The engine's metrics in Prometheus' text format."""
+    text = generate_latest(request.app[SERVING].engine.metrics.registry)
+    return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def reset_prefix_cache(request: web.Request) -> web.Response:
+    """Forget every prompt that no request is using."""
+    request.app[SERVING].engine.reset_prefix_cache()
+    return web.json_response({"status": "ok"})
