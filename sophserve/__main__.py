@@ -1,8 +1,17 @@
-"""`python -m sophserve` is `sophserve`."""
+"""Where the command starts: `sophserve`, or `python -m sophserve`."""
 
+import signal
 import sys
 
-from sophserve.cli import main
+
+def run() -> int:
+    """Run the command line and return the process's exit code."""
+    # Until the server handles signals, Ctrl-C ends the process at once and silently, while it imports as well.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from sophserve.cli import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

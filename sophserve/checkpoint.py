@@ -12,7 +12,7 @@ from sophserve.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+_DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 # Folders hold other formats, and consolidated files the same weights once more under other names.
 _NOT_DOWNLOADED = ["*/*", "consolidated*"]
 
@@ -69,8 +69,8 @@ def _check_files(directory: Path) -> None:
         found = next((name for name in ("*.gguf", "*.bin", "*.pth", "*.pt") if has(name)), None)
         reason = f"; its {found} files cannot be served, convert them to safetensors" if found else ""
         raise CheckpointError(f"{directory} has no *.safetensors file{reason}")
-    if not has("tokenizer.json", "tokenizer.model"):
-        raise CheckpointError(f"{directory} has no tokenizer.json and no tokenizer.model")
+    if not has("tokenizer.json", "tokenizer.model", "vocab.json"):
+        raise CheckpointError(f"{directory} has no tokenizer.json, no tokenizer.model and no vocab.json")
 
 
 def _download(model: str) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import time
 import typing
@@ -25,8 +24,6 @@ _CONFIGS = (EngineConfig, ServerConfig)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the process's exit code."""
-    # Until the server handles signals, Ctrl-C ends the process at once and silently.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0] in _COMMANDS:

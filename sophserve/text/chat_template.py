@@ -204,7 +204,7 @@ def _parse_arguments(call: Any, where: str) -> Any:
         return call
     try:
         arguments = json.loads(function["arguments"] or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         raise RequestError(f"{where} has arguments that are not a JSON object; send one as a string", "messages")

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     results = Writer(Ring.attach(second))  # type: ignore[arg-type]
     load = next(plans)
     assert isinstance(load, LoadModel)
-    logging.basicConfig(level=load.log_level, format="%(asctime)s %(levelname)s worker %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=load.log_level, format="%(asctime)s %(levelname)s worker: %(message)s")
     _share_cores(load.rank, load.world_size)
     runner = _load(load, results, Pulse(pulse), collectives)
     if runner is None:
