@@ -100,24 +100,28 @@ def usable_isas(library: ctypes.CDLL) -> list[str]:
 @cache
 def native_library() -> ctypes.CDLL | None:
     """The library, or None where it was not built. Raises RuntimeError if it does not load or is of another version."""
-    for path in _candidates():
-        if path.is_file():
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError as error:
-                raise RuntimeError(f"{path} does not load ({error}); reinstall sophserve") from error
-            version = library.cmodel_abi_version()
-            if version != ABI_VERSION:
-                raise RuntimeError(
-                    f"{path} has interface version {version}, this sophserve needs {ABI_VERSION}; reinstall sophserve"
-                )
-            return library
-    return None
+    paths = [path for path in _candidates() if path.is_file()]
+    if not paths:
+        return None
+    path = max(paths, key=lambda path: path.stat().st_mtime)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise RuntimeError(f"{path} does not load ({error}); reinstall sophserve") from error
+    version = library.cmodel_abi_version()
+    if version != ABI_VERSION:
+        raise RuntimeError(
+            f"{path} has interface version {version}, this sophserve needs {ABI_VERSION}; reinstall sophserve"
+        )
+    return library
 
 
 def _candidates() -> Iterator[Path]:
-    """Beside this module: the installed package, or a source tree built by hand. Then where the installed
-    distribution put it: an editable install leaves the modules in the source tree."""
+    """Where the library may be; the newest is taken.
+
+    Beside this module: the installed package, or a source tree built by hand. Beside its other copy, and where the
+    installed distribution put it: an editable install leaves the modules in the source tree.
+    """
     for folder in device.cmodel.__path__:
         yield Path(folder) / FILE_NAME
     try:

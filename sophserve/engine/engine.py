@@ -140,9 +140,7 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         self._end_all("abort")
-        if self._workers:
-            workers, self._workers = self._workers, None
-            await workers.close()
+        await self._close_workers(kill=False)
 
     def check(self, prompt: list[int], params: SamplingParams) -> None:
         """Raise RequestError for what could never be generated."""
@@ -292,8 +290,7 @@ class Engine:
             log.error("%s; restarting, %d requests go on where they are", self._lost, len(self._sequences))
             self._blame(self._scheduler.restart())
             self._in_flight = 0
-            if self._workers:
-                await self._workers.close(kill=True)
+            await self._close_workers(kill=True)
             self.metrics.counts.restarts += 1
             self.start_worker()
             try:
@@ -310,6 +307,11 @@ class Engine:
             if request.crashes > 1:
                 sequence.end("error", "the worker was lost twice while it ran this request, which is given up")
                 self._forget(sequence)
+
+    async def _close_workers(self, kill: bool) -> None:
+        workers, self._workers = self._workers, None
+        if workers:
+            await workers.close(kill)
 
     async def _load(self) -> ModelInfo:
         if self._workers is None:

@@ -153,7 +153,7 @@ class WorkerGroup:
         for worker in self._workers:
             worker.send(message)
 
-    async def close(self, kill: bool = False) -> None:
+    async def close(self, kill: bool) -> None:
         """Let the workers exit, or kill them, and release everything that was shared with them."""
         await asyncio.gather(*(worker.close(kill) for worker in self._workers))
 

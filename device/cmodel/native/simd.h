@@ -55,6 +55,7 @@ template <class T>
 CMODEL_INLINE T most(T a, T b) {
     return a < b ? b : a;
 }
+CMODEL_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 CMODEL_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 CMODEL_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
@@ -165,6 +166,14 @@ CMODEL_INLINE void store_some(T* to, Vec v, int64_t count) {
     } else {
         store_part(to, v, count);
     }
+}
+
+// count elements to float32, and back.
+template <class From, class To>
+CMODEL_INLINE void convert(const From* from, To* to, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
+    if (i < count) store_part(to + i, load_part(from + i, count - i), count - i);
 }
 
 // Whether any lane of a comparison is true.

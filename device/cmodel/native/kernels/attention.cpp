@@ -61,18 +61,18 @@ template <class T>
 void rotate(const Attention& a, const T* x, int64_t position, float* floats, T* turned) {
     const float *cos = a.cos + position * a.rope_half, *sin = a.sin + position * a.rope_half;
     int64_t dim = a.head_dim, half = a.rope_half, apart = a.interleaved ? 1 : half, step = a.interleaved ? 2 : 1;
-    for (int64_t i = 0; i < dim; i += LANES) store_some(floats + i, load_some(x + i, dim - i), dim - i);
+    convert(x, floats, dim);
     for (int64_t i = 0; i < half; ++i) {
         float first = floats[i * step], second = floats[i * step + apart];
         floats[i * step] = first * cos[i] - second * sin[i];
         floats[i * step + apart] = second * cos[i] + first * sin[i];
     }
-    for (int64_t i = 0; i < dim; i += LANES) store_some(turned + i, load_some(floats + i, dim - i), dim - i);
+    convert(floats, turned, dim);
 }
 
 // C[m][n] (+)= A[m][k] B[k][n], all float32; n a multiple of LANES.
 #if defined(__AVX512F__)
-constexpr int MAX_M = 6, MAX_V = 4;
+constexpr int MAX_M = 7, MAX_V = 4;
 #else
 constexpr int MAX_M = 6, MAX_V = 2;
 #endif
@@ -173,6 +173,17 @@ struct Kernel {
         }
     }
 
+    // Ask for positions [start, start + TILE) of a sequence before they are needed.
+    void prefetch(const int32_t* table, int64_t kv_head, int64_t start, int64_t end) const {
+        for (int64_t block = start / a.block_size; block * a.block_size < least(end, start + TILE); ++block) {
+            int64_t at = (int64_t{table[block]} * a.kv_heads + kv_head) * a.block_size;
+            const char *keys = (const char*)((const T*)a.keys + at * a.head_dim);
+            const char *values = (const char*)((const T*)a.values + at * a.v_dim);
+            for (int64_t i = 0; i < a.block_size * a.head_dim * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(keys + i);
+            for (int64_t i = 0; i < a.block_size * a.v_dim * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(values + i);
+        }
+    }
+
     // Positions [start, start + count) of a sequence as float32, in w.keys and w.values; the rest of the tile is 0.
     void load_tile(const int32_t* table, int64_t kv_head, int64_t start, int64_t count, const Workspace& w) const {
         if (count < TILE) {
@@ -183,17 +194,9 @@ struct Kernel {
             int64_t offset = (start + done) % a.block_size, run = least(a.block_size - offset, count - done);
             int64_t at = int64_t{table[(start + done) / a.block_size]} * a.kv_heads + kv_head;
             const T* keys = (const T*)a.keys + at * a.head_dim * a.block_size + offset;
-            for (int64_t d = 0; d < a.head_dim; ++d) {
-                const T* from = keys + d * a.block_size;
-                float* to = w.keys + d * TILE + done;
-                for (int64_t i = 0; i < run; i += LANES) store_some(to + i, load_some(from + i, run - i), run - i);
-            }
+            for (int64_t d = 0; d < a.head_dim; ++d) convert(keys + d * a.block_size, w.keys + d * TILE + done, run);
             const T* values = (const T*)a.values + (at * a.block_size + offset) * a.v_dim;
-            for (int64_t i = 0; i < run; ++i) {
-                const T* from = values + i * a.v_dim;
-                float* to = w.values + (done + i) * v_pad;
-                for (int64_t d = 0; d < v_pad; d += LANES) store(to + d, load_some(from + d, a.v_dim - d));
-            }
+            for (int64_t i = 0; i < run; ++i) convert(values + i * a.v_dim, w.values + (done + i) * v_pad, a.v_dim);
             done += run;
         }
     }
@@ -242,12 +245,14 @@ struct Kernel {
             w.total[r] = 0;
         }
         std::memset(w.sums, 0, lanes * v_pad * sizeof(float));
+        std::memset(w.values, 0, TILE * v_pad * sizeof(float));
 
         int64_t seen = a.window > 0 ? most<int64_t>(0, position - a.window + 1) : 0;
         const int32_t* table = a.block_tables + sequence * a.table_width;
         for (int64_t start = seen / TILE * TILE; start < end; start += TILE) {
             int64_t count = least(TILE, end - start);
             load_tile(table, kv_head, start, count, w);
+            prefetch(table, kv_head, start + TILE, end);
             multiply(lanes, TILE, {a.head_dim, w.q, a.head_dim, w.keys, TILE, w.scores, TILE, false});
             for (int64_t r = 0; r < lanes; ++r) {
                 int64_t at = position + r / group, low = a.window > 0 ? at - a.window + 1 - start : 0;

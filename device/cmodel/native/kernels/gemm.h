@@ -37,7 +37,8 @@ constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; 
 // A kind of product says how rows are packed, cut into blocks, and multiplied with a piece of a panel:
 //   X, W                 the elements of packed rows and weights
 //   X_STEP, K_STEP       elements of X, and inputs, that one step over k takes of a row
-//   PIECE                steps over a panel whose weights stay in the first cache while blocks of rows take turns
+//   PIECE                steps over a panel whose weights stay in the first cache while blocks of rows take turns;
+//                        the rows' pieces stay in the second cache while panels take turns
 //   Blocks               the rows of a call, cut
 //   begin(), end()       surround a thread's products
 //   pack(...)            puts one block's rows into place; a block of packed rows has its steps in memory order
@@ -159,10 +160,11 @@ struct BFloat16Product : VectorKind<BFloat16Product, uint32_t, uint32_t> {
     }
 
     static void pack(const BFloat16* x, int64_t stride, int64_t count, int64_t k, int64_t steps, uint32_t* to) {
-        for (int64_t r = 0; r < count; ++r, x += stride) {
-            for (int64_t s = 0; s < k / 2; ++s) std::memcpy(to + s * count + r, x + 2 * s, 4);
-            if (k % 2 != 0) to[k / 2 * count + r] = x[k - 1].bits;
-            for (int64_t s = ceil_div(k, 2); s < steps; ++s) to[s * count + r] = 0;
+        for (int64_t s = 0; s < k / 2; ++s, to += count) {
+            for (int64_t r = 0; r < count; ++r) std::memcpy(to + r, x + r * stride + 2 * s, 4);
+        }
+        for (int64_t s = k / 2; s < steps; ++s, to += count) {
+            for (int64_t r = 0; r < count; ++r) to[r] = 2 * s < k ? x[r * stride + k - 1].bits : 0;
         }
     }
 };
@@ -197,10 +199,15 @@ struct BFloat16Product {
     // [steps / 16][count, padded][16 pairs]
     static void pack(const BFloat16* x, int64_t stride, int64_t count, int64_t k, int64_t steps, uint32_t* to) {
         int64_t padded = round_up(count, 16);
-        std::memset(to, 0, padded * steps * sizeof *to);
-        for (int64_t r = 0; r < count; ++r, x += stride) {
-            for (int64_t i = 0; i < k; i += 32) {
-                std::memcpy(to + i / 2 * padded + r * 16, x + i, least<int64_t>(32, k - i) * sizeof *x);
+        for (int64_t i = 0; i < 2 * steps; i += 32, to += padded * 16) {
+            int64_t bytes = clamp(k - i, 0, 32) * int64_t{sizeof *x};
+            if (count < padded || bytes < 64) std::memset(to, 0, padded * 64);
+            for (int64_t r = 0; r < count; ++r) {
+                if (bytes == 64) {
+                    std::memcpy(to + r * 16, x + r * stride + i, 64);
+                } else {
+                    std::memcpy(to + r * 16, x + r * stride + i, bytes);
+                }
             }
         }
     }
@@ -256,18 +263,20 @@ int64_t steps_of(int64_t k) {
     return Kind::K_STEP == 2 ? round_up(k, 32) / 2 : k;
 }
 
-// C[rows][32] of one panel: the packed rows x times the panel w.
+// C[panel][padded rows][32] of some panels: the packed rows x times each of them.
 template <class Kind>
-void panel_product(const typename Kind::Blocks& blocks, const typename Kind::X* x, const typename Kind::W* w,
-                   int64_t steps, float* c) {
+void panel_products(const typename Kind::Blocks& blocks, const typename Kind::X* x, const typename Kind::W* const* panels,
+                    int64_t count, int64_t steps, float* c) {
     int64_t piece = blocks.blocks == 1 ? steps : Kind::PIECE;
     Kind::begin();
     for (int64_t start = 0; start < steps; start += piece) {
-        int64_t count = least(piece, steps - start);
-        for (int64_t block = 0; block < blocks.blocks; ++block) {
-            int64_t first = blocks.first(block), rows = blocks.count(block);
-            Kind::add(rows, x + (first * steps + start * rows) * Kind::X_STEP, w + start * PANEL, count,
-                      c + first * PANEL, start == 0);
+        int64_t length = least(piece, steps - start);
+        for (int64_t panel = 0; panel < count; ++panel) {
+            for (int64_t block = 0; block < blocks.blocks; ++block) {
+                int64_t first = blocks.first(block), rows = blocks.count(block);
+                Kind::add(rows, x + (first * steps + start * rows) * Kind::X_STEP, panels[panel] + start * PANEL, length,
+                          c + (panel * blocks.padded() + first) * PANEL, start == 0);
+            }
         }
     }
     Kind::end();

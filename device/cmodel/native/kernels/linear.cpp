@@ -5,8 +5,9 @@
 namespace CMODEL_ISA {
 namespace {
 
-// Rows of one pass over the weights: their float32 sums for a panel stay in the second cache.
-constexpr int64_t CHUNK = 1024;
+// Rows of one pass over the weights, and panels that are computed together: so many that a piece of the rows and the
+// sums stay in the second cache.
+constexpr int64_t CHUNK = 512, GROUP = 4;
 
 // The numbers are those of device/cmodel/library.py.
 enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2 };
@@ -92,10 +93,11 @@ int run(const Linear& a) {
     using X = typename Kind::X;
     using W = typename Kind::W;
     using Blocks = typename Kind::Blocks;
-    int64_t steps = steps_of<Kind>(a.in), halves = a.gated ? 2 : 1;
-    int64_t panels = ceil_div(a.out / halves, PANEL), most_rows = Blocks(least(a.rows, CHUNK)).padded();
-    int64_t x_bytes = round_up(most_rows * steps * Kind::X_STEP * int64_t{sizeof(X)}, 64);
-    int64_t c_bytes = most_rows * halves * PANEL * int64_t{sizeof(float)};
+    int64_t steps = steps_of<Kind>(a.in), halves = a.gated ? 2 : 1, panels = ceil_div(a.out / halves, PANEL);
+    Blocks most(least(a.rows, CHUNK));
+    int64_t group = most.blocks == 1 ? 1 : clamp(panels / (4 * thread_count()), 1, GROUP / halves);
+    int64_t x_bytes = round_up(most.padded() * steps * Kind::X_STEP * int64_t{sizeof(X)}, 64);
+    int64_t c_bytes = most.padded() * halves * group * PANEL * int64_t{sizeof(float)};
     char* memory = (char*)scratch(x_bytes + c_bytes * thread_count());
     if (memory == nullptr) return NO_MEMORY;
     X* packed = (X*)memory;
@@ -107,15 +109,19 @@ int run(const Linear& a) {
             Kind::pack((const T*)a.x + (first + row) * a.x_stride, a.x_stride, count, a.in, steps,
                        packed + row * steps * Kind::X_STEP);
         });
-        parallel_for(panels, [&](int64_t panel, int worker) {
+        parallel_for(ceil_div(panels, group), [&](int64_t item, int worker) {
             float* c = (float*)(memory + x_bytes + c_bytes * worker);
-            for (int64_t half = 0; half < halves; ++half) {
-                const W* w = (const W*)a.weight + (half * panels + panel) * steps * PANEL;
-                panel_product<Kind>(blocks, packed, w, steps, c + half * blocks.padded() * PANEL);
+            int64_t panel = item * group, count = least(group, panels - panel);
+            const W* weights[GROUP];
+            for (int64_t i = 0; i < count * halves; ++i) {
+                weights[i] = (const W*)a.weight + (i % halves * panels + panel + i / halves) * steps * PANEL;
             }
-            if (a.y_dtype == BFLOAT16) write_panel<BFloat16>(a, c, blocks, first, panel);
-            if (a.y_dtype == FLOAT16) write_panel<Float16>(a, c, blocks, first, panel);
-            if (a.y_dtype == FLOAT32) write_panel<float>(a, c, blocks, first, panel);
+            panel_products<Kind>(blocks, packed, weights, count * halves, steps, c);
+            for (int64_t i = 0; i < count; ++i, c += halves * blocks.padded() * PANEL) {
+                if (a.y_dtype == BFLOAT16) write_panel<BFloat16>(a, c, blocks, first, panel + i);
+                if (a.y_dtype == FLOAT16) write_panel<Float16>(a, c, blocks, first, panel + i);
+                if (a.y_dtype == FLOAT32) write_panel<float>(a, c, blocks, first, panel + i);
+            }
         });
     }
     return DONE;
