@@ -211,18 +211,33 @@ async def test_async_iterator_grows_and_aborts(make_checkpoint: Callable[..., Pa
         assert llm.engine.num_running == llm.engine.num_waiting == 0
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_num_batched_tokens": 16},
-        {"enable_prefix_caching": False},
-        {"kv_cache_memory": "200KiB"},
-        {"max_num_seqs": 2},
-        {"enable_chunked_prefill": False, "block_size": 4},
-    ],
-)
-def test_options_do_not_change_answers(llm: LLM, make_checkpoint: Callable[..., Path], options: dict) -> None:
+OPTIONS = {
+    "chunks of 16": {"max_num_batched_tokens": 16},
+    "chunks of 100": {"max_num_batched_tokens": 100},
+    "no prefix caching": {"enable_prefix_caching": False},
+    "two at a time": {"max_num_seqs": 2},
+    "whole prompts, small blocks": {"enable_chunked_prefill": False, "block_size": 4},
+    "one step at a time": {},
+    "little KV memory": {"kv_cache_memory": "200KiB", "enable_prefix_caching": False},
+    "little KV memory, cached": {"kv_cache_memory": "200KiB"},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options_do_not_change_answers(
+    case: str, dtype: str, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = str(make_checkpoint("qwen2", dtype=dtype))
     prompts = PROMPTS + [prompt * 3 for prompt in PROMPTS]
-    expected = [result.outputs for result in llm.generate(prompts, GREEDY, use_tqdm=False)]
-    with LLM(str(make_checkpoint("qwen2")), **options) as other:
-        assert [result.outputs for result in other.generate(prompts, GREEDY, use_tqdm=False)] == expected
+    params = [GREEDY] * len(PROMPTS) + [
+        SamplingParams(n=3, seed=number, max_tokens=30, ignore_eos=True, logprobs=1) for number in range(len(PROMPTS))
+    ]
+    with LLM(directory) as llm:
+        expected = [result.outputs for result in llm.generate(prompts, params, use_tqdm=False)]
+    if case == "one step at a time":
+        monkeypatch.setattr("sophserve.engine.engine.PLANS_IN_FLIGHT", 1)
+    with LLM(directory, **OPTIONS[case]) as llm:
+        assert [result.outputs for result in llm.generate(prompts, params, use_tqdm=False)] == expected
+        preemptions = llm._llm.engine._scheduler.stats.preemptions
+    assert preemptions >= 3 if "little" in case else preemptions == 0

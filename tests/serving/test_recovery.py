@@ -168,3 +168,44 @@ def test_only_the_request_that_kills_the_worker_twice_is_failed(
     assert answers == undisturbed
     assert error.status_code == 500 and "twice" in str(error)
     assert server.client().completions.create(**options(0)).choices[0].text
+
+
+@pytest.mark.parametrize("seconds", [12, pytest.param(60, marks=pytest.mark.slow)])
+def test_killed_again_and_again_under_load(
+    seconds: int, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+) -> None:
+    """Nothing is lost and nothing leaks: processes, shared memory, file descriptors."""
+    server = start_server(make_checkpoint("qwen2"), "--max-restarts", "1000", "--tensor-parallel-size", "2")
+    process = psutil.Process(server.process.pid)
+    undisturbed = asyncio.run(streams(server.url, 4))
+    segments = {path.name for path in Path("/dev/shm").iterdir()}
+    descriptors = process.num_fds()
+    end = time.monotonic() + seconds
+    kills = 0
+
+    async def kill_now_and_then() -> None:
+        nonlocal kills
+        while time.monotonic() < end:
+            await asyncio.sleep(3)
+            workers = server.workers
+            if len(workers) == 2:
+                workers[kills % 2].kill()
+                kills += 1
+
+    async def load() -> None:
+        killer = asyncio.create_task(kill_now_and_then())
+        while not killer.done():
+            assert await asyncio.gather(*(stream(server.url, number) for number in range(4))) == undisturbed
+        await killer
+
+    asyncio.run(load())
+    assert asyncio.run(streams(server.url, 4)) == undisturbed
+    assert kills >= seconds / 6
+    assert len(server.workers) == 2
+    assert {path.name for path in Path("/dev/shm").iterdir()} <= segments
+    # Connections of clients that have gone may take a moment to be closed.
+    deadline = time.monotonic() + 5
+    while process.num_fds() > descriptors + 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert process.num_fds() <= descriptors + 2
+    assert server.stop() == 0
