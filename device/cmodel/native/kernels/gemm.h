@@ -42,7 +42,8 @@ constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; 
 //   Blocks               the rows of a call, cut
 //   begin(), end()       surround a thread's products
 //   pack(...)            puts one block's rows into place; a block of packed rows has its steps in memory order
-//   add(...)             C[rows][32] += the block's packed rows times steps of a panel
+//   add(...)             C[rows][32] += the block's packed rows times steps of a panel; to start, = instead of +=;
+//                        the first block to read these weights also fetches those that follow
 
 // Rows cut into blocks of nearly equal size.
 struct EvenBlocks {
@@ -64,19 +65,19 @@ struct VectorKind {
     static void begin() {}
     static void end() {}
 
-    static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start) {
-        add_rows<MAX_ROWS>(rows, x, w, steps, c, start);
+    static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start, bool fetch) {
+        add_rows<MAX_ROWS>(rows, x, w, steps, c, start, fetch);
     }
 
 private:
     template <int R>
-    static void add_rows(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start) {
-        if (rows == R) return add_block<R>(x, w, steps, c, start);
-        if constexpr (R > 1) add_rows<R - 1>(rows, x, w, steps, c, start);
+    static void add_rows(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start, bool fetch) {
+        if (rows == R) return add_block<R>(x, w, steps, c, start, fetch);
+        if constexpr (R > 1) add_rows<R - 1>(rows, x, w, steps, c, start, fetch);
     }
 
     template <int R>
-    static void add_block(const X* x, const W* w, int64_t steps, float* c, bool start) {
+    static void add_block(const X* x, const W* w, int64_t steps, float* c, bool start, bool fetch) {
         constexpr int NV = vectors_for(R);
         for (int column = 0; column < PANEL; column += NV * LANES) {
             Vec sum[R][NV];
@@ -86,8 +87,10 @@ private:
             const X* at_x = x;
             const W* at_w = w + column;
             for (int64_t s = 0; s < steps; ++s, at_x += Kind::X_STEP * R, at_w += PANEL) {
-                __builtin_prefetch((const char*)at_w + AHEAD);
-                __builtin_prefetch((const char*)at_w + AHEAD + 64);
+                if (fetch) {
+                    __builtin_prefetch((const char*)at_w + AHEAD);
+                    __builtin_prefetch((const char*)at_w + AHEAD + 64);
+                }
                 Kind::template step<R, NV>(sum, at_x, at_w);
             }
             for (int r = 0; r < R; ++r) {
@@ -212,17 +215,17 @@ struct BFloat16Product {
         }
     }
 
-    static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start) {
+    static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start, bool fetch) {
         if (rows > 16) {
-            add_tiles<true>(x, w, steps, c, start);
+            add_tiles<true>(x, w, steps, c, start, fetch);
         } else {
-            add_tiles<false>(x, w, steps, c, start);
+            add_tiles<false>(x, w, steps, c, start, fetch);
         }
     }
 
 private:
     template <bool TWO>
-    static void add_tiles(const X* x, const W* w, int64_t steps, float* c, bool start) {
+    static void add_tiles(const X* x, const W* w, int64_t steps, float* c, bool start, bool fetch) {
         constexpr int ROW = PANEL * sizeof(float), HIGH = 16 * PANEL;
         constexpr int64_t TILE_ROWS = TWO ? 32 : 16;
         asm volatile("" ::: "memory");  // the tile loads below do not tell the compiler what they read
@@ -238,7 +241,7 @@ private:
             if (TWO) _tile_loadd(3, c + HIGH + 16, ROW);
         }
         for (int64_t s = 0; s < steps; s += 16, x += TILE_ROWS * 16, w += 16 * PANEL) {
-            for (int line = 0; line < 32; ++line) __builtin_prefetch((const char*)w + AHEAD + line * 64);
+            for (int line = 0; fetch && line < 32; ++line) __builtin_prefetch((const char*)w + AHEAD + line * 64);
             _tile_loadd(4, x, 64);
             _tile_loadd(6, w, ROW);
             _tile_dpbf16ps(0, 4, 6);
@@ -275,7 +278,7 @@ void panel_products(const typename Kind::Blocks& blocks, const typename Kind::X*
             for (int64_t block = 0; block < blocks.blocks; ++block) {
                 int64_t first = blocks.first(block), rows = blocks.count(block);
                 Kind::add(rows, x + (first * steps + start * rows) * Kind::X_STEP, panels[panel] + start * PANEL, length,
-                          c + (panel * blocks.padded() + first) * PANEL, start == 0);
+                          c + (panel * blocks.padded() + first) * PANEL, start == 0, block == 0);
             }
         }
     }

@@ -49,42 +49,25 @@ CMODEL_INLINE Vec activate(Vec x, Activation activation) {
     return x < 0.f ? beyond : x - beyond;
 }
 
-template <class T>
-void read_bias(const T* bias, int64_t count, float* to) {
-    for (int64_t i = 0; i < count; i += LANES) store_some(to + i, load_some(bias + i, count - i), count - i);
-}
-
-template <class T>
-void write_sums(const float* c, const float* bias, int64_t rows, int64_t count, T* y, int64_t stride) {
-    for (int64_t r = 0; r < rows; ++r, c += PANEL, y += stride) {
-        for (int64_t i = 0; i < count; i += LANES) store_some(y + i, load(c + i) + load(bias + i), count - i);
-    }
-}
-
-template <class T>
-void write_gated(const float* gate, const float* up, int64_t rows, int64_t count, T* y, int64_t stride,
-                 Activation activation) {
-    for (int64_t r = 0; r < rows; ++r, gate += PANEL, up += PANEL, y += stride) {
-        for (int64_t i = 0; i < count; i += LANES) {
-            store_some(y + i, activate(load(gate + i), activation) * load(up + i), count - i);
-        }
-    }
-}
-
+// Finish the sums of some panels, [panel][half, when gated][padded rows][32], row by row.
 template <class T, class Blocks>
-void write_panel(const Linear& a, const float* c, const Blocks& blocks, int64_t first_row, int64_t panel) {
-    float bias[PANEL] = {};
-    int64_t width = a.gated ? a.out / 2 : a.out, column = panel * PANEL, count = least<int64_t>(PANEL, width - column);
+void write(const Linear& a, const float* c, const Blocks& blocks, int64_t first_row, int64_t panel, int64_t panels) {
+    int64_t halves = a.gated ? 2 : 1, width = a.out / halves, size = blocks.padded() * PANEL;
+    int64_t column = panel * PANEL, count = least(panels * PANEL, width - column);
+    float bias[GROUP * PANEL] = {};
     if (a.bias != nullptr) {
-        if (a.dtype == BFLOAT16) read_bias((const BFloat16*)a.bias + column, count, bias);
-        if (a.dtype == FLOAT16) read_bias((const Float16*)a.bias + column, count, bias);
-        if (a.dtype == FLOAT32) read_bias((const float*)a.bias + column, count, bias);
+        if (a.dtype == BFLOAT16) convert((const BFloat16*)a.bias + column, bias, count);
+        if (a.dtype == FLOAT16) convert((const Float16*)a.bias + column, bias, count);
+        if (a.dtype == FLOAT32) convert((const float*)a.bias + column, bias, count);
     }
-    T* y = (T*)a.y + first_row * width + column;
-    if (a.gated) {
-        write_gated(c, c + blocks.padded() * PANEL, blocks.rows, count, y, width, a.activation);
-    } else {
-        write_sums(c, bias, blocks.rows, count, y, width);
+    for (int64_t r = 0; r < blocks.rows; ++r, c += PANEL) {
+        T* y = (T*)a.y + (first_row + r) * width + column;
+        for (int64_t i = 0; i < count; i += LANES) {
+            const float* sums = c + i / PANEL * halves * size + i % PANEL;
+            Vec v = load(sums);
+            v = a.gated ? activate(v, a.activation) * load(sums + size) : v + load(bias + i);
+            store_some(y + i, v, count - i);
+        }
     }
 }
 
@@ -117,11 +100,9 @@ int run(const Linear& a) {
                 weights[i] = (const W*)a.weight + (i % halves * panels + panel + i / halves) * steps * PANEL;
             }
             panel_products<Kind>(blocks, packed, weights, count * halves, steps, c);
-            for (int64_t i = 0; i < count; ++i, c += halves * blocks.padded() * PANEL) {
-                if (a.y_dtype == BFLOAT16) write_panel<BFloat16>(a, c, blocks, first, panel + i);
-                if (a.y_dtype == FLOAT16) write_panel<Float16>(a, c, blocks, first, panel + i);
-                if (a.y_dtype == FLOAT32) write_panel<float>(a, c, blocks, first, panel + i);
-            }
+            if (a.y_dtype == BFLOAT16) write<BFloat16>(a, c, blocks, first, panel, count);
+            if (a.y_dtype == FLOAT16) write<Float16>(a, c, blocks, first, panel, count);
+            if (a.y_dtype == FLOAT32) write<float>(a, c, blocks, first, panel, count);
         });
     }
     return DONE;
