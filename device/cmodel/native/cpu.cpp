@@ -29,18 +29,18 @@ uint64_t saved_states() {
     return uint64_t{high} << 32 | low;
 }
 
-bool has_avx2() {
+[[maybe_unused]] bool has_avx2() {
     Registers first = cpuid(1, 0);
     return (saved_states() & 0x6) == 0x6 && has(first.ecx, 12) && has(first.ecx, 29) && has(cpuid(7, 0).ebx, 5);
 }
 
-bool has_avx512bf16() {
+[[maybe_unused]] bool has_avx512bf16() {
     unsigned features = cpuid(7, 0).ebx;  // F 16, DQ 17, BW 30, VL 31
     return has_avx2() && (saved_states() & 0xe6) == 0xe6 && has(features, 16) && has(features, 17) &&
            has(features, 30) && has(features, 31) && has(cpuid(7, 1).eax, 5);
 }
 
-bool has_amx() {
+[[maybe_unused]] bool has_amx() {
     unsigned features = cpuid(7, 0).edx;  // BF16 22, TILE 24
     if (!has_avx512bf16() || (saved_states() & 0x60000) != 0x60000 || !has(features, 22) || !has(features, 24)) {
         return false;
