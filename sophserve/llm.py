@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from sophserve.checkpoint import read_generation_config, resolve_model
 from sophserve.config import EngineConfig
-from sophserve.engine.answers import answers
 from sophserve.engine.engine import Engine
+from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import ConfigError, SophserveError
 from sophserve.sampling import SamplingParams, sampling_defaults
@@ -132,7 +132,8 @@ class AsyncLLM:
         text = prompt if isinstance(prompt, str) else None
         outputs = [CompletionOutput(index) for index in range(params.n)]
         request = RequestOutput(request_id or uuid4().hex, text, token_ids, outputs)
-        async with aclosing(answers(self.engine, token_ids, params, request.request_id)) as deltas:
+        answers = [self.engine.generate(token_ids, params, request.request_id, index) for index in range(params.n)]
+        async with aclosing(interleave(answers)) as deltas:
             async for index, delta in deltas:
                 self._apply(request, index, delta)
                 yield replace(request, outputs=[replace(output) for output in outputs])

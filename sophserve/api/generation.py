@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from sophserve.api.errors import ApiError
 from sophserve.engine.engine import Engine
+from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import EngineDeadError
 from sophserve.sampling import SamplingParams
@@ -49,7 +49,7 @@ class Generation:
             for index in range(self.n)
         ]
         try:
-            async with aclosing(_interleave(answers)) as merged:
+            async with aclosing(interleave(answers)) as merged:
                 async for choice, delta in merged:
                     if delta.finish_reason == "abort":
                         raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
@@ -58,44 +58,6 @@ class Generation:
             if engine.died.is_set():
                 raise ApiError(503, str(error), code="engine_dead") from None
             raise ApiError(500, str(error), code="generation_failed") from None
-
-
-async def _interleave(
-    answers: list[AsyncGenerator[OutputDelta, None]],
-) -> AsyncGenerator[tuple[int, OutputDelta], None]:
-    if len(answers) == 1:
-        async with aclosing(answers[0]) as deltas:
-            async for delta in deltas:
-                yield 0, delta
-        return
-    # Each reader holds one delta back; the engine merges the further ones while a client reads slowly.
-    queue: asyncio.Queue[tuple[int, OutputDelta] | Exception | None] = asyncio.Queue(len(answers))
-
-    async def read(choice: int) -> None:
-        try:
-            async with aclosing(answers[choice]) as deltas:
-                async for delta in deltas:
-                    await queue.put((choice, delta))
-        except Exception as error:
-            await queue.put(error)
-        else:
-            await queue.put(None)
-
-    readers = [asyncio.create_task(read(choice)) for choice in range(len(answers))]
-    try:
-        running = len(answers)
-        while running:
-            item = await queue.get()
-            if item is None:
-                running -= 1
-            elif isinstance(item, Exception):
-                raise item
-            else:
-                yield item
-    finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
 
 
 @dataclass
