@@ -189,14 +189,27 @@ CMODEL_INLINE bool any(Int mask) {
 #endif
 }
 
-// The sum of a vector's lanes, halves added to each other.
+// The sum and the largest of a vector's lanes; halves are added to each other.
 CMODEL_INLINE float sum(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
     float lanes[LANES];
     store(lanes, v);
     for (int width = LANES / 2; width > 0; width /= 2) {
         for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
     }
     return lanes[0];
+#endif
+}
+CMODEL_INLINE float largest(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float result = v[0];
+    for (int i = 1; i < LANES; ++i) result = most(result, v[i]);
+    return result;
+#endif
 }
 
 // e^x to 2 units in the last place: x = n ln 2 + r, a polynomial in r, times 2^n. 0 below -87.3; x at most 88.
@@ -218,5 +231,17 @@ CMODEL_INLINE Vec exp(Vec x) {
     Bits power = ((Bits)shifted + 127) << 23;
     return x < -87.3f ? Vec{} : y * (Vec)power;
 }
+
+#if defined(__AMX_BF16__)
+// Every tile register 16 rows of 64 bytes. Not kept between calls: other code of the thread may use the registers too.
+inline void configure_tiles() {
+    struct alignas(64) {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    _tile_loadconfig(&config);
+}
+#endif
 
 }  // namespace CMODEL_ISA

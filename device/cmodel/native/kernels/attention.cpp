@@ -4,8 +4,8 @@
 // (https://arxiv.org/abs/2205.14135). Every product is one chain of additions, so the bits of a row depend on its own
 // position and cache alone, not on the rows that share its tiles.
 
-#include "../simd.h"
 #include "../threads.h"
+#include "attention_tile.h"
 
 namespace CMODEL_ISA {
 namespace {
@@ -14,9 +14,8 @@ using cmodel::parallel_for;
 using cmodel::scratch;
 using cmodel::thread_count;
 
-constexpr int64_t TILE = 64;        // positions
-constexpr int64_t ITEM_ROWS = 64;   // query rows times heads that share a tile, unless one row has more
-constexpr int64_t WRITE_TOKENS = 16;
+constexpr int64_t ITEM_LANES = 64;    // query rows times heads that share a tile, unless one row has more
+constexpr int64_t WRITE_TOKENS = 16;  // tokens whose keys and values one item writes
 constexpr float INFINITE = __builtin_huge_valf();
 
 struct Attention {
@@ -70,100 +69,41 @@ void rotate(const Attention& a, const T* x, int64_t position, float* floats, T* 
     convert(floats, turned, dim);
 }
 
-// C[m][n] (+)= A[m][k] B[k][n], all float32; n a multiple of LANES.
-#if defined(__AVX512F__)
-constexpr int MAX_M = 7, MAX_V = 4;
-#else
-constexpr int MAX_M = 6, MAX_V = 2;
-#endif
-
-struct Product {
-    int64_t k;
-    const float* a;
-    int64_t a_stride;
-    const float* b;
-    int64_t b_stride;
-    float* c;
-    int64_t c_stride;
-    bool add;
-};
-
-template <int M, int V>
-void multiply_block(const Product& p, int64_t row, int64_t column) {
-    const float *a = p.a + row * p.a_stride, *b = p.b + column;
-    float* c = p.c + row * p.c_stride + column;
-    Vec sum[M][V];
-    for (int m = 0; m < M; ++m) {
-        for (int v = 0; v < V; ++v) sum[m][v] = p.add ? load(c + m * p.c_stride + v * LANES) : Vec{};
-    }
-    for (int64_t k = 0; k < p.k; ++k, b += p.b_stride) {
-        for (int v = 0; v < V; ++v) {
-            Vec right = load(b + v * LANES);
-            for (int m = 0; m < M; ++m) sum[m][v] = fma(set1(a[m * p.a_stride + k]), right, sum[m][v]);
-        }
-    }
-    for (int m = 0; m < M; ++m) {
-        for (int v = 0; v < V; ++v) store(c + m * p.c_stride + v * LANES, sum[m][v]);
-    }
-}
-
-template <int M, int V = MAX_V>
-void multiply_rows(const Product& p, int64_t row, int64_t n) {
-    int64_t column = 0;
-    for (; n - column >= V * LANES; column += V * LANES) multiply_block<M, V>(p, row, column);
-    for (; column < n; column += LANES) multiply_block<M, 1>(p, row, column);
-}
-
-template <int M = MAX_M>
-void multiply_rows(int64_t count, const Product& p, int64_t row, int64_t n) {
-    if (count == M) return multiply_rows<M, MAX_V>(p, row, n);
-    if constexpr (M > 1) multiply_rows<M - 1>(count, p, row, n);
-}
-
-void multiply(int64_t m, int64_t n, const Product& p) {
-    int64_t parts = ceil_div(m, MAX_M), row = 0;
-    for (int64_t part = 0; part < parts; ++part) {
-        int64_t count = m / parts + (part < m % parts);
-        multiply_rows(count, p, row, n);
-        row += count;
-    }
-}
-
-// What one thread works in.
-struct Workspace {
-    float *keys, *values;      // a tile, [head_dim][TILE] and [TILE][v_pad]
-    float *q, *scores, *sums;  // [rows][head_dim], [rows][TILE], [rows][v_pad]
-    float *peak, *total;       // [rows]: the largest score so far, and the sum of exponentials
-    float* row;                // [head_dim] and as many of the storage type
-
-    static int64_t floats(int64_t rows, int64_t head_dim, int64_t v_pad) {
-        return round_up(TILE * (head_dim + v_pad) + rows * (head_dim + TILE + v_pad + 2) + 2 * head_dim, 16);
-    }
-    Workspace(float* memory, int64_t rows, int64_t head_dim, int64_t v_pad)
-        : keys(memory),
-          values(keys + TILE * head_dim),
-          q(values + TILE * v_pad),
-          scores(q + rows * head_dim),
-          sums(scores + rows * TILE),
-          peak(sums + rows * v_pad),
-          total(peak + rows),
-          row(total + rows) {}
-};
-
-template <class T>
+template <class T, class Tile>
 struct Kernel {
     const Attention& a;
     int64_t group = a.heads / a.kv_heads, v_pad = round_up(a.v_dim, LANES);
-    int64_t item_rows = most<int64_t>(1, ITEM_ROWS / group);
+    int64_t item_rows = most<int64_t>(1, ITEM_LANES / group), lanes = item_rows * group;
 
-    void write(int64_t token, int64_t position, float* row) const {
+    // What one thread works in.
+    struct Workspace {
+        float *scores, *sums;   // [lanes][TILE], [lanes][v_pad]
+        float *peak, *total;    // [lanes]: the largest score so far, and the sum of exponentials
+        float* row;             // [head_dim]
+        T* turned;              // [head_dim]
+        void* tile;
+    };
+
+    int64_t workspace_bytes() const {
+        int64_t floats = Tile::rows_in_memory(lanes) * (TILE + v_pad) + 2 * lanes + 2 * a.head_dim;
+        return round_up(floats * int64_t{sizeof(float)}, 64) + round_up(Tile::bytes(lanes, a.head_dim, a.v_dim), 64);
+    }
+
+    Workspace workspace(char* memory) const {
+        int64_t tall = Tile::rows_in_memory(lanes);
+        float *scores = (float*)memory, *sums = scores + tall * TILE, *peak = sums + tall * v_pad;
+        float *row = peak + 2 * lanes, *end = row + 2 * a.head_dim;
+        void* tile = memory + round_up((char*)end - memory, 64);
+        return {scores, sums, peak, peak + lanes, row, (T*)(row + a.head_dim), tile};
+    }
+
+    void write(int64_t token, int64_t position, const Workspace& w) const {
         int64_t block = a.slots[token] / a.block_size, offset = a.slots[token] % a.block_size;
         for (int64_t h = 0; h < a.kv_heads; ++h) {
             const T* k = (const T*)a.k + token * a.k_stride + h * a.head_dim;
             if (a.cos != nullptr) {
-                T* turned = (T*)(row + a.head_dim);
-                rotate(a, k, position, row, turned);
-                k = turned;
+                rotate(a, k, position, w.row, w.turned);
+                k = w.turned;
             }
             T* keys = (T*)a.keys + (block * a.kv_heads + h) * a.head_dim * a.block_size + offset;
             for (int64_t d = 0; d < a.head_dim; ++d) keys[d * a.block_size] = k[d];
@@ -184,21 +124,18 @@ struct Kernel {
         }
     }
 
-    // Positions [start, start + count) of a sequence as float32, in w.keys and w.values; the rest of the tile is 0.
-    void load_tile(const int32_t* table, int64_t kv_head, int64_t start, int64_t count, const Workspace& w) const {
-        if (count < TILE) {
-            std::memset(w.keys, 0, TILE * a.head_dim * sizeof(float));
-            std::memset(w.values + count * v_pad, 0, (TILE - count) * v_pad * sizeof(float));
-        }
+    // Positions [start, start + count) of a sequence.
+    void load_tile(const int32_t* table, int64_t kv_head, int64_t start, int64_t count, Tile& tile) const {
+        const T* rows[TILE];
         for (int64_t done = 0; done < count;) {
             int64_t offset = (start + done) % a.block_size, run = least(a.block_size - offset, count - done);
             int64_t at = int64_t{table[(start + done) / a.block_size]} * a.kv_heads + kv_head;
-            const T* keys = (const T*)a.keys + at * a.head_dim * a.block_size + offset;
-            for (int64_t d = 0; d < a.head_dim; ++d) convert(keys + d * a.block_size, w.keys + d * TILE + done, run);
-            const T* values = (const T*)a.values + (at * a.block_size + offset) * a.v_dim;
-            for (int64_t i = 0; i < run; ++i) convert(values + i * a.v_dim, w.values + (done + i) * v_pad, a.v_dim);
-            done += run;
+            tile.set_keys(done, (const T*)a.keys + at * a.head_dim * a.block_size + offset, a.block_size, run);
+            for (int64_t i = 0; i < run; ++i, ++done) {
+                rows[done] = (const T*)a.values + (at * a.block_size + offset + i) * a.v_dim;
+            }
         }
+        tile.set_values(rows, count);
     }
 
     // One row's step of the online softmax: scores become probabilities below the new peak, sums are scaled to it.
@@ -209,12 +146,12 @@ struct Kernel {
         }
         Vec best = set1(-INFINITE);
         for (int64_t i = 0; i < TILE; i += LANES) {
-            Vec v = load(scores + i);
+            Vec v = load(scores + i) * a.scale;
+            store(scores + i, v);
             best = best < v ? v : best;
         }
-        float highest = peak;
-        for (int i = 0; i < LANES; ++i) highest = most(highest, best[i]);
-        float factor = exp(set1(peak - highest))[0];
+        float highest = most(peak, largest(best));
+        float factor = highest == peak ? 1.f : exp(set1(peak - highest))[0];
         Vec sum_of_tile = {};
         for (int64_t i = 0; i < TILE; i += LANES) {
             Vec p = exp(load(scores + i) - highest);
@@ -229,32 +166,30 @@ struct Kernel {
 
     // Rows [first, first + rows) of a sequence whose first row is row `token` of the batch, and the heads of one kv head.
     void attend(int64_t sequence, int64_t token, int64_t first, int64_t rows, int64_t kv_head, const Workspace& w) const {
-        int64_t position = a.cached_lengths[sequence] + first, end = position + rows, lanes = rows * group;
+        int64_t position = a.cached_lengths[sequence] + first, end = position + rows, used = rows * group;
         token += first;
-        for (int64_t r = 0; r < lanes; ++r) {
+        Tile tile(w.tile, used, a.head_dim, a.v_dim);
+        Tile::begin();
+        for (int64_t r = 0; r < used; ++r) {
             const T* q = (const T*)a.q + (token + r / group) * a.q_stride + (kv_head * group + r % group) * a.head_dim;
             if (a.cos != nullptr) {
-                T* turned = (T*)(w.row + a.head_dim);
-                rotate(a, q, position + r / group, w.row, turned);
-                q = turned;
+                rotate(a, q, position + r / group, w.row, w.turned);
+                q = w.turned;
             }
-            for (int64_t d = 0; d < a.head_dim; d += LANES) {
-                store_some(w.q + r * a.head_dim + d, load_some(q + d, a.head_dim - d) * a.scale, a.head_dim - d);
-            }
+            tile.set_query(r, q);
             w.peak[r] = -INFINITE;
             w.total[r] = 0;
         }
-        std::memset(w.sums, 0, lanes * v_pad * sizeof(float));
-        std::memset(w.values, 0, TILE * v_pad * sizeof(float));
+        std::memset(w.sums, 0, Tile::rows_in_memory(used) * v_pad * sizeof(float));
 
         int64_t seen = a.window > 0 ? most<int64_t>(0, position - a.window + 1) : 0;
         const int32_t* table = a.block_tables + sequence * a.table_width;
         for (int64_t start = seen / TILE * TILE; start < end; start += TILE) {
             int64_t count = least(TILE, end - start);
-            load_tile(table, kv_head, start, count, w);
+            load_tile(table, kv_head, start, count, tile);
             prefetch(table, kv_head, start + TILE, end);
-            multiply(lanes, TILE, {a.head_dim, w.q, a.head_dim, w.keys, TILE, w.scores, TILE, false});
-            for (int64_t r = 0; r < lanes; ++r) {
+            tile.score(w.scores);
+            for (int64_t r = 0; r < used; ++r) {
                 int64_t at = position + r / group, low = a.window > 0 ? at - a.window + 1 - start : 0;
                 float* scores = w.scores + r * TILE;
                 if (low >= count || at < start) {
@@ -263,9 +198,10 @@ struct Kernel {
                     soften(scores, low, at + 1 - start, w.sums + r * v_pad, w.peak[r], w.total[r]);
                 }
             }
-            multiply(lanes, v_pad, {count, w.scores, TILE, w.values, v_pad, w.sums, v_pad, true});
+            tile.add(w.scores, w.sums);
         }
-        for (int64_t r = 0; r < lanes; ++r) {
+        Tile::end();
+        for (int64_t r = 0; r < used; ++r) {
             T* out = (T*)a.out + ((token + r / group) * a.heads + kv_head * group + r % group) * a.v_dim;
             for (int64_t d = 0; d < a.v_dim; d += LANES) {
                 store_some(out + d, load(w.sums + r * v_pad + d) / w.total[r], a.v_dim - d);
@@ -274,13 +210,12 @@ struct Kernel {
     }
 
     int run() const {
-        int64_t lanes = item_rows * group, floats = Workspace::floats(lanes, a.head_dim, v_pad);
         // For each sequence, its first token and its first piece of item_rows rows; then the memory of each thread.
-        int64_t lists = round_up(2 * (a.sequences + 1) * int64_t{sizeof(int64_t)} + a.tokens * int64_t{sizeof(int64_t)}, 64);
-        char* memory = (char*)scratch(lists + floats * int64_t{sizeof(float)} * thread_count());
+        int64_t lists = round_up((2 * (a.sequences + 1) + a.tokens) * int64_t{sizeof(int64_t)}, 64);
+        int64_t bytes = workspace_bytes();
+        char* memory = (char*)scratch(lists + bytes * thread_count());
         if (memory == nullptr) return NO_MEMORY;
         int64_t *tokens = (int64_t*)memory, *pieces = tokens + a.sequences + 1, *positions = pieces + a.sequences + 1;
-        float* workspaces = (float*)(memory + lists);
         tokens[0] = pieces[0] = 0;
         for (int64_t s = 0; s < a.sequences; ++s) {
             tokens[s + 1] = tokens[s] + a.input_lengths[s];
@@ -289,7 +224,7 @@ struct Kernel {
         }
         parallel_for(ceil_div(a.tokens, WRITE_TOKENS), [&](int64_t item, int worker) {
             for (int64_t t = item * WRITE_TOKENS; t < least(a.tokens, (item + 1) * WRITE_TOKENS); ++t) {
-                write(t, positions[t], workspaces + worker * floats);
+                write(t, positions[t], workspace(memory + lists + bytes * worker));
             }
         });
         // The longest rows are the last ones of the last sequences: they go first, so that no thread is left with one.
@@ -299,8 +234,7 @@ struct Kernel {
             while (pieces[sequence + 1] <= piece) ++sequence;
             int64_t first = (piece - pieces[sequence]) * item_rows;
             int64_t rows = least(item_rows, a.input_lengths[sequence] - first);
-            Workspace workspace(workspaces + worker * floats, lanes, a.head_dim, v_pad);
-            attend(sequence, tokens[sequence], first, rows, kv_head, workspace);
+            attend(sequence, tokens[sequence], first, rows, kv_head, workspace(memory + lists + bytes * worker));
         });
         return DONE;
     }
@@ -321,9 +255,13 @@ CMODEL_EXPORT(paged_attention)(int dtype, const void* q, const void* k, const vo
                 rope_positions, rope_half, interleaved != 0, scale, window, out};
     if (!valid(a)) return BAD_ARGUMENT;
     switch (dtype) {
-        case BFLOAT16: return Kernel<BFloat16>{a}.run();
-        case FLOAT16: return Kernel<Float16>{a}.run();
-        case FLOAT32: return Kernel<float>{a}.run();
+#if defined(__AMX_BF16__)
+        case BFLOAT16: return Kernel<BFloat16, MatrixTile>{a}.run();
+#else
+        case BFLOAT16: return Kernel<BFloat16, FloatTile<BFloat16>>{a}.run();
+#endif
+        case FLOAT16: return Kernel<Float16, FloatTile<Float16>>{a}.run();
+        case FLOAT32: return Kernel<float, FloatTile<float>>{a}.run();
     }
     return BAD_ARGUMENT;
 }

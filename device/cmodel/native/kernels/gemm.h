@@ -188,15 +188,7 @@ struct BFloat16Product {
     static constexpr int K_STEP = 2, X_STEP = 1;
     static constexpr int64_t PIECE = 256;
 
-    // Every tile 16 rows of 64 bytes. Not kept between calls: other code of the thread may use the registers too.
-    static void begin() {
-        struct alignas(64) {
-            uint8_t palette = 1, start_row = 0, reserved[14] = {};
-            uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-        } config;
-        _tile_loadconfig(&config);
-    }
+    static void begin() { configure_tiles(); }
     static void end() { _tile_release(); }
 
     // [steps / 16][count, padded][16 pairs]
