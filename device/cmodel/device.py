@@ -94,10 +94,14 @@ class CmodelDevice:
     ) -> KVCache:
         """An uninitialised cache; pages of it that are never written cost no memory."""
         try:
-            return native_cache(blocks, block_size, kv_heads, head_dims, dtype)
+            kv = native_cache(blocks, block_size, kv_heads, head_dims, dtype)
         except RuntimeError as error:
             size = blocks * block_size * kv_heads * sum(head_dims) * dtype.itemsize
             raise OutOfDeviceMemory(f"a KV cache of {size / 2**30:.1f} GiB does not fit in memory") from error
+        if self._kernels is not None:
+            for cache in (kv.keys, kv.values):
+                self._kernels.prefer_huge_pages(cache.data_ptr(), cache.nbytes)
+        return kv
 
     def capture(self, fn: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Return fn."""

@@ -6,7 +6,7 @@ import ctypes
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 
 import device.cmodel
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""
@@ -66,6 +66,9 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, isa: str, threads: int) -> None:
         self.isa = isa
         self.threads = threads
+        self.prefer_huge_pages: Callable[[int, int], None] = library.cmodel_prefer_huge_pages
+        library.cmodel_prefer_huge_pages.argtypes = [c_void_p, c_size_t]
+        library.cmodel_prefer_huge_pages.restype = None
         for name, parameters in _KERNELS.items():
             function = getattr(library, f"cmodel_{name}_{isa}")
             function.argtypes = parameters

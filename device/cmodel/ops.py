@@ -58,6 +58,7 @@ class PanelWeight:
         depth = _round_up(self.in_features, 32) if values.dtype == torch.bfloat16 else self.in_features
         self.panels = torch.empty(_round_up(self.out_features, PANEL) * depth, dtype=values.dtype)
         self.nbytes = self.panels.nbytes
+        kernels.prefer_huge_pages(self.panels.data_ptr(), self.nbytes)
         values = values.contiguous()
         _check(
             "pack",

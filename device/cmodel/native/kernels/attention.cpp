@@ -74,6 +74,7 @@ struct Kernel {
     const Attention& a;
     int64_t group = a.heads / a.kv_heads, v_pad = round_up(a.v_dim, LANES);
     int64_t item_rows = most<int64_t>(1, ITEM_LANES / group), lanes = item_rows * group;
+    int64_t lines = ceil_div((a.head_dim + a.v_dim) * int64_t{sizeof(T)}, 64);  // cache lines of one position
 
     // What one thread works in.
     struct Workspace {
@@ -113,23 +114,53 @@ struct Kernel {
         }
     }
 
-    // Ask for positions [start, start + TILE) of a sequence before they are needed.
-    void prefetch(const int32_t* table, int64_t kv_head, int64_t start, int64_t end) const {
-        for (int64_t block = start / a.block_size; block * a.block_size < least(end, start + TILE); ++block) {
-            int64_t at = (int64_t{table[block]} * a.kv_heads + kv_head) * a.block_size;
-            const char *keys = (const char*)((const T*)a.keys + at * a.head_dim);
-            const char *values = (const char*)((const T*)a.values + at * a.v_dim);
-            for (int64_t i = 0; i < a.block_size * a.head_dim * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(keys + i);
-            for (int64_t i = 0; i < a.block_size * a.v_dim * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(values + i);
+    // Asks for the cache lines of a tile before they are needed, a few at a time: a burst of them would stall.
+    class Fetch {
+    public:
+        Fetch(const Kernel& kernel, const int32_t* table, int64_t kv_head, int64_t start, int64_t end)
+            : kernel_(kernel),
+              table_(table),
+              kv_head_(kv_head),
+              block_(start / kernel.a.block_size),
+              end_(ceil_div(least(end, start + TILE), kernel.a.block_size)) {
+            enter();
         }
-    }
+
+        void some(int64_t lines) {
+            for (; lines > 0 && block_ < end_; --lines) {
+                __builtin_prefetch(from_, 0, 2);
+                from_ += 64;
+                if (from_ < until_) continue;
+                block_ += in_values_;
+                in_values_ = !in_values_;
+                enter();
+            }
+        }
+
+    private:
+        void enter() {
+            if (block_ >= end_) return;
+            const Attention& a = kernel_.a;
+            int64_t at = (int64_t{table_[block_]} * a.kv_heads + kv_head_) * a.block_size;
+            int64_t dim = in_values_ ? a.v_dim : a.head_dim;
+            from_ = (const char*)((const T*)(in_values_ ? a.values : a.keys) + at * dim);
+            until_ = from_ + a.block_size * dim * int64_t{sizeof(T)};
+        }
+
+        const Kernel& kernel_;
+        const int32_t* table_;
+        int64_t kv_head_, block_, end_;
+        bool in_values_ = false;
+        const char *from_ = nullptr, *until_ = nullptr;
+    };
 
     // Positions [start, start + count) of a sequence.
-    void load_tile(const int32_t* table, int64_t kv_head, int64_t start, int64_t count, Tile& tile) const {
+    void load_tile(const int32_t* table, int64_t kv_head, int64_t start, int64_t count, Tile& tile, Fetch& next) const {
         const T* rows[TILE];
         for (int64_t done = 0; done < count;) {
             int64_t offset = (start + done) % a.block_size, run = least(a.block_size - offset, count - done);
             int64_t at = int64_t{table[(start + done) / a.block_size]} * a.kv_heads + kv_head;
+            next.some(ceil_div(run * lines, 2));
             tile.set_keys(done, (const T*)a.keys + at * a.head_dim * a.block_size + offset, a.block_size, run);
             for (int64_t i = 0; i < run; ++i, ++done) {
                 rows[done] = (const T*)a.values + (at * a.block_size + offset + i) * a.v_dim;
@@ -186,12 +217,13 @@ struct Kernel {
         const int32_t* table = a.block_tables + sequence * a.table_width;
         for (int64_t start = seen / TILE * TILE; start < end; start += TILE) {
             int64_t count = least(TILE, end - start);
-            load_tile(table, kv_head, start, count, tile);
-            prefetch(table, kv_head, start + TILE, end);
+            Fetch next(*this, table, kv_head, start + TILE, end);
+            load_tile(table, kv_head, start, count, tile, next);
             tile.score(w.scores);
             for (int64_t r = 0; r < used; ++r) {
                 int64_t at = position + r / group, low = a.window > 0 ? at - a.window + 1 - start : 0;
                 float* scores = w.scores + r * TILE;
+                next.some(ceil_div(TILE * lines, 2 * used));
                 if (low >= count || at < start) {
                     std::memset(scores, 0, TILE * sizeof(float));  // the row sees nothing of this tile
                 } else {
