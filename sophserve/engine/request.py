@@ -12,7 +12,7 @@ from sophserve.sampling import SamplingParams
 @dataclass(eq=False, slots=True)
 class Request:
     """Scheduling state. `computed` counts the tokens whose keys and values are in the cache or will be by the plans
-    already sent; `pending` the sampled tokens (0 or 1) that those plans will give; `crashes` how often the worker was
+    already sent; `pending` the sampled tokens that those plans will still give; `crashes` how often the worker was
     lost while it ran this request and gave no new token of it."""
 
     id: int
@@ -45,7 +45,7 @@ class Request:
 
     @property
     def length(self) -> int:
-        """Tokens including the pending one."""
+        """Tokens including the pending ones."""
         return self.known + self.pending
 
     @property

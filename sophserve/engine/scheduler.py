@@ -116,7 +116,7 @@ class Scheduler:
     def update(self, request: Request, token_id: int) -> None:
         """A plan that was sent gave this token for this request."""
         request.output.append(token_id)
-        request.pending = 0
+        request.pending -= 1
         if request.id in self.running:
             self._remember(request)
         if self._suspects and self._suspects[-1] == request.id:
@@ -163,7 +163,7 @@ class Scheduler:
     def _advance(self, request: Request, count: int, new_blocks: list[int]) -> ScheduledRequest:
         request.computed += count
         if request.computed == request.length:
-            request.pending = 1
+            request.pending += 1
         before = request.remembered
         self._remember(request)
         self._filling.update(request.blocks[before : request.remembered])

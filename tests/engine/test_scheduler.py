@@ -238,6 +238,24 @@ def test_next_step_is_planned_while_the_token_is_unknown() -> None:
     assert scheduler.schedule() is None
 
 
+def test_every_step_holds_all_decodes_while_two_are_under_way() -> None:
+    scheduler = Scheduler(Limits(8, 100, 4), 1000)
+    requests = {}
+    under_way: deque[StepPlan] = deque()
+    for step in range(60):
+        if step % 3 == 0 and len(requests) < 8:
+            request = make_request(len(requests), [step] * 6, 1000)
+            requests[request.id] = request
+            scheduler.add(request)
+        plan = scheduler.schedule()
+        assert plan is not None
+        assert {entry.id for entry in plan.scheduled} == requests.keys()
+        under_way.append(plan)
+        if len(under_way) == 2:
+            for entry in under_way.popleft().scheduled:
+                scheduler.update(requests[entry.id], 1)
+
+
 def test_prefix_is_shared_while_it_is_being_prefilled() -> None:
     scheduler = Scheduler(Limits(4, 32, 4), 100)
     scheduler.add(make_request(0, list(range(40)), 5))
