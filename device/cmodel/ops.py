@@ -73,7 +73,11 @@ class PanelWeight:
 
 
 class NativeOps(ReferenceOps):
-    """Operators on the native kernels. A row's bits depend on that row alone: see native/kernels/gemm.h."""
+    """Operators on the native kernels. A row's bits depend on that row alone: see native/kernels/gemm.h.
+
+    Latent attention, dense attention and sigmoid routing are still the reference's, whose last bits may vary with the
+    batch.
+    """
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels

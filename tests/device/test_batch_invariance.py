@@ -105,6 +105,18 @@ def test_sample(threaded, dtype, sample_params):
     assert_rows_alone(threaded, fn, 200)
 
 
+def test_experts(cmodel, threaded, dtype):
+    experts, logits, x = 8, torch.randn(200, 8), torch.randn(200, 40).to(dtype)
+    gate_up = [cmodel.pack(DenseWeight(torch.randn(64, 40).to(dtype))) for _ in range(experts)]
+    down = [cmodel.pack(DenseWeight(torch.randn(40, 32).to(dtype))) for _ in range(experts)]
+
+    def fn(device, at):
+        ids, weights = device.ops.route_experts(logits[at], 3, "softmax", renormalize=True)
+        return device.ops.fused_experts(x[at], gate_up, down, ids, weights, "silu")
+
+    assert_rows_alone(threaded, fn, 200)
+
+
 # --- attention: one sequence, computed whole, in chunks, token by token, in company and in other blocks ---
 
 LENGTH = 220
