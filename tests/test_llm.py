@@ -67,6 +67,14 @@ def test_several_answers(llm: LLM) -> None:
     assert alone[0].outputs[0].token_ids == outputs[0].token_ids
 
 
+def test_several_answers_compute_their_prompt_once(llm: LLM) -> None:
+    params = SamplingParams(n=4, max_tokens=2, ignore_eos=True)
+    before = llm._llm.engine.metrics.counts.cached_tokens
+    llm.generate([[7, 8, 9] * 20], params, use_tqdm=False)
+    # Of 60 tokens three answers find the whole blocks of the first one.
+    assert llm._llm.engine.metrics.counts.cached_tokens - before == 3 * 48
+
+
 def test_prompt_logprobs_do_not_depend_on_the_cache(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=3)
     first, second = (llm.generate("x y z " * 20, params, use_tqdm=False)[0] for _ in range(2))
