@@ -48,7 +48,8 @@ async def version(request: web.Request) -> web.Response:
 
 def _check_heartbeat(serving: Serving) -> None:
     age = serving.engine.heartbeat_age
-    if age > serving.engine.config.step_timeout:
+    # Half of it, so that a hung worker is seen before it is restarted.
+    if age > serving.engine.config.step_timeout / 2:
         raise _not_ready(f"the worker has not moved for {age:.0f} s", "stalled")
 
 

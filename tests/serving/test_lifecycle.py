@@ -43,7 +43,7 @@ def test_nothing_is_left_behind(
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("delay", [0.05, 0.4, 1.0])
+@pytest.mark.parametrize("delay", [0.2, 0.5, 1.0])
 def test_stopped_while_it_loads(
     with_signal: int, delay: float, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
 ) -> None:

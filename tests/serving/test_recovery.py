@@ -93,6 +93,30 @@ def test_not_ready_while_the_worker_restarts_and_new_requests_wait(
     assert status_of(f"{server.url}/ready") == 200
 
 
+def test_a_hung_worker_is_not_live(make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]) -> None:
+    server = start_server(make_checkpoint("qwen2"), "--step-timeout", "3")
+    expected = asyncio.run(streams(server.url, 2))
+    worker = server.workers[0]
+
+    async def watch() -> list[int]:
+        seen = []
+        while not seen or seen[-1] != 503:
+            seen.append(await asyncio.to_thread(status_of, f"{server.url}/live"))
+            await asyncio.sleep(0.1)
+        while seen[-1] != 200:
+            seen.append(await asyncio.to_thread(status_of, f"{server.url}/live"))
+            await asyncio.sleep(0.1)
+        return seen
+
+    async def both() -> list[Any]:
+        async with asyncio.timeout(30):
+            return await asyncio.gather(streams(server.url, 2, worker.suspend), watch())
+
+    answers, seen = asyncio.run(both())
+    assert answers == expected
+    assert set(seen) == {200, 503}
+
+
 def test_too_many_restarts_end_the_server(
     make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
 ) -> None:
