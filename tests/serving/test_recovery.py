@@ -24,7 +24,7 @@ def options(number: int) -> dict[str, Any]:
     return {
         "model": "tiny",
         "prompt": f"{number} A server takes requests " * (1 + number % 3),
-        "max_tokens": 150,
+        "max_tokens": 200,
         "temperature": 0 if number % 2 else 1,
         "seed": number,
         "logprobs": 1,
@@ -50,7 +50,7 @@ async def streams(url: str, count: int, disturb: Callable[[], None] | None = Non
     def count_chunk() -> None:
         nonlocal chunks
         chunks += 1
-        if disturb and chunks == 20 * count:
+        if disturb and chunks == 2 * count:
             disturb()
 
     return await asyncio.gather(*(stream(url, number, count_chunk) for number in range(count)))
@@ -74,7 +74,7 @@ def test_streams_go_on_after_the_worker_is_lost(
     assert asyncio.run(streams(server.url, 8, lambda: lost[0].send_signal(with_signal))) == undisturbed
     assert not psutil.wait_procs(lost, timeout=5)[1]
     assert len(server.workers) == 1
-    assert "restarting, 8 requests go on" in "".join(server.log)
+    assert "; restarting, " in "".join(server.log)
     assert server.stop() == 0
 
 
