@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from device.cmodel.library import load_kernels
+from device.cmodel.kernels import load_kernels
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, PanelWeight, TorchOps, TorchWeight, native_cache
 from device.cmodel.threads import thread_count

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from device import checks
-from device.cmodel.library import ACTIVATIONS, BAD_ARGUMENT, DTYPES, NO_MEMORY, Kernels
+from device.cmodel.kernels import ACTIVATIONS, BAD_ARGUMENT, DTYPES, NO_MEMORY, Kernels
 from device.interface import (
     Activation,
     AttentionMeta,

@@ -9,7 +9,7 @@ from ctypes import c_char_p, c_int, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from device.cmodel.library import DTYPES, Kernels, load_kernels, native_library
+from device.cmodel.kernels import DTYPES, Kernels, load_kernels, native_library
 from device.cmodel.threads import thread_count
 
 

@@ -7,6 +7,7 @@ An architecture derives from CausalLM, says what one of its layers is (`make_lay
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
@@ -174,7 +175,7 @@ DECODER_NAMES = {
 C = TypeVar("C", bound=DecoderConfig)
 
 
-class CausalLM(Module, Generic[C]):
+class CausalLM(Module, ABC, Generic[C]):
     """Embedding, layers, final norm, head. Made from config.json; the weights come later, with `load_model`.
 
     config_class: the dataclass of config.json's keys that the architecture obeys.
@@ -209,12 +210,12 @@ class CausalLM(Module, Generic[C]):
         parsed = parse_config(cls.config_class, config)
         return parsed.rope_parameters.context_length(parsed.max_position_embeddings)
 
+    @abstractmethod
     def make_layer(self, index: int) -> Module:
         """Layer `index`: a module called with `(x, residual or None, meta)` that returns x and a residual.
 
         Their sum is the layer's result; both are `[tokens, hidden]`, and the residual may be None.
         """
-        raise NotImplementedError
 
     def __call__(self, token_ids: Tensor, meta: AttentionMeta) -> Tensor:
         """Token ids int64 `[tokens]` to the last hidden states, normalised, `[tokens, hidden]`."""

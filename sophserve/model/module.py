@@ -71,11 +71,10 @@ class Module:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the tensors that `parameters` declares, all at once.
 
-        Each is this rank's shard, in the dtype of the file and on the host. They are views of a mapped file
-        that
-        goes away after the call: what is kept must be copied.
+        Each is this rank's shard, in the dtype of the file and on the host. They are views of a mapped file that goes
+        away after the call: what is kept must be copied.
         """
-        raise NotImplementedError(f"{type(self).__name__} declares no parameters")
+        raise TypeError(f"{type(self).__name__} declares no parameters")
 
 
 class CannotSplit(ConfigError):

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from device.cmodel import library
+from device.cmodel import kernels
 from device.cmodel.device import CmodelDevice
 from device.interface import AttentionMeta, KVCache, Ops, Rope, SampleParams
 from device.reference import ReferenceOps
 
-_native = library.native_library()
-_usable = [] if _native is None else library.usable_isas(_native)
+_native = kernels.native_library()
+_usable = [] if _native is None else kernels.usable_isas(_native)
 
 
 def _device(isa: str, monkeypatch: pytest.MonkeyPatch) -> CmodelDevice:
@@ -25,13 +25,13 @@ def _device(isa: str, monkeypatch: pytest.MonkeyPatch) -> CmodelDevice:
     return CmodelDevice()
 
 
-@pytest.fixture(params=library.ISAS)
+@pytest.fixture(params=kernels.ISAS)
 def cmodel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> CmodelDevice:
     """A cmodel device on each instruction set in turn."""
     return _device(request.param, monkeypatch)
 
 
-@pytest.fixture(params=["reference", *library.ISAS])
+@pytest.fixture(params=["reference", *kernels.ISAS])
 def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ops:
     """The reference operators, then those of each instruction set."""
     return ReferenceOps() if request.param == "reference" else _device(request.param, monkeypatch).ops

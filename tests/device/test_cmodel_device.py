@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from device.cmodel import library, memory, ops
+from device.cmodel import kernels, memory, ops
 from device.cmodel.device import CmodelDevice
 from device.cmodel.threads import thread_count
 from device.interface import DenseWeight, Device, Int4Weight, OutOfDeviceMemory
@@ -41,7 +41,7 @@ def test_it_has_the_operators_that_it_names(native):
 
 def test_description(native, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert any(CmodelDevice().describe() == f"cmodel: {isa} kernels on 2 threads" for isa in library.ISAS)
+    assert any(CmodelDevice().describe() == f"cmodel: {isa} kernels on 2 threads" for isa in kernels.ISAS)
 
 
 def test_fast_exec_off_computes_with_the_reference(monkeypatch):
@@ -56,7 +56,7 @@ def test_fast_exec_off_computes_with_the_reference(monkeypatch):
 
 
 def test_without_the_library_torch_computes_and_the_log_says_what_to_do(monkeypatch, make_meta, make_rope):
-    monkeypatch.setattr(library, "native_library", lambda: None)
+    monkeypatch.setattr(kernels, "native_library", lambda: None)
     device = CmodelDevice()
     assert type(device.ops) is ops.TorchOps
     assert "install a C++ compiler such as g++ and reinstall" in device.describe()
@@ -83,7 +83,7 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch):
 
 
 def test_an_instruction_set_that_the_cpu_lacks_is_refused(native, monkeypatch):
-    monkeypatch.setattr(library, "usable_isas", lambda _: ["portable"])
+    monkeypatch.setattr(kernels, "usable_isas", lambda _: ["portable"])
     monkeypatch.setenv("CMODEL_ISA", "avx2")
     with pytest.raises(RuntimeError, match="which this CPU or this build lacks; set it to one of portable"):
         CmodelDevice()
@@ -91,20 +91,20 @@ def test_an_instruction_set_that_the_cpu_lacks_is_refused(native, monkeypatch):
 
 @pytest.fixture
 def fresh_library(monkeypatch):
-    library.native_library.cache_clear()
+    kernels.native_library.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    library.native_library.cache_clear()
+    kernels.native_library.cache_clear()
 
 
 def test_a_library_of_another_version_is_refused(native, fresh_library):
-    fresh_library.setattr(library, "ABI_VERSION", 12345)
+    fresh_library.setattr(kernels, "ABI_VERSION", 12345)
     with pytest.raises(RuntimeError, match="this sophserve needs 12345; reinstall sophserve"):
         CmodelDevice()
 
 
 def test_a_broken_library_is_refused(fresh_library, tmp_path):
-    (tmp_path / library.FILE_NAME).write_bytes(b"not a library")
+    (tmp_path / kernels.FILE_NAME).write_bytes(b"not a library")
     fresh_library.setattr("device.cmodel.__path__", [str(tmp_path)])
     with pytest.raises(RuntimeError, match=r"does not load .*; reinstall sophserve"):
         CmodelDevice()

@@ -256,7 +256,6 @@ print(model.nbytes, status("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_peak_memory_is_the_model_and_one_tensor(make_checkpoint, stored):
     shape = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 8, "vocab_size": 16384}

@@ -54,7 +54,7 @@ uint64_t saved_states() {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// The version of the interface between this library and device/cmodel/library.py.
+// The version of the interface between this library and device/cmodel/kernels.py.
 EXPORT int cmodel_abi_version() { return CMODEL_ABI_VERSION; }
 
 // Whether kernels of one of the sets that the library was built with run on this CPU.

@@ -38,7 +38,7 @@ typedef int32_t Int __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Half __attribute__((vector_size(LANES * 2)));
 
-// Storage types of activations, weights and caches. The numbers are those of device/cmodel/library.py.
+// Storage types of activations, weights and caches. The numbers are those of device/cmodel/kernels.py.
 struct BFloat16 {
     uint16_t bits;
 };

@@ -9,7 +9,7 @@ namespace {
 // sums stay in the second cache.
 constexpr int64_t CHUNK = 512, GROUP = 4;
 
-// The numbers are those of device/cmodel/library.py.
+// The numbers are those of device/cmodel/kernels.py.
 enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2 };
 
 struct Linear {
