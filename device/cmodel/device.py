@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from device.cmodel.kernels import load_kernels
+from device.cmodel.kv_cache import native_cache
 from device.cmodel.memory import host_memory
-from device.cmodel.ops import NativeOps, PanelWeight, TorchOps, TorchWeight, native_cache
+from device.cmodel.ops import NativeOps, TorchOps
 from device.cmodel.threads import thread_count
+from device.cmodel.weights import PanelWeight, TorchWeight
 from device.interface import (
     CanonicalWeight,
     DenseWeight,

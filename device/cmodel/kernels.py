@@ -1,4 +1,4 @@
-"""Loads the native library and gives its kernels their types."""
+"""Loads the native library and finds its kernels."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import ctypes
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
-from ctypes import c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import byref, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import device.cmodel
+from device import checks
+from device.cmodel import arguments
+from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""
@@ -23,45 +27,46 @@ DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 BAD_ARGUMENT, NO_MEMORY = 1, 2
 
-# The parameters of native/kernels/*.cpp.
-_KERNELS: dict[str, list[type]] = {
-    "pack_linear": [c_int, c_void_p, c_int64, c_int64, c_void_p],
-    "linear": [
-        *[c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int],
-    ],
-    "gated": [c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int, c_void_p],
-    "gate": [c_int, c_void_p, c_int64, c_int64, c_int, c_void_p],
-    "rms_norm": [
-        *[c_int, c_void_p, c_int64, c_void_p, c_void_p, c_int, c_int64, c_int64, c_float, c_void_p, c_void_p],
-    ],
-    "sample": [
-        *[c_int, c_void_p, c_int64, c_int64, c_int64, *[c_void_p] * 9],
-        *[*[c_void_p] * 3, c_int64, *[c_void_p] * 3, c_int64, c_void_p, c_int64, *[c_void_p] * 5],
-    ],
-    "all_reduce": [c_int, c_void_p, c_void_p, c_int64],
-    "paged_attention": [
-        *[c_int, c_void_p, c_void_p, c_void_p, *[c_int64] * 8],
-        *[c_void_p, c_void_p, c_int64, c_int64],
-        *[c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_void_p],
-        *[c_void_p, c_void_p, c_int64, c_int64, c_int, c_float, c_int64, c_void_p],
-    ],
+# The kernels that exist once for each instruction set, and those that exist once.
+_KERNELS: dict[str, type[arguments.Arguments]] = {
+    "pack_linear": arguments.PackLinear,
+    "linear": arguments.Linear,
+    "gate": arguments.Gate,
+    "rms_norm": arguments.RMSNorm,
+    "paged_attention": arguments.PagedAttention,
+    "sample": arguments.Sample,
+    "all_reduce": arguments.AllReduce,
+}
+_COMMON_KERNELS: dict[str, type[arguments.Arguments]] = {
+    "all_gather": arguments.AllGather,
+    "broadcast": arguments.Broadcast,
 }
 
 
+class Kernel:
+    """A C function that takes a structure of parameters."""
+
+    def __init__(self, function: Callable[..., int], parameters: type[arguments.Arguments]) -> None:
+        self._function = function
+        self._parameters = parameters
+
+    def __call__(self, **values: Any) -> int:
+        """Run it on the structure's fields, given by name. Returns 0, BAD_ARGUMENT or NO_MEMORY."""
+        return self._function(byref(self._parameters(**values)))
+
+
 class Kernels:
-    """The kernels of one instruction set: `kernels.linear(...)` calls `cmodel_linear_<isa>`.
+    """The kernels of one instruction set: `kernels.linear(...)` calls `cmodel_linear_<isa>`."""
 
-    A kernel returns 0, BAD_ARGUMENT or NO_MEMORY.
-    """
-
-    pack_linear: Callable[..., int]
-    linear: Callable[..., int]
-    gated: Callable[..., int]
-    gate: Callable[..., int]
-    rms_norm: Callable[..., int]
-    paged_attention: Callable[..., int]
-    sample: Callable[..., int]
-    all_reduce: Callable[..., int]
+    pack_linear: Kernel
+    linear: Kernel
+    gate: Kernel
+    rms_norm: Kernel
+    paged_attention: Kernel
+    sample: Kernel
+    all_reduce: Kernel
+    all_gather: Kernel
+    broadcast: Kernel
 
     def __init__(self, library: ctypes.CDLL, isa: str, threads: int) -> None:
         self.isa = isa
@@ -70,9 +75,16 @@ class Kernels:
         library.cmodel_prefer_huge_pages.argtypes = [c_void_p, c_size_t]
         library.cmodel_prefer_huge_pages.restype = None
         for name, parameters in _KERNELS.items():
-            function = getattr(library, f"cmodel_{name}_{isa}")
-            function.argtypes = parameters
-            setattr(self, name, function)
+            setattr(self, name, Kernel(getattr(library, f"cmodel_{name}_{isa}"), parameters))
+        for name, parameters in _COMMON_KERNELS.items():
+            setattr(self, name, Kernel(getattr(library, f"cmodel_{name}"), parameters))
+
+
+def check_status(operator: str, status: int) -> None:
+    """Raise what a kernel's answer means: ValueError or OutOfDeviceMemory."""
+    checks.require(status != BAD_ARGUMENT, operator, "the arguments do not fit each other")
+    if status == NO_MEMORY:
+        raise OutOfDeviceMemory(f"{operator}: no memory for intermediate results")
 
 
 def load_kernels(threads: int) -> Kernels | None:

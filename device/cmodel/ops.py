@@ -7,30 +7,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from device import checks
-from device.cmodel.kernels import ACTIVATIONS, BAD_ARGUMENT, DTYPES, NO_MEMORY, Kernels
+from device.cmodel.kernels import ACTIVATIONS, BAD_ARGUMENT, DTYPES, Kernels, check_status
+from device.cmodel.kv_cache import is_native_cache
+from device.cmodel.weights import PANEL, PanelWeight, TorchWeight
 from device.interface import (
     Activation,
     AttentionMeta,
     KVCache,
-    OutOfDeviceMemory,
     PackedWeight,
     Rope,
     SampleParams,
     SampleResult,
 )
 from device.reference import ReferenceOps, activate
-
-PANEL = 32
-"""Outputs that stand side by side in a packed weight: see native/kernels/gemm.h."""
-
-
-class TorchWeight:
-    """A dense weight as torch's own linear reads it, `[out_features, in_features]`."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-        self.out_features, self.in_features = values.shape
-        self.nbytes = values.nbytes
 
 
 class TorchOps(ReferenceOps):
@@ -47,29 +36,6 @@ class TorchOps(ReferenceOps):
         checks.check_gated_mlp(x, gate_up, down, activation)
         gate, up = self.linear(x, gate_up).float().chunk(2, dim=-1)
         return self.linear((activate(gate, activation) * up).to(x.dtype), down)
-
-
-class PanelWeight:
-    """A dense weight in panels of 32 outputs, the layout of native/kernels/gemm.h, in one flat tensor."""
-
-    def __init__(self, kernels: Kernels, values: Tensor) -> None:
-        self.dtype = values.dtype
-        self.out_features, self.in_features = values.shape
-        depth = _round_up(self.in_features, 32) if values.dtype == torch.bfloat16 else self.in_features
-        self.panels = torch.empty(_round_up(self.out_features, PANEL) * depth, dtype=values.dtype)
-        self.nbytes = self.panels.nbytes
-        kernels.prefer_huge_pages(self.panels.data_ptr(), self.nbytes)
-        values = values.contiguous()
-        _check(
-            "pack",
-            kernels.pack_linear(
-                DTYPES[values.dtype],
-                values.data_ptr(),
-                self.out_features,
-                self.in_features,
-                self.panels.data_ptr(),
-            ),
-        )
 
 
 class NativeOps(ReferenceOps):
@@ -93,12 +59,20 @@ class NativeOps(ReferenceOps):
         total, raised = x, None
         if residual is not None:
             raised, total = residual.contiguous(), torch.empty(x.shape, dtype=x.dtype)
-        _check(
+        check_status(
             "rms_norm",
             self._kernels.rms_norm(
-                *(DTYPES[x.dtype], rows.data_ptr(), rows.stride(0), None if raised is None else raised.data_ptr()),
-                *(weight.data_ptr(), DTYPES[weight.dtype], rows.shape[0], rows.shape[1], eps),
-                *(y.data_ptr(), None if raised is None else total.data_ptr()),
+                dtype=DTYPES[x.dtype],
+                x=rows,
+                x_stride=rows.stride(0),
+                residual=raised,
+                weight=weight,
+                weight_dtype=DTYPES[weight.dtype],
+                rows=rows.shape[0],
+                size=rows.shape[1],
+                eps=eps,
+                y=y,
+                total=None if raised is None else total,
             ),
         )
         return y, total
@@ -112,35 +86,51 @@ class NativeOps(ReferenceOps):
         """`down(activation(gate) * up)`."""
         checks.check_gated_mlp(x, gate_up, down, activation)
         intermediate = down.in_features
-        inner = torch.empty(x.shape[0], intermediate, dtype=x.dtype)
         if intermediate % PANEL == 0:
-            x, packed = _rows(x), _panels(x, gate_up)
-            status = self._kernels.gated(
-                *(DTYPES[x.dtype], x.data_ptr(), x.stride(0), x.shape[0], x.shape[1]),
-                *(packed.data_ptr(), intermediate, ACTIVATIONS[activation], inner.data_ptr()),
-            )
+            inner = self._linear(x, gate_up, None, x.dtype, activation)
         else:
             both = self._linear(x, gate_up, None, torch.float32)
+            inner = torch.empty(x.shape[0], intermediate, dtype=x.dtype)
             status = self._kernels.gate(
-                *(DTYPES[x.dtype], both.data_ptr(), x.shape[0], intermediate),
-                *(ACTIVATIONS[activation], inner.data_ptr()),
+                dtype=DTYPES[x.dtype],
+                gate_up=both,
+                rows=x.shape[0],
+                intermediate=intermediate,
+                activation=ACTIVATIONS[activation],
+                inner=inner,
             )
-        _check("gated_mlp", status)
+            check_status("gated_mlp", status)
         return self._linear(inner, down, None, x.dtype)
 
-    def _linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        x, packed = _rows(x), _panels(x, weight)
-        if bias is not None:
-            bias = bias.to(x.dtype).contiguous()
-        y = torch.empty(x.shape[0], weight.out_features, dtype=dtype)
-        _check(
-            "linear",
-            self._kernels.linear(
-                *(DTYPES[x.dtype], x.data_ptr(), x.stride(0), x.shape[0], x.shape[1]),
-                *(packed.data_ptr(), weight.out_features, None if bias is None else bias.data_ptr()),
-                *(y.data_ptr(), DTYPES[dtype]),
-            ),
+    def _linear(
+        self,
+        x: Tensor,
+        weight: PackedWeight,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        activation: Activation | None = None,
+    ) -> Tensor:
+        """The product, in dtype; with an activation, that of its first half times its second half."""
+        assert isinstance(weight, PanelWeight)
+        checks.require(weight.dtype == x.dtype, "linear", f"x is {x.dtype}, the weight {weight.dtype}")
+        x = _rows(x)
+        width = weight.out_features if activation is None else weight.out_features // 2
+        y = torch.empty(x.shape[0], width, dtype=dtype)
+        status = self._kernels.linear(
+            dtype=DTYPES[x.dtype],
+            x=x,
+            x_stride=x.stride(0),
+            rows=x.shape[0],
+            inputs=x.shape[1],
+            outputs=weight.out_features,
+            weight=weight.panels,
+            bias=None if bias is None else bias.to(x.dtype).contiguous(),
+            y=y,
+            y_dtype=DTYPES[dtype],
+            gated=activation is not None,
+            activation=0 if activation is None else ACTIVATIONS[activation],
         )
+        check_status("linear", status)
         return y
 
     def paged_attention(
@@ -169,18 +159,40 @@ class NativeOps(ReferenceOps):
         status = BAD_ARGUMENT
         if cached.shape == lengths.shape == tables.shape[:1] and slots.shape == (tokens,):
             status = self._kernels.paged_attention(
-                *(DTYPES[q.dtype], q.data_ptr(), k.data_ptr(), v.data_ptr()),
-                *(q.stride(0), k.stride(0), v.stride(0)),
-                *(tokens, heads, kv_heads, head_dim, v_dim),
-                *(kv.keys.data_ptr(), kv.values.data_ptr(), blocks, block_size),
-                *(lengths.shape[0], lengths.data_ptr(), cached.data_ptr()),
-                *(tables.data_ptr(), tables.shape[1], slots.data_ptr()),
-                *((None, None, 0, 0) if cos is None or sin is None else (cos.data_ptr(), sin.data_ptr(), *cos.shape)),
-                *(rope is not None and rope.interleaved, scale, window or 0, out.data_ptr()),
+                dtype=DTYPES[q.dtype],
+                q=q,
+                k=k,
+                v=v,
+                q_stride=q.stride(0),
+                k_stride=k.stride(0),
+                v_stride=v.stride(0),
+                tokens=tokens,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                v_dim=v_dim,
+                keys=kv.keys,
+                values=kv.values,
+                blocks=blocks,
+                block_size=block_size,
+                sequences=lengths.shape[0],
+                input_lengths=lengths,
+                cached_lengths=cached,
+                block_tables=tables,
+                table_width=tables.shape[1],
+                slots=slots,
+                cos=cos,
+                sin=sin,
+                rope_positions=0 if cos is None else cos.shape[0],
+                rope_half=0 if cos is None else cos.shape[1],
+                interleaved=rope is not None and rope.interleaved,
+                window=window or 0,
+                scale=scale,
+                out=out,
             )
         if status == BAD_ARGUMENT:
             checks.check_meta("paged_attention", tokens, kv, meta, rope)
-        _check("paged_attention", status)
+        check_status("paged_attention", status)
         return out
 
     def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:
@@ -201,22 +213,23 @@ class NativeOps(ReferenceOps):
             )
         penalties = 0 if params.penalty_ids is None else params.penalty_ids.numel()
         biases = 0 if params.bias_ids is None else params.bias_ids.numel()
-        given = {name: _typed(getattr(params, name), dtype) for name, dtype in _SAMPLE_DTYPES.items()}
-        pointers = {name: None if tensor is None else tensor.data_ptr() for name, tensor in given.items()}
-        _check(
+        check_status(
             "sample",
             self._kernels.sample(
-                *(DTYPES[logits.dtype], logits.data_ptr(), logits.stride(0), rows, vocab),
-                *(pointers[name] for name in ("temperature", "top_k", "top_p", "min_p", "seeds", "positions")),
-                *(pointers[name] for name in ("repetition", "presence", "frequency")),
-                *(pointers[name] for name in ("penalty_rows", "penalty_ids", "output_counts")),
-                penalties,
-                *(pointers[name] for name in ("bias_rows", "bias_ids", "bias_values")),
-                *(biases, pointers["mask"], count),
-                *(
-                    None if tensor is None else tensor.data_ptr()
-                    for tensor in (result.token_ids, result.logprobs, result.ranks, result.top_ids, result.top_logprobs)
-                ),
+                dtype=DTYPES[logits.dtype],
+                logits=logits,
+                stride=logits.stride(0),
+                rows=rows,
+                vocab=vocab,
+                penalties=penalties,
+                biases=biases,
+                num_logprobs=count,
+                token_ids=result.token_ids,
+                logprobs=result.logprobs,
+                ranks=result.ranks,
+                top_ids=result.top_ids,
+                top_logprobs=result.top_logprobs,
+                **{name: _typed(getattr(params, name), dtype) for name, dtype in _SAMPLE_DTYPES.items()},
             ),
         )
         return result
@@ -242,25 +255,6 @@ _SAMPLE_DTYPES = {
 }
 
 
-def native_cache(
-    blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
-) -> KVCache:
-    """A cache whose keys lie `[blocks, kv_heads, head_dim, block_size]` in memory, so that a kernel reads one channel
-    of many positions at once, and whose values lie `[blocks, kv_heads, block_size, head_dim]`."""
-    keys = torch.empty(blocks, kv_heads, head_dims[0], block_size, dtype=dtype)
-    values = torch.empty(blocks, kv_heads, block_size, head_dims[1], dtype=dtype)
-    return KVCache(keys.permute(0, 3, 1, 2), values.permute(0, 2, 1, 3))
-
-
-def is_native_cache(kv: KVCache) -> bool:
-    """Whether a cache lies in memory as `native_cache` makes it."""
-    _, block_size, heads, key_dim = kv.keys.shape
-    value_dim = kv.values.shape[3]
-    return kv.keys.stride() == (heads * key_dim * block_size, 1, key_dim * block_size, block_size) and (
-        kv.values.stride() == (heads * block_size * value_dim, value_dim, block_size * value_dim, 1)
-    )
-
-
 def _typed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype).contiguous()
 
@@ -276,19 +270,3 @@ def _rows(x: Tensor) -> Tensor:
 def _heads(x: Tensor) -> Tensor:
     """x `[tokens, heads, dim]` with a token's heads side by side; q, k and v are often cut from one tensor."""
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
-
-
-def _panels(x: Tensor, weight: PackedWeight) -> Tensor:
-    assert isinstance(weight, PanelWeight)
-    checks.require(weight.dtype == x.dtype, "linear", f"x is {x.dtype}, the weight {weight.dtype}")
-    return weight.panels
-
-
-def _check(operator: str, status: int) -> None:
-    checks.require(status != BAD_ARGUMENT, operator, "the arguments do not fit each other")
-    if status == NO_MEMORY:
-        raise OutOfDeviceMemory(f"{operator}: no memory for intermediate results")
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -32,11 +32,6 @@ class SharedMemoryCommunicator:
         self._memory = mmap.mmap(memory, 0)
         library.cmodel_group_open.restype = c_void_p
         library.cmodel_group_open.argtypes = [c_void_p, c_int64, c_int, c_int]
-        library.cmodel_all_gather.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_void_p]
-        library.cmodel_all_gather.restype = None
-        library.cmodel_broadcast.argtypes = [c_void_p, c_void_p, c_int64, c_int]
-        library.cmodel_broadcast.restype = None
-        self._library = library
         address = ctypes.addressof(c_char_p.from_buffer(self._memory))
         self._group = library.cmodel_group_open(address, len(self._memory), rank, world_size)
         if not self._group:
@@ -48,7 +43,7 @@ class SharedMemoryCommunicator:
         x = x.contiguous()
         if x.dtype not in DTYPES:
             raise ValueError(f"all_reduce takes float32, float16 or bfloat16, not {x.dtype}")
-        self._kernels.all_reduce(DTYPES[x.dtype], self._group, x.data_ptr(), x.numel())
+        self._kernels.all_reduce(dtype=DTYPES[x.dtype], group=self._group, data=x, size=x.numel())
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -57,11 +52,11 @@ class SharedMemoryCommunicator:
         width = x.shape[-1]
         rows = x.numel() // width if width else 0
         out = torch.empty(*x.shape[:-1], self.world_size * width, dtype=x.dtype)
-        self._library.cmodel_all_gather(self._group, x.data_ptr(), rows, width * x.itemsize, out.data_ptr())
+        self._kernels.all_gather(group=self._group, data=x, rows=rows, row_bytes=width * x.itemsize, out=out)
         return out
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
         """The source rank's x, in place if x is contiguous."""
         x = x.contiguous()
-        self._library.cmodel_broadcast(self._group, x.data_ptr(), x.nbytes, source)
+        self._kernels.broadcast(group=self._group, data=x, bytes=x.nbytes, source=source)
         return x

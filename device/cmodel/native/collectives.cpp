@@ -61,9 +61,27 @@ EXPORT void* cmodel_group_open(void* memory, int64_t bytes, int rank, int ranks)
         Group{static_cast<Shared*>(memory), static_cast<char*>(memory) + sizeof(Shared), slot_bytes, rank, ranks, 0};
 }
 
-// out [rows, ranks, row_bytes] gets every rank's from [rows, row_bytes], side by side.
-EXPORT void cmodel_all_gather(void* opened, const char* from, int64_t rows, int64_t row_bytes, char* out) {
-    Group& group = *static_cast<Group*>(opened);
+namespace {
+
+struct AllGather {
+    Group* group;
+    const char* data;  // [rows, row_bytes]
+    int64_t rows, row_bytes;
+    char* out;         // [rows, ranks, row_bytes]
+};
+
+struct Broadcast {
+    Group* group;
+    char* data;
+    int64_t bytes, source;
+};
+
+}  // namespace
+
+// out gets every rank's data, side by side.
+EXPORT int cmodel_all_gather(const AllGather& a) {
+    auto& [opened, from, rows, row_bytes, out] = a;
+    Group& group = *opened;
     // As many rows at a time as fit in a slot; of longer rows one piece after the other.
     int64_t piece = row_bytes < group.slot_bytes ? row_bytes : group.slot_bytes;
     int64_t step = piece == row_bytes && piece > 0 ? group.slot_bytes / piece : 1;
@@ -84,11 +102,13 @@ EXPORT void cmodel_all_gather(void* opened, const char* from, int64_t rows, int6
             group.turn ^= 1;
         }
     }
+    return 0;
 }
 
 // Every rank's data becomes that of the source rank.
-EXPORT void cmodel_broadcast(void* opened, char* data, int64_t bytes, int source) {
-    Group& group = *static_cast<Group*>(opened);
+EXPORT int cmodel_broadcast(const Broadcast& a) {
+    auto& [opened, data, bytes, source] = a;
+    Group& group = *opened;
     for (int64_t offset = 0; offset < bytes; offset += group.slot_bytes) {
         int64_t width = bytes - offset < group.slot_bytes ? bytes - offset : group.slot_bytes;
         if (group.rank == source) std::memcpy(group.slot(source), data + offset, width);
@@ -96,4 +116,5 @@ EXPORT void cmodel_broadcast(void* opened, char* data, int64_t bytes, int source
         if (group.rank != source) std::memcpy(data + offset, group.slot(source), width);
         group.turn ^= 1;
     }
+    return 0;
 }

@@ -14,7 +14,8 @@
 
 #define CMODEL_JOIN2(a, b) a##b
 #define CMODEL_JOIN(a, b) CMODEL_JOIN2(a, b)
-// The C name of this set's copy of a kernel: cmodel_<name>_<isa>.
+// The C name of this set's copy of a kernel: cmodel_<name>_<isa>. A kernel takes its structure of
+// device/cmodel/arguments.py.
 #define CMODEL_EXPORT(name) \
     extern "C" __attribute__((visibility("default"))) int CMODEL_JOIN(cmodel_##name##_, CMODEL_ISA)
 

@@ -6,6 +6,13 @@
 namespace CMODEL_ISA {
 namespace {
 
+struct AllReduce {
+    int64_t dtype;
+    cmodel::Group* group;
+    void* data;  // [size]
+    int64_t size;
+};
+
 // Ranks are added in their order, in float32, by every rank for itself: all get the same bits.
 template <class T>
 int run(cmodel::Group& group, T* data, int64_t size) {
@@ -28,13 +35,12 @@ int run(cmodel::Group& group, T* data, int64_t size) {
 
 }  // namespace
 
-// data [size] becomes the sum over the ranks.
-CMODEL_EXPORT(all_reduce)(int dtype, void* opened, void* data, int64_t size) {
-    cmodel::Group& group = *static_cast<cmodel::Group*>(opened);
-    switch (dtype) {
-        case BFLOAT16: return run(group, static_cast<BFloat16*>(data), size);
-        case FLOAT16: return run(group, static_cast<Float16*>(data), size);
-        case FLOAT32: return run(group, static_cast<float*>(data), size);
+// data becomes the sum over the ranks.
+CMODEL_EXPORT(all_reduce)(const AllReduce& a) {
+    switch (a.dtype) {
+        case BFLOAT16: return run(*a.group, static_cast<BFloat16*>(a.data), a.size);
+        case FLOAT16: return run(*a.group, static_cast<Float16*>(a.data), a.size);
+        case FLOAT32: return run(*a.group, static_cast<float*>(a.data), a.size);
     }
     return BAD_ARGUMENT;
 }

@@ -19,21 +19,21 @@ constexpr int64_t WRITE_TOKENS = 16;  // tokens whose keys and values one item w
 constexpr float INFINITE = __builtin_huge_valf();
 
 struct Attention {
+    int64_t dtype;
     const void *q, *k, *v;                     // [tokens, heads, head_dim], [tokens, kv_heads, head_dim or v_dim]
     int64_t q_stride, k_stride, v_stride;      // elements between tokens
     int64_t tokens, heads, kv_heads, head_dim, v_dim;
     void* keys;                                // [blocks, kv_heads, head_dim, block_size]
     void* values;                              // [blocks, kv_heads, block_size, v_dim]
-    int64_t blocks, block_size;
-    int64_t sequences;
+    int64_t blocks, block_size, sequences;
     const int32_t *input_lengths, *cached_lengths, *block_tables;  // [sequences], and [sequences, table_width]
     int64_t table_width;
     const int32_t* slots;                      // [tokens]
     const float *cos, *sin;                    // [rope_positions, rope_half], or null
     int64_t rope_positions, rope_half;
-    bool interleaved;
-    float scale;
+    int64_t interleaved;
     int64_t window;                            // 0 = none
+    float scale;
     void* out;                                 // [tokens, heads, v_dim]
 };
 
@@ -274,19 +274,10 @@ struct Kernel {
 
 }  // namespace
 
-// Every tensor is as `Attention` says. BAD_ARGUMENT: lengths, blocks or slots that do not fit the cache or the tables.
-CMODEL_EXPORT(paged_attention)(int dtype, const void* q, const void* k, const void* v, int64_t q_stride,
-                               int64_t k_stride, int64_t v_stride, int64_t tokens, int64_t heads, int64_t kv_heads,
-                               int64_t head_dim, int64_t v_dim, void* keys, void* values, int64_t blocks,
-                               int64_t block_size, int64_t sequences, const int32_t* input_lengths,
-                               const int32_t* cached_lengths, const int32_t* block_tables, int64_t table_width,
-                               const int32_t* slots, const float* cos, const float* sin, int64_t rope_positions,
-                               int64_t rope_half, int interleaved, float scale, int64_t window, void* out) {
-    Attention a{q, k, v, q_stride, k_stride, v_stride, tokens, heads, kv_heads, head_dim, v_dim, keys, values, blocks,
-                block_size, sequences, input_lengths, cached_lengths, block_tables, table_width, slots, cos, sin,
-                rope_positions, rope_half, interleaved != 0, scale, window, out};
+// BAD_ARGUMENT: lengths, blocks or slots that do not fit the cache or the tables.
+CMODEL_EXPORT(paged_attention)(const Attention& a) {
     if (!valid(a)) return BAD_ARGUMENT;
-    switch (dtype) {
+    switch (a.dtype) {
 #if defined(__AMX_BF16__)
         case BFLOAT16: return Kernel<BFloat16, MatrixTile>{a}.run();
 #else

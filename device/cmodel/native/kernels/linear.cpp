@@ -12,17 +12,31 @@ constexpr int64_t CHUNK = 512, GROUP = 4;
 // The numbers are those of device/cmodel/kernels.py.
 enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2 };
 
+struct PackLinear {
+    int64_t dtype;
+    const void* values;  // [out, in]
+    int64_t out, in;
+    void* packed;
+};
+
 struct Linear {
-    Dtype dtype;            // of x and of the weight
+    int64_t dtype;          // of x and of the weight
     const void* x;          // [rows, in], rows x_stride elements apart
     int64_t x_stride;
     int64_t rows, in, out;  // out: outputs of the weight
     const void* weight;
     const void* bias;       // [out] in x's dtype, or null
     void* y;                // [rows, out], or [rows, out / 2] when gated
-    Dtype y_dtype;
-    bool gated;             // y = activation(first half of the outputs) * second half; a half is whole panels
-    Activation activation;
+    int64_t y_dtype;
+    int64_t gated;          // y = activation(first half of the outputs) * second half; a half is whole panels
+    int64_t activation;
+};
+
+struct Gate {
+    int64_t dtype;         // of inner
+    const float* gate_up;  // [rows, 2 * intermediate]
+    int64_t rows, intermediate, activation;
+    void* inner;           // [rows, intermediate]
 };
 
 CMODEL_INLINE Vec sigmoid(Vec x) {
@@ -65,7 +79,7 @@ void write(const Linear& a, const float* c, const Blocks& blocks, int64_t first_
         for (int64_t i = 0; i < count; i += LANES) {
             const float* sums = c + i / PANEL * halves * size + i % PANEL;
             Vec v = load(sums);
-            v = a.gated ? activate(v, a.activation) * load(sums + size) : v + load(bias + i);
+            v = a.gated ? activate(v, (Activation)a.activation) * load(sums + size) : v + load(bias + i);
             store_some(y + i, v, count - i);
         }
     }
@@ -108,26 +122,17 @@ int run(const Linear& a) {
     return DONE;
 }
 
-int run(const Linear& a) {
-    if (a.rows == 0) return DONE;
-    switch (a.dtype) {
-        case BFLOAT16: return run<BFloat16Product, BFloat16>(a);
-        case FLOAT16: return run<Product<Float16>, Float16>(a);
-        case FLOAT32: return run<Product<float>, float>(a);
-    }
-    return BAD_ARGUMENT;
-}
-
 template <class T>
-void gate(const float* gate_up, int64_t rows, int64_t intermediate, Activation activation, T* inner) {
-    parallel_for(rows, [=](int64_t row, int) {
-        const float *gate = gate_up + row * 2 * intermediate, *up = gate + intermediate;
-        for (int64_t i = 0; i < intermediate; i += LANES) {
-            int64_t count = intermediate - i;
-            Vec product = activate(load_some(gate + i, count), activation) * load_some(up + i, count);
-            store_some(inner + row * intermediate + i, product, count);
+int gate(const Gate& a) {
+    parallel_for(a.rows, [&](int64_t row, int) {
+        const float *gate = a.gate_up + row * 2 * a.intermediate, *up = gate + a.intermediate;
+        for (int64_t i = 0; i < a.intermediate; i += LANES) {
+            int64_t count = a.intermediate - i;
+            Vec product = activate(load_some(gate + i, count), (Activation)a.activation) * load_some(up + i, count);
+            store_some((T*)a.inner + row * a.intermediate + i, product, count);
         }
     });
+    return DONE;
 }
 
 template <class T>
@@ -141,45 +146,44 @@ void pack_panel(const T* w, int64_t out, int64_t in, int64_t panel, int64_t dept
 }
 
 template <class T>
-void pack(const T* w, int64_t out, int64_t in, int64_t depth, int64_t group, T* to) {
-    parallel_for(ceil_div(out, PANEL), [=](int64_t panel, int) {
-        pack_panel(w, out, in, panel, depth, group, to + panel * depth * PANEL);
+int pack(const PackLinear& a, int64_t depth, int64_t group) {
+    parallel_for(ceil_div(a.out, PANEL), [&](int64_t panel, int) {
+        T* to = (T*)a.packed + panel * depth * PANEL;
+        pack_panel((const T*)a.values, a.out, a.in, panel, depth, group, to);
     });
+    return DONE;
 }
 
 }  // namespace
 
-// Pack a weight [out, in], contiguous, into the layout of gemm.h.
-CMODEL_EXPORT(pack_linear)(int dtype, const void* w, int64_t out, int64_t in, void* packed) {
-    switch (dtype) {
-        case BFLOAT16: pack((const BFloat16*)w, out, in, round_up(in, 32), 2, (BFloat16*)packed); return DONE;
-        case FLOAT16: pack((const Float16*)w, out, in, in, 1, (Float16*)packed); return DONE;
-        case FLOAT32: pack((const float*)w, out, in, in, 1, (float*)packed); return DONE;
+// Pack a weight into the layout of gemm.h.
+CMODEL_EXPORT(pack_linear)(const PackLinear& a) {
+    switch (a.dtype) {
+        case BFLOAT16: return pack<BFloat16>(a, round_up(a.in, 32), 2);
+        case FLOAT16: return pack<Float16>(a, a.in, 1);
+        case FLOAT32: return pack<float>(a, a.in, 1);
     }
     return BAD_ARGUMENT;
 }
 
-// y [rows, out] = x [rows, in] times the packed weight, plus bias unless it is null; y in y_dtype.
-CMODEL_EXPORT(linear)(int dtype, const void* x, int64_t x_stride, int64_t rows, int64_t in, const void* weight,
-                      int64_t out, const void* bias, void* y, int y_dtype) {
-    return run({(Dtype)dtype, x, x_stride, rows, in, out, weight, bias, y, (Dtype)y_dtype, false, SILU});
+// y = x times the packed weight, plus bias.
+CMODEL_EXPORT(linear)(const Linear& a) {
+    if (a.gated != 0 && a.out % (2 * PANEL) != 0) return BAD_ARGUMENT;
+    if (a.rows == 0) return DONE;
+    switch (a.dtype) {
+        case BFLOAT16: return run<BFloat16Product, BFloat16>(a);
+        case FLOAT16: return run<Product<Float16>, Float16>(a);
+        case FLOAT32: return run<Product<float>, float>(a);
+    }
+    return BAD_ARGUMENT;
 }
 
-// inner [rows, intermediate] = activation(gate) * up, where gate and up are the halves of x times the packed weight
-// [2 * intermediate, in]. intermediate is a multiple of 32.
-CMODEL_EXPORT(gated)(int dtype, const void* x, int64_t x_stride, int64_t rows, int64_t in, const void* gate_up,
-                     int64_t intermediate, int activation, void* inner) {
-    if (intermediate % PANEL != 0) return BAD_ARGUMENT;
-    return run({(Dtype)dtype, x, x_stride, rows, in, 2 * intermediate, gate_up, nullptr, inner, (Dtype)dtype, true,
-                (Activation)activation});
-}
-
-// The same from gate and up beside each other, float32 [rows, 2 * intermediate], for any intermediate.
-CMODEL_EXPORT(gate)(int dtype, const float* gate_up, int64_t rows, int64_t intermediate, int activation, void* inner) {
-    switch (dtype) {
-        case BFLOAT16: gate(gate_up, rows, intermediate, (Activation)activation, (BFloat16*)inner); return DONE;
-        case FLOAT16: gate(gate_up, rows, intermediate, (Activation)activation, (Float16*)inner); return DONE;
-        case FLOAT32: gate(gate_up, rows, intermediate, (Activation)activation, (float*)inner); return DONE;
+// inner = activation(gate) * up, for halves that are not whole panels.
+CMODEL_EXPORT(gate)(const Gate& a) {
+    switch (a.dtype) {
+        case BFLOAT16: return gate<BFloat16>(a);
+        case FLOAT16: return gate<Float16>(a);
+        case FLOAT32: return gate<float>(a);
     }
     return BAD_ARGUMENT;
 }

@@ -8,6 +8,17 @@ namespace {
 
 constexpr int64_t ROWS_OF_ITEM = 16;
 
+struct RMSNorm {
+    int64_t dtype;         // of x, residual, y and total
+    const void* x;         // [rows, size], rows x_stride elements apart
+    int64_t x_stride;
+    const void* residual;  // [rows, size], or null
+    const void* weight;    // [size] in weight_dtype
+    int64_t weight_dtype, rows, size;
+    float eps;
+    void *y, *total;       // [rows, size]; without a residual there is no total
+};
+
 // y = x / sqrt(mean(x^2) + eps) * weight, where x is first raised by the residual, if any, and kept in total.
 template <class T, class W>
 void normalise(const T* x, const T* residual, const W* weight, int64_t size, float eps, T* y, T* total) {
@@ -28,41 +39,34 @@ void normalise(const T* x, const T* residual, const W* weight, int64_t size, flo
 }
 
 template <class T, class W>
-int run(const T* x, int64_t stride, const T* residual, const W* weight, int64_t rows, int64_t size, float eps, T* y,
-        T* total) {
-    cmodel::parallel_for(ceil_div(rows, ROWS_OF_ITEM), [=](int64_t item, int) {
-        for (int64_t r = item * ROWS_OF_ITEM; r < least(rows, (item + 1) * ROWS_OF_ITEM); ++r) {
-            normalise(x + r * stride, residual == nullptr ? nullptr : residual + r * size, weight, size, eps,
-                      y + r * size, total + r * size);
+int run(const RMSNorm& a) {
+    cmodel::parallel_for(ceil_div(a.rows, ROWS_OF_ITEM), [&](int64_t item, int) {
+        for (int64_t r = item * ROWS_OF_ITEM; r < least(a.rows, (item + 1) * ROWS_OF_ITEM); ++r) {
+            const T* residual = a.residual == nullptr ? nullptr : (const T*)a.residual + r * a.size;
+            normalise((const T*)a.x + r * a.x_stride, residual, (const W*)a.weight, a.size, a.eps,
+                      (T*)a.y + r * a.size, (T*)a.total + r * a.size);
         }
     });
     return DONE;
 }
 
 template <class T>
-int run(const void* x, int64_t stride, const void* residual, const void* weight, int weight_dtype, int64_t rows,
-        int64_t size, float eps, void* y, void* total) {
-    const T *input = (const T*)x, *raise = (const T*)residual;
-    switch (weight_dtype) {
-        case BFLOAT16:
-            return run(input, stride, raise, (const BFloat16*)weight, rows, size, eps, (T*)y, (T*)total);
-        case FLOAT16:
-            return run(input, stride, raise, (const Float16*)weight, rows, size, eps, (T*)y, (T*)total);
-        case FLOAT32:
-            return run(input, stride, raise, (const float*)weight, rows, size, eps, (T*)y, (T*)total);
+int run(const RMSNorm& a) {
+    switch (a.weight_dtype) {
+        case BFLOAT16: return run<T, BFloat16>(a);
+        case FLOAT16: return run<T, Float16>(a);
+        case FLOAT32: return run<T, float>(a);
     }
     return BAD_ARGUMENT;
 }
 
 }  // namespace
 
-// x [rows, size], rows stride elements apart; residual and total [rows, size], or both null; weight [size] of any type.
-CMODEL_EXPORT(rms_norm)(int dtype, const void* x, int64_t stride, const void* residual, const void* weight,
-                        int weight_dtype, int64_t rows, int64_t size, float eps, void* y, void* total) {
-    switch (dtype) {
-        case BFLOAT16: return run<BFloat16>(x, stride, residual, weight, weight_dtype, rows, size, eps, y, total);
-        case FLOAT16: return run<Float16>(x, stride, residual, weight, weight_dtype, rows, size, eps, y, total);
-        case FLOAT32: return run<float>(x, stride, residual, weight, weight_dtype, rows, size, eps, y, total);
+CMODEL_EXPORT(rms_norm)(const RMSNorm& a) {
+    switch (a.dtype) {
+        case BFLOAT16: return run<BFloat16>(a);
+        case FLOAT16: return run<Float16>(a);
+        case FLOAT32: return run<float>(a);
     }
     return BAD_ARGUMENT;
 }

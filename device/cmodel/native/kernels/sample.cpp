@@ -41,26 +41,27 @@ CMODEL_INLINE Wide exp_wide(Wide x) {
     return x < -708.0 ? Wide{} : y * (Wide)power;
 }
 
-struct Params {
-    const float *temperature, *top_p, *min_p;
+// Parameters and results are those of SampleParams and SampleResult in device/interface.py.
+struct Sample {
+    int64_t dtype;
+    const void* logits;  // [rows, vocab], rows stride elements apart
+    int64_t stride, rows, vocab;
+    const float* temperature;
     const int32_t* top_k;
-    const int64_t *seeds, *positions;  // all [rows]
-    const float *repetition, *presence, *frequency;  // [rows] or null
+    const float *top_p, *min_p;
+    const int64_t *seeds, *positions;
+    const float *repetition, *presence, *frequency;
     const int64_t *penalty_rows, *penalty_ids;
-    const int32_t* output_counts;  // [penalties]
+    const int32_t* output_counts;
     int64_t penalties;
     const int64_t *bias_rows, *bias_ids;
-    const float* bias_values;  // [biases]
+    const float* bias_values;
     int64_t biases;
-    const uint32_t* mask;  // [rows, ceil(vocab / 32)] or null
-    int64_t logprobs;      // most probable tokens to report, -1 = report nothing
-};
-
-struct Results {
+    const uint32_t* mask;
+    int64_t num_logprobs;  // -1 = report nothing
     int64_t* token_ids;
-    float* chosen;      // logprobs of the chosen tokens
-    int64_t* ranks;
-    int64_t* top_ids;   // [rows, logprobs]
+    float* logprobs;
+    int64_t *ranks, *top_ids;
     float* top_logprobs;
 };
 
@@ -203,7 +204,7 @@ void weigh(Candidates& c, float peak, float temperature) {
 }
 
 // Draw one of the row's tokens. logits [vocab] are adjusted.
-int64_t draw(const Params& p, int64_t row, const float* logits, int64_t vocab, Candidates c) {
+int64_t draw(const Sample& p, int64_t row, const float* logits, int64_t vocab, Candidates c) {
     int64_t first;
     top(logits, vocab, 1, &first);
     if (!(p.temperature[row] > 0)) return first;
@@ -241,7 +242,7 @@ struct ByRow {
     }
 };
 
-void adjust(const Params& p, int64_t row, const ByRow& penalties, const ByRow& biases, float* logits, int64_t vocab) {
+void adjust(const Sample& p, int64_t row, const ByRow& penalties, const ByRow& biases, float* logits, int64_t vocab) {
     if (p.mask != nullptr) {
         const uint32_t* words = p.mask + row * ceil_div(vocab, 32);
         for (int64_t i = 0; i < vocab; ++i) logits[i] = (words[i / 32] >> i % 32 & 1) != 0 ? logits[i] : -INFINITE;
@@ -260,7 +261,8 @@ void adjust(const Params& p, int64_t row, const ByRow& penalties, const ByRow& b
 }
 
 // Logprobs under the logits as the model gave them.
-void report(const Params& p, int64_t row, const float* logits, int64_t vocab, const Results& out) {
+void report(const Sample& p, int64_t row, const float* logits) {
+    int64_t vocab = p.vocab;
     int64_t first;
     top(logits, vocab, 1, &first);
     float peak = logits[first];
@@ -274,22 +276,23 @@ void report(const Params& p, int64_t row, const float* logits, int64_t vocab, co
     double total = 0;
     for (int i = 0; i < WIDE_LANES; ++i) total += totals[i];
     double shift = peak + __builtin_log(total);
-    float chosen = logits[out.token_ids[row]];
-    out.chosen[row] = (float)(chosen - shift);
+    float chosen = logits[p.token_ids[row]];
+    p.logprobs[row] = (float)(chosen - shift);
     int64_t rank = 1;
     for (int64_t i = 0; i < vocab; ++i) rank += logits[i] > chosen;
-    out.ranks[row] = rank;
-    if (p.logprobs == 0) return;
+    p.ranks[row] = rank;
+    if (p.num_logprobs == 0) return;
 
-    int64_t* ids = out.top_ids + row * p.logprobs;
-    float* values = out.top_logprobs + row * p.logprobs;
-    top(logits, vocab, p.logprobs, ids);
-    for (int64_t i = 0; i < p.logprobs; ++i) values[i] = (float)(logits[ids[i]] - shift);
+    int64_t* ids = p.top_ids + row * p.num_logprobs;
+    float* values = p.top_logprobs + row * p.num_logprobs;
+    top(logits, vocab, p.num_logprobs, ids);
+    for (int64_t i = 0; i < p.num_logprobs; ++i) values[i] = (float)(logits[ids[i]] - shift);
 }
 
 template <class T>
-int run(const T* logits, int64_t stride, int64_t rows, int64_t vocab, const Params& p, const Results& out) {
-    int64_t padded = round_up(vocab, 16), bytes = padded * int64_t{sizeof(double) + 3 * sizeof(float) + sizeof(int32_t)};
+int run(const Sample& p) {
+    int64_t rows = p.rows, vocab = p.vocab, padded = round_up(vocab, 16);
+    int64_t bytes = padded * int64_t{sizeof(double) + 3 * sizeof(float) + sizeof(int32_t)};
     int64_t penalty_bytes = ByRow::bytes(rows, p.penalties), bias_bytes = ByRow::bytes(rows, p.biases);
     int64_t lists = round_up(penalty_bytes + bias_bytes, 64);
     char* memory = (char*)scratch(lists + bytes * thread_count());
@@ -300,13 +303,12 @@ int run(const T* logits, int64_t stride, int64_t rows, int64_t vocab, const Para
         double* weights = (double*)(memory + lists + bytes * worker);
         float *raw = (float*)(weights + padded), *adjusted = raw + padded;
         Candidates candidates{(int32_t*)(adjusted + 2 * padded), adjusted + padded, weights, 0};
-        for (int64_t i = 0; i < vocab; i += LANES) {
-            store_some(raw + i, load_some(logits + row * stride + i, vocab - i), vocab - i);
-        }
+        const T* logits = (const T*)p.logits + row * p.stride;
+        for (int64_t i = 0; i < vocab; i += LANES) store_some(raw + i, load_some(logits + i, vocab - i), vocab - i);
         std::memcpy(adjusted, raw, vocab * sizeof(float));
         adjust(p, row, penalties, biases, adjusted, vocab);
-        out.token_ids[row] = draw(p, row, adjusted, vocab, candidates);
-        if (p.logprobs >= 0) report(p, row, raw, vocab, out);
+        p.token_ids[row] = draw(p, row, adjusted, vocab, candidates);
+        if (p.num_logprobs >= 0) report(p, row, raw);
     });
     return DONE;
 }
@@ -320,25 +322,13 @@ bool inside(const int64_t* rows, const int64_t* ids, int64_t count, int64_t row_
 
 }  // namespace
 
-// logits [rows, vocab], rows stride elements apart; the rest as `Params` and `Results` say.
-CMODEL_EXPORT(sample)(int dtype, const void* logits, int64_t stride, int64_t rows, int64_t vocab,
-                      const float* temperature, const int32_t* top_k, const float* top_p, const float* min_p,
-                      const int64_t* seeds, const int64_t* positions, const float* repetition, const float* presence,
-                      const float* frequency, const int64_t* penalty_rows, const int64_t* penalty_ids,
-                      const int32_t* output_counts, int64_t penalties, const int64_t* bias_rows,
-                      const int64_t* bias_ids, const float* bias_values, int64_t biases, const void* mask,
-                      int64_t logprobs, int64_t* token_ids, float* chosen, int64_t* ranks, int64_t* top_ids,
-                      float* top_logprobs) {
-    if (!inside(penalty_rows, penalty_ids, penalties, rows, vocab)) return BAD_ARGUMENT;
-    if (!inside(bias_rows, bias_ids, biases, rows, vocab) || logprobs > vocab) return BAD_ARGUMENT;
-    Params p{temperature, top_p, min_p, top_k, seeds, positions, repetition, presence, frequency, penalty_rows,
-             penalty_ids, output_counts, penalties, bias_rows, bias_ids, bias_values, biases, (const uint32_t*)mask,
-             logprobs};
-    Results out{token_ids, chosen, ranks, top_ids, top_logprobs};
-    switch (dtype) {
-        case BFLOAT16: return run((const BFloat16*)logits, stride, rows, vocab, p, out);
-        case FLOAT16: return run((const Float16*)logits, stride, rows, vocab, p, out);
-        case FLOAT32: return run((const float*)logits, stride, rows, vocab, p, out);
+CMODEL_EXPORT(sample)(const Sample& p) {
+    if (!inside(p.penalty_rows, p.penalty_ids, p.penalties, p.rows, p.vocab)) return BAD_ARGUMENT;
+    if (!inside(p.bias_rows, p.bias_ids, p.biases, p.rows, p.vocab) || p.num_logprobs > p.vocab) return BAD_ARGUMENT;
+    switch (p.dtype) {
+        case BFLOAT16: return run<BFloat16>(p);
+        case FLOAT16: return run<Float16>(p);
+        case FLOAT32: return run<float>(p);
     }
     return BAD_ARGUMENT;
 }
