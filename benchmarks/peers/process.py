@@ -24,7 +24,7 @@ class SystemProcess:
     """Use as a context: it starts `command` and ends it. ready: seconds until the model was loaded and warm."""
 
     def __init__(self, command: Sequence[str | Path], environment: dict[str, str], log: Path) -> None:
-        self._peaks: dict[int, int] = {}
+        self._peak = 0
         self._stop = threading.Event()
         self._log = log
         here = {**os.environ, "PYTHONPATH": str(ROOT), "BENCHMARK_STARTED": str(time.time()), **environment}
@@ -63,8 +63,8 @@ class SystemProcess:
 
     @property
     def peak_mib(self) -> float:
-        """The sum of its processes' largest resident sizes; pages that they share count in each."""
-        return sum(self._peaks.values()) / 1024
+        """The largest sum of resident sizes of processes alive together; pages that they share count in each."""
+        return self._peak / 1024
 
     def measure(self, work: Workload) -> float:
         """Seconds of one repetition. Raises SystemFailed."""
@@ -85,14 +85,16 @@ class SystemProcess:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.2):
-            for pid in _tree(self._process.pid):
-                try:
-                    status = Path(f"/proc/{pid}/status").read_text()
-                except OSError:
-                    continue
-                for line in status.splitlines():
-                    if line.startswith("VmHWM:"):
-                        self._peaks[pid] = max(self._peaks.get(pid, 0), int(line.split()[1]))
+            self._peak = max(self._peak, sum(map(_largest_resident, _tree(self._process.pid))))
+
+
+def _largest_resident(pid: int) -> int:
+    """KiB, from the process's start on; 0 if it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def _tree(pid: int) -> list[int]:

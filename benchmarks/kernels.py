@@ -1,0 +1,372 @@
+"""The cmodel's operators beside torch's and the machine's limits: `kernels.py [--only linear,attention] [--json FILE]`.
+
+Ours and torch's run in turn and every number is the median of the turns. Weights and caches rotate over as many copies
+as exceed the CPU's caches, so that they come from memory as in a model. The limit of an operator is the longer of the
+time to read its operands once (weights, or keys and values) and that of its operations at the peak of its dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.machine import Limits, commit, cpu_model, measure_limits
+from device.cmodel.device import CmodelDevice
+from device.cmodel.threads import thread_count
+from device.interface import (
+    AttentionMeta,
+    CanonicalWeight,
+    DenseWeight,
+    Float8Weight,
+    Int4Weight,
+    PackedWeight,
+    SampleParams,
+    UnsupportedOperator,
+)
+
+# out_features, in_features
+SHAPES = {
+    "0.5b qkv": (1152, 896),
+    "0.5b gate_up": (9728, 896),
+    "0.5b down": (896, 4864),
+    "0.5b head": (151936, 896),
+    "7b qkv": (4608, 3584),
+    "7b gate_up": (37888, 3584),
+    "7b down": (3584, 18944),
+}
+ROWS = [1, 2, 4, 8, 16, 64, 128, 512, 1024]
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+HEADS, KV_HEADS, HEAD_DIM, BLOCK = 14, 2, 64, 16
+VOCAB = 151936
+WORKING_SET = 256 * 2**20
+GROUP = 128
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement. ours, torchs: calls that take the next copy of the operands; bytes and operations of one."""
+
+    operator: str
+    size: str
+    dtype: str
+    ours: Call
+    torchs: Call | None
+    bytes: float
+    operations: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds; limit: what the machine allows."""
+
+    operator: str
+    size: str
+    dtype: str
+    ours: float
+    torch: float | None
+    limit: float
+    bytes: float
+    operations: float
+
+
+def copies(size: float) -> int:
+    """How many operands of so many bytes exceed the caches together."""
+    return max(1, min(64, round(WORKING_SET / size)))
+
+
+def rotate(call: Callable[..., object], operands: list[tuple[object, ...]]) -> Call:
+    """A call on the next operands each time."""
+    following = itertools.cycle(operands)
+    return lambda: call(*next(following))
+
+
+def measure(case: Case, machine: Limits, seconds: float, turns: int) -> Result:
+    """Interleave ours and torch's in `turns` turns of about `seconds` altogether."""
+    calls = [case.ours] + ([case.torchs] if case.torchs else [])
+    counts = []
+    for call in calls:
+        call()
+        start = time.perf_counter()
+        call()
+        once = time.perf_counter() - start
+        counts.append(max(1, min(200, int(seconds / turns / len(calls) / once))))
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(turns):
+        for call, count, each in zip(calls, counts, times, strict=True):
+            start = time.perf_counter()
+            for _ in range(count):
+                call()
+            each.append((time.perf_counter() - start) / count)
+    peak = machine.float32_gflops if case.dtype in ("float32", "float16") else machine.bfloat16_gflops
+    limit = max(case.bytes / machine.read_gbs, case.operations / peak) / 1e9
+    torchs = median(times[1]) if case.torchs else None
+    return Result(case.operator, case.size, case.dtype, median(times[0]), torchs, limit, case.bytes, case.operations)
+
+
+def linear_cases(device: CmodelDevice, shapes: dict[str, tuple[int, int]], rows: list[int]) -> Iterator[Case]:
+    """Dense weights."""
+    for (name, (out, depth)), (dtype_name, dtype) in itertools.product(shapes.items(), DTYPES.items()):
+        size = out * depth * dtype.itemsize
+        weights = [torch.randn(out, depth, dtype=dtype) for _ in range(copies(size))]
+        packed = [device.pack(DenseWeight(weight)) for weight in weights]
+        for count in rows:
+            x = torch.randn(count, depth, dtype=dtype)
+            ours = rotate(device.ops.linear, [(x, each) for each in packed])
+            torchs = rotate(F.linear, [(x, each) for each in weights])
+            yield Case("linear", f"{name}, {count} rows", dtype_name, ours, torchs, size, 2.0 * count * out * depth)
+
+
+def gated_mlp_cases(device: CmodelDevice, shapes: dict[str, tuple[int, int]], rows: list[int]) -> Iterator[Case]:
+    """The whole MLP in bfloat16."""
+
+    def torch_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        gate, up = F.linear(x, gate_up).chunk(2, -1)
+        return F.linear(F.silu(gate) * up, down)
+
+    for model in ("0.5b", "7b"):
+        if f"{model} down" not in shapes:
+            continue
+        hidden, inner = shapes[f"{model} down"]
+        elements = 3 * hidden * inner
+        pairs = [
+            (torch.randn(2 * inner, hidden).bfloat16() / 30, torch.randn(hidden, inner).bfloat16() / 30)
+            for _ in range(copies(2 * elements))
+        ]
+        packed = [tuple(device.pack(DenseWeight(weight)) for weight in pair) for pair in pairs]
+        for count in rows:
+            x = torch.randn(count, hidden).bfloat16()
+            ours = rotate(device.ops.gated_mlp, [(x, *pair, "silu") for pair in packed])
+            torchs = rotate(torch_mlp, [(x, *pair) for pair in pairs])
+            yield Case(
+                "gated_mlp", f"{model}, {count} rows", "bfloat16", ours, torchs, 2 * elements, 2.0 * count * elements
+            )
+
+
+def int4_weight(out: int, depth: int) -> Int4Weight:
+    """Random codes, groups of 128."""
+    values = torch.randint(256, (out, depth // 2), dtype=torch.uint8)
+    zeros = torch.full((out, depth // GROUP), 8, dtype=torch.uint8)
+    return Int4Weight(values, torch.rand(out, depth // GROUP).bfloat16() / 100, zeros, GROUP)
+
+
+def float8_weight(out: int, depth: int) -> Float8Weight:
+    """Random values, blocks of 128."""
+    scales = torch.rand(-(-out // 128), -(-depth // 128)) / 100
+    return Float8Weight(torch.randn(out, depth).to(torch.float8_e4m3fn), scales)
+
+
+def torch_int4(out: int, depth: int, count: int) -> list[Callable[[Tensor], object]] | None:
+    """torch's own int4 linear over random weights of this shape; None where this torch or shape has none."""
+    try:
+        weights = [
+            torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.randint(16, (out, depth), dtype=torch.int32), 2)
+            for _ in range(count)
+        ]
+        scales = torch.rand(depth // GROUP, out, 2).bfloat16() / 100
+        calls = [
+            lambda x, weight=weight: torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, GROUP, scales)
+            for weight in weights
+        ]
+        calls[0](torch.randn(1, depth).bfloat16())
+    except (AttributeError, RuntimeError):
+        return None
+    return calls
+
+
+def quantized_cases(device: CmodelDevice, shapes: dict[str, tuple[int, int]], rows: list[int]) -> Iterator[Case]:
+    """int4 and float8 linears on bfloat16 activations, where the device has them."""
+    kinds: dict[str, tuple[Callable[[int, int], CanonicalWeight], float]] = {
+        "int4": (int4_weight, 0.5 + 2.5 / GROUP),
+        "float8": (float8_weight, 1.0),
+    }
+    for kind, (make, bytes_each) in kinds.items():
+        for name, (out, depth) in shapes.items():
+            size = out * depth * bytes_each
+            try:
+                packed: list[PackedWeight] = [device.pack(make(out, depth)) for _ in range(copies(size))]
+            except UnsupportedOperator as error:
+                print(f"skipped {kind}: {error}", file=sys.stderr)
+                break
+            peers = torch_int4(out, depth, len(packed)) if kind == "int4" else None
+            for count in rows:
+                x = torch.randn(count, depth).bfloat16()
+                ours = rotate(device.ops.linear, [(x, each) for each in packed])
+                torchs = rotate(lambda call, x: call(x), [(call, x) for call in peers]) if peers else None
+                yield Case(
+                    f"linear {kind}", f"{name}, {count} rows", "bfloat16", ours, torchs, size, 2.0 * count * out * depth
+                )
+
+
+def attention_case(device: CmodelDevice, batch: int, new: int, cached: int) -> Case:
+    """`batch` sequences with so many new and cached tokens; torch's has its keys and values contiguous already."""
+    context = new + cached
+    blocks = -(-context // BLOCK)
+    size = 2.0 * batch * context * KV_HEADS * HEAD_DIM * 2
+    count = min(16, copies(size))
+    caches = []
+    for _ in range(count):
+        kv = device.make_kv_cache(batch * blocks, BLOCK, KV_HEADS, (HEAD_DIM, HEAD_DIM), torch.bfloat16)
+        kv.keys.copy_(torch.randn(kv.keys.shape))
+        kv.values.copy_(torch.randn(kv.values.shape))
+        caches.append(kv)
+    tables = torch.randperm(batch * blocks, dtype=torch.int32).view(batch, blocks)
+    positions = torch.arange(cached, context)
+    slots = (tables[:, positions // BLOCK] * BLOCK + positions % BLOCK).int().flatten()
+    lengths = torch.full((batch,), new, dtype=torch.int32), torch.full((batch,), cached, dtype=torch.int32)
+    meta = AttentionMeta(*lengths, tables, slots, context)
+    q = torch.randn(batch * new, HEADS, HEAD_DIM).bfloat16()
+    k, v = (torch.randn(batch * new, KV_HEADS, HEAD_DIM).bfloat16() for _ in range(2))
+    scale = HEAD_DIM**-0.5
+    ours = rotate(device.ops.paged_attention, [(q, k, v, kv, meta, None, scale) for kv in caches])
+
+    def sdpa(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, keys, values, is_causal=new > 1, enable_gqa=True)
+
+    dense_q = q.view(batch, new, HEADS, HEAD_DIM).transpose(1, 2)
+    shape = (batch, KV_HEADS, context, HEAD_DIM)
+    dense = [tuple(torch.randn(shape).bfloat16() for _ in range(2)) for _ in range(count)]
+    torchs = rotate(sdpa, [(dense_q, *pair) for pair in dense])
+    pairs = batch * (new * cached + new * (new + 1) / 2)
+    name = f"decode {batch} @ {context}" if new == 1 else f"prefill {new}"
+    return Case("attention", name, "bfloat16", ours, torchs, size, pairs * HEADS * HEAD_DIM * 4)
+
+
+def attention_cases(device: CmodelDevice) -> Iterator[Case]:
+    """The 0.5B shape: 14 heads and 2 KV heads of 64."""
+    for context, batch in itertools.product((128, 1024, 8192), (1, 8)):
+        yield attention_case(device, batch, 1, context - 1)
+    for new in (512, 2048, 8192):
+        yield attention_case(device, 1, new, 0)
+
+
+def norm_cases(device: CmodelDevice) -> Iterator[Case]:
+    """Rows that exceed the caches together; one read and one write of each."""
+    for hidden, rows in itertools.product((896, 3584), (1, 16, 1024)):
+        weight = torch.randn(hidden).bfloat16()
+        size = 2.0 * rows * hidden
+        xs = [torch.randn(rows, hidden).bfloat16() for _ in range(copies(size))]
+        ours = rotate(device.ops.rms_norm, [(x, weight, 1e-6) for x in xs])
+        torchs = rotate(F.rms_norm, [(x, (hidden,), weight, 1e-6) for x in xs])
+        yield Case("rms_norm", f"{rows} x {hidden}", "bfloat16", ours, torchs, 2 * size, 4.0 * rows * hidden)
+
+
+def sample_params(rows: int, greedy: bool) -> SampleParams:
+    """Greedy, or temperature 0.8, top_k 50, top_p 0.9."""
+    temperature, top_k, top_p = (0.0, 0, 1.0) if greedy else (0.8, 50, 0.9)
+    return SampleParams(
+        temperature=torch.full((rows,), temperature),
+        top_k=torch.full((rows,), top_k, dtype=torch.int32),
+        top_p=torch.full((rows,), top_p),
+        min_p=torch.zeros(rows),
+        seeds=torch.arange(rows),
+        positions=torch.arange(rows),
+    )
+
+
+def torch_sample(logits: Tensor) -> Tensor:
+    """topk, softmax, cut at top_p and draw: what a plain sampler on torch does."""
+    values, ids = torch.topk(logits.float() / 0.8, 50)
+    probabilities = values.softmax(-1)
+    probabilities[probabilities.cumsum(-1) - probabilities > 0.9] = 0
+    return ids.gather(1, torch.multinomial(probabilities, 1))
+
+
+def sample_cases(device: CmodelDevice) -> Iterator[Case]:
+    """Qwen2's vocabulary."""
+    for rows, greedy in itertools.product((1, 8, 64), (True, False)):
+        size = 2.0 * rows * VOCAB
+        logits = [torch.randn(rows, VOCAB).bfloat16() for _ in range(copies(size))]
+        ours = rotate(device.ops.sample, [(each, sample_params(rows, greedy)) for each in logits])
+        torchs = rotate(lambda each: each.argmax(-1), [(each,) for each in logits])
+        if not greedy:
+            torchs = rotate(torch_sample, [(each,) for each in logits])
+        kind = "greedy" if greedy else "top_k 50, top_p 0.9"
+        yield Case("sample", f"{rows} rows, {kind}", "bfloat16", ours, torchs, size, rows * VOCAB)
+
+
+def render(results: list[Result]) -> str:
+    """Markdown."""
+    head = ["operator", "size", "dtype", "µs", "GB/s", "GFLOP/s", "of limit", "torch, µs", "torch / ours"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for each in results:
+        rates = [f"{each.bytes / each.ours / 1e9:.1f}", f"{each.operations / each.ours / 1e9:.0f}"]
+        cells = [
+            each.operator,
+            each.size,
+            each.dtype,
+            f"{each.ours * 1e6:.1f}",
+            *rates,
+            f"{each.limit / each.ours:.0%}",
+        ]
+        cells += ["", ""] if each.torch is None else [f"{each.torch * 1e6:.1f}", f"{each.torch / each.ours:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parse(operators: list[str]) -> argparse.Namespace:
+    names = lambda text: [each for each in text.split(",") if each]  # noqa: E731
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=names, default=operators, help=f"of {', '.join(operators)}")
+    parser.add_argument("--shapes", type=names, default=list(SHAPES), help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--rows", type=lambda text: list(map(int, text.split(","))), default=ROWS)
+    parser.add_argument("--seconds", type=float, default=0.6, help="a case")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also append the results to this file, one a line")
+    options = parser.parse_args()
+    if unknown := [name for name in [*options.only, *options.shapes] if name not in [*operators, *SHAPES]]:
+        parser.error(f"unknown: {', '.join(unknown)}")
+    return options
+
+
+def main() -> None:
+    os.environ.pop("CMODEL_FAST_EXEC", None)
+    torch.set_num_threads(thread_count())
+    device = CmodelDevice()
+    makers: dict[str, Callable[[], Iterator[Case]]] = {
+        "linear": lambda: linear_cases(device, shapes, options.rows),
+        "gated_mlp": lambda: gated_mlp_cases(device, shapes, options.rows),
+        "quantized": lambda: quantized_cases(device, shapes, options.rows),
+        "attention": lambda: attention_cases(device),
+        "rms_norm": lambda: norm_cases(device),
+        "sample": lambda: sample_cases(device),
+    }
+    options = parse(list(makers))
+    shapes = {name: SHAPES[name] for name in options.shapes}
+    machine = measure_limits()
+    results = []
+    with torch.inference_mode():
+        for name in options.only:
+            for case in makers[name]():
+                result = measure(case, machine, options.seconds, options.turns)
+                results.append(result)
+                if options.json:
+                    with options.json.open("a") as file:
+                        file.write(json.dumps(asdict(result)) + "\n")
+    print(f"{datetime.date.today()}, {cpu_model()}, commit {commit()}, {device.describe()}\n")
+    print(
+        f"Reads {machine.read_gbs:.1f} GB/s; {machine.bfloat16_gflops:.0f} GFLOP/s of bfloat16 ({machine.product}), ",
+        end="",
+    )
+    print(f"{machine.float32_gflops:.0f} of float32.\n")
+    print(render(results))
+
+
+if __name__ == "__main__":
+    main()
