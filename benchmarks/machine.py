@@ -46,14 +46,15 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """The short commit of this tree, with + when files differ from it."""
-    git = ["git", "-C", str(SOURCE.parent)]
+    """The short name of the last commit that changed what is measured, with + when files differ from it."""
+    measured = ["--", "sophserve", "device", "model_plugins", "CMakeLists.txt"]
+    git = ["git", "-C", str(SOURCE.parent.parent)]
     try:
-        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "..", ":!."], check=False).returncode
+        log = subprocess.run([*git, "log", "-1", "--format=%h", *measured], check=True, capture_output=True, text=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", *measured], check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return name.strip() + ("+" if changed else "")
+    return log.stdout.strip() + ("+" if changed else "")
 
 
 def _lines(path: str) -> list[str]:
