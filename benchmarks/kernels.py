@@ -120,9 +120,12 @@ def measure(case: Case, machine: Limits, seconds: float, turns: int) -> Result:
     return Result(case.operator, case.size, case.dtype, median(times[0]), torchs, limit, case.bytes, case.operations)
 
 
-def linear_cases(device: CmodelDevice, shapes: dict[str, tuple[int, int]], rows: list[int]) -> Iterator[Case]:
+def linear_cases(
+    device: CmodelDevice, shapes: dict[str, tuple[int, int]], rows: list[int], dtypes: list[str]
+) -> Iterator[Case]:
     """Dense weights."""
-    for (name, (out, depth)), (dtype_name, dtype) in itertools.product(shapes.items(), DTYPES.items()):
+    for (name, (out, depth)), dtype_name in itertools.product(shapes.items(), dtypes):
+        dtype = DTYPES[dtype_name]
         size = out * depth * dtype.itemsize
         weights = [torch.randn(out, depth, dtype=dtype) for _ in range(copies(size))]
         packed = [device.pack(DenseWeight(weight)) for weight in weights]
@@ -326,11 +329,13 @@ def parse(operators: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", type=names, default=operators, help=f"of {', '.join(operators)}")
     parser.add_argument("--shapes", type=names, default=list(SHAPES), help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--rows", type=lambda text: list(map(int, text.split(","))), default=ROWS)
+    parser.add_argument("--dtypes", type=names, default=list(DTYPES), help=f"of linear: {', '.join(DTYPES)}")
     parser.add_argument("--seconds", type=float, default=0.6, help="a case")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also append the results to this file, one a line")
     options = parser.parse_args()
-    if unknown := [name for name in [*options.only, *options.shapes] if name not in [*operators, *SHAPES]]:
+    known = [*operators, *SHAPES, *DTYPES]
+    if unknown := [name for name in [*options.only, *options.shapes, *options.dtypes] if name not in known]:
         parser.error(f"unknown: {', '.join(unknown)}")
     return options
 
@@ -340,7 +345,7 @@ def main() -> None:
     torch.set_num_threads(thread_count())
     device = CmodelDevice()
     makers: dict[str, Callable[[], Iterator[Case]]] = {
-        "linear": lambda: linear_cases(device, shapes, options.rows),
+        "linear": lambda: linear_cases(device, shapes, options.rows, options.dtypes),
         "gated_mlp": lambda: gated_mlp_cases(device, shapes, options.rows),
         "quantized": lambda: quantized_cases(device, shapes, options.rows),
         "attention": lambda: attention_cases(device),
