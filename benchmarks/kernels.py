@@ -243,8 +243,10 @@ def attention_case(device: CmodelDevice, batch: int, new: int, cached: int) -> C
         return F.scaled_dot_product_attention(q, keys, values, is_causal=new > 1, enable_gqa=new > 1)
 
     # At decode the heads that share keys stand as queries beside each other, which torch computes many times faster.
-    decode_q = q.view(batch, KV_HEADS, HEADS // KV_HEADS, HEAD_DIM)
-    dense_q = decode_q if new == 1 else q.view(batch, new, HEADS, HEAD_DIM).transpose(1, 2)
+    if new == 1:
+        dense_q = q.view(batch, KV_HEADS, HEADS // KV_HEADS, HEAD_DIM)
+    else:
+        dense_q = q.view(batch, new, HEADS, HEAD_DIM).transpose(1, 2)
     shape = (batch, KV_HEADS, context, HEAD_DIM)
     dense = [tuple(torch.randn(shape).bfloat16() for _ in range(2)) for _ in range(count)]
     torchs = rotate(sdpa, [(dense_q, *pair) for pair in dense])
