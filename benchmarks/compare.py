@@ -16,6 +16,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -277,6 +278,8 @@ def install(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    # A run that `timeout` ends must end the system that it measures, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = parse()
     options.peers_dir.mkdir(parents=True, exist_ok=True)
     if options.install:
