@@ -59,12 +59,13 @@ def prompt(length: int) -> list[int]:
 
 
 def decode_by_difference(generate: Callable[[list[list[int]], int], object], batch: int, context: int) -> float:
-    """The time of a step: two runs over the same prompts that differ by DECODE_STEPS tokens. A first run puts the
-    prompts into the prefix cache, so that both others compute almost nothing but steps."""
+    """The time of a step: two runs over the same prompts that differ by DECODE_STEPS tokens, the median of three such
+    differences. A first run puts the prompts into the prefix cache, as far as whole blocks of it are filled; what is
+    prefilled again is part of both runs."""
     prompts = [prompt(context) for _ in range(batch)]
     generate(prompts, 1)
     times = []
-    for _ in range(2):
+    for _ in range(3):
         start = time.perf_counter()
         generate(prompts, 4)
         middle = time.perf_counter()
