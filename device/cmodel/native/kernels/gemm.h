@@ -118,9 +118,10 @@ struct Product : VectorKind<Product<T>, float, T> {
 
     template <int R, int NV>
     static CMODEL_INLINE void step(Vec (&sum)[R][NV], const float* x, const T* w) {
-        for (int v = 0; v < NV; ++v) {
-            Vec weights = load(w + v * LANES);
-            for (int r = 0; r < R; ++r) sum[r][v] = fma(set1(x[r]), weights, sum[r][v]);
+        Vec weights[NV];
+        for (int v = 0; v < NV; ++v) weights[v] = load(w + v * LANES);
+        for (int r = 0; r < R; ++r) {
+            for (int v = 0; v < NV; ++v) sum[r][v] = fma(set1(x[r]), weights[v], sum[r][v]);
         }
     }
 
@@ -154,11 +155,12 @@ struct BFloat16Product : VectorKind<BFloat16Product, uint32_t, uint32_t> {
 
     template <int R, int NV>
     static CMODEL_INLINE void step(Vec (&sum)[R][NV], const uint32_t* x, const uint32_t* w) {
-        for (int v = 0; v < NV; ++v) {
-            __m512bh weights = (__m512bh)_mm512_loadu_si512(w + v * LANES);
-            for (int r = 0; r < R; ++r) {
-                sum[r][v] = (Vec)_mm512_dpbf16_ps((__m512)sum[r][v], (__m512bh)_mm512_set1_epi32((int)x[r]), weights);
-            }
+        // All weights first and a row at a time: with the rows inside, their inputs would take the registers of the sums.
+        __m512bh weights[NV];
+        for (int v = 0; v < NV; ++v) weights[v] = (__m512bh)_mm512_loadu_si512(w + v * LANES);
+        for (int r = 0; r < R; ++r) {
+            __m512bh input = (__m512bh)_mm512_set1_epi32((int)x[r]);
+            for (int v = 0; v < NV; ++v) sum[r][v] = (Vec)_mm512_dpbf16_ps((__m512)sum[r][v], input, weights[v]);
         }
     }
 
