@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -154,7 +156,6 @@ class NativeOps(ReferenceOps):
         q, k, v = _heads(q), _heads(k), _heads(v)
         lengths, cached = _int32(meta.input_lengths), _int32(meta.cached_lengths)
         tables, slots = _int32(meta.block_tables), _int32(meta.slot_mapping)
-        cos, sin = (None, None) if rope is None else (rope.cos.contiguous(), rope.sin.contiguous())
         out = torch.empty(tokens, heads, v_dim, dtype=q.dtype)
         status = BAD_ARGUMENT
         if cached.shape == lengths.shape == tables.shape[:1] and slots.shape == (tokens,):
@@ -181,11 +182,7 @@ class NativeOps(ReferenceOps):
                 block_tables=tables,
                 table_width=tables.shape[1],
                 slots=slots,
-                cos=cos,
-                sin=sin,
-                rope_positions=0 if cos is None else cos.shape[0],
-                rope_half=0 if cos is None else cos.shape[1],
-                interleaved=rope is not None and rope.interleaved,
+                **_rope_arguments(rope),
                 window=window or 0,
                 scale=scale,
                 out=out,
@@ -257,6 +254,19 @@ _SAMPLE_DTYPES = {
 
 def _typed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype).contiguous()
+
+
+def _rope_arguments(rope: Rope | None) -> dict[str, Any]:
+    if rope is None:
+        return {}
+    positions, half = rope.cos.shape
+    return {
+        "cos": rope.cos.contiguous(),
+        "sin": rope.sin.contiguous(),
+        "rope_positions": positions,
+        "rope_half": half,
+        "interleaved": rope.interleaved,
+    }
 
 
 def _int32(tensor: Tensor) -> Tensor:
