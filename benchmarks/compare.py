@@ -135,13 +135,17 @@ def measure_system(
         print(f"{name}: {error}", file=sys.stderr)
 
 
+def cost(work: Workload, shape: Shape, weight_bytes: float) -> tuple[float, float]:
+    """Operations, and bytes of memory that must be read."""
+    if work.kind == "prefill":
+        return shape.prefill_flops(work.context), weight_bytes
+    return shape.decode_flops(work.batch, work.context), weight_bytes + shape.kv_bytes(work.batch, work.context)
+
+
 def limit(work: Workload, shape: Shape, machine: Limits, weight_bytes: float) -> float:
     """Tokens per second that the machine allows."""
-    peak, bandwidth = machine.bfloat16_gflops * 1e9, machine.read_gbs * 1e9
-    if work.kind == "prefill":
-        return work.context * peak / shape.prefill_flops(work.context)
-    read = (weight_bytes + shape.kv_bytes(work.batch, work.context)) / bandwidth
-    return work.batch / max(read, shape.decode_flops(work.batch, work.context) / peak)
+    operations, read = cost(work, shape, weight_bytes)
+    return work.tokens / max(operations / machine.bfloat16_gflops, read / machine.read_gbs) * 1e9
 
 
 def rows(
@@ -196,11 +200,7 @@ def plot(table: list[Row], names: list[str], shape: Shape, machine: Limits, weig
     places = {}
     for row in table:
         if work := WORKLOADS.get(row.what):
-            if work.kind == "prefill":
-                operations, read = shape.prefill_flops(work.context), weights
-            else:
-                operations = shape.decode_flops(work.batch, work.context)
-                read = weights + shape.kv_bytes(work.batch, work.context)
+            operations, read = cost(work, shape, weights)
             places[row.what] = (operations / read, operations / work.tokens / 1e9)
     for name, marker in zip(names, "osD^vPX", strict=False):
         points = [(*places[row.what], row.values[name]) for row in table if row.what in places and name in row.values]
@@ -222,11 +222,7 @@ def report(options: argparse.Namespace, samples: Samples, machine: Limits) -> No
     fields = {name: medians.get(("machine", name), getattr(machine, name)) for name in Limits.__annotations__}
     machine = Limits(**{**fields, "product": machine.product})
     print(f"{datetime.date.today()}, {cpu_model()}, commit {current}, {options.model.name}, medians\n")
-    print(
-        f"Reads {machine.read_gbs:.1f} GB/s; {machine.bfloat16_gflops:.0f} GFLOP/s of bfloat16 ({machine.product}), ",
-        end="",
-    )
-    print(f"{machine.float32_gflops:.0f} of float32.\nTokens per second, (share of the machine's limit)\n")
+    print(f"{machine.describe()}\nTokens per second, (share of the machine's limit)\n")
     names = ["sophserve", *options.peers]
     table = rows(medians, names, shape, machine, dict.fromkeys(names, shape.weight_bytes))
     print(render(table, names))
@@ -292,7 +288,7 @@ def main() -> None:
         print(f"{system}: {what} {number(value)}", file=sys.stderr, flush=True)
         samples.add(Sample("" if system == "machine" else options.model.name, system, what, value, current))
 
-    machine = measure_limits(0.1)
+    machine = None
     chosen = systems(options)
     for _ in range(options.rounds):
         machine = measure_limits()
@@ -300,7 +296,7 @@ def main() -> None:
             add("machine", field, getattr(machine, field))
         for name, start in chosen.items():
             measure_system(name, start, options.sizes, add)
-    report(options, samples, machine)
+    report(options, samples, machine or measure_limits(0.1))
 
 
 if __name__ == "__main__":

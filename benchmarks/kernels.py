@@ -369,11 +369,7 @@ def main() -> None:
                     with options.json.open("a") as file:
                         file.write(json.dumps(asdict(result)) + "\n")
     print(f"{datetime.date.today()}, {cpu_model()}, commit {commit()}, {device.describe()}\n")
-    print(
-        f"Reads {machine.read_gbs:.1f} GB/s; {machine.bfloat16_gflops:.0f} GFLOP/s of bfloat16 ({machine.product}), ",
-        end="",
-    )
-    print(f"{machine.float32_gflops:.0f} of float32.\n")
+    print(f"{machine.describe()}\n")
     print(render(results))
 
 

@@ -27,6 +27,13 @@ class Limits:
     bfloat16_gflops: float
     product: str
 
+    def describe(self) -> str:
+        """A sentence for the head of a table."""
+        return (
+            f"Reads {self.read_gbs:.1f} GB/s; {self.bfloat16_gflops:.0f} GFLOP/s of bfloat16 ({self.product}), "
+            f"{self.float32_gflops:.0f} of float32."
+        )
+
 
 def measure_limits(seconds: float = 0.5) -> Limits:
     """Compile machine.c and run it. Raises CalledProcessError where there is no C compiler."""

@@ -13,6 +13,7 @@ import random
 import statistics
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -58,20 +59,34 @@ def prompt(length: int) -> list[int]:
     return [random.randrange(300, 1000) for _ in range(length)]
 
 
-def decode_by_difference(generate: Callable[[list[list[int]], int], object], batch: int, context: int) -> float:
-    """The time of a step: two runs over the same prompts that differ by DECODE_STEPS tokens, the median of three such
-    differences. A first run puts the prompts into the prefix cache, as far as whole blocks of it are filled; what is
-    prefilled again is part of both runs."""
-    prompts = [prompt(context) for _ in range(batch)]
-    generate(prompts, 1)
-    times = []
-    for _ in range(3):
+class Generator(ABC):
+    """A System that can only be asked for whole answers."""
+
+    @abstractmethod
+    def generate(self, prompts: list[list[int]], tokens: int) -> None:
+        """Answer all prompts at once, greedily, with so many tokens each."""
+
+    def prefill(self, context: int) -> float:
+        """The time of an answer of one token."""
+        prompts = [prompt(context)]
         start = time.perf_counter()
-        generate(prompts, 4)
-        middle = time.perf_counter()
-        generate(prompts, 4 + DECODE_STEPS)
-        times.append((time.perf_counter() - middle - (middle - start)) / DECODE_STEPS)
-    return statistics.median(times)
+        self.generate(prompts, 1)
+        return time.perf_counter() - start
+
+    def decode(self, batch: int, context: int) -> float:
+        """Two runs over the same prompts that differ by DECODE_STEPS tokens, the median of three such differences. A
+        first run puts the prompts into the prefix cache, as far as whole blocks of it are filled; what is prefilled
+        again is part of both runs."""
+        prompts = [prompt(context) for _ in range(batch)]
+        self.generate(prompts, 1)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            self.generate(prompts, 4)
+            middle = time.perf_counter()
+            self.generate(prompts, 4 + DECODE_STEPS)
+            times.append((time.perf_counter() - middle - (middle - start)) / DECODE_STEPS)
+        return statistics.median(times)
 
 
 def serve(load: Callable[[str, int], System]) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
-
-from benchmarks.peers.protocol import decode_by_difference, prompt, serve
+from benchmarks.peers.protocol import Generator, prompt, serve
 
 
-class Vllm:
+class Vllm(Generator):
     """The engine."""
 
     def __init__(self, model: str, threads: int) -> None:
@@ -18,18 +16,9 @@ class Vllm:
         self._llm = LLM(
             model, dtype="bfloat16", max_model_len=8192 + 64, max_num_seqs=64, enable_prefix_caching=True, seed=0
         )
-        self._generate([prompt(64)] * 2, 2)
+        self.generate([prompt(64)] * 2, 2)
 
-    def prefill(self, context: int) -> float:
-        prompts = [prompt(context)]
-        start = time.perf_counter()
-        self._generate(prompts, 1)
-        return time.perf_counter() - start
-
-    def decode(self, batch: int, context: int) -> float:
-        return decode_by_difference(self._generate, batch, context)
-
-    def _generate(self, prompts: list[list[int]], tokens: int) -> None:
+    def generate(self, prompts: list[list[int]], tokens: int) -> None:
         params = self._params(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
 
