@@ -25,6 +25,15 @@ SHAPES = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
     },
+    "deep": {
+        "vocab_size": 8192,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+    },
     "qwen2-0.5b": {
         "vocab_size": 151936,
         "hidden_size": 896,

@@ -30,12 +30,17 @@ def check_activations(operator: str, *tensors: Tensor) -> None:
         require(tensor.dtype == dtype, operator, "one dtype expected, got {} and {}", dtype, tensor.dtype)
 
 
-def check_embedding(ids: Tensor, table: Tensor) -> None:
-    """ids `[tokens]` within table `[vocab, hidden]`."""
-    require(ids.dim() == 1 and table.dim() == 2, "embedding", "got ids {}, table {}", ids, table)
+def check_embedding(ids: Tensor, table: Tensor | PackedWeight) -> None:
+    """ids `[tokens]`, table `[vocab, hidden]`."""
+    require(ids.dim() == 1, "embedding", "got ids {}", ids)
+    require(not isinstance(table, Tensor) or table.dim() == 2, "embedding", "got table {}", table)
+
+
+def check_ids(ids: Tensor, rows: int) -> None:
+    """ids within a table of so many rows."""
     if ids.numel():
         low, high = (int(bound) for bound in torch.aminmax(ids))
-        require(low >= 0 and high < table.shape[0], "embedding", "ids must be in [0, {})", table.shape[0])
+        require(low >= 0 and high < rows, "embedding", "ids must be in [0, {})", rows)
 
 
 def check_rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:

@@ -185,8 +185,11 @@ class Ops(Protocol):
     """The operators of a device. Every tensor is on that device unless stated. Shapes that do not fit raise
     ValueError; a form that the device lacks raises UnsupportedOperator."""
 
-    def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
-        """Rows of table `[vocab, hidden]` for ids int `[tokens]`; returns `[tokens, hidden]`."""
+    def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
+        """Rows of table `[vocab, hidden]`, which may be a packed dense weight, for ids int64 `[tokens]`; returns
+        `[tokens, hidden]`. With first, the table is a part of a larger one and first the id of its first row: ids
+        beyond it give rows of 0.
+        """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension (https://arxiv.org/abs/1910.07467).
@@ -341,6 +344,9 @@ class Device(Protocol):
     ) -> KVCache:
         """An uninitialised cache; head_dims are those of keys and values. Raises OutOfDeviceMemory."""
 
-    def capture(self, fn: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Record the operators that fn runs and return a function that replays them on the same buffers. A device
-        without capture returns fn."""
+    def capture(self, fn: Callable[[], Tensor], rows: int) -> Callable[[int], Tensor] | None:
+        """Record the operators that fn calls on tensors of `rows` rows, each row by itself, without running them.
+
+        Returns a function that runs them on what the same tensors hold then, for their first n rows, and gives n rows
+        of the result. None where the device cannot record, or fn computes with more than the device's operators.
+        """

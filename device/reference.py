@@ -98,10 +98,18 @@ def visible(cached: int, new: int, window: int | None) -> Tensor:
 class ReferenceOps:
     """The operators of `device.interface.Ops`, where each is documented."""
 
-    def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
+    def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
         """Rows of table."""
         checks.check_embedding(ids, table)
-        return table[ids.long()]
+        if not isinstance(table, Tensor):
+            assert isinstance(table, ReferenceWeight)
+            table = table.canonical.values
+        rows = ids.long() - (first or 0)
+        if first is None:
+            checks.check_ids(rows, len(table))
+            return table[rows]
+        elsewhere = (rows < 0) | (rows >= len(table))
+        return table[rows.masked_fill(elsewhere, 0)].masked_fill(elsewhere[:, None], 0)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Root-mean-square normalisation."""

@@ -34,7 +34,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     enable_prefix_caching: Annotated[bool, Meta(description="reuse KV blocks of equal prompt beginnings")] = True
     enable_chunked_prefill: Annotated[bool, Meta(description="split long prompts over steps")] = True
     enforce_eager: Annotated[
-        bool, Meta(description="issue every operator anew at each step; no other way exists so far")
+        bool, Meta(description="issue every operator anew at each step instead of replaying a recording")
     ] = False
     scheduling_policy: Annotated[
         Literal["fcfs", "priority"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+
 from benchmarks.peers.protocol import Generator, prompt, serve
 
 

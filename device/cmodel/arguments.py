@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from ctypes import Structure, c_float, c_int64, c_void_p
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 
 class Arguments(Structure):
-    """Parameters of one call. A tensor is passed by its address and kept alive with them; None is a null address."""
+    """Parameters of one call. A tensor is passed by its address and kept alive with them; None is a null address.
+
+    row_counts: the fields that grow with the rows of a batch, of kernels that take each row by itself.
+    """
+
+    row_counts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **values: Any) -> None:
         self.tensors = [value for value in values.values() if isinstance(value, Tensor)]
@@ -26,6 +31,19 @@ def _integers(names: str) -> list[tuple[str, type]]:
     return [(name, c_int64) for name in names.split()]
 
 
+class Embedding(Arguments):
+    """embedding.cpp."""
+
+    row_counts = ("rows",)
+    _fields_ = (
+        *_pointers("ids"),
+        *_integers("rows"),
+        *_pointers("table"),
+        *_integers("table_rows row_bytes piece_bytes pieces first partial"),
+        *_pointers("out"),
+    )
+
+
 class PackLinear(Arguments):
     """linear.cpp."""
 
@@ -34,6 +52,8 @@ class PackLinear(Arguments):
 
 class Linear(Arguments):
     """linear.cpp."""
+
+    row_counts = ("rows",)
 
     _fields_ = (
         *_integers("dtype"),
@@ -47,6 +67,8 @@ class Linear(Arguments):
 class Gate(Arguments):
     """linear.cpp."""
 
+    row_counts = ("rows",)
+
     _fields_ = (
         *_integers("dtype"),
         *_pointers("gate_up"),
@@ -58,10 +80,12 @@ class Gate(Arguments):
 class RMSNorm(Arguments):
     """norm.cpp."""
 
+    row_counts = ("rows",)
+
     _fields_ = (
         *_integers("dtype"),
         *_pointers("x"),
-        *_integers("x_stride"),
+        *_integers("x_stride heads head_stride"),
         *_pointers("residual weight"),
         *_integers("weight_dtype rows size"),
         ("eps", c_float),
@@ -71,6 +95,8 @@ class RMSNorm(Arguments):
 
 class PagedAttention(Arguments):
     """attention.cpp."""
+
+    row_counts = ("tokens", "sequences")
 
     _fields_ = (
         *_integers("dtype"),
@@ -108,11 +134,15 @@ class Sample(Arguments):
 class AllReduce(Arguments):
     """all_reduce.cpp."""
 
+    row_counts = ("size",)
+
     _fields_ = _integers("dtype") + _pointers("group data") + _integers("size")
 
 
 class AllGather(Arguments):
     """collectives.cpp."""
+
+    row_counts = ("rows",)
 
     _fields_ = _pointers("group data") + _integers("rows row_bytes") + _pointers("out")
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from device.cmodel.kernels import load_kernels
+from device.cmodel.capture import record
+from device.cmodel.kernels import load_kernels, native_library
 from device.cmodel.kv_cache import native_cache
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, TorchOps
@@ -105,6 +106,7 @@ class CmodelDevice:
                 self._kernels.prefer_huge_pages(cache.data_ptr(), cache.nbytes)
         return kv
 
-    def capture(self, fn: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Return fn."""
-        return fn
+    def capture(self, fn: Callable[[], Tensor], rows: int) -> Callable[[int], Tensor] | None:
+        """Record the kernels that fn calls; None where there are none."""
+        library = native_library() if self._kernels else None
+        return None if library is None else record(library, fn, rows)

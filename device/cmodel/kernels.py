@@ -6,10 +6,10 @@ import ctypes
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
-from ctypes import byref, c_size_t, c_void_p
+from ctypes import byref, c_size_t, c_void_p, cast
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,7 +18,7 @@ from device import checks
 from device.cmodel import arguments
 from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""
@@ -38,21 +38,33 @@ _KERNELS: dict[str, type[arguments.Arguments]] = {
     "all_reduce": arguments.AllReduce,
 }
 _COMMON_KERNELS: dict[str, type[arguments.Arguments]] = {
+    "embedding": arguments.Embedding,
     "all_gather": arguments.AllGather,
     "broadcast": arguments.Broadcast,
 }
 
 
 class Kernel:
-    """A C function that takes a structure of parameters."""
+    """A C function that takes a structure of parameters.
 
-    def __init__(self, function: Callable[..., int], parameters: type[arguments.Arguments]) -> None:
+    recorded: where calls go instead of being run; see capture.py.
+    """
+
+    recorded: ClassVar[list[tuple[Kernel, arguments.Arguments]] | None] = None
+
+    def __init__(self, name: str, function: Callable[..., int], parameters: type[arguments.Arguments]) -> None:
+        self.name = name
+        self.address = cast(function, c_void_p).value  # type: ignore[arg-type]
         self._function = function
         self._parameters = parameters
 
     def __call__(self, **values: Any) -> int:
         """Run it on the structure's fields, given by name. Returns 0, BAD_ARGUMENT or NO_MEMORY."""
-        return self._function(byref(self._parameters(**values)))
+        parameters = self._parameters(**values)
+        if Kernel.recorded is not None:
+            Kernel.recorded.append((self, parameters))
+            return 0
+        return self._function(byref(parameters))
 
 
 class Kernels:
@@ -65,6 +77,7 @@ class Kernels:
     paged_attention: Kernel
     sample: Kernel
     all_reduce: Kernel
+    embedding: Kernel
     all_gather: Kernel
     broadcast: Kernel
 
@@ -75,9 +88,9 @@ class Kernels:
         library.cmodel_prefer_huge_pages.argtypes = [c_void_p, c_size_t]
         library.cmodel_prefer_huge_pages.restype = None
         for name, parameters in _KERNELS.items():
-            setattr(self, name, Kernel(getattr(library, f"cmodel_{name}_{isa}"), parameters))
+            setattr(self, name, Kernel(name, getattr(library, f"cmodel_{name}_{isa}"), parameters))
         for name, parameters in _COMMON_KERNELS.items():
-            setattr(self, name, Kernel(getattr(library, f"cmodel_{name}"), parameters))
+            setattr(self, name, Kernel(name, getattr(library, f"cmodel_{name}"), parameters))
 
 
 def check_status(operator: str, status: int) -> None:

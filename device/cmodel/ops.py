@@ -27,6 +27,10 @@ from device.reference import ReferenceOps, activate
 class TorchOps(ReferenceOps):
     """What a host without the native library runs on: the reference, with products by torch's own kernels."""
 
+    def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
+        """Rows of table."""
+        return super().embedding(ids, table.values if isinstance(table, TorchWeight) else table, first)
+
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias`."""
         assert isinstance(weight, TorchWeight)
@@ -50,11 +54,39 @@ class NativeOps(ReferenceOps):
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
 
+    def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
+        """Rows of table."""
+        checks.check_embedding(ids, table)
+        if isinstance(table, Tensor):
+            values, (rows, size) = table.contiguous(), table.shape
+            layout = {}
+        else:
+            assert isinstance(table, PanelWeight)
+            values, rows, size = table.panels, table.out_features, table.in_features
+            layout = {"piece_bytes": table.piece * values.itemsize, "pieces": table.depth // table.piece}
+        out = torch.empty(len(ids), size, dtype=values.dtype)
+        status = self._kernels.embedding(
+            ids=ids if ids.dtype == torch.int64 and ids.is_contiguous() else ids.long().contiguous(),
+            rows=len(ids),
+            table=values,
+            table_rows=rows,
+            row_bytes=size * values.itemsize,
+            first=first or 0,
+            partial=first is not None,
+            out=out,
+            **layout,
+        )
+        if status == BAD_ARGUMENT:
+            checks.check_ids(ids, rows)
+        check_status("embedding", status)
+        return out
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Root-mean-square normalisation."""
         checks.check_rms_norm(x, weight, residual)
-        rows = x.reshape(-1, x.shape[-1])
-        if rows.stride(1) != 1:
+        # The heads of q or k, cut from a wider tensor, stand together; other rows stand alone.
+        rows = x if x.dim() == 3 else x.reshape(-1, 1, x.shape[-1])
+        if rows.stride(2) != 1:
             rows = rows.contiguous()
         weight = weight.contiguous()
         y = torch.empty(x.shape, dtype=x.dtype)
@@ -67,11 +99,13 @@ class NativeOps(ReferenceOps):
                 dtype=DTYPES[x.dtype],
                 x=rows,
                 x_stride=rows.stride(0),
+                heads=rows.shape[1],
+                head_stride=rows.stride(1),
                 residual=raised,
                 weight=weight,
                 weight_dtype=DTYPES[weight.dtype],
-                rows=rows.shape[0],
-                size=rows.shape[1],
+                rows=rows.shape[0] * rows.shape[1],
+                size=rows.shape[2],
                 eps=eps,
                 y=y,
                 total=None if raised is None else total,

@@ -21,13 +21,17 @@ class TorchWeight:
 
 
 class PanelWeight:
-    """A dense weight in panels of 32 outputs, the layout of native/kernels/gemm.h, in one flat tensor."""
+    """A dense weight in panels of 32 outputs, the layout of native/kernels/gemm.h, in one flat tensor.
+
+    panels: `[panels, depth / piece, 32, piece]`: depth inputs, those beyond in_features 0, piece of them side by side.
+    """
 
     def __init__(self, kernels: Kernels, values: Tensor) -> None:
         self.dtype = values.dtype
         self.out_features, self.in_features = values.shape
-        depth = _round_up(self.in_features, 32) if values.dtype == torch.bfloat16 else self.in_features
-        self.panels = torch.empty(_round_up(self.out_features, PANEL) * depth, dtype=values.dtype)
+        self.piece = 2 if values.dtype == torch.bfloat16 else 1
+        self.depth = _round_up(self.in_features, 32) if values.dtype == torch.bfloat16 else self.in_features
+        self.panels = torch.empty(_round_up(self.out_features, PANEL) * self.depth, dtype=values.dtype)
         self.nbytes = self.panels.nbytes
         kernels.prefer_huge_pages(self.panels.data_ptr(), self.nbytes)
         check_status(

@@ -182,7 +182,7 @@ class CausalLM(Module, ABC, Generic[C]):
     operators: names of the operators (device.interface.Ops) that it needs.
     checkpoint_names: where the tensors of a checkpoint go, without the last component (weight, bias). `{}` stands for
         a number, such as the layer's.
-    tied: parameters that read another parameter's tensor.
+    tied: parameters whose tensor another parameter takes.
     """
 
     config_class: ClassVar[type[DecoderConfig]]
@@ -195,14 +195,15 @@ class CausalLM(Module, ABC, Generic[C]):
         self.config: C = parse_config(self.config_class, config)  # type: ignore[assignment]
         self.context = context
         self.vocab_size = self.config.vocab_size
-        self.tied = {"head.weight": "embedding.weight"} if self.config.tie_word_embeddings else {}
+        tied = self.config.tie_word_embeddings
+        self.tied = {"embedding.weight": "head.weight"} if tied else {}
         rope = make_rope(self.config.rope_parameters, self.config.head_size, context.max_positions)
         place = context.device.torch_device
         self.rope = Rope(rope.cos.to(place), rope.sin.to(place))
-        self.embedding = Embedding(context, self.vocab_size, self.config.hidden_size)
+        self.head = LMHead(context, self.config.hidden_size, self.vocab_size)
+        self.embedding = Embedding(context, self.vocab_size, self.config.hidden_size, self.head if tied else None)
         self.layers = [self.make_layer(index) for index in range(self.config.num_hidden_layers)]
         self.norm = RMSNorm(context, self.config.hidden_size, self.config.rms_norm_eps)
-        self.head = LMHead(context, self.config.hidden_size, self.vocab_size)
 
     @classmethod
     def max_model_len(cls, config: dict[str, Any]) -> int:

@@ -154,18 +154,22 @@ class RMSNorm(Module):
 
 
 class Embedding(Module):
-    """The token embedding, its rows split between ranks."""
+    """The token embedding, its rows split between ranks.
+
+    tied: the head that holds the same weight; it is read from there.
+    """
 
     table: Tensor
 
-    def __init__(self, context: ModelContext, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, context: ModelContext, vocab_size: int, hidden_size: int, tied: LMHead | None = None) -> None:
         self._context = context
         self._rows = _vocabulary_share(context, vocab_size)
         self._shape = (vocab_size, hidden_size)
+        self._tied = tied
 
     def parameters(self) -> dict[str, ParameterSpec]:
-        """`weight`, `[vocab, hidden]`."""
-        return {"weight": ParameterSpec(self._shape, (self._rows,))}
+        """`weight`, `[vocab, hidden]`, unless it is the head's."""
+        return {} if self._tied else {"weight": ParameterSpec(self._shape, (self._rows,))}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep a copy on the device."""
@@ -173,19 +177,14 @@ class Embedding(Module):
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Token ids int64 `[tokens]` to `[tokens, hidden]`."""
-        ops, communicator = self._context.device.ops, self._context.communicator
-        if communicator.world_size == 1:
-            return ops.embedding(ids, self.table)
-        elsewhere = (ids < self._rows.start) | (ids >= self._rows.stop)
-        x = ops.embedding((ids - self._rows.start).masked_fill(elsewhere, 0), self.table)
-        return communicator.all_reduce(x.masked_fill(elsewhere[:, None], 0))
+        communicator = self._context.communicator
+        first = None if communicator.world_size == 1 else self._rows.start
+        table = self._tied.weight if self._tied else self.table
+        return communicator.all_reduce(self._context.device.ops.embedding(ids, table, first))
 
 
 class LMHead(Module):
-    """The projection to logits, the vocabulary split between ranks.
-
-    Tied to the embedding it reads the same tensor (CausalLM.tied).
-    """
+    """The projection to logits, the vocabulary split between ranks."""
 
     weight: PackedWeight
 

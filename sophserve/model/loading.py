@@ -135,14 +135,14 @@ def _match(model: CausalLM, stored: dict[str, StoredTensor], directory: Path) ->
     unexpected = []
     for name, tensor in stored.items():
         parameter = model.parameter_of(name)
-        if parameter in wanted:
-            found[parameter] = tensor
+        if parameter in model.tied:
+            found[model.tied[parameter]] = tensor
+        elif parameter in wanted:
+            found.setdefault(parameter, tensor)
         elif not _HARMLESS.search(name):
             unexpected.append(name)
-    for parameter, source in model.tied.items():
-        if source in found:
-            found[parameter] = found[source]
-    missing = [model.tensor_of(parameter) for parameter in wanted if parameter not in found]
+    sources = {taker: parameter for parameter, taker in model.tied.items()}
+    missing = [model.tensor_of(sources.get(parameter, parameter)) for parameter in wanted if parameter not in found]
     if missing or unexpected:
         parts = [f"it lacks {listed(missing)}"] if missing else []
         parts += [f"it has {listed(sorted(unexpected))}, which the model does not know"] if unexpected else []

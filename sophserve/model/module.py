@@ -26,7 +26,7 @@ class ParameterSpec:
 
 
 class Module:
-    """A node of the tree. Its children are the modules among its attributes and in its lists.
+    """A node of the tree. Its children are the modules among its public attributes and in their lists.
 
     Modules with weights are leaves: `parameters` declares what they need, `load` receives it.
     """
@@ -36,6 +36,8 @@ class Module:
     def children(self) -> Iterator[tuple[str, Module]]:
         """The modules right below this one, named as attributes: `embedding`, `layers.0`."""
         for name, value in vars(self).items():
+            if name.startswith("_"):
+                continue
             if isinstance(value, Module):
                 yield name, value
             elif isinstance(value, list):

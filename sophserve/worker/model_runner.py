@@ -20,6 +20,7 @@ from sophserve.model.context import ModelContext
 from sophserve.model.layers import PagedAttention
 from sophserve.model.loading import find_architecture, load_model
 from sophserve.worker.batch import BatchBuilder, FlatBatch, RequestState
+from sophserve.worker.captured_decode import CapturedDecode
 from sophserve.worker.messages import LoadModel, ModelInfo, Progress, PromptLogprobs, SampledToken, StepPlan, StepResult
 from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tokens
 
@@ -67,20 +68,27 @@ class ModelRunner:
             kv_cache_bytes=cache_bytes,
         )
         self._batches = BatchBuilder(config.max_num_seqs, max_model_len, config.block_size)
+        eager = config.enforce_eager or os.environ.get("DISABLE_CACHE", "0") not in ("", "0")
+        max_blocks = -(-max_model_len // config.block_size)
+        self._captured = None if eager else CapturedDecode(self.device, self.model, config.max_num_seqs, max_blocks)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         batch = self._batches.build(plan)
+        logits = self._captured.logits(batch) if self._captured else None
+        if logits is not None:
+            return StepResult(plan.step, self._sample(logits, batch.sampled), [])
         device = self.device.torch_device
         hidden = self.model(batch.token_ids.to(device), batch.meta)
         prompts = self._prompt_logprobs(hidden, batch)
-        sampled = self._sample(hidden[batch.sample_rows.to(device)], batch.sampled) if batch.sampled else []
+        sampled = []
+        if batch.sampled:
+            sampled = self._sample(self.model.logits(hidden[batch.sample_rows.to(device)]), batch.sampled)
         return StepResult(plan.step, sampled, prompts)
 
-    def _sample(self, hidden: torch.Tensor, states: list[RequestState]) -> list[SampledToken]:
+    def _sample(self, logits: torch.Tensor, states: list[RequestState]) -> list[SampledToken]:
         """Rank 0 chooses the tokens; the others only take note of them."""
-        logits = self.model.logits(hidden)
         first = self.communicator.rank == 0
         result = self.device.ops.sample(logits, sample_params(states, logits.shape[-1])) if first else None
         token_ids = result.token_ids if result else torch.empty(len(states), dtype=torch.int64)

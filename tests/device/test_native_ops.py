@@ -84,6 +84,26 @@ def test_a_packed_weight_knows_its_size(cmodel):
     assert (packed.out_features, packed.in_features, packed.nbytes) == (33, 40, 64 * 64 * 2)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (33, 40), (100, 65), (64, 896)], ids=str)
+@pytest.mark.parametrize("first", [None, 5])
+def test_embedding(cmodel, dtype, shape, first):
+    torch.manual_seed(0)
+    table = torch.randn(shape).to(dtype)
+    ids = torch.randint(shape[0], (150,)) if first is None else torch.randint(-3, shape[0] + 20, (150,))
+    expected = REFERENCE.embedding(ids, table, first)
+    assert torch.equal(cmodel.ops.embedding(ids, table, first), expected)
+    packed, _ = both(cmodel, table)
+    assert torch.equal(cmodel.ops.embedding(ids.int(), packed, first), expected)
+
+
+def test_embedding_of_ids_that_are_not_in_the_table(cmodel):
+    table = torch.ones(7, 3)
+    for ids in ([7], [0, -1]):
+        with pytest.raises(ValueError, match=r"ids must be in \[0, 7\)"):
+            cmodel.ops.embedding(torch.tensor(ids), table)
+    assert cmodel.ops.embedding(torch.empty(0, dtype=torch.int64), table).shape == (0, 3)
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("intermediate", [32, 45, 160])
 @pytest.mark.parametrize("rows", [1, 7, 40])

@@ -27,6 +27,9 @@ def test_embedding():
     assert torch.equal(OPS.embedding(torch.tensor([6, 0, 6]), table), torch.stack([table[6], table[0], table[6]]))
     with pytest.raises(ValueError, match=r"\[0, 7\)"):
         OPS.embedding(torch.tensor([7]), table)
+    part = OPS.embedding(torch.tensor([12, 9, 10, 17]), table, first=10)
+    assert torch.equal(part, torch.stack([table[2], torch.zeros(3), table[0], torch.zeros(3)]))
+    assert torch.equal(OPS.embedding(torch.tensor([3]), packed(table)), table[3:4])
 
 
 def test_rms_norm():

@@ -65,7 +65,21 @@ def test_progress_counts_every_byte(make_checkpoint, make_context):
 def test_tied_head_reads_the_embedding_even_beside_a_head_of_its_own(copy_checkpoint, load):
     directory = copy_checkpoint("llama", {"tie_word_embeddings": True})
     model = load(directory)
-    assert torch.equal(model.head.weight.values, model.embedding.table)
+    stored = load_file(directory / "model.safetensors")
+    assert not torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
+    assert torch.equal(model.head.weight.values, stored["model.embed_tokens.weight"])
+
+
+def test_a_tied_weight_is_held_once(copy_checkpoint, load):
+    directory = copy_checkpoint("llama", {"tie_word_embeddings": True}, tensors={"lm_head.weight": None})
+    tied, plain = load(directory), load(copy_checkpoint("llama"))
+    assert plain.nbytes - tied.nbytes == plain.embedding.table.nbytes
+
+
+def test_a_tied_weight_that_is_missing_is_named_as_in_the_file(copy_checkpoint, load):
+    names = {"lm_head.weight": None, "model.embed_tokens.weight": None}
+    with pytest.raises(CheckpointError, match=r"it lacks model\.embed_tokens\.weight$"):
+        load(copy_checkpoint("llama", {"tie_word_embeddings": True}, tensors=names))
 
 
 def test_tables_of_old_checkpoints_are_ignored(copy_checkpoint, load):

@@ -10,8 +10,8 @@ constexpr int64_t ROWS_OF_ITEM = 16;
 
 struct RMSNorm {
     int64_t dtype;         // of x, residual, y and total
-    const void* x;         // [rows, size], rows x_stride elements apart
-    int64_t x_stride;
+    const void* x;         // [rows, size]: heads rows, head_stride elements apart, each x_stride elements
+    int64_t x_stride, heads, head_stride;
     const void* residual;  // [rows, size], or null
     const void* weight;    // [size] in weight_dtype
     int64_t weight_dtype, rows, size;
@@ -43,7 +43,8 @@ int run(const RMSNorm& a) {
     cmodel::parallel_for(ceil_div(a.rows, ROWS_OF_ITEM), [&](int64_t item, int) {
         for (int64_t r = item * ROWS_OF_ITEM; r < least(a.rows, (item + 1) * ROWS_OF_ITEM); ++r) {
             const T* residual = a.residual == nullptr ? nullptr : (const T*)a.residual + r * a.size;
-            normalise((const T*)a.x + r * a.x_stride, residual, (const W*)a.weight, a.size, a.eps,
+            const T* x = (const T*)a.x + r / a.heads * a.x_stride + r % a.heads * a.head_stride;
+            normalise(x, residual, (const W*)a.weight, a.size, a.eps,
                       (T*)a.y + r * a.size, (T*)a.total + r * a.size);
         }
     });

@@ -1,0 +1,67 @@
+"""Decode steps as one recorded sequence of operators."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from device.interface import AttentionMeta, Device
+from sophserve.model.decoder import CausalLM
+from sophserve.worker.batch import FlatBatch
+
+log = logging.getLogger(__name__)
+
+
+class CapturedDecode:
+    """Replays decode steps; a recording serves every batch up to its size, and a larger batch makes a larger one.
+
+    The bits are those of the same operators called one by one.
+    """
+
+    def __init__(self, device: Device, model: CausalLM, max_num_seqs: int, max_blocks: int) -> None:
+        self._device = device
+        self._model = model
+        self._max_num_seqs = max_num_seqs
+        self._max_blocks = max_blocks
+        self._refused = False
+        self._size = 0
+        self._replay: Callable[[int], Tensor]
+        self._token_ids: Tensor
+        self._meta: AttentionMeta
+
+    def logits(self, batch: FlatBatch) -> Tensor | None:
+        """float `[sequences, vocab]`, until the next call; None for a batch that is no decode step, or where the
+        device cannot record."""
+        rows = len(batch.token_ids)
+        if self._refused or batch.prompt_chunks or not rows == len(batch.sampled) == len(batch.meta.input_lengths):
+            return None
+        if rows > self._size:
+            self._record(rows)
+            if self._refused:
+                return None
+        self._token_ids[:rows] = batch.token_ids
+        for mine, given in (
+            (self._meta.cached_lengths, batch.meta.cached_lengths),
+            (self._meta.slot_mapping, batch.meta.slot_mapping),
+            (self._meta.block_tables[:, : batch.meta.block_tables.shape[1]], batch.meta.block_tables),
+        ):
+            mine[:rows] = given
+        return self._replay(rows)
+
+    def _record(self, rows: int) -> None:
+        # Sizes double, so that a growing batch is seldom recorded anew.
+        size = min(self._max_num_seqs, 1 << (rows - 1).bit_length())
+        place = self._device.torch_device
+        self._token_ids = torch.zeros(size, dtype=torch.int64, device=place)
+        ones = torch.ones(size, dtype=torch.int32)
+        tables = torch.zeros(size, self._max_blocks, dtype=torch.int32)
+        self._meta = AttentionMeta(ones, ones.clone(), tables, ones.clone(), max_length=0)
+        replay = self._device.capture(lambda: self._model.logits(self._model(self._token_ids, self._meta)), size)
+        if replay is None:
+            self._refused = True
+            log.info("decode steps are not captured: the model computes with more than the device's operators")
+            return
+        self._size, self._replay = size, replay
