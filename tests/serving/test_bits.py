@@ -34,7 +34,7 @@ def test_bits_do_not_depend_on_how_a_prompt_is_served(
 
     def serve(threads: int = 2, **options: object) -> LLM:
         monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-        return LLM(model, dtype=dtype, max_model_len=512, kv_cache_memory="64MiB", **options)  # type: ignore[arg-type]
+        return LLM(model, dtype=dtype, max_model_len=256, kv_cache_memory="64MiB", **options)  # type: ignore[arg-type]
 
     with serve(max_num_batched_tokens=2048) as llm:
         alone = answer(llm)
