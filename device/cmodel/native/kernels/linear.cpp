@@ -92,7 +92,9 @@ int run(const Linear& a) {
     using Blocks = typename Kind::Blocks;
     int64_t steps = steps_of<Kind>(a.in), halves = a.gated ? 2 : 1, panels = ceil_div(a.out / halves, PANEL);
     Blocks most(least(a.rows, CHUNK));
-    int64_t group = most.blocks == 1 ? 1 : clamp(panels / (4 * thread_count()), 1, GROUP / halves);
+    // A thread reads faster where the next panel follows; but with few items a thread may wait for the last one.
+    int64_t items_of_thread = most.blocks == 1 ? 16 : 4;
+    int64_t group = clamp(panels / (items_of_thread * thread_count()), 1, GROUP / halves);
     int64_t x_bytes = round_up(most.padded() * steps * Kind::X_STEP * int64_t{sizeof(X)}, 64);
     int64_t c_bytes = most.padded() * halves * group * PANEL * int64_t{sizeof(float)};
     char* memory = (char*)scratch(x_bytes + c_bytes * thread_count());
