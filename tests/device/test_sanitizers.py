@@ -1,0 +1,40 @@
+"""The kernels' tests again, on a library built with the address and undefined-behaviour sanitizers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+
+
+@pytest.mark.slow
+def test_kernels_under_sanitizers(tmp_path: Path) -> None:
+    if not shutil.which("cmake") or not shutil.which("g++"):
+        pytest.skip("needs cmake and g++")
+    shutil.copytree(ROOT / "device", tmp_path / "device", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(ROOT / "tests" / "device", tmp_path / "tests" / "device")
+    for name in ("CMakeLists.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    build = [f"-DCMAKE_CXX_FLAGS={SANITIZERS}", "-DCMAKE_CXX_COMPILER=g++"]
+    subprocess.run(["cmake", "-S", tmp_path, "-B", tmp_path / "build", *build], check=True)
+    subprocess.run(["cmake", "--build", tmp_path / "build", "-j", str(os.cpu_count())], check=True)
+    assert (tmp_path / "device" / "cmodel" / "libcmodel.so").exists()
+    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    environment = os.environ | {
+        "LD_PRELOAD": runtime.stdout.strip(),
+        # Python's own memory lives until the process ends.
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    tests = sorted(str(path) for path in (tmp_path / "tests" / "device").glob("test_*kernels.py"))
+    tests += [str(tmp_path / "tests" / "device" / f"test_{name}.py") for name in ("native_ops", "sampling", "capture")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
