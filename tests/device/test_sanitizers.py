@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import site
 import subprocess
 import sys
 from pathlib import Path
@@ -25,16 +26,22 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
     build = [f"-DCMAKE_CXX_FLAGS={SANITIZERS}", "-DCMAKE_CXX_COMPILER=g++"]
     subprocess.run(["cmake", "-S", tmp_path, "-B", tmp_path / "build", *build], check=True)
     subprocess.run(["cmake", "--build", tmp_path / "build", "-j", str(os.cpu_count())], check=True)
-    assert (tmp_path / "device" / "cmodel" / "libcmodel.so").exists()
+    library = tmp_path / "device" / "cmodel" / "libcmodel.so"
     runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    # Without site: an editable install would find the modules in the source tree.
+    python = [sys.executable, "-S"]
     environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *site.getsitepackages()]),
         "LD_PRELOAD": runtime.stdout.strip(),
         # Python's own memory lives until the process ends.
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
+    loaded = "from device.cmodel.kernels import native_library; print(native_library()._name)"
+    done = subprocess.run([*python, "-c", loaded], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(library)
     tests = sorted(str(path) for path in (tmp_path / "tests" / "device").glob("test_*kernels.py"))
     tests += [str(tmp_path / "tests" / "device" / f"test_{name}.py") for name in ("native_ops", "sampling", "capture")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    command = [*python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
