@@ -82,13 +82,31 @@ CMODEL_INLINE Vec load(const float* from) {
 }
 CMODEL_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
-CMODEL_INLINE Vec widen_bfloat16(Half h) { return (Vec)(__builtin_convertvector(h, Bits) << 16); }
+// The compiler's own conversion would go through halves of a vector.
+CMODEL_INLINE Bits widen(Half h) {
+#if defined(__AVX512F__)
+    return (Bits)_mm512_cvtepu16_epi32((__m256i)h);
+#elif defined(__AVX2__)
+    return (Bits)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+    return __builtin_convertvector(h, Bits);
+#endif
+}
+CMODEL_INLINE Half narrow(Bits bits) {
+#if defined(__AVX512F__)
+    return (Half)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+    return __builtin_convertvector(bits, Half);
+#endif
+}
+
+CMODEL_INLINE Vec widen_bfloat16(Half h) { return (Vec)(widen(h) << 16); }
 
 CMODEL_INLINE Half narrow_bfloat16(Vec v) {
     Bits bits = (Bits)v;
     Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     Bits nan = bits >> 16 | 0x40;
-    return __builtin_convertvector(v == v ? rounded : nan, Half);
+    return narrow(v == v ? rounded : nan);
 }
 
 CMODEL_INLINE Vec widen_float16(Half h) {
@@ -98,7 +116,7 @@ CMODEL_INLINE Vec widen_float16(Half h) {
     return (Vec)_mm256_cvtph_ps((__m128i)h);
 #else
     // Shifted into place the exponent is 112 too small; the product puts that right, for subnormal numbers too.
-    Bits bits = __builtin_convertvector(h, Bits);
+    Bits bits = widen(h);
     Bits magnitude = (bits & 0x7fff) << 13;
     Bits scaled = (Bits)((Vec)magnitude * 0x1p112f);
     Bits special = magnitude | 0x7f800000;
@@ -121,7 +139,7 @@ CMODEL_INLINE Half narrow_float16(Vec v) {
     Bits nan = Bits{} + 0x7e00;
     Bits large = bits > 0x7f800000 ? nan : infinity;
     Bits half = bits < (113u << 23) ? subnormal : bits >= (143u << 23) ? large : normal;
-    return __builtin_convertvector(half | sign >> 16, Half);
+    return narrow(half | sign >> 16);
 #endif
 }
 

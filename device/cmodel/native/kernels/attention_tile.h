@@ -250,8 +250,8 @@ private:
     static CMODEL_INLINE void pair(const BFloat16* even, const BFloat16* odd, int64_t count, uint32_t* to) {
         int64_t i = 0;
         for (; i + LANES <= count; i += LANES) {
-            Bits pairs = __builtin_convertvector(load_half(even + i), Bits);
-            if (odd != nullptr) pairs |= __builtin_convertvector(load_half(odd + i), Bits) << 16;
+            Bits pairs = widen(load_half(even + i));
+            if (odd != nullptr) pairs |= widen(load_half(odd + i)) << 16;
             std::memcpy(to + i, &pairs, sizeof pairs);
         }
         for (; i < count; ++i) to[i] = even[i].bits | (odd == nullptr ? 0u : (uint32_t)odd[i].bits << 16);
