@@ -51,7 +51,7 @@ class PackLinear(Arguments):
 
 
 class Linear(Arguments):
-    """linear.cpp."""
+    """linear.h."""
 
     row_counts = ("rows",)
 
@@ -61,6 +61,31 @@ class Linear(Arguments):
         *_integers("x_stride rows inputs outputs"),
         *_pointers("weight bias y"),
         *_integers("y_dtype gated activation"),
+    )
+
+
+class PackCodes(Arguments):
+    """quantized.cpp."""
+
+    _fields_ = (
+        *_integers("codes"),
+        *_pointers("values"),
+        *_integers("outputs inputs"),
+        *_pointers("packed"),
+        *_integers("group"),
+        *_pointers("scales"),
+    )
+
+
+class QuantizedLinear(Arguments):
+    """quantized.cpp."""
+
+    _fields_ = (
+        *Linear._fields_,
+        *_integers("codes group"),
+        *_pointers("scales"),
+        *_integers("scales_dtype"),
+        *_pointers("shifts"),
     )
 
 

@@ -14,7 +14,7 @@ from device.cmodel.kv_cache import native_cache
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, TorchOps
 from device.cmodel.threads import thread_count
-from device.cmodel.weights import PanelWeight, TorchWeight
+from device.cmodel.weights import TorchWeight, pack
 from device.interface import (
     CanonicalWeight,
     DenseWeight,
@@ -83,14 +83,17 @@ class CmodelDevice:
         """Return: every operator has run when its call returns."""
 
     def pack(self, weight: CanonicalWeight) -> PackedWeight:
-        """Copy a dense weight into the kernels' layout."""
+        """Copy a weight into the kernels' layout. Without the native library there are dense weights only."""
         if not self._fast:
             return ReferenceWeight(weight)
+        if self._kernels is not None:
+            return pack(self._kernels, weight)
         if not isinstance(weight, DenseWeight):
             raise UnsupportedOperator(
-                f"cmodel has no kernel for {type(weight).__name__}; CMODEL_FAST_EXEC=0 computes with it slowly"
+                f"cmodel has no native library, and so no kernel for {type(weight).__name__}; install a C++ compiler "
+                "such as g++ and reinstall sophserve"
             )
-        return TorchWeight(weight.values) if self._kernels is None else PanelWeight(self._kernels, weight.values)
+        return TorchWeight(weight.values)
 
     def make_kv_cache(
         self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype

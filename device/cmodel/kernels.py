@@ -31,6 +31,8 @@ BAD_ARGUMENT, NO_MEMORY = 1, 2
 _KERNELS: dict[str, type[arguments.Arguments]] = {
     "pack_linear": arguments.PackLinear,
     "linear": arguments.Linear,
+    "pack_codes": arguments.PackCodes,
+    "quantized_linear": arguments.QuantizedLinear,
     "gate": arguments.Gate,
     "rms_norm": arguments.RMSNorm,
     "paged_attention": arguments.PagedAttention,
@@ -72,6 +74,8 @@ class Kernels:
 
     pack_linear: Kernel
     linear: Kernel
+    pack_codes: Kernel
+    quantized_linear: Kernel
     gate: Kernel
     rms_norm: Kernel
     paged_attention: Kernel

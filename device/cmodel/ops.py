@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from device import checks
 from device.cmodel.kernels import ACTIVATIONS, BAD_ARGUMENT, DTYPES, Kernels, check_status
 from device.cmodel.kv_cache import is_native_cache
-from device.cmodel.weights import PANEL, PanelWeight, TorchWeight
+from device.cmodel.weights import PANEL, DequantizedWeight, PanelWeight, QuantizedWeight, TorchWeight
 from device.interface import (
     Activation,
     AttentionMeta,
@@ -147,25 +147,36 @@ class NativeOps(ReferenceOps):
         activation: Activation | None = None,
     ) -> Tensor:
         """The product, in dtype; with an activation, that of its first half times its second half."""
-        assert isinstance(weight, PanelWeight)
-        checks.require(weight.dtype == x.dtype, "linear", f"x is {x.dtype}, the weight {weight.dtype}")
-        x = _rows(x)
+        assert isinstance(weight, PanelWeight | QuantizedWeight)
+        x = _rows(x.float() if isinstance(weight, DequantizedWeight) else x)
         width = weight.out_features if activation is None else weight.out_features // 2
         y = torch.empty(x.shape[0], width, dtype=dtype)
-        status = self._kernels.linear(
-            dtype=DTYPES[x.dtype],
-            x=x,
-            x_stride=x.stride(0),
-            rows=x.shape[0],
-            inputs=x.shape[1],
-            outputs=weight.out_features,
-            weight=weight.panels,
-            bias=None if bias is None else bias.to(x.dtype).contiguous(),
-            y=y,
-            y_dtype=DTYPES[dtype],
-            gated=activation is not None,
-            activation=0 if activation is None else ACTIVATIONS[activation],
-        )
+        arguments: dict[str, Any] = {
+            "dtype": DTYPES[x.dtype],
+            "x": x,
+            "x_stride": x.stride(0),
+            "rows": x.shape[0],
+            "inputs": x.shape[1],
+            "outputs": weight.out_features,
+            "bias": None if bias is None else bias.to(x.dtype).contiguous(),
+            "y": y,
+            "y_dtype": DTYPES[dtype],
+            "gated": activation is not None,
+            "activation": 0 if activation is None else ACTIVATIONS[activation],
+        }
+        if isinstance(weight, PanelWeight):
+            checks.require(weight.dtype == x.dtype, "linear", f"x is {x.dtype}, the weight {weight.dtype}")
+            status = self._kernels.linear(weight=weight.panels, **arguments)
+        else:
+            status = self._kernels.quantized_linear(
+                weight=weight.codes,
+                codes=weight.kind,
+                group=weight.group,
+                scales=weight.scales,
+                scales_dtype=DTYPES[weight.scales.dtype],
+                shifts=weight.shifts,
+                **arguments,
+            )
         check_status("linear", status)
         return y
 

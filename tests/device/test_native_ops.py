@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.interface import DenseWeight, Float8Weight, Int4Weight, KVCache, UnsupportedOperator
+from device.interface import DenseWeight, KVCache
 from device.reference import ReferenceOps, ReferenceWeight
 
 REFERENCE = ReferenceOps()
@@ -213,11 +213,3 @@ def test_paged_attention_with_large_scores(cmodel, make_meta):
     out = cmodel.ops.paged_attention(q, q, q, kv, meta, None, 1.0)
     expected = REFERENCE.paged_attention(q, q, q, kv, meta, None, 1.0)
     assert_close(out, expected)
-
-
-def test_weights_without_a_kernel_are_refused(cmodel):
-    int4 = Int4Weight(torch.zeros(4, 16, dtype=torch.uint8), torch.ones(4, 1), torch.zeros(4, 1, dtype=torch.uint8), 32)
-    float8 = Float8Weight(torch.zeros(4, 4).to(torch.float8_e4m3fn), torch.ones(1, 1))
-    for weight in (int4, float8):
-        with pytest.raises(UnsupportedOperator, match=type(weight).__name__):
-            cmodel.pack(weight)

@@ -125,7 +125,8 @@ struct Product : VectorKind<Product<T>, float, T> {
         }
     }
 
-    static void pack(const T* x, int64_t stride, int64_t count, int64_t k, int64_t steps, float* to) {
+    template <class From>
+    static void pack(const From* x, int64_t stride, int64_t count, int64_t k, int64_t steps, float* to) {
         pack_floats(x, stride, count, k, steps, to);
     }
 };

@@ -1,0 +1,113 @@
+// Weights of 4 and 8 bits as they stand in packed panels, and their exact values.
+//
+// A panel is [round_up(k, 32) / INPUTS][32] words of 32 bits, INPUTS inputs of one output in each: the even inputs in
+// the lower half and the odd ones in the upper half, the first lowest, so that a shift leaves a pair of inputs where a
+// bfloat16 product takes them. What is beyond the last output or the last input is ZERO.
+#pragma once
+
+#include "gemm.h"
+
+namespace CMODEL_ISA {
+namespace {
+
+// int4: the value is code - 8.
+struct Int4 {
+    static constexpr int INPUTS = 8;
+    static constexpr uint32_t ZERO = 0x88888888;
+
+    // A word of what stands in memory order, input i in bits 4i.
+    static uint32_t arrange(uint32_t inputs) { return gather(inputs) | gather(inputs >> 4) << 16; }
+
+    // Input i of each word.
+    static CMODEL_INLINE Vec value(Bits words, int i) {
+        return __builtin_convertvector((Int)(words >> (i % 2 * 16 + i / 2 * 4) & 15), Vec) - 8;
+    }
+
+#if defined(__AVX512BF16__)
+    // Inputs 2i and 2i + 1 of each word, as bfloat16. The table is there twice, for it is looked up by 5 bits.
+    static CMODEL_INLINE __m512i pair(__m512i words, int i) {
+        alignas(64) static constexpr uint16_t TABLE[32] = {
+            0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000,
+            0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
+            0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
+        };
+        return _mm512_permutexvar_epi16(_mm512_srli_epi32(words, 4 * i), _mm512_load_si512(TABLE));
+    }
+#endif
+
+private:
+    static uint32_t gather(uint32_t x) {
+        x &= 0x0f0f0f0f;
+        x = (x | x >> 4) & 0x00ff00ff;
+        return (x | x >> 8) & 0xffff;
+    }
+};
+
+// float8_e4m3fn. The two codes of NaN read as 480: packing makes the scale NaN instead.
+struct Float8 {
+    static constexpr int INPUTS = 4;
+    static constexpr uint32_t ZERO = 0;
+
+    static uint32_t arrange(uint32_t inputs) {
+        return (inputs & 0xff0000ff) | (inputs >> 8 & 0xff00) | (inputs & 0xff00) << 8;
+    }
+
+    static bool any_nan(uint32_t inputs) {
+        uint32_t magnitudes = inputs & 0x7f7f7f7f;
+        return ((magnitudes + 0x01010101) & 0x80808080) != 0;
+    }
+
+    // Shifted into place the exponent is 120 too small; the product puts that right, for subnormal numbers too.
+    static CMODEL_INLINE Vec value(Bits words, int i) {
+        Bits code = words >> (i % 2 * 16 + i / 2 * 8);
+        Vec magnitude = (Vec)((code & 0x7f) << 20) * 0x1p120f;
+        return (Vec)((Bits)magnitude | (code & 0x80) << 24);
+    }
+
+#if defined(__AVX512BF16__)
+    // The seven subnormal numbers come from a table.
+    static CMODEL_INLINE __m512i pair(__m512i words, int i) {
+        alignas(64) static constexpr uint16_t SUBNORMAL[32] = {0x0000, 0x3b00, 0x3b80, 0x3bc0,
+                                                               0x3c00, 0x3c20, 0x3c40, 0x3c60};
+        __m512i low = i == 0 ? words : _mm512_srli_epi16(words, 8), high = i == 0 ? _mm512_slli_epi16(words, 8) : words;
+        __m512i magnitude = _mm512_and_si512(_mm512_srli_epi16(high, 4), _mm512_set1_epi16(0x7f0));
+        __mmask32 subnormal = _mm512_cmplt_epu16_mask(magnitude, _mm512_set1_epi16(0x80));
+        __m512i normal = _mm512_add_epi16(magnitude, _mm512_set1_epi16(120 << 7));
+        __m512i exact = _mm512_mask_permutexvar_epi16(normal, subnormal, low, _mm512_load_si512(SUBNORMAL));
+        return _mm512_ternarylogic_epi32(high, _mm512_set1_epi16((int16_t)0x8000), exact, 0xea);  // a & b | c
+    }
+#endif
+};
+
+// Values of `inputs` inputs of a panel from `words` on, as float32 [inputs][32].
+template <class Code>
+void unpack(const uint32_t* words, int64_t inputs, float* to) {
+    for (int64_t k = 0; k < inputs; k += Code::INPUTS, words += PANEL, to += Code::INPUTS * PANEL) {
+        __builtin_prefetch((const char*)words + AHEAD);
+        __builtin_prefetch((const char*)words + AHEAD + 64);
+        for (int v = 0; v < VECTORS; ++v) {
+            Bits here;
+            std::memcpy(&here, words + v * LANES, sizeof here);
+            for (int i = 0; i < Code::INPUTS; ++i) store(to + i * PANEL + v * LANES, Code::value(here, i));
+        }
+    }
+}
+
+#if defined(__AVX512BF16__)
+// As bfloat16, [inputs / 2][32][2].
+template <class Code>
+void unpack(const uint32_t* words, int64_t inputs, uint32_t* to) {
+    for (int64_t k = 0; k < inputs; k += Code::INPUTS, words += PANEL, to += Code::INPUTS / 2 * PANEL) {
+        __builtin_prefetch((const char*)words + AHEAD);
+        __builtin_prefetch((const char*)words + AHEAD + 64);
+        __m512i low = _mm512_loadu_si512(words), high = _mm512_loadu_si512(words + LANES);
+        for (int i = 0; i < Code::INPUTS / 2; ++i) {
+            _mm512_storeu_si512(to + i * PANEL, Code::pair(low, i));
+            _mm512_storeu_si512(to + i * PANEL + LANES, Code::pair(high, i));
+        }
+    }
+}
+#endif
+
+}  // namespace
+}  // namespace CMODEL_ISA

@@ -1,0 +1,179 @@
+// Linear layers over weights of 4 and 8 bits with a scale for every group of inputs.
+//
+// A group's products with the codes' exact values are summed in float32 from 0 as in gemm.h, then go to the output's sum
+// by one multiplication with the scale, group after group: that order, too, is the same for any number of rows.
+
+#include "codes.h"
+#include "linear.h"
+
+namespace CMODEL_ISA {
+namespace {
+
+// The numbers are those of device/cmodel/weights.py.
+enum Codes { INT4 = 0, FLOAT8 = 1 };
+
+struct PackCodes {
+    int64_t codes;
+    const void* values;  // int4: [out, in / 2], the even input in the low half of a byte; float8: [out, in]
+    int64_t out, in;
+    void* packed;
+    int64_t group;
+    float* scales;  // float8: [panels][groups][32], made NaN where a group holds NaN
+};
+
+struct QuantizedLinear {
+    Linear linear;         // dtype is that of x, the weight in the layout of codes.h
+    int64_t codes;
+    int64_t group;         // inputs of a group, a multiple of 32
+    const void* scales;    // [panels][groups][32]
+    int64_t scales_dtype;
+    const int8_t* shifts;  // int4: 8 - zero point, [panels][groups][32]; null if all are 0
+};
+
+CMODEL_INLINE Vec load_scales(const QuantizedLinear& a, int64_t at) {
+    if (a.scales_dtype == BFLOAT16) return load((const BFloat16*)a.scales + at);
+    if (a.scales_dtype == FLOAT16) return load((const Float16*)a.scales + at);
+    return load((const float*)a.scales + at);
+}
+
+CMODEL_INLINE Vec load_shifts(const int8_t* from) {
+    typedef int8_t Bytes __attribute__((vector_size(LANES)));
+    Bytes bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector(bytes, Vec);
+}
+
+template <class Kind, class Code>
+struct QuantizedWeights {
+    using W = typename Kind::W;
+    // Panels are short: with some together fewer of the bytes that are fetched ahead are another thread's.
+    static constexpr int64_t FEW = 8;
+    static constexpr int64_t MOST_INPUTS = Kind::PIECE * Kind::K_STEP, BLOCK_ROWS = 32;
+
+    const QuantizedLinear& a;
+    int64_t depth, groups, piece;  // piece: inputs whose values are at hand together
+    int64_t steps, row_bytes, worker_bytes;
+
+    explicit QuantizedWeights(const QuantizedLinear& a)
+        : a(a),
+          depth(round_up(a.linear.in, 32)),
+          groups(ceil_div(a.linear.in, a.group)),
+          piece(most<int64_t>(1, MOST_INPUTS / a.group) * a.group),
+          steps(depth / Kind::K_STEP),
+          row_bytes(a.shifts == nullptr ? 0 : groups * int64_t{sizeof(float)}),
+          worker_bytes(round_up((piece / Kind::K_STEP * sizeof(W) + BLOCK_ROWS * sizeof(float)) * PANEL, 64)) {}
+
+    // The sums of each row's groups.
+    template <class T>
+    void prepare(const T* x, int64_t stride, int64_t count, char* kept) const {
+        if (a.shifts == nullptr) return;
+        for (int64_t r = 0; r < count; ++r, x += stride, kept += row_bytes) {
+            for (int64_t group = 0; group < groups; ++group) {
+                int64_t first = group * a.group, end = least(first + a.group, a.linear.in);
+                Vec total{};
+                for (int64_t k = first; k < end; k += LANES) total += load_some(x + k, end - k);
+                ((float*)kept)[group] = sum(total);
+            }
+        }
+    }
+
+    void multiply(const typename Kind::Blocks& blocks, const typename Kind::X* x, const char* kept,
+                  const int64_t* panels, int64_t count, float* c, char* memory) const {
+        float* sums = (float*)memory;
+        W* values = (W*)(sums + BLOCK_ROWS * PANEL);
+        Kind::begin();
+        for (int64_t start = 0; start < depth; start += piece) {
+            int64_t length = least(piece, depth - start);
+            for (int64_t i = 0; i < count; ++i) {
+                unpack<Code>((const uint32_t*)a.linear.weight + (panels[i] * depth + start) / Code::INPUTS * PANEL,
+                             length, values);
+                for (int64_t block = 0; block < blocks.blocks; ++block) {
+                    int64_t first = blocks.first(block), rows = blocks.count(block);
+                    add_piece(rows, x + first * steps * Kind::X_STEP, (const float*)kept + first * (row_bytes / 4),
+                              values, panels[i], start, length, sums, c + (i * blocks.padded() + first) * PANEL);
+                }
+            }
+        }
+        Kind::end();
+    }
+
+private:
+    void add_piece(int64_t rows, const typename Kind::X* x, const float* row_sums, const W* values, int64_t panel,
+                   int64_t start, int64_t length, float* sums, float* c) const {
+        for (int64_t k = 0; k < length; k += a.group) {
+            int64_t from = (start + k) / Kind::K_STEP, count = least(a.group, length - k) / Kind::K_STEP;
+            Kind::add(rows, x + from * rows * Kind::X_STEP, values + k / Kind::K_STEP * PANEL, count, sums, true, false);
+            scale(rows, row_sums, panel, (start + k) / a.group, sums, c);
+        }
+    }
+
+    void scale(int64_t rows, const float* row_sums, int64_t panel, int64_t group, const float* sums, float* c) const {
+        for (int v = 0; v < PANEL; v += LANES) {
+            int64_t at = (panel * groups + group) * PANEL + v;
+            Vec scales = load_scales(a, at), shifts = a.shifts == nullptr ? Vec{} : load_shifts(a.shifts + at);
+            for (int64_t r = 0; r < rows; ++r) {
+                Vec total = load(sums + r * PANEL + v);
+                if (a.shifts != nullptr) total = fma(shifts, set1(row_sums[r * groups + group]), total);
+                float* to = c + r * PANEL + v;
+                store(to, group == 0 ? scales * total : fma(scales, total, load(to)));
+            }
+        }
+    }
+};
+
+template <class Kind, class T>
+int run_quantized(const QuantizedLinear& a) {
+    if (a.codes == INT4) return run<Kind, T>(a.linear, QuantizedWeights<Kind, Int4>(a));
+    return run<Kind, T>(a.linear, QuantizedWeights<Kind, Float8>(a));
+}
+
+template <class Code>
+void pack_panel(const PackCodes& a, int64_t panel) {
+    constexpr int64_t BYTES = 4;
+    int64_t words = round_up(a.in, 32) / Code::INPUTS, row_bytes = a.in * BYTES / Code::INPUTS;
+    int64_t groups = ceil_div(a.in, a.group), rows = least<int64_t>(PANEL, a.out - panel * PANEL);
+    const char* from = (const char*)a.values + panel * PANEL * row_bytes;
+    uint32_t* to = (uint32_t*)a.packed + panel * words * PANEL;
+    for (int64_t word = 0; word < words; ++word) {
+        int64_t bytes = clamp(row_bytes - word * BYTES, 0, BYTES);
+        for (int64_t j = 0; j < PANEL; ++j) {
+            uint32_t inputs = Code::ZERO;
+            if (j < rows) std::memcpy(&inputs, from + j * row_bytes + word * BYTES, bytes);
+            to[word * PANEL + j] = Code::arrange(inputs);
+            if constexpr (Code::INPUTS == 4) {
+                int64_t group = word * Code::INPUTS / a.group;
+                if (Code::any_nan(inputs)) a.scales[(panel * groups + group) * PANEL + j] = __builtin_nanf("");
+            }
+        }
+    }
+}
+
+}  // namespace
+
+// Pack a weight's codes into the layout of codes.h.
+CMODEL_EXPORT(pack_codes)(const PackCodes& a) {
+    parallel_for(ceil_div(a.out, PANEL), [&](int64_t panel, int) {
+        if (a.codes == INT4) pack_panel<Int4>(a, panel);
+        if (a.codes == FLOAT8) pack_panel<Float8>(a, panel);
+    });
+    return DONE;
+}
+
+// y = x times the packed weight, plus bias.
+CMODEL_EXPORT(quantized_linear)(const QuantizedLinear& a) {
+    if (a.linear.gated != 0 && a.linear.out % (2 * PANEL) != 0) return BAD_ARGUMENT;
+    if (a.group <= 0 || a.group % 32 != 0) return BAD_ARGUMENT;
+    if (a.linear.rows == 0) return DONE;
+    switch (a.linear.dtype) {
+#if defined(__AVX512BF16__)
+        case BFLOAT16: return run_quantized<BFloat16Product, BFloat16>(a);
+#else
+        case BFLOAT16: return run_quantized<Product<float>, BFloat16>(a);
+#endif
+        case FLOAT16: return run_quantized<Product<float>, Float16>(a);
+        case FLOAT32: return run_quantized<Product<float>, float>(a);
+    }
+    return BAD_ARGUMENT;
+}
+
+}  // namespace CMODEL_ISA
