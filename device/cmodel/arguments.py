@@ -54,7 +54,6 @@ class Linear(Arguments):
     """linear.h."""
 
     row_counts = ("rows",)
-
     _fields_ = (
         *_integers("dtype"),
         *_pointers("x"),
@@ -80,6 +79,7 @@ class PackCodes(Arguments):
 class QuantizedLinear(Arguments):
     """quantized.cpp."""
 
+    row_counts = ("rows",)
     _fields_ = (
         *Linear._fields_,
         *_integers("codes group"),
@@ -93,7 +93,6 @@ class Gate(Arguments):
     """linear.cpp."""
 
     row_counts = ("rows",)
-
     _fields_ = (
         *_integers("dtype"),
         *_pointers("gate_up"),
@@ -106,7 +105,6 @@ class RMSNorm(Arguments):
     """norm.cpp."""
 
     row_counts = ("rows",)
-
     _fields_ = (
         *_integers("dtype"),
         *_pointers("x"),
@@ -122,7 +120,6 @@ class PagedAttention(Arguments):
     """attention.cpp."""
 
     row_counts = ("tokens", "sequences")
-
     _fields_ = (
         *_integers("dtype"),
         *_pointers("q k v"),
@@ -160,7 +157,6 @@ class AllReduce(Arguments):
     """all_reduce.cpp."""
 
     row_counts = ("size",)
-
     _fields_ = _integers("dtype") + _pointers("group data") + _integers("size")
 
 
@@ -168,7 +164,6 @@ class AllGather(Arguments):
     """collectives.cpp."""
 
     row_counts = ("rows",)
-
     _fields_ = _pointers("group data") + _integers("rows row_bytes") + _pointers("out")
 
 

@@ -1,7 +1,9 @@
 """Rotary position embedding tables, with the scalings that checkpoints ask for.
 
-The tables are computed in float32 in the order of operations that transformers uses: at position 100,000 an angle has
-an error of some thousandths in float32, and a model is trained and tested with these very errors.
+The angles are computed in float32 in the order of operations that transformers uses: at position 100,000 an angle has
+an error of some thousandths in float32, and a model is trained and tested with these very errors. Their cosines and
+sines are rounded from float64: in float32 the last bit of a large table may depend on how a maths library shares the
+work among its threads.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ def make_rope(parameters: RopeParameters, head_dim: int, max_positions: int) -> 
     frequencies = _FREQUENCIES[parameters.rope_type](parameters, rotary_dim, max_positions)
     angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
     scale = _attention_factor(parameters)
-    return Rope(angles.cos() * scale, angles.sin() * scale)
+    exact = angles.double()
+    return Rope(exact.cos().float() * scale, exact.sin().float() * scale)
 
 
 def _powers(base: float | Tensor, dim: int) -> Tensor:

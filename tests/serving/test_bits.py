@@ -24,11 +24,7 @@ def answer(llm: LLM, beside: list[list[int]] | None = None) -> list[object]:
     return [output.token_ids, entries]
 
 
-# With Qwen3 the last bits of float32 answers differ in about one run of four; the cause is not found yet.
-QWEN3 = pytest.param("qwen3", marks=pytest.mark.xfail(strict=False, reason="bits of Qwen3 differ now and then"))
-
-
-@pytest.mark.parametrize("architecture", ["qwen2", QWEN3])
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_bits_do_not_depend_on_how_a_prompt_is_served(
     make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, architecture: str, dtype: str
