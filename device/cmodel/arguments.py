@@ -125,7 +125,7 @@ class PagedAttention(Arguments):
         *_pointers("q k v"),
         *_integers("q_stride k_stride v_stride tokens heads kv_heads head_dim v_dim"),
         *_pointers("keys values"),
-        *_integers("blocks block_size sequences"),
+        *_integers("paired blocks block_size sequences"),
         *_pointers("input_lengths cached_lengths block_tables"),
         *_integers("table_width"),
         *_pointers("slots cos sin"),

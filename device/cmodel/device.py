@@ -10,7 +10,7 @@ from torch import Tensor
 
 from device.cmodel.capture import record
 from device.cmodel.kernels import load_kernels, native_library
-from device.cmodel.kv_cache import native_cache
+from device.cmodel.kv_cache import native_cache, paired_cache
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, TorchOps
 from device.cmodel.threads import thread_count
@@ -100,7 +100,10 @@ class CmodelDevice:
     ) -> KVCache:
         """An uninitialised cache; pages of it that are never written cost no memory."""
         try:
-            kv = native_cache(blocks, block_size, kv_heads, head_dims, dtype)
+            kv: KVCache | None = None
+            if self._kernels is not None and self._kernels.reads_pairs:
+                kv = paired_cache(blocks, block_size, kv_heads, head_dims, dtype)
+            kv = kv or native_cache(blocks, block_size, kv_heads, head_dims, dtype)
         except RuntimeError as error:
             size = blocks * block_size * kv_heads * sum(head_dims) * dtype.itemsize
             raise OutOfDeviceMemory(f"a KV cache of {size / 2**30:.1f} GiB does not fit in memory") from error

@@ -18,7 +18,7 @@ from device import checks
 from device.cmodel import arguments
 from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""
@@ -88,6 +88,7 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, isa: str, threads: int) -> None:
         self.isa = isa
         self.threads = threads
+        self.reads_pairs = isa in ("amx", "avx512bf16")
         self.prefer_huge_pages: Callable[[int, int], None] = library.cmodel_prefer_huge_pages
         library.cmodel_prefer_huge_pages.argtypes = [c_void_p, c_size_t]
         library.cmodel_prefer_huge_pages.restype = None

@@ -3,8 +3,30 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from device.interface import KVCache
+
+LANES = 16
+"""Blocks and heads of a paired cache are whole vectors of so many: see native/kernels/attention_pairs.h."""
+
+
+class PairedKVCache(KVCache):
+    """A bfloat16 cache for processors that multiply pairs of them: keys lie in pairs of channels, `[blocks, kv_heads,
+    head_dim / 2, block_size, 2]`, values in pairs of positions, `[blocks, kv_heads, block_size / 2, head_dim, 2]`.
+
+    keys and values have the shapes that every cache has, but not the order; see `plain`.
+    """
+
+
+def plain(kv: KVCache) -> KVCache:
+    """A copy in the order of the shapes."""
+    if not isinstance(kv, PairedKVCache):
+        return KVCache(kv.keys.contiguous(), kv.values.contiguous())
+    blocks, block_size, heads, dim = kv.keys.shape
+    keys = kv.keys.reshape(blocks, heads, dim // 2, block_size, 2).permute(0, 3, 1, 2, 4).flatten(-2)
+    values = kv.values.reshape(blocks, heads, block_size // 2, dim, 2).permute(0, 2, 4, 1, 3).flatten(1, 2)
+    return KVCache(keys.contiguous(), values.contiguous())
 
 
 def native_cache(
@@ -17,8 +39,26 @@ def native_cache(
     return KVCache(keys.permute(0, 3, 1, 2), values.permute(0, 2, 1, 3))
 
 
+def paired_cache(
+    blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
+) -> PairedKVCache | None:
+    """A paired cache, or None for sizes that the kernels do not take in pairs.
+
+    Keys and values of different sizes are those of latent attention, which reads a cache in the order of its shape.
+    """
+    if dtype != torch.bfloat16 or head_dims[0] != head_dims[1] or head_dims[0] % LANES or block_size % LANES:
+        return None
+
+    def make() -> Tensor:
+        return torch.empty(blocks, block_size, kv_heads, head_dims[0], dtype=dtype)
+
+    return PairedKVCache(make(), make())
+
+
 def is_native_cache(kv: KVCache) -> bool:
-    """Whether a cache lies in memory as `native_cache` makes it."""
+    """Whether a cache lies in memory as `native_cache` or `paired_cache` makes it."""
+    if isinstance(kv, PairedKVCache):
+        return kv.keys.is_contiguous() and kv.values.is_contiguous()
     _, block_size, heads, key_dim = kv.keys.shape
     value_dim = kv.values.shape[3]
     return kv.keys.stride() == (heads * key_dim * block_size, 1, key_dim * block_size, block_size) and (

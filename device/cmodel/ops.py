@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from device import checks
 from device.cmodel.kernels import ACTIVATIONS, BAD_ARGUMENT, DTYPES, Kernels, check_status
-from device.cmodel.kv_cache import is_native_cache
+from device.cmodel.kv_cache import PairedKVCache, is_native_cache
 from device.cmodel.weights import PANEL, DequantizedWeight, PanelWeight, QuantizedWeight, TorchWeight
 from device.interface import (
     Activation,
@@ -219,6 +219,7 @@ class NativeOps(ReferenceOps):
                 v_dim=v_dim,
                 keys=kv.keys,
                 values=kv.values,
+                paired=isinstance(kv, PairedKVCache),
                 blocks=blocks,
                 block_size=block_size,
                 sequences=lengths.shape[0],

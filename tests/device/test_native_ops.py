@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from device.interface import DenseWeight, KVCache
+from device.cmodel.kv_cache import plain
+from device.interface import DenseWeight
 from device.reference import ReferenceOps, ReferenceWeight
 
 REFERENCE = ReferenceOps()
@@ -184,26 +185,23 @@ def test_paged_attention(cmodel, dtype, case, window, rotary, make_meta, make_ro
 
     kv = cmodel.make_kv_cache(blocks, block, kv_heads, (dim, dim), dtype)
     fill_cache(kv)
-    expected_kv = KVCache(kv.keys.contiguous(), kv.values.contiguous())
+    expected_kv = plain(kv)
     result = cmodel.ops.paged_attention(q, k, v, kv, meta, rope, dim**-0.5, window)
     expected = REFERENCE.paged_attention(q, k, v, expected_kv, meta, rope, dim**-0.5, window)
     assert_close(result, expected)
-    assert_close(kv.keys, expected_kv.keys)
-    assert torch.equal(kv.values, expected_kv.values)
+    assert_close(plain(kv).keys, expected_kv.keys)
+    assert torch.equal(plain(kv).values, expected_kv.values)
 
 
 def test_paged_attention_is_not_disturbed_by_what_lies_beyond_a_sequence(cmodel, dtype, make_meta):
     # The slots behind the last token hold NaN, as uninitialised memory may.
-    meta = make_meta([(20, 1), (0, 5)], 6, 16)
     kv = cmodel.make_kv_cache(6, 16, 1, (64, 64), dtype)
     kv.keys.fill_(float("nan"))
     kv.values.fill_(float("nan"))
-    for at in range(20):
-        block, offset = int(meta.block_tables[0, at // 16]), at % 16
-        kv.keys[block, offset] = kv.values[block, offset] = torch.randn(1, 64).to(dtype)
-    q = torch.randn(6, 2, 64).to(dtype)
-    out = cmodel.ops.paged_attention(q, q[:, :1], q[:, 1:], kv, meta, None, 0.125)
-    assert out.isfinite().all()
+    for lengths in ([(0, 20)], [(20, 1), (0, 5)], [(21, 12)], [(33, 2)]):
+        meta = make_meta(lengths, 6, 16)
+        q = torch.randn(int(meta.input_lengths.sum()), 2, 64).to(dtype)
+        assert cmodel.ops.paged_attention(q, q[:, :1], q[:, 1:], kv, meta, None, 0.125).isfinite().all()
 
 
 def test_paged_attention_with_large_scores(cmodel, make_meta):

@@ -20,6 +20,11 @@ constexpr int64_t ITEM_LANES = 64;    // query rows times heads that share a til
 constexpr int64_t WRITE_TOKENS = 16;  // tokens whose keys and values one item writes
 constexpr int64_t SPAN = 16 * TILE;
 constexpr int64_t ITEMS_OF_THREAD = 4;  // with fewer than these, threads share the spans of a row
+#if defined(__AVX512BF16__)
+constexpr bool PAIRS = true;
+#else
+constexpr bool PAIRS = false;
+#endif
 constexpr float INFINITE = __builtin_huge_valf();
 
 struct Attention {
@@ -29,6 +34,8 @@ struct Attention {
     int64_t tokens, heads, kv_heads, head_dim, v_dim;
     void* keys;                                // [blocks, kv_heads, head_dim, block_size]
     void* values;                              // [blocks, kv_heads, block_size, v_dim]
+    int64_t paired;                            // or pairs of channels, [..., head_dim / 2, block_size, 2], and pairs of
+                                               // positions, [..., block_size / 2, v_dim, 2]; see attention_pairs.h
     int64_t blocks, block_size, sequences;
     const int32_t *input_lengths, *cached_lengths, *block_tables;  // [sequences], and [sequences, table_width]
     int64_t table_width;
@@ -56,6 +63,7 @@ bool valid(const Attention& a) {
     for (int64_t t = 0; t < a.tokens; ++t) {
         if (a.slots[t] < 0 || a.slots[t] >= a.blocks * a.block_size) return false;
     }
+    if (a.paired && (!PAIRS || a.dtype != BFLOAT16 || a.head_dim % 2 || a.v_dim % LANES || a.block_size % LANES)) return false;
     return tokens == a.tokens;
 }
 
@@ -130,11 +138,16 @@ struct Kernel {
                 rotate(a, k, position, w.row, w.turned);
                 k = w.turned;
             }
-            T* keys = (T*)a.keys + (block * a.kv_heads + h) * a.head_dim * a.block_size + offset;
-            for (int64_t d = 0; d < a.head_dim; ++d) keys[d * a.block_size] = k[d];
             const T* v = (const T*)a.v + token * a.v_stride + h * a.v_dim;
-            std::memcpy((T*)a.values + ((block * a.kv_heads + h) * a.block_size + offset) * a.v_dim, v,
-                        a.v_dim * sizeof(T));
+            T* keys = (T*)a.keys + (block * a.kv_heads + h) * a.head_dim * a.block_size;
+            T* values = (T*)a.values + (block * a.kv_heads + h) * a.block_size * a.v_dim;
+            if (a.paired) {
+                for (int64_t d = 0; d < a.head_dim; ++d) keys[(d / 2 * a.block_size + offset) * 2 + d % 2] = k[d];
+                for (int64_t d = 0; d < a.v_dim; ++d) values[(offset / 2 * a.v_dim + d) * 2 + offset % 2] = v[d];
+            } else {
+                for (int64_t d = 0; d < a.head_dim; ++d) keys[d * a.block_size + offset] = k[d];
+                std::memcpy(values + offset * a.v_dim, v, a.v_dim * sizeof(T));
+            }
         }
     }
 
@@ -185,10 +198,21 @@ struct Kernel {
             int64_t offset = (start + done) % a.block_size, run = least(a.block_size - offset, count - done);
             int64_t at = int64_t{table[(start + done) / a.block_size]} * a.kv_heads + kv_head;
             next.some(ceil_div(run * lines, 2));
-            tile.set_keys(done, (const T*)a.keys + at * a.head_dim * a.block_size + offset, a.block_size, run);
-            for (int64_t i = 0; i < run; ++i, ++done) {
-                rows[done] = (const T*)a.values + (at * a.block_size + offset + i) * a.v_dim;
+            const T* keys = (const T*)a.keys + at * a.head_dim * a.block_size;
+            const T* values = (const T*)a.values + at * a.v_dim * a.block_size;
+            if constexpr (Tile::READS_PAIRS) {
+                if (a.paired) {
+                    tile.set_paired_keys(done, (const uint32_t*)keys + offset, a.block_size, run);
+                    for (int64_t i = 0; i < run; i += 2) rows[(done + i) / 2] = values + (offset + i) * a.v_dim;
+                    done += run;
+                    continue;
+                }
             }
+            tile.set_keys(done, keys + offset, a.block_size, run);
+            for (int64_t i = 0; i < run; ++i, ++done) rows[done] = values + (offset + i) * a.v_dim;
+        }
+        if constexpr (Tile::READS_PAIRS) {
+            if (a.paired) return tile.set_paired_values(rows, count);
         }
         tile.set_values(rows, count);
     }
@@ -196,20 +220,18 @@ struct Kernel {
     // One row's step of the online softmax: scores become probabilities below the new peak, sums are scaled to it.
     // Positions outside [low, high) of the tile are not seen.
     void soften(Tile& tile, int64_t row, int64_t low, int64_t high, const Partial& to) const {
-        float* scores = tile.scores(row);
+        const float* scores = tile.scores(row);
+        Vec v[TILE / LANES], best = set1(-INFINITE), total = {};
+        for (int i = 0; i < TILE / LANES; ++i) v[i] = load(scores + i * LANES) * a.scale;
         if (low > 0 || high < TILE) {
-            for (int64_t i = 0; i < TILE; ++i) scores[i] = i < low || i >= high ? -INFINITE : scores[i];
+            for (int64_t i = 0; i < TILE; ++i) {
+                if (i < low || i >= high) v[i / LANES][i % LANES] = -INFINITE;
+            }
         }
-        Vec best = set1(-INFINITE);
-        for (int64_t i = 0; i < TILE; i += LANES) {
-            Vec v = load(scores + i) * a.scale;
-            store(scores + i, v);
-            best = best < v ? v : best;
-        }
+        for (Vec each : v) best = best < each ? each : best;
         float highest = most(to.peak[row], largest(best));
         float factor = highest == to.peak[row] ? 1.f : exp(set1(to.peak[row] - highest))[0];
-        Vec total = {};
-        for (int64_t i = 0; i < TILE; i += LANES) total += tile.keep(row, i, exp(load(scores + i) - highest));
+        for (int i = 0; i < TILE / LANES; ++i) total += tile.keep(row, i * LANES, exp(v[i] - highest));
         to.total[row] = to.total[row] * factor + sum(total);
         to.peak[row] = highest;
         if (factor != 1.f) scale_row(to.sums + row * v_pad, factor);

@@ -6,9 +6,12 @@
 #if defined(__AVX512BF16__)
 namespace CMODEL_ISA {
 
-// Keys in pairs of channels, [depth / 2][TILE][2], and values in pairs of positions, [TILE / 2][v_pad][2].
+// Keys in pairs of channels, [depth / 2][TILE][2], and values in pairs of positions, [TILE / 2][v_pad][2]. A paired
+// cache holds each block like that: then v_dim and block_size are multiples of LANES, and head_dim is even.
 class PairTile {
 public:
+    static constexpr bool READS_PAIRS = true;
+
     static int64_t bytes(int64_t rows, int64_t head_dim, int64_t v_dim) {
         int64_t depth = round_up(head_dim, 32), tall = round_up(rows, 16), v_pad = round_up(v_dim, LANES);
         return tall * TILE * int64_t{sizeof(float)} +
@@ -41,9 +44,6 @@ public:
 
     void set_values(const BFloat16* const* rows, int64_t count) {
         count_ = count;
-        for (int64_t d = 0; count < TILE && d < depth_ / 2; ++d) {
-            std::memset(keys_ + d * TILE + count, 0, (TILE - count) * sizeof *keys_);
-        }
         for (int64_t i = 0; i < TILE; i += 2) {
             uint32_t* to = values_ + i / 2 * v_pad_;
             if (i < count) {
@@ -67,6 +67,11 @@ protected:
     float* scores_;
     uint32_t *keys_, *values_;
     BFloat16 *queries_, *probabilities_;
+
+    // Puts 0 for the second of each pair of values.
+    void drop_odd(uint32_t* values) const {
+        for (int64_t d = 0; d < v_dim_; ++d) values[d] &= 0xffff;
+    }
 
 private:
     static CMODEL_INLINE void pair(const BFloat16* even, const BFloat16* odd, int64_t count, uint32_t* to) {
@@ -97,6 +102,25 @@ public:
     static int64_t rows_in_memory(int64_t rows) { return round_up(rows, 16); }
     static void begin() { configure_tiles(); }
     static void end() { _tile_release(); }
+
+    // Copies, for tile registers want rows of all blocks one distance apart.
+    void set_paired_keys(int64_t start, const uint32_t* keys, int64_t stride, int64_t run) {
+        for (int64_t d = 0; d < head_dim_ / 2; ++d) {
+            std::memcpy(keys_ + d * TILE + start, keys + d * stride, round_up(run, LANES) * sizeof *keys);
+        }
+    }
+
+    void set_paired_values(const BFloat16* const* pairs, int64_t count) {
+        count_ = count;
+        for (int64_t i = 0; i < TILE / 2; ++i) {
+            if (2 * i < count) {
+                std::memcpy(values_ + i * v_pad_, pairs[i], v_pad_ * sizeof *values_);
+            } else {
+                std::memset(values_ + i * v_pad_, 0, v_pad_ * sizeof *values_);
+            }
+        }
+        if (count % 2 == 1) drop_odd(values_ + count / 2 * v_pad_);
+    }
 
     void score() {
         asm volatile("" ::: "memory");  // the tile loads below do not tell the compiler what they read
@@ -164,7 +188,7 @@ struct PairStep {
     }
 };
 
-// The products in vector registers.
+// The products in vector registers. A paired cache is read where it stands.
 class BFloat16Tile : public PairTile {
 public:
     using PairTile::PairTile;
@@ -173,17 +197,61 @@ public:
     static void begin() {}
     static void end() {}
 
+    void set_keys(int64_t start, const BFloat16* keys, int64_t stride, int64_t run) {
+        PairTile::set_keys(start, keys, stride, run);
+        columns_.stride = TILE;
+        for (int64_t v = 0; v < TILE / LANES; ++v) columns_.from[v] = keys_ + v * LANES;
+    }
+
+    void set_values(const BFloat16* const* rows, int64_t count) {
+        PairTile::set_values(rows, count);
+        for (int64_t i = 0; i < TILE / 2; ++i) pairs_[i] = values_ + i * v_pad_;
+    }
+
+    void set_paired_keys(int64_t start, const uint32_t* keys, int64_t stride, int64_t run) {
+        columns_.stride = stride;
+        int64_t end = start + run < TILE ? ceil_div(start + run, LANES) : TILE / LANES;
+        for (int64_t v = start / LANES; v < end; ++v) columns_.from[v] = keys + v * LANES - start;
+        for (int64_t v = end; v < TILE / LANES; ++v) columns_.from[v] = keys;  // of positions that nobody sees
+    }
+
+    void set_paired_values(const BFloat16* const* pairs, int64_t count) {
+        count_ = count;
+        for (int64_t i = 0; i < ceil_div(count, 2); ++i) pairs_[i] = (const uint32_t*)pairs[i];
+        if (count % 2 == 0) return;
+        std::memcpy(values_, pairs[count / 2], v_pad_ * sizeof *values_);
+        drop_odd(values_);
+        pairs_[count / 2] = values_;
+    }
+
     void score() {
-        const uint32_t* queries = (const uint32_t*)queries_;
-        TileProduct<PairStep>{ceil_div(head_dim_, 2), queries, depth_ / 2, keys_, TILE, scores_, TILE, false}
-            .run(rows_, TILE);
+        using Product = TileProduct<PairStep, false, Columns>;
+        Product{ceil_div(head_dim_, 2), (const uint32_t*)queries_, depth_ / 2, columns_, scores_, TILE}.run(rows_, TILE);
     }
 
     void add(float* sums) const {
-        const uint32_t* probabilities = (const uint32_t*)probabilities_;
-        TileProduct<PairStep>{ceil_div(count_, 2), probabilities, TILE / 2, values_, v_pad_, sums, v_pad_, true}
+        using Product = TileProduct<PairStep, true, Rows>;
+        Product{ceil_div(count_, 2), (const uint32_t*)probabilities_, TILE / 2, {pairs_}, sums, v_pad_}
             .run(rows_, v_pad_);
     }
+
+private:
+    // Every LANES columns stand elsewhere.
+    struct Columns {
+        const uint32_t* from[TILE / LANES];
+        int64_t stride;
+        CMODEL_INLINE const uint32_t* at(int64_t row, int64_t column) const {
+            return from[column / LANES] + row * stride + column % LANES;
+        }
+    };
+    // Every row stands elsewhere.
+    struct Rows {
+        const uint32_t* const* row;
+        CMODEL_INLINE const uint32_t* at(int64_t i, int64_t column) const { return row[i] + column; }
+    };
+
+    Columns columns_;
+    const uint32_t* pairs_[TILE / 2];
 };
 #endif
 

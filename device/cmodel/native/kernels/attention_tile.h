@@ -1,18 +1,20 @@
 // The products of attention: rows of queries with a tile of keys, and rows of probabilities with a tile of values.
 //
-// A tile holds TILE consecutive positions of one kv head in the form that the products want; positions that do not
-// exist are 0. A product's bits for one row do not depend on the other rows.
+// A tile holds TILE consecutive positions of one kv head in the form that the products want. A product's bits for one row do not depend on the other rows.
 //
-//   bytes(rows, head_dim, v_dim)    memory that a tile needs for so many rows of queries
-//   rows_in_memory(rows)            how many rows of sums its products touch
-//   begin(), end()                  surround a thread's products
-//   set_query(row, q)               takes the row's query, [head_dim]
-//   set_keys(start, keys, run)      takes channels of positions [start, start + run): channel d at keys + d * stride
-//   set_values(rows)                takes a pointer to the values of each position, null where there is none
-//   score()                         scores = queries times keys
-//   scores(row)                     [TILE], to read and to change
-//   keep(row, i, p)                 takes probabilities i to i + LANES of a row; answers them as the product will see them
-//   add(sums)                       sums[row][v_pad] += probabilities times values
+//   READS_PAIRS                                whether it knows paired caches
+//   bytes(rows, head_dim, v_dim)               memory that a tile needs for so many rows of queries
+//   rows_in_memory(rows)                       how many rows of sums its products touch
+//   begin(), end()                             surround a thread's products
+//   set_query(row, q)                          takes the row's query, [head_dim]
+//   set_keys(start, keys, stride, run)         takes channels of positions [start, start + run): channel d is at
+//                                              keys + d * stride
+//   set_values(rows, count)                    takes a pointer to the values of each position
+//   set_paired_keys, set_paired_values(...)    the same from a paired cache
+//   score()                                    scores = queries times keys
+//   scores(row)                                [TILE]; where there is no position they may be anything
+//   keep(row, i, p)                            takes probabilities i to i + LANES of a row; answers what is kept of them
+//   add(sums)                                  sums[row][v_pad] += probabilities times values
 #pragma once
 
 #include "../simd.h"
@@ -29,18 +31,24 @@ struct FloatStep {
     }
 };
 
-// C[m][n] (+)= A[m][k] B[k][n] in float32, one chain of additions over k; n a multiple of LANES.
-template <class Step>
+// A matrix whose row i begins at from + i * stride.
+template <class Element>
+struct Dense {
+    const Element* from;
+    int64_t stride;
+    CMODEL_INLINE const Element* at(int64_t row, int64_t column) const { return from + row * stride + column; }
+};
+
+// C[m][n] = A[m][k] B[k][n] in float32, or C += A B, one chain of additions over k; n a multiple of LANES.
+template <class Step, bool ADD, class Matrix>
 struct TileProduct {
     using Element = typename Step::Element;
     int64_t k;
     const Element* a;
     int64_t a_stride;
-    const Element* b;
-    int64_t b_stride;
+    Matrix b;
     float* c;
     int64_t c_stride;
-    bool add;
 
 #if defined(__AVX512F__)
     static constexpr int MAX_M = 6, MAX_V = 4;
@@ -71,19 +79,23 @@ private:
 
     template <int M, int V>
     void run_block(int64_t row, int64_t column) const {
-        const Element *left = a + row * a_stride, *right = b + column;
-        float* to = c + row * c_stride + column;
+        // Copies, for the stores below might change *this.
+        const int64_t steps = k, left_stride = a_stride, to_stride = c_stride;
+        const Matrix right = b;
+        const Element* left = a + row * left_stride;
+        float* to = c + row * to_stride + column;
         Vec sum[M][V];
         for (int m = 0; m < M; ++m) {
-            for (int v = 0; v < V; ++v) sum[m][v] = add ? load(to + m * c_stride + v * LANES) : Vec{};
+            for (int v = 0; v < V; ++v) sum[m][v] = ADD ? load(to + m * to_stride + v * LANES) : Vec{};
         }
-        for (int64_t i = 0; i < k; ++i, right += b_stride) {
+        for (int64_t i = 0; i < steps; ++i) {
             for (int m = 0; m < M; ++m) {
-                for (int v = 0; v < V; ++v) sum[m][v] = Step::add(sum[m][v], left + m * a_stride + i, right + v * LANES);
+                const Element* number = left + m * left_stride + i;
+                for (int v = 0; v < V; ++v) sum[m][v] = Step::add(sum[m][v], number, right.at(i, column + v * LANES));
             }
         }
         for (int m = 0; m < M; ++m) {
-            for (int v = 0; v < V; ++v) store(to + m * c_stride + v * LANES, sum[m][v]);
+            for (int v = 0; v < V; ++v) store(to + m * to_stride + v * LANES, sum[m][v]);
         }
     }
 };
@@ -92,6 +104,8 @@ private:
 template <class T>
 class FloatTile {
 public:
+    static constexpr bool READS_PAIRS = false;
+
     static int64_t bytes(int64_t rows, int64_t head_dim, int64_t v_dim) {
         return (TILE * (head_dim + round_up(v_dim, LANES) + rows) + rows * head_dim) * int64_t{sizeof(float)};
     }
@@ -117,7 +131,6 @@ public:
 
     void set_values(const T* const* rows, int64_t count) {
         count_ = count;
-        if (count < TILE) clear_keys(count);
         for (int64_t i = 0; i < count; ++i) {
             float* to = values_ + i * v_pad_;
             for (int64_t d = 0; d < v_pad_; d += LANES) store(to + d, load_some(rows[i] + d, v_dim_ - d));
@@ -125,7 +138,8 @@ public:
     }
 
     void score() {
-        TileProduct<FloatStep>{head_dim_, queries_, head_dim_, keys_, TILE, scores_, TILE, false}.run(rows_, TILE);
+        using Product = TileProduct<FloatStep, false, Dense<float>>;
+        Product{head_dim_, queries_, head_dim_, {keys_, TILE}, scores_, TILE}.run(rows_, TILE);
     }
 
     float* scores(int64_t row) { return scores_ + row * TILE; }
@@ -136,14 +150,11 @@ public:
     }
 
     void add(float* sums) const {
-        TileProduct<FloatStep>{count_, scores_, TILE, values_, v_pad_, sums, v_pad_, true}.run(rows_, v_pad_);
+        using Product = TileProduct<FloatStep, true, Dense<float>>;
+        Product{count_, scores_, TILE, {values_, v_pad_}, sums, v_pad_}.run(rows_, v_pad_);
     }
 
 private:
-    void clear_keys(int64_t count) {
-        for (int64_t d = 0; d < head_dim_; ++d) std::memset(keys_ + d * TILE + count, 0, (TILE - count) * sizeof(float));
-    }
-
     int64_t rows_, head_dim_, v_dim_, v_pad_, count_ = 0;
     float *keys_, *values_, *scores_, *queries_;
 };
