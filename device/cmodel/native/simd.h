@@ -251,6 +251,33 @@ CMODEL_INLINE Vec exp(Vec x) {
     return x < -87.3f ? Vec{} : y * (Vec)power;
 }
 
+// 2^x to 2 units in the last place, for x at most 127: x = n + r, a polynomial in r, times 2^n. 0 below -126.
+CMODEL_INLINE Vec exp2(Vec x) {
+#if defined(__AVX512F__)
+    Vec low = x < -200.f ? set1(-200.f) : x;
+    Vec n = (Vec)_mm512_roundscale_ps((__m512)low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    constexpr float MAGIC = 0x1.8p23f;  // adding it rounds to an integer, which is then in the low bits
+    Vec low = x < -126.f ? set1(-126.f) : x;
+    Vec shifted = low + MAGIC;
+    Vec n = shifted - MAGIC;
+#endif
+    Vec r = low - n;
+    Vec y = set1(1.5461448e-4f);
+    y = fma(y, r, set1(1.3390867e-3f));
+    y = fma(y, r, set1(9.6180569e-3f));
+    y = fma(y, r, set1(5.5503570e-2f));
+    y = fma(y, r, set1(2.4022651e-1f));
+    y = fma(y, r, set1(6.9314718e-1f));
+    y = fma(y, r, set1(1.f));
+#if defined(__AVX512F__)
+    return (Vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
+    Bits power = ((Bits)shifted + 127) << 23;
+    return x < -126.f ? Vec{} : y * (Vec)power;
+#endif
+}
+
 #if defined(__AMX_BF16__)
 // Every tile register 16 rows of 64 bytes. Not kept between calls: other code of the thread may use the registers too.
 inline void configure_tiles() {

@@ -1,6 +1,7 @@
 // The products of attention: rows of queries with a tile of keys, and rows of probabilities with a tile of values.
 //
-// A tile holds TILE consecutive positions of one kv head in the form that the products want. A product's bits for one row do not depend on the other rows.
+// A tile holds TILE consecutive positions of one kv head in the form that the products want. A product's bits for one
+// row do not depend on the other rows.
 //
 //   READS_PAIRS                                whether it knows paired caches
 //   bytes(rows, head_dim, v_dim)               memory that a tile needs for so many rows of queries
@@ -17,11 +18,9 @@
 //   add(sums)                                  sums[row][v_pad] += probabilities times values
 #pragma once
 
-#include "../simd.h"
+#include "attention_cache.h"
 
 namespace CMODEL_ISA {
-
-constexpr int64_t TILE = 64;
 
 // A product takes a number of each row and a vector of numbers, one for each column, at a time.
 struct FloatStep {
