@@ -22,6 +22,13 @@ constexpr int VECTORS = PANEL / LANES;
 // How many bytes of a panel to fetch ahead. The processor's own prefetch stops at every page.
 constexpr int AHEAD = 4096;
 
+// What a product fetches of weights that are to come: for each 128 bytes that it reads, the first line, the second or
+// both of the 128 that stand `ahead` bytes later.
+struct Fetch {
+    bool first, second;
+    int64_t ahead;
+};
+
 // Rows that one pass over a panel takes at most, and how many vectors of outputs fit the registers beside r rows.
 #if defined(__AVX512F__)
 constexpr int MAX_ROWS = 14;
@@ -42,8 +49,8 @@ constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; 
 //   Blocks               the rows of a call, cut
 //   begin(), end()       surround a thread's products
 //   pack(...)            puts one block's rows into place; a block of packed rows has its steps in memory order
-//   add(...)             C[rows][32] += the block's packed rows times steps of a panel; to start, = instead of +=;
-//                        the first block to read these weights also fetches those that follow
+//   TWO_FETCH            whether two blocks of rows do better by fetching half of what follows each
+//   add(...)             C[rows][32] += the block's packed rows times steps of a panel; to start, = instead of +=
 
 // Rows cut into blocks of nearly equal size.
 struct EvenBlocks {
@@ -61,23 +68,24 @@ struct VectorKind {
     using W = WElement;
     using Blocks = EvenBlocks;
     static constexpr int64_t PIECE = 16384 / (PANEL * sizeof(W));
+    static constexpr bool TWO_FETCH = true;
 
     static void begin() {}
     static void end() {}
 
-    static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start, bool fetch) {
+    static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start, Fetch fetch) {
         add_rows<MAX_ROWS>(rows, x, w, steps, c, start, fetch);
     }
 
 private:
     template <int R>
-    static void add_rows(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start, bool fetch) {
+    static void add_rows(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start, Fetch fetch) {
         if (rows == R) return add_block<R>(x, w, steps, c, start, fetch);
         if constexpr (R > 1) add_rows<R - 1>(rows, x, w, steps, c, start, fetch);
     }
 
     template <int R>
-    static void add_block(const X* x, const W* w, int64_t steps, float* c, bool start, bool fetch) {
+    static void add_block(const X* x, const W* w, int64_t steps, float* c, bool start, Fetch fetch) {
         constexpr int NV = vectors_for(R);
         for (int column = 0; column < PANEL; column += NV * LANES) {
             Vec sum[R][NV];
@@ -87,10 +95,8 @@ private:
             const X* at_x = x;
             const W* at_w = w + column;
             for (int64_t s = 0; s < steps; ++s, at_x += Kind::X_STEP * R, at_w += PANEL) {
-                if (fetch) {
-                    __builtin_prefetch((const char*)at_w + AHEAD);
-                    __builtin_prefetch((const char*)at_w + AHEAD + 64);
-                }
+                if (fetch.first) __builtin_prefetch((const char*)at_w + fetch.ahead);
+                if (fetch.second) __builtin_prefetch((const char*)at_w + fetch.ahead + 64);
                 Kind::template step<R, NV>(sum, at_x, at_w);
             }
             for (int r = 0; r < R; ++r) {
@@ -190,6 +196,7 @@ struct BFloat16Product {
     using Blocks = TileBlocks;
     static constexpr int K_STEP = 2, X_STEP = 1;
     static constexpr int64_t PIECE = 256;
+    static constexpr bool TWO_FETCH = false;
 
     static void begin() { configure_tiles(); }
     static void end() { _tile_release(); }
@@ -210,7 +217,7 @@ struct BFloat16Product {
         }
     }
 
-    static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start, bool fetch) {
+    static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start, Fetch fetch) {
         if (rows > 16) {
             add_tiles<true>(x, w, steps, c, start, fetch);
         } else {
@@ -220,7 +227,7 @@ struct BFloat16Product {
 
 private:
     template <bool TWO>
-    static void add_tiles(const X* x, const W* w, int64_t steps, float* c, bool start, bool fetch) {
+    static void add_tiles(const X* x, const W* w, int64_t steps, float* c, bool start, Fetch fetch) {
         constexpr int ROW = PANEL * sizeof(float), HIGH = 16 * PANEL;
         constexpr int64_t TILE_ROWS = TWO ? 32 : 16;
         asm volatile("" ::: "memory");  // the tile loads below do not tell the compiler what they read
@@ -236,7 +243,7 @@ private:
             if (TWO) _tile_loadd(3, c + HIGH + 16, ROW);
         }
         for (int64_t s = 0; s < steps; s += 16, x += TILE_ROWS * 16, w += 16 * PANEL) {
-            for (int line = 0; fetch && line < 32; ++line) __builtin_prefetch((const char*)w + AHEAD + line * 64);
+            for (int line = 0; fetch.first && line < 32; ++line) __builtin_prefetch((const char*)w + fetch.ahead + line * 64);
             _tile_loadd(4, x, 64);
             _tile_loadd(6, w, ROW);
             _tile_dpbf16ps(0, 4, 6);
@@ -265,15 +272,29 @@ int64_t steps_of(int64_t k) {
 template <class Kind>
 void panel_products(const typename Kind::Blocks& blocks, const typename Kind::X* x, const typename Kind::W* const* panels,
                     int64_t count, int64_t steps, float* c) {
-    int64_t piece = blocks.blocks == 1 ? steps : Kind::PIECE;
+    auto add = [&](int64_t start, int64_t length, int64_t panel, int64_t block, Fetch fetch) {
+        int64_t first = blocks.first(block), rows = blocks.count(block);
+        Kind::add(rows, x + (first * steps + start * rows) * Kind::X_STEP, panels[panel] + start * PANEL, length,
+                  c + (panel * blocks.padded() + first) * PANEL, start == 0, fetch);
+    };
     Kind::begin();
-    for (int64_t start = 0; start < steps; start += piece) {
-        int64_t length = least(piece, steps - start);
+    if (blocks.blocks == 1) {
+        for (int64_t panel = 0; panel < count; ++panel) add(0, steps, panel, 0, {true, true, AHEAD});
+    } else if (blocks.blocks == 2 && Kind::TWO_FETCH) {
+        // The memory is as busy as the products: both blocks of rows fetch the piece after theirs.
+        constexpr int64_t piece = Kind::PIECE / 2, ahead = piece * PANEL * int64_t{sizeof(typename Kind::W)};
         for (int64_t panel = 0; panel < count; ++panel) {
-            for (int64_t block = 0; block < blocks.blocks; ++block) {
-                int64_t first = blocks.first(block), rows = blocks.count(block);
-                Kind::add(rows, x + (first * steps + start * rows) * Kind::X_STEP, panels[panel] + start * PANEL, length,
-                          c + (panel * blocks.padded() + first) * PANEL, start == 0, block == 0);
+            for (int64_t start = 0; start < steps; start += piece) {
+                add(start, least(piece, steps - start), panel, 0, {true, false, ahead});
+                add(start, least(piece, steps - start), panel, 1, {false, true, ahead});
+            }
+        }
+    } else {
+        for (int64_t start = 0; start < steps; start += Kind::PIECE) {
+            for (int64_t panel = 0; panel < count; ++panel) {
+                for (int64_t block = 0; block < blocks.blocks; ++block) {
+                    add(start, least<int64_t>(Kind::PIECE, steps - start), panel, block, {block == 0, block == 0, AHEAD});
+                }
             }
         }
     }

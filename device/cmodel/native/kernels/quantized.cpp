@@ -102,7 +102,7 @@ private:
                    int64_t start, int64_t length, float* sums, float* c) const {
         for (int64_t k = 0; k < length; k += a.group) {
             int64_t from = (start + k) / Kind::K_STEP, count = least(a.group, length - k) / Kind::K_STEP;
-            Kind::add(rows, x + from * rows * Kind::X_STEP, values + k / Kind::K_STEP * PANEL, count, sums, true, false);
+            Kind::add(rows, x + from * rows * Kind::X_STEP, values + k / Kind::K_STEP * PANEL, count, sums, true, {});
             scale(rows, row_sums, panel, (start + k) / a.group, sums, c);
         }
     }
