@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from device.cmodel.device import CmodelDevice
-from device.interface import DenseWeight, KVCache
+from device.interface import AttentionMeta, DenseWeight, KVCache
 
 SIZES = (1, 2, 3, 7, 16, 33, 200)
 
@@ -200,3 +200,36 @@ def test_attention_after_the_sequence_moved_to_other_blocks(cmodel, attend, make
         meta = make_meta([(0, LENGTH)], 40, 16, seed)
         outs.append(cmodel.ops.paged_attention(q, k, v, kv, meta, rope, dim**-0.5, window))
     assert torch.equal(*outs)
+
+
+def test_attention_over_spans_that_threads_share(threaded, dtype, make_meta, make_rope):
+    """The last row of a long sequence: in the prefill, and in steps with other sequences or without."""
+    lengths, dim, blocks = (2600, 1024, 1025, 4000), 64, 600
+    meta = make_meta([(0, length) for length in lengths], blocks, 16)
+    torch.manual_seed(0)
+    qkv = torch.randn(sum(lengths), HEADS + 2 * KV_HEADS, dim).to(dtype).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+
+    def last_rows(device, steps):
+        kv = device.make_kv_cache(blocks, 16, KV_HEADS, (dim, dim), dtype)
+
+        def attend(sequences, new):
+            """The last `new` tokens of some sequences, all for None; the outputs of their last ones."""
+            counts = [new or lengths[i] for i in sequences]
+            ends = [starts[i] + lengths[i] for i in sequences]
+            rows = torch.cat([torch.arange(end - count, end) for end, count in zip(ends, counts, strict=True)])
+            cached = torch.tensor([lengths[i] - count for i, count in zip(sequences, counts, strict=True)])
+            part = AttentionMeta(
+                torch.tensor(counts).int(), cached.int(), meta.block_tables[sequences], meta.slot_mapping[rows], 4000
+            )
+            out = device.ops.paged_attention(*(x[rows] for x in qkv), kv, part, make_rope(dim), dim**-0.5)
+            return out[torch.tensor(counts).cumsum(0) - 1]
+
+        prefill = attend([0, 1, 2, 3], None)
+        return torch.cat([attend(sequences, 1) for sequences in steps]) if steps else prefill
+
+    expected, with_two_threads = threaded(lambda device: last_rows(device, []))
+    assert torch.equal(expected, with_two_threads)
+    for steps in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2, 3]]):
+        for rows in threaded(lambda device, steps=steps: last_rows(device, steps)):
+            assert torch.equal(rows, expected), steps

@@ -1,9 +1,9 @@
 // Causal attention over a paged cache, with rotation of q and k and the write of k and v: one command.
 //
 // For a query row and head the softmax runs online over tiles of TILE positions, which begin at multiples of TILE
-// (https://arxiv.org/abs/2205.14135), in spans of SPAN positions that are merged in order. Every product is one chain of
-// additions, so the bits of a row depend on its own position and cache alone, not on the rows that share its tiles nor
-// on the threads that share its spans.
+// (https://arxiv.org/abs/2205.14135), in spans of SPAN positions that are merged in order. Every product is one chain
+// of additions, so the bits of a row depend on its own position and cache alone, not on the rows that share its tiles
+// nor on the threads that share its spans.
 
 #include "../threads.h"
 #include "attention_cache.h"

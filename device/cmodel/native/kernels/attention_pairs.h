@@ -226,7 +226,8 @@ public:
 
     void score() {
         using Product = TileProduct<PairStep, false, Columns>;
-        Product{ceil_div(head_dim_, 2), (const uint32_t*)queries_, depth_ / 2, columns_, scores_, TILE}.run(rows_, TILE);
+        const uint32_t* queries = (const uint32_t*)queries_;
+        Product{ceil_div(head_dim_, 2), queries, depth_ / 2, columns_, scores_, TILE}.run(rows_, TILE);
     }
 
     void add(float* sums) const {

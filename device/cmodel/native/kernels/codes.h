@@ -109,5 +109,53 @@ void unpack(const uint32_t* words, int64_t inputs, uint32_t* to) {
 }
 #endif
 
+// Few rows multiply with codes that are unpacked in registers; the others with a piece that is unpacked in memory.
+template <class Kind, class Code>
+struct FusedProduct {
+    static constexpr int MOST_ROWS = 0;
+    static void run(int64_t, const typename Kind::X*, const uint32_t*, int64_t, float*) {}
+};
+
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+// sums[rows][32] = packed rows times `inputs` inputs of a panel from `words` on, by the additions of BFloat16Product.
+template <class Code>
+struct FusedProduct<BFloat16Product, Code> {
+    static constexpr int MOST_ROWS = 12;
+
+    static void run(int64_t rows, const uint32_t* x, const uint32_t* words, int64_t inputs, float* sums) {
+        run_rows<MOST_ROWS>(rows, x, words, inputs, sums);
+    }
+
+private:
+    template <int R>
+    static void run_rows(int64_t rows, const uint32_t* x, const uint32_t* words, int64_t inputs, float* sums) {
+        if (rows == R) return run_block<R>(x, words, inputs, sums);
+        if constexpr (R > 1) run_rows<R - 1>(rows, x, words, inputs, sums);
+    }
+
+    template <int R>
+    static void run_block(const uint32_t* x, const uint32_t* words, int64_t inputs, float* sums) {
+        Vec sum[R][2] = {};
+        for (int64_t k = 0; k < inputs; k += Code::INPUTS, words += PANEL, x += Code::INPUTS / 2 * R) {
+            __builtin_prefetch((const char*)words + AHEAD);
+            __builtin_prefetch((const char*)words + AHEAD + 64);
+            __m512i low = _mm512_loadu_si512(words), high = _mm512_loadu_si512(words + LANES);
+            for (int i = 0; i < Code::INPUTS / 2; ++i) {
+                __m512bh first = (__m512bh)Code::pair(low, i), second = (__m512bh)Code::pair(high, i);
+                for (int r = 0; r < R; ++r) {
+                    __m512bh input = (__m512bh)_mm512_set1_epi32((int)x[i * R + r]);
+                    sum[r][0] = (Vec)_mm512_dpbf16_ps((__m512)sum[r][0], input, first);
+                    sum[r][1] = (Vec)_mm512_dpbf16_ps((__m512)sum[r][1], input, second);
+                }
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            store(sums + r * PANEL, sum[r][0]);
+            store(sums + r * PANEL + LANES, sum[r][1]);
+        }
+    }
+};
+#endif
+
 }  // namespace
 }  // namespace CMODEL_ISA

@@ -243,7 +243,8 @@ private:
             if (TWO) _tile_loadd(3, c + HIGH + 16, ROW);
         }
         for (int64_t s = 0; s < steps; s += 16, x += TILE_ROWS * 16, w += 16 * PANEL) {
-            for (int line = 0; fetch.first && line < 32; ++line) __builtin_prefetch((const char*)w + fetch.ahead + line * 64);
+            const char* next = (const char*)w + fetch.ahead;
+            for (int line = 0; fetch.first && line < 32; ++line) __builtin_prefetch(next + line * 64);
             _tile_loadd(4, x, 64);
             _tile_loadd(6, w, ROW);
             _tile_dpbf16ps(0, 4, 6);
@@ -293,7 +294,8 @@ void panel_products(const typename Kind::Blocks& blocks, const typename Kind::X*
         for (int64_t start = 0; start < steps; start += Kind::PIECE) {
             for (int64_t panel = 0; panel < count; ++panel) {
                 for (int64_t block = 0; block < blocks.blocks; ++block) {
-                    add(start, least<int64_t>(Kind::PIECE, steps - start), panel, block, {block == 0, block == 0, AHEAD});
+                    int64_t length = least<int64_t>(Kind::PIECE, steps - start);
+                    add(start, length, panel, block, {block == 0, block == 0, AHEAD});
                 }
             }
         }

@@ -81,12 +81,20 @@ struct QuantizedWeights {
                   const int64_t* panels, int64_t count, float* c, char* memory) const {
         float* sums = (float*)memory;
         W* values = (W*)(sums + BLOCK_ROWS * PANEL);
+        if (blocks.blocks <= 2 && blocks.count(0) <= FusedProduct<Kind, Code>::MOST_ROWS) {
+            for (int64_t i = 0; i < count * blocks.blocks; ++i) {
+                int64_t block = i % blocks.blocks, panel = i / blocks.blocks, first = blocks.first(block);
+                const float* row_sums = (const float*)(kept + first * row_bytes);
+                add_fused(blocks.count(block), x + first * steps * Kind::X_STEP, row_sums, panels[panel], sums,
+                          c + (panel * blocks.padded() + first) * PANEL);
+            }
+            return;
+        }
         Kind::begin();
         for (int64_t start = 0; start < depth; start += piece) {
             int64_t length = least(piece, depth - start);
             for (int64_t i = 0; i < count; ++i) {
-                unpack<Code>((const uint32_t*)a.linear.weight + (panels[i] * depth + start) / Code::INPUTS * PANEL,
-                             length, values);
+                unpack<Code>(words(panels[i], start), length, values);
                 for (int64_t block = 0; block < blocks.blocks; ++block) {
                     int64_t first = blocks.first(block), rows = blocks.count(block);
                     add_piece(rows, x + first * steps * Kind::X_STEP, (const float*)kept + first * (row_bytes / 4),
@@ -98,6 +106,19 @@ struct QuantizedWeights {
     }
 
 private:
+    const uint32_t* words(int64_t panel, int64_t k) const {
+        return (const uint32_t*)a.linear.weight + (panel * depth + k) / Code::INPUTS * PANEL;
+    }
+
+    void add_fused(int64_t rows, const typename Kind::X* x, const float* row_sums, int64_t panel, float* sums,
+                   float* c) const {
+        for (int64_t k = 0; k < depth; k += a.group) {
+            FusedProduct<Kind, Code>::run(rows, x + k / Kind::K_STEP * rows * Kind::X_STEP, words(panel, k),
+                                          least(a.group, depth - k), sums);
+            scale(rows, row_sums, panel, k / a.group, sums, c);
+        }
+    }
+
     void add_piece(int64_t rows, const typename Kind::X* x, const float* row_sums, const W* values, int64_t panel,
                    int64_t start, int64_t length, float* sums, float* c) const {
         for (int64_t k = 0; k < length; k += a.group) {
