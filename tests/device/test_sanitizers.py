@@ -41,7 +41,8 @@ def test_kernels_under_sanitizers(tmp_path: Path) -> None:
     done = subprocess.run([*python, "-c", loaded], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == str(library)
     tests = sorted(str(path) for path in (tmp_path / "tests" / "device").glob("test_*kernels.py"))
-    tests += [str(tmp_path / "tests" / "device" / f"test_{name}.py") for name in ("native_ops", "random_shapes", "sampling", "capture")]
+    names = ("native_ops", "random_shapes", "sampling", "capture")
+    tests += [str(tmp_path / "tests" / "device" / f"test_{name}.py") for name in names]
     command = [*python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
