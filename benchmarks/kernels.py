@@ -33,7 +33,7 @@ from device.interface import (
     CanonicalWeight,
     DenseWeight,
     Float8Weight,
-    Int4Weight,
+    IntWeight,
     PackedWeight,
     SampleParams,
     UnsupportedOperator,
@@ -162,16 +162,16 @@ def gated_mlp_cases(device: CmodelDevice, shapes: dict[str, tuple[int, int]], ro
             )
 
 
-def int4_weight(out: int, depth: int) -> Int4Weight:
+def int4_weight(out: int, depth: int) -> IntWeight:
     """Random codes, groups of 128."""
     values = torch.randint(256, (out, depth // 2), dtype=torch.uint8)
     zeros = torch.full((out, depth // GROUP), 8, dtype=torch.uint8)
-    return Int4Weight(values, torch.rand(out, depth // GROUP).bfloat16() / 100, zeros, GROUP)
+    return IntWeight(values, torch.rand(out, depth // GROUP).bfloat16() / 100, zeros, GROUP)
 
 
 def float8_weight(out: int, depth: int) -> Float8Weight:
-    """Random values, blocks of 128."""
-    scales = torch.rand(-(-out // 128), -(-depth // 128)) / 100
+    """Random values, groups of 128."""
+    scales = torch.rand(out, -(-depth // 128)) / 100
     return Float8Weight(torch.randn(out, depth).to(torch.float8_e4m3fn), scales)
 
 

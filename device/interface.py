@@ -36,34 +36,37 @@ class DenseWeight:
 
 
 @dataclass(frozen=True)
-class Int4Weight:
-    """4-bit groups along the input: `(code - zero) * scale`.
+class IntWeight:
+    """Whole numbers of 4 or 8 bits in groups along the input: `(code - zero) * scale`.
 
-    values: uint8 `[out_features, in_features / 2]`, the even input in the low nibble.
-    scales: float16, bfloat16 or float32 `[out_features, groups]`.
-    zeros: uint8 `[out_features, groups]`, 0 to 15.
+    values: uint8, for 4 bits `[out_features, inputs / 2]`, the even input in the low half of a byte, for 8 bits
+        `[out_features, inputs]`.
+    scales: float16, bfloat16 or float32 `[out_features, groups]`; zeros: uint8 `[out_features, groups]`.
+    order: int32 `[inputs]` or None: the channel of x that each input multiplies, every channel once; -1 for none. None
+        stands for all channels as they come.
     """
 
     values: Tensor
     scales: Tensor
     zeros: Tensor
     group_size: int
+    bits: Literal[4, 8] = 4
+    order: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Float8Weight:
-    """float8_e4m3fn blocks: `value * scale`, one scale for every `block` x `block` tile (the last ones may be cut).
+    """float8_e4m3fn in groups along the input: `value * scale`.
 
-    values: float8_e4m3fn `[out_features, in_features]`.
-    scales: float32 `[ceil(out_features / block), ceil(in_features / block)]`.
+    values: float8_e4m3fn `[out_features, in_features]`. scales: float32 `[out_features, groups]`.
     """
 
     values: Tensor
     scales: Tensor
-    block: int = 128
+    group_size: int = 128
 
 
-CanonicalWeight = DenseWeight | Int4Weight | Float8Weight
+CanonicalWeight = DenseWeight | IntWeight | Float8Weight
 
 
 @runtime_checkable

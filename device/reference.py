@@ -18,7 +18,8 @@ from device.interface import (
     AttentionMeta,
     CanonicalWeight,
     DenseWeight,
-    Int4Weight,
+    Float8Weight,
+    IntWeight,
     KVCache,
     PackedWeight,
     Rope,
@@ -32,25 +33,42 @@ class ReferenceWeight:
     """A canonical weight as it is: the reference packs nothing."""
 
     def __init__(self, canonical: CanonicalWeight) -> None:
-        per_value = 2 if isinstance(canonical, Int4Weight) else 1
         self.canonical = canonical
-        self.out_features = canonical.values.shape[0]
-        self.in_features = canonical.values.shape[1] * per_value
+        self.out_features, self.in_features = canonical_shape(canonical)
         self.nbytes = canonical.values.nbytes
+
+
+def canonical_shape(weight: CanonicalWeight) -> tuple[int, int]:
+    """out_features and in_features."""
+    rows, columns = weight.values.shape
+    if isinstance(weight, IntWeight):
+        columns *= 8 // weight.bits
+        if weight.order is not None:
+            columns = int((weight.order >= 0).sum())
+    return rows, columns
 
 
 def dequantize(weight: CanonicalWeight) -> Tensor:
     """The float32 values of a canonical weight, `[out_features, in_features]`."""
     if isinstance(weight, DenseWeight):
         return weight.values.float()
-    if isinstance(weight, Int4Weight):
-        codes = torch.stack([weight.values & 15, weight.values >> 4], dim=-1).flatten(1).float()
-        scales = weight.scales.float().repeat_interleave(weight.group_size, dim=1)[:, : codes.shape[1]]
-        zeros = weight.zeros.float().repeat_interleave(weight.group_size, dim=1)[:, : codes.shape[1]]
-        return (codes - zeros) * scales
-    rows, columns = weight.values.shape
-    scales = weight.scales.repeat_interleave(weight.block, 0).repeat_interleave(weight.block, 1)
-    return weight.values.float() * scales[:rows, :columns]
+
+    def spread(of_groups: Tensor) -> Tensor:
+        return of_groups.float().repeat_interleave(weight.group_size, dim=1)[:, : values.shape[1]]
+
+    if isinstance(weight, Float8Weight):
+        values = weight.values.float()
+        return values * spread(weight.scales)
+    values = weight.values.float()
+    if weight.bits == 4:
+        values = torch.stack([weight.values & 15, weight.values >> 4], dim=-1).flatten(1).float()
+    values = (values - spread(weight.zeros)) * spread(weight.scales)
+    if weight.order is None:
+        return values
+    used = weight.order >= 0
+    ordered = torch.empty(canonical_shape(weight))
+    ordered[:, weight.order[used].long()] = values[:, used]
+    return ordered
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:

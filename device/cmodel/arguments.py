@@ -44,6 +44,19 @@ class Embedding(Arguments):
     )
 
 
+class Gather(Arguments):
+    """gather.cpp."""
+
+    row_counts = ("rows",)
+    _fields_ = (
+        *_pointers("x"),
+        *_integers("x_stride rows element_bytes"),
+        *_pointers("order"),
+        *_integers("columns"),
+        *_pointers("out"),
+    )
+
+
 class PackLinear(Arguments):
     """linear.cpp."""
 

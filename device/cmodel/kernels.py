@@ -18,7 +18,7 @@ from device import checks
 from device.cmodel import arguments
 from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""
@@ -41,6 +41,7 @@ _KERNELS: dict[str, type[arguments.Arguments]] = {
 }
 _COMMON_KERNELS: dict[str, type[arguments.Arguments]] = {
     "embedding": arguments.Embedding,
+    "gather": arguments.Gather,
     "all_gather": arguments.AllGather,
     "broadcast": arguments.Broadcast,
 }
@@ -82,6 +83,7 @@ class Kernels:
     sample: Kernel
     all_reduce: Kernel
     embedding: Kernel
+    gather: Kernel
     all_gather: Kernel
     broadcast: Kernel
 

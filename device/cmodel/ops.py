@@ -148,7 +148,10 @@ class NativeOps(ReferenceOps):
     ) -> Tensor:
         """The product, in dtype; with an activation, that of its first half times its second half."""
         assert isinstance(weight, PanelWeight | QuantizedWeight)
-        x = _rows(x.float() if isinstance(weight, DequantizedWeight) else x)
+        x, inputs = _rows(x.float() if isinstance(weight, DequantizedWeight) else x), weight.in_features
+        if isinstance(weight, QuantizedWeight):
+            inputs = weight.inputs
+            x = x if weight.order is None else self._gather(x, weight.order)
         width = weight.out_features if activation is None else weight.out_features // 2
         y = torch.empty(x.shape[0], width, dtype=dtype)
         arguments: dict[str, Any] = {
@@ -156,7 +159,7 @@ class NativeOps(ReferenceOps):
             "x": x,
             "x_stride": x.stride(0),
             "rows": x.shape[0],
-            "inputs": x.shape[1],
+            "inputs": inputs,
             "outputs": weight.out_features,
             "bias": None if bias is None else bias.to(x.dtype).contiguous(),
             "y": y,
@@ -179,6 +182,21 @@ class NativeOps(ReferenceOps):
             )
         check_status("linear", status)
         return y
+
+    def _gather(self, x: Tensor, order: Tensor) -> Tensor:
+        """The columns of x that order names, 0 for -1."""
+        out = torch.empty(x.shape[0], len(order), dtype=x.dtype)
+        status = self._kernels.gather(
+            x=x,
+            x_stride=x.stride(0),
+            rows=x.shape[0],
+            element_bytes=x.itemsize,
+            order=order,
+            columns=len(order),
+            out=out,
+        )
+        check_status("linear", status)
+        return out
 
     def paged_attention(
         self,

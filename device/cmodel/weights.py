@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from device.cmodel.kernels import DTYPES, Kernels, check_status
-from device.interface import CanonicalWeight, DenseWeight, Float8Weight, Int4Weight
-from device.reference import dequantize
+from device.interface import CanonicalWeight, DenseWeight, Float8Weight, IntWeight
+from device.reference import canonical_shape, dequantize
 
 PANEL = 32
 """Outputs that stand side by side in a packed weight: see native/kernels/gemm.h."""
 
 
-CODES = {Int4Weight: 0, Float8Weight: 1}
-"""The numbers of native/kernels/quantized.cpp."""
+CODES = {4: 0, "float8": 1, 8: 2}
+"""The numbers of native/kernels/quantized.cpp, by bits of whole numbers."""
 
 
 class TorchWeight:
@@ -53,36 +53,43 @@ class PanelWeight:
 
 
 class QuantizedWeight:
-    """An int4 or float8 weight in panels of 32 outputs, the layout of native/kernels/codes.h.
+    """A weight of 4 or 8 bits in panels of 32 outputs, the layout of native/kernels/codes.h.
 
-    codes: uint8, flat, 4 or 8 bits an input. scales: `[panels, groups, 32]`. shifts: int8 like scales, 8 minus the zero
-    points, or None where all of them are 8.
+    codes: uint8, flat. scales: `[panels, groups, 32]`. shifts: int8 like scales, the zero points minus the middle of
+    the codes, or None where all of them are the middle. order: of IntWeight. inputs: those of a packed row.
     """
 
-    def __init__(self, kernels: Kernels, weight: Int4Weight | Float8Weight, group: int) -> None:
-        self.kind = CODES[type(weight)]
-        per_byte = 2 if isinstance(weight, Int4Weight) else 1
-        self.out_features, self.in_features = weight.values.shape[0], weight.values.shape[1] * per_byte
+    def __init__(self, kernels: Kernels, weight: IntWeight | Float8Weight, group: int) -> None:
         self.group = group
+        self.out_features, self.in_features = canonical_shape(weight)
         self.shifts: Tensor | None = None
-        if isinstance(weight, Int4Weight):
+        self.order: Tensor | None = None
+        if isinstance(weight, IntWeight):
+            bits: int = weight.bits
+            self.kind = CODES[bits]
+            self.order = None if weight.order is None else weight.order.int().contiguous()
+            middle = 1 << (bits - 1)
+            zeros = weight.zeros
+            self.inputs = weight.values.shape[1] * 8 // bits
             self.scales = self._spread(weight.scales, weight.group_size)
-            if not bool((weight.zeros == 8).all()):
-                self.shifts = self._spread((8 - weight.zeros.to(torch.int8)), weight.group_size)
+            if not bool((zeros == middle).all()):
+                self.shifts = self._spread((zeros.short() - middle).char(), weight.group_size)
         else:
-            scales = weight.scales.repeat_interleave(weight.block, 0)[: self.out_features]
-            self.scales = self._spread(scales.float(), weight.block)
-        size = _round_up(self.out_features, PANEL) * _round_up(self.in_features, 32) // per_byte
+            bits, self.kind = 8, CODES["float8"]
+            self.inputs = self.in_features
+            self.scales = self._spread(weight.scales.float(), weight.group_size)
+        size = _round_up(self.out_features, PANEL) * _round_up(self.inputs, 32) * bits // 8
         self.codes = torch.empty(size, dtype=torch.uint8)
         kernels.prefer_huge_pages(self.codes.data_ptr(), size)
-        self.nbytes = size + self.scales.nbytes + (0 if self.shifts is None else self.shifts.nbytes)
+        kept = (self.codes, self.scales, self.shifts, self.order)
+        self.nbytes = sum(tensor.nbytes for tensor in kept if tensor is not None)
         check_status(
             "pack",
             kernels.pack_codes(
                 codes=self.kind,
                 values=weight.values.contiguous(),
                 outputs=self.out_features,
-                inputs=self.in_features,
+                inputs=self.inputs,
                 packed=self.codes,
                 group=group,
                 scales=self.scales,
@@ -91,7 +98,7 @@ class QuantizedWeight:
 
     def _spread(self, values: Tensor, group_size: int) -> Tensor:
         """What the canonical weight has for each output and group, for each of ours."""
-        groups = -(-self.in_features // self.group)
+        groups = -(-self.inputs // self.group)
         at = torch.arange(groups) * self.group // group_size
         padded = values.new_zeros(_round_up(self.out_features, PANEL), groups)
         padded[: self.out_features] = values[:, at]
@@ -104,7 +111,7 @@ class DequantizedWeight(PanelWeight):
     It takes x of any dtype.
     """
 
-    def __init__(self, kernels: Kernels, weight: Int4Weight | Float8Weight) -> None:
+    def __init__(self, kernels: Kernels, weight: IntWeight | Float8Weight) -> None:
         super().__init__(kernels, dequantize(weight))
 
 
@@ -123,9 +130,9 @@ def pack(kernels: Kernels, weight: CanonicalWeight) -> NativeWeight:
     return DequantizedWeight(kernels, weight) if group is None else QuantizedWeight(kernels, weight, group)
 
 
-def _native_group(weight: Int4Weight | Float8Weight) -> int | None:
+def _native_group(weight: IntWeight | Float8Weight) -> int | None:
     """The largest size up to 128 that the kernels can cut the weight's groups into."""
-    size = weight.group_size if isinstance(weight, Int4Weight) else weight.block
+    size = weight.group_size
     if weight.scales.shape[1] == 1:
         return 128
     return next((group for group in (128, 96, 64, 32) if size % group == 0), None)

@@ -12,7 +12,7 @@ import torch
 from device.cmodel import kernels, memory, ops
 from device.cmodel.device import CmodelDevice
 from device.cmodel.threads import thread_count
-from device.interface import DenseWeight, Device, Int4Weight, OutOfDeviceMemory
+from device.interface import DenseWeight, Device, IntWeight, OutOfDeviceMemory
 from device.reference import ReferenceOps
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_fast_exec_off_computes_with_the_reference(monkeypatch):
     device = CmodelDevice()
     assert type(device.ops) is ReferenceOps and "CMODEL_FAST_EXEC=0" in device.describe()
     assert multiply(device).eq(64).all()
-    int4 = Int4Weight(
+    int4 = IntWeight(
         torch.full((4, 16), 0x21, dtype=torch.uint8), torch.ones(4, 1), torch.zeros(4, 1, dtype=torch.uint8), 32
     )
     assert device.ops.linear(torch.ones(1, 32), device.pack(int4)).eq(48).all()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from device.interface import DenseWeight, Float8Weight, Int4Weight, KVCache, Rope
+from device.interface import DenseWeight, Float8Weight, IntWeight, KVCache, Rope
 from device.reference import ReferenceOps, ReferenceWeight, dequantize, rotate
 
 OPS = ReferenceOps()
@@ -59,7 +59,7 @@ def test_int4_weights():
     codes = torch.randint(16, (out, width))
     zeros, scales = torch.randint(16, (out, 3)), torch.rand(out, 3)
     values = (codes[:, 0::2] | codes[:, 1::2] << 4).to(torch.uint8)
-    weight = Int4Weight(values, scales, zeros.to(torch.uint8), group)
+    weight = IntWeight(values, scales, zeros.to(torch.uint8), group)
     expected = torch.empty(out, width)
     for row in range(out):
         for column in range(width):
@@ -73,12 +73,24 @@ def test_int4_weights():
 
 
 def test_float8_weights():
-    values, scales = torch.randn(5, 7).to(torch.float8_e4m3fn), torch.rand(2, 3)
+    values, scales = torch.randn(5, 7).to(torch.float8_e4m3fn), torch.rand(5, 3)
     expected = torch.empty(5, 7)
     for row in range(5):
         for column in range(7):
-            expected[row, column] = values[row, column].float() * scales[row // 3, column // 3]
-    assert torch.equal(dequantize(Float8Weight(values, scales, block=3)), expected)
+            expected[row, column] = values[row, column].float() * scales[row, column // 3]
+    assert torch.equal(dequantize(Float8Weight(values, scales, 3)), expected)
+
+
+def test_int8_weights_in_another_order():
+    codes, zeros, scales = torch.randint(256, (3, 8)), torch.randint(256, (3, 2)), torch.rand(3, 2)
+    order = torch.tensor([2, 0, -1, 5, 1, 4, -1, 3], dtype=torch.int32)
+    weight = IntWeight(codes.to(torch.uint8), scales, zeros.to(torch.uint8), 4, 8, order)
+    expected = torch.zeros(3, 6)
+    for at, channel in enumerate(order.tolist()):
+        if channel >= 0:
+            expected[:, channel] = (codes[:, at] - zeros[:, at // 4]) * scales[:, at // 4]
+    assert torch.equal(dequantize(weight), expected)
+    assert (ReferenceWeight(weight).out_features, ReferenceWeight(weight).in_features) == (3, 6)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])

@@ -2,7 +2,7 @@
 //
 // A panel is [round_up(k, 32) / INPUTS][32] words of 32 bits, INPUTS inputs of one output in each: the even inputs in
 // the lower half and the odd ones in the upper half, the first lowest, so that a shift leaves a pair of inputs where a
-// bfloat16 product takes them. What is beyond the last output or the last input is ZERO.
+// bfloat16 product takes them. What is beyond the last output or the last input is ZERO, before it is arranged.
 #pragma once
 
 #include "gemm.h"
@@ -14,6 +14,7 @@ namespace {
 struct Int4 {
     static constexpr int INPUTS = 8;
     static constexpr uint32_t ZERO = 0x88888888;
+    static constexpr bool HAS_NAN = false;
 
     // A word of what stands in memory order, input i in bits 4i.
     static uint32_t arrange(uint32_t inputs) { return gather(inputs) | gather(inputs >> 4) << 16; }
@@ -47,6 +48,7 @@ private:
 struct Float8 {
     static constexpr int INPUTS = 4;
     static constexpr uint32_t ZERO = 0;
+    static constexpr bool HAS_NAN = true;
 
     static uint32_t arrange(uint32_t inputs) {
         return (inputs & 0xff0000ff) | (inputs >> 8 & 0xff00) | (inputs & 0xff00) << 8;
@@ -75,6 +77,30 @@ struct Float8 {
         __m512i normal = _mm512_add_epi16(magnitude, _mm512_set1_epi16(120 << 7));
         __m512i exact = _mm512_mask_permutexvar_epi16(normal, subnormal, low, _mm512_load_si512(SUBNORMAL));
         return _mm512_ternarylogic_epi32(high, _mm512_set1_epi16((int16_t)0x8000), exact, 0xea);  // a & b | c
+    }
+#endif
+};
+
+// Whole numbers of 8 bits: the value is code - 128, and stands as that, signed.
+struct Int8 {
+    static constexpr int INPUTS = 4;
+    static constexpr uint32_t ZERO = 0x80808080;
+    static constexpr bool HAS_NAN = false;
+
+    static uint32_t arrange(uint32_t inputs) { return Float8::arrange(inputs ^ 0x80808080); }
+
+    static CMODEL_INLINE Vec value(Bits words, int i) {
+        return __builtin_convertvector((Int)(words << (24 - i % 2 * 16 - i / 2 * 8)) >> 24, Vec);
+    }
+
+#if defined(__AVX512BF16__)
+    // Whole numbers up to 256 are exact in the upper half of a float32.
+    static CMODEL_INLINE __m512i pair(__m512i words, int i) {
+        __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(words, 24 - 8 * i), 24);
+        __m512i odd = _mm512_srai_epi32(_mm512_slli_epi32(words, 8 - 8 * i), 24);
+        __m512i low = _mm512_srli_epi32(_mm512_castps_si512(_mm512_cvtepi32_ps(even)), 16);
+        return _mm512_or_si512(low, _mm512_and_si512(_mm512_castps_si512(_mm512_cvtepi32_ps(odd)),
+                                                     _mm512_set1_epi32((int)0xffff0000)));
     }
 #endif
 };

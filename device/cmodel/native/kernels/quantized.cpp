@@ -10,11 +10,11 @@ namespace CMODEL_ISA {
 namespace {
 
 // The numbers are those of device/cmodel/weights.py.
-enum Codes { INT4 = 0, FLOAT8 = 1 };
+enum Codes { INT4 = 0, FLOAT8 = 1, INT8 = 2 };
 
 struct PackCodes {
     int64_t codes;
-    const void* values;  // int4: [out, in / 2], the even input in the low half of a byte; float8: [out, in]
+    const void* values;  // int4: [out, in / 2], the even input in the low half of a byte; others: [out, in]
     int64_t out, in;
     void* packed;
     int64_t group;
@@ -27,7 +27,7 @@ struct QuantizedLinear {
     int64_t group;         // inputs of a group, a multiple of 32
     const void* scales;    // [panels][groups][32]
     int64_t scales_dtype;
-    const int8_t* shifts;  // int4: 8 - zero point, [panels][groups][32]; null if all are 0
+    const int8_t* shifts;  // the zero point minus 8 or 128, [panels][groups][32]; null if all are 0
 };
 
 CMODEL_INLINE Vec load_scales(const QuantizedLinear& a, int64_t at) {
@@ -134,7 +134,7 @@ private:
             Vec scales = load_scales(a, at), shifts = a.shifts == nullptr ? Vec{} : load_shifts(a.shifts + at);
             for (int64_t r = 0; r < rows; ++r) {
                 Vec total = load(sums + r * PANEL + v);
-                if (a.shifts != nullptr) total = fma(shifts, set1(row_sums[r * groups + group]), total);
+                if (a.shifts != nullptr) total = fma(shifts, set1(-row_sums[r * groups + group]), total);
                 float* to = c + r * PANEL + v;
                 store(to, group == 0 ? scales * total : fma(scales, total, load(to)));
             }
@@ -144,8 +144,12 @@ private:
 
 template <class Kind, class T>
 int run_quantized(const QuantizedLinear& a) {
-    if (a.codes == INT4) return run<Kind, T>(a.linear, QuantizedWeights<Kind, Int4>(a));
-    return run<Kind, T>(a.linear, QuantizedWeights<Kind, Float8>(a));
+    switch (a.codes) {
+        case INT4: return run<Kind, T>(a.linear, QuantizedWeights<Kind, Int4>(a));
+        case INT8: return run<Kind, T>(a.linear, QuantizedWeights<Kind, Int8>(a));
+        case FLOAT8: return run<Kind, T>(a.linear, QuantizedWeights<Kind, Float8>(a));
+    }
+    return BAD_ARGUMENT;
 }
 
 template <class Code>
@@ -158,10 +162,11 @@ void pack_panel(const PackCodes& a, int64_t panel) {
     for (int64_t word = 0; word < words; ++word) {
         int64_t bytes = clamp(row_bytes - word * BYTES, 0, BYTES);
         for (int64_t j = 0; j < PANEL; ++j) {
-            uint32_t inputs = Code::ZERO;
+            uint32_t inputs = 0;
             if (j < rows) std::memcpy(&inputs, from + j * row_bytes + word * BYTES, bytes);
-            to[word * PANEL + j] = Code::arrange(inputs);
-            if constexpr (Code::INPUTS == 4) {
+            uint32_t missing = j < rows && bytes == BYTES ? 0 : ~0u << (j < rows ? 8 * bytes : 0);
+            to[word * PANEL + j] = Code::arrange((inputs & ~missing) | (Code::ZERO & missing));
+            if constexpr (Code::HAS_NAN) {
                 int64_t group = word * Code::INPUTS / a.group;
                 if (Code::any_nan(inputs)) a.scales[(panel * groups + group) * PANEL + j] = __builtin_nanf("");
             }
@@ -175,6 +180,7 @@ void pack_panel(const PackCodes& a, int64_t panel) {
 CMODEL_EXPORT(pack_codes)(const PackCodes& a) {
     parallel_for(ceil_div(a.out, PANEL), [&](int64_t panel, int) {
         if (a.codes == INT4) pack_panel<Int4>(a, panel);
+        if (a.codes == INT8) pack_panel<Int8>(a, panel);
         if (a.codes == FLOAT8) pack_panel<Float8>(a, panel);
     });
     return DONE;
