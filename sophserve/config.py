@@ -21,6 +21,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Meta(description="auto: as in config.json")] = (
         "auto"
     )
+    quantization: Annotated[
+        str | None, Meta(description="gptq or fp8 quantizes a plain checkpoint on loading (default: as it is)")
+    ] = None
     tensor_parallel_size: Annotated[int, Meta(description="devices to split the model over, one worker each")] = 1
     max_model_len: Annotated[
         int | None, Meta(description="longest prompt plus answer, in tokens (default: from config.json)")

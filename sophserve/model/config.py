@@ -14,7 +14,6 @@ import torch
 
 from sophserve.errors import CheckpointError
 from sophserve.model.rope import RopeParameters
-from sophserve.plugins import quantizations
 
 C = TypeVar("C")
 
@@ -40,7 +39,8 @@ _FACTORS = frozenset({
 # Keys that say nothing about the forward pass, or whose effect shows in the names of the tensors (biases).
 _BOOKKEEPING = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_bias",
-    "attention_dropout", "attn_implementation", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype",
+    "attention_dropout", "attn_implementation", "auto_map", "bos_token_id", "chunk_size_feed_forward",
+    "compression_config", "dtype",
     "embd_pdrop", "eos_token_id", "hidden_dropout", "hidden_dropout_prob", "id2label", "initializer_range",
     "is_decoder", "is_encoder_decoder", "label2id", "layer_types", "max_length", "max_window_layers", "mlp_bias",
     "model_type", "name", "no_bias", "num_labels", "num_return_sequences", "original_max_position_embeddings",
@@ -63,7 +63,6 @@ def parse_config(config_class: type[C], config: dict[str, Any]) -> C:
     field of the class.
     """
     known = {field.name: field for field in fields(config_class)}  # type: ignore[arg-type]
-    _refuse_quantization(config)
     _refuse_unknown(set(known), config)
     missing = [
         name
@@ -105,17 +104,6 @@ def resolve_dtype(config: dict[str, Any], dtype: str) -> torch.dtype:
 def _architecture(config: dict[str, Any]) -> str:
     names = config.get("architectures") or ["this architecture"]
     return str(names[0])
-
-
-def _refuse_quantization(config: dict[str, Any]) -> None:
-    quantization = config.get("quantization_config")
-    if not quantization:
-        return
-    method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-    supported = ", ".join(quantizations()) or "none"
-    raise CheckpointError(
-        f"the checkpoint is quantized with {method!r}, which is not supported by this version; supported: {supported}"
-    )
 
 
 def _refuse_unknown(known: set[str], config: dict[str, Any]) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from device.interface import Activation, AttentionMeta, DenseWeight, KVCache, PackedWeight, Rope
+from device.interface import Activation, AttentionMeta, KVCache, PackedWeight, Rope
 from device.reference import activate
 from sophserve.errors import CheckpointError
+from sophserve.model.canonical import pad_rows, stack_tensors, stack_weights
 from sophserve.model.context import ModelContext
 from sophserve.model.module import CannotSplit, Module, ParameterSpec, share
+from sophserve.model.quantization import DenseFormat, WeightFormat, WeightPart
 
 Shard = Literal["replicated", "column", "row"]
 
@@ -67,7 +66,8 @@ class Linear(Module):
     order: `Linear(context, hidden, {"gate": intermediate, "up": intermediate}, shard="column")`.
     shard: "column" splits each part's output features between ranks; "row" splits the input features and sums the
     results over ranks; "replicated" splits nothing.
-    in_features, out_features, part_sizes: what this rank holds.
+    in_features, out_features, part_sizes: what this rank holds. formats: how each part's weight stands on disk, by what
+        comes before `weight` in its name.
     """
 
     weight: PackedWeight
@@ -85,15 +85,15 @@ class Linear(Module):
         columns = share(context, in_features, "inputs of a projection") if shard == "row" else slice(0, in_features)
         self._context = context
         self._shard = shard
-        self._specs: dict[str, ParameterSpec] = {}
-        self._prefixes = [f"{name}." if name else "" for name in parts]
-        self.part_sizes: list[int] = []
-        for prefix, part in zip(self._prefixes, parts.values(), strict=True):
+        self._has_bias = bias
+        self.formats: dict[str, WeightFormat] = {}
+        self._parts: dict[str, WeightPart] = {}
+        for name, part in parts.items():
             total, rows = _rows(context, part, shard)
-            self.part_sizes.append(rows.stop - rows.start)
-            self._specs[f"{prefix}weight"] = ParameterSpec((total, in_features), (rows, columns))
-            if bias:
-                self._specs[f"{prefix}bias"] = ParameterSpec((total,), (rows,))
+            prefix = f"{name}." if name else ""
+            self._parts[prefix] = WeightPart((total, in_features), rows, columns)
+            self.formats[prefix] = DenseFormat()
+        self.part_sizes = [part.rows.stop - part.rows.start for part in self._parts.values()]
         self.in_features = columns.stop - columns.start
         self.out_features = sum(self.part_sizes)
         self.bias: Tensor | None = None
@@ -101,33 +101,32 @@ class Linear(Module):
         self._adds_bias = bias and (shard != "row" or context.communicator.rank == 0)
 
     def parameters(self) -> dict[str, ParameterSpec]:
-        """`weight` and `bias`, or `part.weight` and `part.bias` for each part."""
-        return self._specs
+        """`weight` (or what its format has) and `bias`, or `part.weight` and `part.bias` for each part."""
+        specs = {}
+        for prefix, part in self._parts.items():
+            for name, spec in self.formats[prefix].parameters(part).items():
+                specs[f"{prefix}{name}"] = spec
+            if self._has_bias:
+                specs[f"{prefix}bias"] = ParameterSpec(part.shape[:1], (part.rows,))
+        return specs
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Stack the parts and pack them."""
         context = self._context
-        weights = [tensors[f"{prefix}weight"] for prefix in self._prefixes]
-        self.weight = context.device.pack(DenseWeight(_stack(weights, context.dtype)))
+        parts = [
+            self.formats[prefix].read(part, {name: tensors[f"{prefix}{name}"] for name in names})
+            for prefix, part in self._parts.items()
+            if (names := self.formats[prefix].parameters(part))
+        ]
+        self.weight = context.device.pack(stack_weights(parts, context.dtype))
         if self._adds_bias:
-            biases = [tensors[f"{prefix}bias"] for prefix in self._prefixes]
-            self.bias = _stack(biases, context.dtype).to(context.device.torch_device)
+            biases = [tensors[f"{prefix}bias"] for prefix in self._parts]
+            self.bias = stack_tensors(biases, context.dtype).to(context.device.torch_device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[tokens, in_features]` to `[tokens, out_features]`, for a row split the sum over ranks."""
         y = self._context.device.ops.linear(x, self.weight, self.bias)
         return self._context.communicator.all_reduce(y) if self._shard == "row" else y
-
-
-def _stack(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """A copy with the parts one over the other, converted on the way so that no second one is made."""
-    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-    # Pages of its own: among packed weights on the heap, freed copies would leave holes of a tenth of the model.
-    pages = mmap(-1, prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    stacked = torch.frombuffer(pages, dtype=dtype).view(shape)
-    for part, place in zip(parts, stacked.split([len(part) for part in parts]), strict=True):
-        place.copy_(part)
-    return stacked
 
 
 class RMSNorm(Module):
@@ -146,7 +145,7 @@ class RMSNorm(Module):
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep a copy on the device."""
-        self.weight = _stack([tensors["weight"]], self._context.dtype).to(self._context.device.torch_device)
+        self.weight = stack_tensors([tensors["weight"]], self._context.dtype).to(self._context.device.torch_device)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The normalised x + residual, and x + residual."""
@@ -173,7 +172,7 @@ class Embedding(Module):
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep a copy on the device."""
-        self.table = _stack([tensors["weight"]], self._context.dtype).to(self._context.device.torch_device)
+        self.table = stack_tensors([tensors["weight"]], self._context.dtype).to(self._context.device.torch_device)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Token ids int64 `[tokens]` to `[tokens, hidden]`."""
@@ -190,24 +189,26 @@ class LMHead(Module):
 
     def __init__(self, context: ModelContext, hidden_size: int, vocab_size: int) -> None:
         self._context = context
-        self._rows = _vocabulary_share(context, vocab_size)
-        self._shape = (vocab_size, hidden_size)
+        self._part = WeightPart(
+            (vocab_size, hidden_size), _vocabulary_share(context, vocab_size), slice(0, hidden_size)
+        )
+        self.formats: dict[str, WeightFormat] = {"": DenseFormat()}
 
     def parameters(self) -> dict[str, ParameterSpec]:
-        """`weight`, `[vocab, hidden]`."""
-        return {"weight": ParameterSpec(self._shape, (self._rows,))}
+        """`weight`, `[vocab, hidden]`, or what its format has."""
+        return self.formats[""].parameters(self._part)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Pack this rank's rows. Gathering needs equal shares, so rows of zeros follow the vocabulary's last."""
-        rows = tensors["weight"]
-        each = -(-self._shape[0] // self._context.communicator.world_size)
-        padding = torch.zeros(each - len(rows), self._shape[1], dtype=rows.dtype)
-        self.weight = self._context.device.pack(DenseWeight(_stack([rows, padding], self._context.dtype)))
+        vocab_size, held = self._part.shape[0], self._part.rows.stop - self._part.rows.start
+        missing = -(-vocab_size // self._context.communicator.world_size) - held
+        weight = stack_weights([self.formats[""].read(self._part, tensors)], self._context.dtype)
+        self.weight = self._context.device.pack(pad_rows(weight, missing))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, on every rank."""
         logits = self._context.device.ops.linear(hidden, self.weight)
-        return self._context.communicator.all_gather(logits)[:, : self._shape[0]]
+        return self._context.communicator.all_gather(logits)[:, : self._part.shape[0]]
 
 
 def _vocabulary_share(context: ModelContext, vocab_size: int) -> slice:

@@ -15,7 +15,9 @@ from sophserve.errors import CheckpointError, ConfigError
 from sophserve.model.config import unknown_keys
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
+from sophserve.model.layers import Linear, LMHead
 from sophserve.model.module import CannotSplit, Module
+from sophserve.model.quantization import Scheme, find_scheme
 from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors
 from sophserve.plugins import architectures
 
@@ -51,20 +53,23 @@ def load_model(
     on_progress: Progress | None = None,
     *,
     model_class: type[CausalLM] | None = None,
+    quantization: str | None = None,
 ) -> CausalLM:
     """Make the model of a checkpoint and load this rank's weights, converted to the context's dtype.
 
     on_progress receives (bytes done, bytes in all), counted in the checkpoint's files. model_class: by default the one
-    that a plugin registered. Raises ConfigError or CheckpointError.
+    that a plugin registered. quantization: a method to quantize a plain checkpoint with. Raises ConfigError or
+    CheckpointError.
     """
     config = read_config(directory)
     model_class = model_class or find_architecture(config)
     check_operators(model_class, context.device)
+    scheme = find_scheme(directory, config, quantization)
     unknown = unknown_keys(model_class.config_class, config)
     if unknown:
         log.warning("config.json has keys that are not known here and are ignored: %s", ", ".join(unknown))
     model = build_model(model_class, config, context)
-    load_weights(model, directory, on_progress)
+    load_weights(model, directory, on_progress, scheme)
     return model
 
 
@@ -102,9 +107,14 @@ def _divides(model_class: type[CausalLM], config: dict[str, Any], context: Model
     return True
 
 
-def load_weights(model: CausalLM, directory: Path, on_progress: Progress | None = None) -> None:
+def load_weights(
+    model: CausalLM, directory: Path, on_progress: Progress | None = None, scheme: Scheme | None = None
+) -> None:
     """Load every leaf of the model. Raises CheckpointError."""
-    sources = _match(model, find_tensors(directory), directory)
+    stored = find_tensors(directory)
+    if scheme is not None:
+        _choose_formats(model, scheme, stored)
+    sources = _match(model, stored, directory, scheme)
     leaves = [(path, module, module.parameters()) for path, module in model.named_modules()]
     jobs = [
         (module, {name: (sources[f"{path}.{name}"], spec.shard) for name, spec in specs.items()})
@@ -126,7 +136,25 @@ def load_weights(model: CausalLM, directory: Path, on_progress: Progress | None 
             on_progress(done, total)
 
 
-def _match(model: CausalLM, stored: dict[str, StoredTensor], directory: Path) -> dict[str, StoredTensor]:
+def _choose_formats(model: CausalLM, scheme: Scheme, stored: dict[str, StoredTensor]) -> None:
+    """Ask the scheme for the format of every linear weight."""
+    by_layer: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in stored.items():
+        layer, _, last = name.rpartition(".")
+        by_layer.setdefault(layer, {})[last] = tensor
+    for path, module in model.named_modules():
+        if not isinstance(module, (Linear, LMHead)):
+            continue
+        for prefix in module.formats:
+            name = model.tensor_of(f"{path}.{prefix}weight").removesuffix(".weight")
+            # A tied head is read by the embedding, too.
+            if f"{path}.{prefix}weight" not in model.tied.values():
+                module.formats[prefix] = scheme.weight_format(name, by_layer.get(name, {}))
+
+
+def _match(
+    model: CausalLM, stored: dict[str, StoredTensor], directory: Path, scheme: Scheme | None
+) -> dict[str, StoredTensor]:
     """The stored tensor of every parameter. Raises CheckpointError if one is missing, unexpected or unfit."""
     wanted = {
         f"{path}.{name}": spec for path, module in model.named_modules() for name, spec in module.parameters().items()
@@ -139,7 +167,7 @@ def _match(model: CausalLM, stored: dict[str, StoredTensor], directory: Path) ->
             found[model.tied[parameter]] = tensor
         elif parameter in wanted:
             found.setdefault(parameter, tensor)
-        elif not _HARMLESS.search(name):
+        elif not (_HARMLESS.search(name) or (scheme and scheme.ignored.fullmatch(name.rpartition(".")[2]))):
             unexpected.append(name)
     sources = {taker: parameter for parameter, taker in model.tied.items()}
     missing = [model.tensor_of(sources.get(parameter, parameter)) for parameter in wanted if parameter not in found]
@@ -149,7 +177,7 @@ def _match(model: CausalLM, stored: dict[str, StoredTensor], directory: Path) ->
         raise CheckpointError(f"{directory} does not fit {type(model).__name__}: {'; '.join(parts)}")
     for parameter, spec in wanted.items():
         tensor = found[parameter]
-        tensor.check_dtype()
+        tensor.check_dtype(spec.dtypes)
         if tensor.shape != spec.shape:
             raise CheckpointError(
                 f"{tensor.name} in {tensor.file} has shape {list(tensor.shape)}, but config.json asks for "

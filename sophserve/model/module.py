@@ -11,6 +11,7 @@ from torch import Tensor
 from device.interface import PackedWeight
 from sophserve.errors import ConfigError
 from sophserve.model.context import ModelContext
+from sophserve.model.weights import FLOATS
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,12 @@ class ParameterSpec:
     """One tensor of a checkpoint, as a module expects it.
 
     shape: of the whole tensor on disk. shard: the index of the part that this rank holds; empty for all of
-    it.
+    it. dtypes: those that it may have, by safetensors' names.
     """
 
     shape: tuple[int, ...]
     shard: tuple[slice, ...] = ()
+    dtypes: tuple[str, ...] = FLOATS
 
 
 class Module:

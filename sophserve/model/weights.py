@@ -16,7 +16,9 @@ from torch import Tensor
 from sophserve.checkpoint import INDEX, read_json
 from sophserve.errors import CheckpointError
 
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
+FLOATS = ("F32", "F16", "BF16")
+"""safetensors' names of the dtypes of plain weights."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,11 @@ class StoredTensor:
         """Bytes of the whole tensor in its file."""
         return prod(self.shape) * _BYTES[self.dtype]
 
-    def check_dtype(self) -> None:
-        """Raise CheckpointError if this is no plain floating-point tensor."""
-        if self.dtype not in _BYTES:
-            raise CheckpointError(
-                f"{self.name} in {self.file} is stored as {self.dtype}; "
-                f"an unquantized checkpoint has {', '.join(_BYTES)}"
-            )
+    def check_dtype(self, dtypes: tuple[str, ...]) -> None:
+        """Raise CheckpointError if the dtype is none of these."""
+        if self.dtype not in dtypes:
+            kind = "an unquantized checkpoint has" if dtypes == FLOATS else "config.json's quantization asks for"
+            raise CheckpointError(f"{self.name} in {self.file} is stored as {self.dtype}; {kind} {', '.join(dtypes)}")
 
 
 def find_tensors(directory: Path) -> dict[str, StoredTensor]:

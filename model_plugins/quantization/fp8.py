@@ -1,0 +1,62 @@
+"""FP8 as DeepSeek, transformers and vLLM write it: float8_e4m3 weights and float32 scales.
+
+Blocks (`weight_block_size`, usually 128 x 128) have `weight_scale_inv`, whole tensors or channels `weight_scale`;
+either multiplies. Activations stay in the run's dtype, so `activation_scheme` and `input_scale` are of no use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from model_plugins.quantization.float8 import Float8Format
+from model_plugins.quantization.round_to_nearest import RoundedFloat8Format
+from sophserve.errors import CheckpointError
+from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, is_dense
+from sophserve.model.weights import StoredTensor
+from sophserve.plugins import Register, hookimpl
+
+
+class FP8(Scheme):
+    """Layers whose weight is float8 are quantized, the others are not."""
+
+    ignored = re.compile(r"input_scale|activation_scale|[kv]_scale")
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        block = config.get("weight_block_size")
+        if block is not None and (len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block)):
+            raise CheckpointError(f"config.json's weight_block_size must be two sizes, got {block!r}")
+        if config.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
+            raise CheckpointError(f"config.json's float8 format is {config['fmt']!r}; supported: e4m3")
+        self._block = (block[0], block[1]) if block else None
+
+    def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
+        """That of its tensors."""
+        if "weight" not in stored or is_dense(stored):
+            return DenseFormat()
+        if "weight_scale_inv" in stored:
+            return Float8Format(name, stored, "weight_scale_inv", self._block)
+        return Float8Format(name, stored, "weight_scale", None)
+
+    @classmethod
+    def for_dense(cls) -> Scheme:
+        """Blocks of 128 x 128, rounded to nearest."""
+        return RoundToFloat8()
+
+
+class RoundToFloat8(Scheme):
+    """Quantizes plain layers as they are loaded, but for the head."""
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        pass
+
+    def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
+        """float8 for every layer of the decoder."""
+        return RoundedFloat8Format(name) if is_dense(stored) and not name.endswith("lm_head") else DenseFormat()
+
+
+@hookimpl
+def register_quantizations(register: Register) -> None:
+    """Add FP8."""
+    register("fp8", FP8)

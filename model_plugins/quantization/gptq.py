@@ -1,0 +1,127 @@
+"""GPTQ (https://arxiv.org/abs/2210.17323) as AutoGPTQ and GPTQModel write it, of 4 and 8 bits.
+
+    qweight  int32 [inputs * bits / 32, outputs]   an output's codes one below the other, the first in the lowest bits
+    qzeros   int32 [groups, outputs * bits / 32]   zero points, the first in the lowest bits; in files before
+                                                   `checkpoint_format: gptq_v2` one less than they are
+    scales   float [groups, outputs]
+    g_idx    int32 [inputs]                        the group of each input; with desc_act in no order
+
+The tensors say which layers are quantized, with how many bits and in which groups, so `dynamic`,
+`modules_in_block_to_quantize` and `lm_head` of the config need not be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from device.interface import CanonicalWeight
+from model_plugins.quantization.round_to_nearest import RoundedInt4Format
+from sophserve.errors import CheckpointError
+from sophserve.model.canonical import even_groups, int_weight
+from sophserve.model.module import ParameterSpec
+from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, WeightPart, is_dense, unpack_words
+from sophserve.model.weights import StoredTensor
+from sophserve.plugins import Register, hookimpl
+
+# "marlin" and others are packed for one device.
+_LAYOUTS = ("gptq", "gptq_v2")
+
+
+class GPTQFormat(WeightFormat):
+    """One layer; its sizes are those of its tensors."""
+
+    def __init__(self, name: str, stored: Mapping[str, StoredTensor], zero_offset: int, group_size: int) -> None:
+        self._name = name
+        self._group_size = group_size
+        self._words = stored["qweight"].shape[0]
+        self._groups = stored["scales"].shape[0] if "scales" in stored else 1
+        self._has_order = "g_idx" in stored
+        self._zero_offset = zero_offset
+
+    def _bits(self, part: WeightPart) -> int:
+        bits = 32 * self._words // part.shape[1]
+        if bits not in (4, 8) or 32 * self._words != bits * part.shape[1]:
+            raise CheckpointError(
+                f"{self._name}.qweight has {self._words} rows for {part.shape[1]} inputs; GPTQ is supported with 4 and "
+                "8 bits"
+            )
+        return bits
+
+    def _held_words(self, part: WeightPart) -> slice:
+        per_word = 32 // self._bits(part)
+        return slice(part.columns.start // per_word, -(-part.columns.stop // per_word))
+
+    def parameters(self, part: WeightPart) -> dict[str, ParameterSpec]:
+        """qweight of the rank's inputs and outputs; of what is small, all groups."""
+        outputs, inputs = part.shape
+        zeros = -(-outputs * self._bits(part) // 32)
+        everything = slice(0, self._groups)
+        specs = {
+            "qweight": ParameterSpec((self._words, outputs), (self._held_words(part), part.rows), ("I32",)),
+            "qzeros": ParameterSpec((self._groups, zeros), dtypes=("I32",)),
+            "scales": ParameterSpec((self._groups, outputs), (everything, part.rows)),
+        }
+        if self._has_order:
+            specs["g_idx"] = ParameterSpec((inputs,), dtypes=("I32",))
+        return specs
+
+    def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
+        """The rank's codes, with the inputs of a group side by side."""
+        bits = self._bits(part)
+        codes = unpack_words(tensors["qweight"].T, bits)
+        first = part.columns.start - self._held_words(part).start * (32 // bits)
+        codes = codes[:, first : first + part.columns.stop - part.columns.start]
+        zeros = unpack_words(tensors["qzeros"], bits)[:, part.rows] + self._zero_offset
+        if bits == 4:
+            zeros &= 15
+        groups = even_groups(part.shape[1], self._groups, self._group_size)
+        if self._has_order:
+            groups = tensors["g_idx"].long()
+            if not 0 <= int(groups.min()) <= int(groups.max()) < self._groups:
+                raise CheckpointError(f"{self._name}.g_idx names groups beyond the {self._groups} that there are")
+        return int_weight(codes, tensors["scales"].T, zeros.T, groups[part.columns], bits)
+
+
+class GPTQ(Scheme):
+    """Layers with a qweight are quantized, the others are not."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        layout = config.get("checkpoint_format") or "gptq"
+        if config.get("is_marlin_format") or layout not in _LAYOUTS:
+            raise CheckpointError(
+                f"the checkpoint's GPTQ layout is {layout!r}; supported: {', '.join(_LAYOUTS)}; convert it with the "
+                "tool that made it"
+            )
+        self._zero_offset = 0 if layout == "gptq_v2" else 1
+        self._group_size = config.get("group_size") or -1
+
+    def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
+        """That of its tensors."""
+        if "qweight" not in stored:
+            return DenseFormat()
+        return GPTQFormat(name, stored, self._zero_offset, self._group_size)
+
+    @classmethod
+    def for_dense(cls) -> Scheme:
+        """4 bits, groups of 128, rounded to nearest."""
+        return RoundToInt4()
+
+
+class RoundToInt4(Scheme):
+    """Quantizes plain layers as they are loaded, but for the head."""
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        pass
+
+    def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
+        """4 bits for every layer of the decoder."""
+        return RoundedInt4Format(name) if is_dense(stored) and not name.endswith("lm_head") else DenseFormat()
+
+
+@hookimpl
+def register_quantizations(register: Register) -> None:
+    """Add GPTQ."""
+    register("gptq", GPTQ)

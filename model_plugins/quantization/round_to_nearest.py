@@ -1,0 +1,97 @@
+"""Quantizes plain weights: whole numbers of 4 bits in groups, or float8 in blocks, rounded to nearest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from device.interface import CanonicalWeight, Float8Weight, IntWeight
+from device.reference import dequantize
+from sophserve.model.canonical import pack_bits
+from sophserve.model.quantization import DenseFormat, WeightPart
+
+log = logging.getLogger(__name__)
+
+GROUP_SIZE = BLOCK = 128
+MIDDLE = 8
+# Shares of a group's largest magnitude that are tried as its range.
+_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+_LARGEST_FLOAT8 = 448.0
+
+
+def round_to_int4(values: Tensor) -> IntWeight:
+    """Codes around 8 and float16 scales for `[outputs, inputs]`.
+
+    Of some ranges for each group the one with the smallest squared error is taken.
+    """
+    inputs = values.shape[1]
+    size = next((size for size in (GROUP_SIZE, 64, 32) if inputs % size == 0), inputs)
+    groups = values.float().unflatten(1, (-1, size))
+    largest = groups.abs().amax(-1, keepdim=True).clamp(min=1e-12)
+    best_error = torch.full_like(largest, torch.inf)
+    best_codes = torch.zeros_like(groups)
+    best_scales = torch.ones_like(largest)
+    for clip in _CLIPS:
+        # Rounded as they are stored, so that the error is that of what is served.
+        scales = (largest * clip / (MIDDLE - 0.5)).half().float().clamp(min=6e-8)
+        codes = (groups / scales).round().clamp(-MIDDLE, MIDDLE - 1)
+        error = (codes * scales - groups).square().sum(-1, keepdim=True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_codes = torch.where(better, codes, best_codes)
+        best_scales = torch.where(better, scales, best_scales)
+    codes = (best_codes + MIDDLE).to(torch.uint8).flatten(1)
+    scales = best_scales[..., 0].half()
+    return IntWeight(pack_bits(codes, 4), scales, torch.full(scales.shape, MIDDLE, dtype=torch.uint8), size)
+
+
+def round_to_float8(values: Tensor) -> tuple[Tensor, Tensor]:
+    """float8_e4m3 values and the float32 scales of blocks of 128 x 128, the last of which may be cut."""
+    outputs, inputs = values.shape
+    rows, columns = -(-outputs // BLOCK), -(-inputs // BLOCK)
+    padded = torch.zeros(rows * BLOCK, columns * BLOCK)
+    padded[:outputs, :inputs] = values
+    blocks = padded.unflatten(0, (rows, BLOCK)).unflatten(2, (columns, BLOCK))
+    scales = blocks.abs().amax((1, 3)).clamp(min=1e-12) / _LARGEST_FLOAT8
+    rounded = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+    return rounded.flatten(2).flatten(0, 1)[:outputs, :inputs].contiguous(), scales
+
+
+class RoundedInt4Format(DenseFormat):
+    """A plain weight on disk, 4 bits from there on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
+        """The rank's part, quantized."""
+        weight = round_to_int4(tensors["weight"])
+        log_error(self._name, tensors["weight"], weight)
+        return weight
+
+
+class RoundedFloat8Format(DenseFormat):
+    """A plain weight on disk, float8 from there on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
+        """The rank's part, quantized."""
+        values, scales = round_to_float8(tensors["weight"])
+        spread = scales.repeat_interleave(BLOCK, dim=0)[: len(values)]
+        weight = Float8Weight(values, spread, BLOCK)
+        log_error(self._name, tensors["weight"], weight)
+        return weight
+
+
+def log_error(name: str, values: Tensor, weight: CanonicalWeight) -> None:
+    """Say how much memory the weight takes, and how far it is from what it was."""
+    exact = values.float()
+    error = float((dequantize(weight) - exact).norm() / exact.norm().clamp(min=1e-12))
+    assert isinstance(weight, IntWeight | Float8Weight)
+    taken = weight.values.nbytes + weight.scales.nbytes
+    log.info("%s: %.1f%% of its memory, relative error %.4f", name, 100 * taken / values.nbytes, error)

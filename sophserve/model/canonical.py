@@ -1,0 +1,165 @@
+"""Canonical weights: parts put together, groups cut by a shard aligned again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import gcd, prod
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+
+import torch
+from torch import Tensor
+
+from device.interface import CanonicalWeight, DenseWeight, Float8Weight, IntWeight
+from device.reference import dequantize
+
+# Devices compute with groups of a multiple of so many inputs.
+_GROUP_UNIT = 32
+
+
+def stack_tensors(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """A copy with the parts one over the other, converted on the way so that no second one is made."""
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    # Pages of its own: among packed weights on the heap, freed copies would leave holes of a tenth of the model.
+    pages = mmap(-1, prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    stacked = torch.frombuffer(pages, dtype=dtype).view(shape)
+    for part, place in zip(parts, stacked.split([len(part) for part in parts]), strict=True):
+        place.copy_(part)
+    return stacked
+
+
+def stack_weights(weights: Sequence[CanonicalWeight], dtype: torch.dtype) -> CanonicalWeight:
+    """One weight with the outputs of all, in order. Parts of different kinds become a dense weight of dtype."""
+    first = weights[0]
+    if all(isinstance(weight, IntWeight) for weight in weights):
+        ints = [weight for weight in weights if isinstance(weight, IntWeight)]
+        if all(weight.bits == ints[0].bits and _same_order(weight, ints[0]) for weight in ints):
+            return _stack_groups(ints)
+    elif all(isinstance(weight, Float8Weight) for weight in weights):
+        return _stack_groups([weight for weight in weights if isinstance(weight, Float8Weight)])
+    if len(weights) == 1 and not isinstance(first, DenseWeight):
+        return first
+    dense = [weight.values if isinstance(weight, DenseWeight) else dequantize(weight) for weight in weights]
+    return DenseWeight(stack_tensors(dense, dtype))
+
+
+def pad_rows(weight: CanonicalWeight, count: int) -> CanonicalWeight:
+    """The weight with `count` more outputs, all of which are 0."""
+
+    def pad(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor.view(torch.uint8), tensor.new_zeros(count, *tensor.shape[1:]).view(torch.uint8)]).view(
+            tensor.dtype
+        )
+
+    if not count:
+        return weight
+    if isinstance(weight, IntWeight):
+        return replace(weight, values=pad(weight.values), scales=pad(weight.scales), zeros=pad(weight.zeros))
+    if isinstance(weight, Float8Weight):
+        return replace(weight, values=pad(weight.values), scales=pad(weight.scales))
+    return DenseWeight(pad(weight.values))
+
+
+def int_weight(codes: Tensor, scales: Tensor, zeros: Tensor, groups: Tensor, bits: int) -> IntWeight:
+    """A weight whose inputs belong to groups in any way.
+
+    codes: uint8 `[outputs, inputs]`. scales, zeros: `[outputs, groups]`. groups: int64 `[inputs]`. Inputs of one group
+    are put side by side; where groups are of different sizes, each is cut into pieces of 32 inputs, the last with gaps.
+    """
+    inputs = len(groups)
+    order = groups.argsort(stable=True)
+    members, counts = groups[order].unique_consecutive(return_counts=True)
+    in_place = bool((order == torch.arange(inputs)).all())
+    size = int(counts[0])
+    starts = counts.cumsum(0) - counts
+    if not bool((counts[:-1] == size).all()) or int(counts[-1]) > size:
+        # As a shard begins and ends within groups: smaller groups that divide them all may do.
+        size = gcd(*starts[1:].tolist())
+        if not in_place or size % _GROUP_UNIT:
+            return _with_gaps(codes, scales, zeros, order, members, counts, bits)
+        members = groups[order][torch.arange(0, inputs, size)]
+    ordered = codes if in_place else codes[:, order]
+    return IntWeight(
+        pack_bits(ordered, bits),
+        scales[:, members],
+        zeros[:, members],
+        size,
+        4 if bits == 4 else 8,
+        None if in_place else order.int(),
+    )
+
+
+def float8_weight(values: Tensor, scales: Tensor, groups: Tensor) -> Float8Weight:
+    """A weight whose inputs belong to consecutive groups.
+
+    values: float8 `[outputs, inputs]`. scales: `[outputs, groups]`. groups: int64 `[inputs]`.
+    """
+    members, counts = groups.unique_consecutive(return_counts=True)
+    starts = (counts.cumsum(0) - counts)[1:].tolist()
+    size = gcd(*starts) if starts else len(groups)
+    members = groups[torch.arange(0, len(groups), size)]
+    return Float8Weight(values.contiguous(), scales[:, members].float(), size)
+
+
+def even_groups(inputs: int, groups: int, group_size: int) -> Tensor:
+    """int64 `[inputs]`: the group of each input where they come in order.
+
+    group_size: what the checkpoint says of all its layers. A layer with another number of groups has even ones.
+    """
+    if group_size <= 0 or -(-inputs // group_size) != groups:
+        group_size = -(-inputs // groups)
+    return torch.arange(inputs) // group_size
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes `[outputs, inputs]` as IntWeight's values."""
+    if bits == 8:
+        return codes.contiguous()
+    if codes.shape[1] % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1))
+    return codes[:, 0::2] | codes[:, 1::2] << 4
+
+
+def _with_gaps(
+    codes: Tensor, scales: Tensor, zeros: Tensor, order: Tensor, members: Tensor, counts: Tensor, bits: int
+) -> IntWeight:
+    pieces = -(-counts // _GROUP_UNIT)
+    channels = torch.full((int(pieces.sum()) * _GROUP_UNIT,), -1)
+    start, place = 0, 0
+    for count, piece in zip(counts.tolist(), pieces.tolist(), strict=True):
+        channels[place : place + count] = order[start : start + count]
+        start, place = start + count, place + piece * _GROUP_UNIT
+    spread = members.repeat_interleave(pieces)
+    return IntWeight(
+        pack_bits(codes[:, channels.clamp(min=0)], bits),
+        scales[:, spread],
+        zeros[:, spread],
+        _GROUP_UNIT,
+        4 if bits == 4 else 8,
+        channels.int(),
+    )
+
+
+def _same_order(left: IntWeight, right: IntWeight) -> bool:
+    if left.order is None or right.order is None:
+        return left.order is right.order
+    return left.group_size == right.group_size and torch.equal(left.order, right.order)
+
+
+def _stack_groups(weights: Sequence[IntWeight] | Sequence[Float8Weight]) -> CanonicalWeight:
+    if len(weights) == 1:
+        return weights[0]
+    inputs = weights[0].values.shape[1] * (8 // weights[0].bits if isinstance(weights[0], IntWeight) else 1)
+    size = gcd(*(min(weight.group_size, inputs) for weight in weights))
+    at = torch.arange(0, inputs, size)
+
+    def of_groups(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.cat([getattr(weight, name)[:, at // weight.group_size].to(dtype) for weight in weights])
+
+    dtypes = {weight.scales.dtype for weight in weights}
+    scales = of_groups("scales", dtypes.pop() if len(dtypes) == 1 else torch.float32)
+    values = torch.cat([weight.values.view(torch.uint8) for weight in weights])
+    first = weights[0]
+    if isinstance(first, IntWeight):
+        return replace(first, values=values, scales=scales, zeros=of_groups("zeros", torch.uint8), group_size=size)
+    return Float8Weight(values.view(torch.float8_e4m3fn), scales, size)

@@ -1,0 +1,133 @@
+"""How weights stand on disk: the interface between checkpoints, quantization plugins and linear layers."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from device.interface import CanonicalWeight, DenseWeight
+from sophserve.checkpoint import read_json
+from sophserve.errors import CheckpointError
+from sophserve.model.module import ParameterSpec
+from sophserve.model.weights import FLOATS, StoredTensor
+from sophserve.plugins import quantizations
+
+
+@dataclass(frozen=True)
+class WeightPart:
+    """The part of a linear weight of `shape` `(out_features, in_features)` that a rank holds."""
+
+    shape: tuple[int, int]
+    rows: slice
+    columns: slice
+
+
+class WeightFormat(ABC):
+    """How one linear weight stands on disk."""
+
+    @abstractmethod
+    def parameters(self, part: WeightPart) -> dict[str, ParameterSpec]:
+        """The tensors to read, by the last component of their names. Raises CheckpointError for impossible sizes."""
+
+    @abstractmethod
+    def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
+        """The rank's part. May refer to the tensors, which go away once the weight is packed."""
+
+
+class DenseFormat(WeightFormat):
+    """A plain tensor of floating-point numbers."""
+
+    def parameters(self, part: WeightPart) -> dict[str, ParameterSpec]:
+        """`weight`."""
+        return {"weight": ParameterSpec(part.shape, (part.rows, part.columns))}
+
+    def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
+        """As it is."""
+        return DenseWeight(tensors["weight"])
+
+
+class Scheme(ABC):
+    """A quantization method: made from the checkpoint's quantization_config, it knows every layer's format.
+
+    ignored: matches the last components of tensors that are of no use here.
+    """
+
+    ignored: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
+
+    @abstractmethod
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Raises CheckpointError for what the plugin does not implement."""
+
+    @abstractmethod
+    def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
+        """The format of linear layer `name`. stored: its tensors by the last component of their names."""
+
+    @classmethod
+    def for_dense(cls) -> Scheme | None:
+        """A scheme that quantizes the layers of a plain checkpoint as they are loaded; None where there is none."""
+        return None
+
+
+def is_dense(stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether a layer's weight is a plain tensor."""
+    return "weight" in stored and stored["weight"].dtype in FLOATS
+
+
+def quantization_config(directory: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint's quantization_config, with its quant_method, wherever it is; None for a plain checkpoint."""
+    for key in ("quantization_config", "compression_config"):
+        given = config.get(key)
+        if given:
+            if not isinstance(given, dict):
+                raise CheckpointError(f"config.json's {key} must be an object, got {given!r}")
+            return given
+    # Written by tools of 2023.
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if (directory / name).is_file():
+            return {"quant_method": method, **read_json(directory / name)}
+    return None
+
+
+def find_scheme(directory: Path, config: Mapping[str, Any], asked: str | None = None) -> Scheme | None:
+    """The scheme of a checkpoint; None for a plain one, unless `asked` names one to quantize it with on loading.
+
+    Raises CheckpointError.
+    """
+    known = quantizations()
+    given = quantization_config(directory, config)
+    if given is not None:
+        method = str(given.get("quant_method", "unknown")).lower()
+        if method not in known:
+            raise CheckpointError(
+                f"the checkpoint is quantized with {method!r}, which is not supported; supported: "
+                f"{', '.join(known) or 'none'}"
+            )
+        if asked is not None and asked != method:
+            raise CheckpointError(
+                f"the checkpoint is quantized with {method!r} already; leave out --quantization {asked}"
+            )
+        scheme: Scheme = known[method].value(given)
+        return scheme
+    if asked is None:
+        return None
+    scheme_class = known[asked].value if asked in known else None
+    found = scheme_class.for_dense() if scheme_class else None
+    if found is None:
+        able = ", ".join(name for name, entry in known.items() if entry.value.for_dense() is not None)
+        raise CheckpointError(f"--quantization {asked} cannot quantize a plain checkpoint; use one of {able or 'none'}")
+    return found
+
+
+def unpack_words(words: Tensor, bits: int) -> Tensor:
+    """int32 `[rows, words]` to uint8 `[rows, words * 32 / bits]`, the lowest bits first."""
+    octets = words.contiguous().view(torch.uint8)
+    if bits == 8:
+        return octets
+    return torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1)

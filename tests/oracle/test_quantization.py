@@ -1,0 +1,236 @@
+"""Quantized checkpoints of every on-disk format against transformers with the dequantized weights.
+
+The files are written here from the formats' definitions, word by word, independently of the plugins.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.oracle.test_tensor_parallel import Group, ThreadRank
+
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.04,
+}
+LINEAR = re.compile(r".*_proj\.weight")
+PROMPT = torch.randint(3, 500, (40,), generator=torch.Generator().manual_seed(3)).tolist()
+
+
+def words(codes, bits, axis, places=None):
+    """Whole numbers packed along an axis into int32, code i of a word at bits * places[i]."""
+    per_word = 32 // bits
+    codes = np.moveaxis(codes, axis, -1).astype(np.uint64)
+    packed = np.zeros((*codes.shape[:-1], -(-codes.shape[-1] // per_word)), dtype=np.uint64)
+    for i in range(codes.shape[-1]):
+        place = i % per_word if places is None else places[i % per_word]
+        packed[..., i // per_word] |= codes[..., i] << np.uint64(bits * place)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(packed.astype(np.uint32).view(np.int32), -1, axis)))
+
+
+def integers(weight, bits, group_size, symmetric, act_order=False, scale_dtype=torch.float16):
+    """codes [out, in], scales and zeros [out, groups], the group of each input; and what they stand for."""
+    outputs, inputs = weight.shape
+    size = inputs if group_size == -1 else group_size
+    groups = torch.arange(inputs) // size
+    if act_order:
+        groups = groups[torch.randperm(inputs, generator=torch.Generator().manual_seed(inputs))]
+    count, most = int(groups.max()) + 1, 2**bits - 1
+    codes = torch.zeros(outputs, inputs, dtype=torch.int64)
+    scales, zeros = torch.zeros(outputs, count), torch.zeros(outputs, count, dtype=torch.int64)
+    for group in range(count):
+        part = weight[:, groups == group]
+        low, high = part.amin(1).clamp(max=-1e-3), part.amax(1).clamp(min=1e-3)
+        scale = 2 * torch.maximum(-low, high) / most if symmetric else (high - low) / most
+        scale = scale.to(scale_dtype).float()
+        zero = torch.full_like(scale, (most + 1) / 2) if symmetric else (-low / scale).round().clamp(1, most)
+        codes[:, groups == group] = ((part / scale[:, None]).round() + zero[:, None]).clamp(0, most).long()
+        scales[:, group], zeros[:, group] = scale, zero.long()
+    exact = (codes - zeros[:, groups]) * scales[:, groups]
+    return codes.numpy(), scales.to(scale_dtype), zeros.numpy(), groups, exact
+
+
+def gptq(bits=4, group_size=64, symmetric=True, act_order=False, v2=False):
+    def write(name, weight):
+        codes, scales, zeros, groups, exact = integers(weight, bits, group_size, symmetric, act_order)
+        tensors = {
+            "qweight": words(codes.T, bits, 0),
+            "qzeros": words(zeros.T - (0 if v2 else 1), bits, 1),
+            "scales": scales.T.contiguous(),
+            "g_idx": groups.int(),
+        }
+        return {f"{name}.{key}": value for key, value in tensors.items()}, exact
+
+    config = {"quant_method": "gptq", "bits": bits, "group_size": group_size, "desc_act": act_order, "sym": symmetric}
+    return write, config | ({"checkpoint_format": "gptq_v2"} if v2 else {})
+
+
+def awq(group_size=64):
+    def write(name, weight):
+        codes, scales, zeros, _, exact = integers(weight, 4, group_size, symmetric=False)
+        place = [0, 4, 1, 5, 2, 6, 3, 7]  # output i of eight, where the word holds outputs 0 2 4 6 1 3 5 7
+        tensors = {
+            "qweight": words(codes.T, 4, 1, place),
+            "qzeros": words(zeros.T, 4, 1, place),
+            "scales": scales.T.contiguous(),
+        }
+        return {f"{name}.{key}": value for key, value in tensors.items()}, exact
+
+    return write, {"quant_method": "awq", "bits": 4, "group_size": group_size, "version": "gemm", "zero_point": True}
+
+
+def float8(scale_of, scale_name, block=None):
+    """scale_of: from a weight to the scales of its tensor, of its outputs, or of its blocks."""
+
+    def write(name, weight):
+        scale = scale_of(weight.abs()) / 448
+        spread = scale
+        if block:
+            spread = scale.repeat_interleave(block, 0).repeat_interleave(block, 1)[: len(weight), : weight.shape[1]]
+        elif scale.numel() > 1:
+            spread = scale.reshape(-1, 1)
+        values = (weight / spread).to(torch.float8_e4m3fn)
+        tensors = {"weight": values, scale_name: scale}
+        if not block:
+            tensors["input_scale"] = torch.tensor(0.02)
+        return {f"{name}.{key}": value for key, value in tensors.items()}, values.float() * spread
+
+    return write
+
+
+def blocks(magnitudes, size=128):
+    rows, columns = (-(-length // size) for length in magnitudes.shape)
+    padded = torch.zeros(rows * size, columns * size)
+    padded[: len(magnitudes), : magnitudes.shape[1]] = magnitudes
+    return padded.unflatten(0, (rows, size)).unflatten(2, (columns, size)).amax((1, 3))
+
+
+def compressed(group_size=64, symmetric=True, act_order=False):
+    def write(name, weight):
+        codes, scales, zeros, groups, exact = integers(weight, 4, group_size, symmetric, act_order, torch.bfloat16)
+        tensors = {
+            "weight_packed": words(codes, 4, 1),
+            "weight_scale": scales,
+            "weight_shape": torch.tensor(weight.shape),
+        }
+        if not symmetric:
+            tensors["weight_zero_point"] = words(zeros, 4, 0)
+        if act_order:
+            tensors["weight_g_idx"] = groups.int()
+        return {f"{name}.{key}": value for key, value in tensors.items()}, exact
+
+    strategy = "channel" if group_size == -1 else "group"
+    weights = {"num_bits": 4, "type": "int", "strategy": strategy, "symmetric": symmetric}
+    weights |= {"group_size": None if group_size == -1 else group_size}
+    return write, compressed_config("pack-quantized", weights)
+
+
+def compressed_config(name, weights):
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
+    return {"quant_method": "compressed-tensors", "format": name, "config_groups": groups, "ignore": ["lm_head"]}
+
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}
+FORMATS = {
+    **{f"gptq groups of {size}": gptq(group_size=size) for size in (32, 64, 128, -1)},
+    "gptq asymmetric": gptq(symmetric=False),
+    "gptq asymmetric v2": gptq(symmetric=False, v2=True, group_size=32),
+    "gptq v2": gptq(v2=True),
+    "gptq act order": gptq(act_order=True),
+    "gptq act order, asymmetric, groups of 32": gptq(act_order=True, symmetric=False, group_size=32),
+    "gptq 8 bits": gptq(bits=8),
+    "gptq 8 bits asymmetric": gptq(bits=8, symmetric=False, group_size=128),
+    "gptq 8 bits act order": gptq(bits=8, act_order=True, v2=True),
+    "awq": awq(),
+    "awq groups of 128": awq(128),
+    "fp8 blocks": (float8(blocks, "weight_scale_inv", 128), {**FP8, "weight_block_size": [128, 128]}),
+    "fp8 tensor": (float8(lambda w: w.max(), "weight_scale"), {**FP8, "activation_scheme": "static"}),
+    "fp8 tensor of one": (float8(lambda w: w.max()[None], "weight_scale"), FP8),
+    "fp8 channels": (float8(lambda w: w.amax(1, keepdim=True), "weight_scale"), FP8),
+    "fp8 flat channels": (float8(lambda w: w.amax(1), "weight_scale"), FP8),
+    "compressed int4": compressed(),
+    "compressed int4 channels": compressed(-1),
+    "compressed int4 asymmetric": compressed(symmetric=False, group_size=32),
+    "compressed int4 act order": compressed(act_order=True),
+    "compressed float8 tensor": (
+        float8(lambda w: w.max()[None], "weight_scale"),
+        compressed_config("float-quantized", {**FLOAT8, "strategy": "tensor"}),
+    ),
+    "compressed float8 channels": (
+        float8(lambda w: w.amax(1, keepdim=True).bfloat16().float(), "weight_scale"),
+        compressed_config("float-quantized", {**FLOAT8, "strategy": "channel"}),
+    ),
+    "compressed float8 blocks": (
+        float8(blocks, "weight_scale", 128),
+        compressed_config("float-quantized", {**FLOAT8, "strategy": "block", "block_structure": [128, 128]}),
+    ),
+}
+
+
+def quantize(source: Path, target: Path, write, config, is_quantized=LINEAR.fullmatch) -> None:
+    """Write the checkpoint `source` with quantized layers to target / "quantized", and what they stand for to target /
+    "exact"."""
+    tensors, exact = {}, load_file(source / "model.safetensors")
+    for name, value in sorted(exact.items()):
+        if is_quantized(name):
+            stored, exact[name] = write(name.removesuffix(".weight"), value)
+            tensors |= stored
+        else:
+            tensors[name] = value
+    for name, content in (("quantized", tensors), ("exact", exact)):
+        shutil.copytree(source, target / name)
+        save_file({key: value.contiguous() for key, value in content.items()}, target / name / "model.safetensors")
+    settings = json.loads((source / "config.json").read_text())
+    (target / "quantized" / "config.json").write_text(json.dumps({**settings, "quantization_config": config}))
+
+
+@torch.inference_mode()
+def transformers_logprobs(directory, ids):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory)(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+
+def logprobs_of_ranks(open_model, directory, dtype, ranks):
+    group = Group(ranks)
+
+    def run(rank):
+        return open_model(directory, dtype=dtype, communicator=ThreadRank(group, rank)).logprobs(PROMPT, 17)
+
+    with ThreadPoolExecutor(ranks) as pool:
+        return next(iter(pool.map(run, range(ranks))))
+
+
+def check(open_model, target):
+    expected = transformers_logprobs(target / "exact", PROMPT)
+    for dtype, tolerance in ((torch.float32, 2e-3), (torch.bfloat16, 2e-2)):
+        for ranks in (1, 2):
+            logprobs = logprobs_of_ranks(open_model, target / "quantized", dtype, ranks)
+            best = expected.topk(2).values
+            sure = best[:, 0] - best[:, 1] > 0.05
+            assert torch.equal(logprobs.argmax(-1)[sure], expected.argmax(-1)[sure]), (dtype, ranks)
+            chosen = expected.argmax(-1, keepdim=True)
+            worst = (logprobs.gather(1, chosen) - expected.gather(1, chosen)).abs().max()
+            assert worst < tolerance, (dtype, ranks)
+
+
+@pytest.mark.parametrize("case", FORMATS)
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_quantized_layers_equal_their_dequantized_weights(case, kind, make_checkpoint, open_model, tmp_path):
+    overrides = {"attention_bias": True, "mlp_bias": True} if kind == "llama" else {}
+    quantize(make_checkpoint(kind, **SHAPE, **overrides), tmp_path, *FORMATS[case])
+    check(open_model, tmp_path)
