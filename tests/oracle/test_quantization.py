@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sophserve.errors import CheckpointError
 from tests.oracle.test_tensor_parallel import Group, ThreadRank
 
 SHAPE = {
@@ -234,3 +235,112 @@ def test_quantized_layers_equal_their_dequantized_weights(case, kind, make_check
     overrides = {"attention_bias": True, "mlp_bias": True} if kind == "llama" else {}
     quantize(make_checkpoint(kind, **SHAPE, **overrides), tmp_path, *FORMATS[case])
     check(open_model, tmp_path)
+
+
+ODD = {"hidden_size": 96, "intermediate_size": 416, "num_attention_heads": 6, "num_key_value_heads": 2}
+PARTLY = {
+    # Which weights are quantized, and how.
+    "with the head": ("gptq symmetric", lambda name: LINEAR.fullmatch(name) or name == "lm_head.weight", {}),
+    "one part of fused layers": ("gptq symmetric", lambda name: re.search(r"[qv]_proj|up_proj", name), {}),
+    "one layer": ("awq", lambda name: "layers.1." in name and LINEAR.fullmatch(name), {}),
+    "fp8 with the head": ("fp8 blocks", lambda name: LINEAR.fullmatch(name) or name == "lm_head.weight", {}),
+    # Groups that a rank's share begins within, and blocks that the sizes do not fill.
+    "gptq cut groups": ("gptq 128", LINEAR.fullmatch, ODD),
+    "gptq cut act order": ("gptq act order", LINEAR.fullmatch, ODD),
+    "gptq cut odd": ("gptq 128", LINEAR.fullmatch, {**ODD, "intermediate_size": 400}),
+    "awq cut": ("awq", LINEAR.fullmatch, {**ODD, "intermediate_size": 400}),
+    "compressed cut": ("compressed", LINEAR.fullmatch, {**ODD, "intermediate_size": 400}),
+    "fp8 cut blocks": ("fp8 blocks", LINEAR.fullmatch, ODD),
+    "fp8 cut odd": ("fp8 blocks", LINEAR.fullmatch, {**ODD, "intermediate_size": 404}),
+}
+METHODS = {
+    "gptq symmetric": gptq(),
+    "gptq 128": gptq(group_size=128, symmetric=False),
+    "gptq act order": gptq(group_size=32, act_order=True),
+    "awq": awq(32),
+    "compressed": compressed(32, symmetric=False),
+    "fp8 blocks": FORMATS["fp8 blocks"],
+}
+
+
+@pytest.mark.parametrize("case", PARTLY)
+def test_some_layers_and_cut_groups(case, make_checkpoint, open_model, tmp_path):
+    method, is_quantized, overrides = PARTLY[case]
+    write, config = METHODS[method]
+    quantize(make_checkpoint("llama", **{**SHAPE, **overrides}), tmp_path, write, config, is_quantized)
+    check(open_model, tmp_path)
+
+
+def test_parts_of_a_fused_layer_with_other_groups(make_checkpoint, open_model, tmp_path):
+    """GPTQ's `dynamic` may give each layer a group size of its own."""
+    small, large = gptq(group_size=32)[0], gptq(group_size=128, symmetric=False)[0]
+
+    def write(name, weight):
+        return (small if re.search(r"[kv]_proj|gate_proj", name) else large)(name, weight)
+
+    dynamic = {"dynamic": {r"+:.*\.(k|v|gate)_proj": {"group_size": 32}}}
+    quantize(make_checkpoint("llama", **SHAPE), tmp_path, write, gptq(group_size=128)[1] | dynamic)
+    check(open_model, tmp_path)
+
+
+def test_a_tied_head_stays_plain(make_checkpoint, open_model, tmp_path):
+    quantize(make_checkpoint("qwen2", **SHAPE, tie_word_embeddings=True), tmp_path, *gptq())
+    check(open_model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])
+def test_the_files_of_older_tools(name, make_checkpoint, open_model, tmp_path):
+    write, config = gptq() if name == "quantize_config.json" else awq()
+    quantize(make_checkpoint("llama", **SHAPE), tmp_path, write, config)
+    settings = json.loads((tmp_path / "quantized" / "config.json").read_text())
+    del settings["quantization_config"], config["quant_method"]
+    (tmp_path / "quantized" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "quantized" / name).write_text(json.dumps(config))
+    check(open_model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"quant_method": "bitsandbytes"},
+            "'bitsandbytes', which is not supported; supported: awq, compressed-tensors",
+        ),
+        ({"quant_method": "gptq", "checkpoint_format": "marlin"}, "layout is 'marlin'; supported: gptq, gptq_v2"),
+        ({"quant_method": "awq", "version": "gemv"}, "version gemm, not 4 bits and gemv"),
+        ({"quant_method": "awq", "bits": 3}, "not 3 bits and gemm"),
+        ({"quant_method": "fp8", "fmt": "e5m2"}, "'e5m2'; supported: e4m3"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size must be two sizes"),
+        (compressed_config("marlin-24", {}), "format marlin-24 are not supported"),
+        (compressed_config("pack-quantized", {"num_bits": 3, "type": "int"}), "weights of 3 bits"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(config, message, make_checkpoint, open_model, tmp_path):
+    quantize(make_checkpoint("llama", **SHAPE), tmp_path, gptq()[0], config)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        open_model(tmp_path / "quantized")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.scales"), "lacks model.layers.1.mlp.up_proj.scales"),
+        (lambda t: t.update({"lm_head.qweight": torch.zeros(3, 512, dtype=torch.int32)}), "lm_head.qweight has 3 rows"),
+        (
+            lambda t: t["model.layers.0.mlp.up_proj.g_idx"].fill_(99),
+            "model.layers.0.mlp.up_proj.g_idx names groups beyond the 2",
+        ),
+        (
+            lambda t: t.update({"model.layers.0.mlp.up_proj.qweight": torch.zeros(16, 384)}),
+            "up_proj.qweight in .* is stored as F32; config.json's quantization asks for I32",
+        ),
+    ],
+)
+def test_broken_files_are_refused(break_it, message, make_checkpoint, open_model, tmp_path):
+    quantize(make_checkpoint("llama", **SHAPE), tmp_path, *gptq())
+    file = tmp_path / "quantized" / "model.safetensors"
+    tensors = load_file(file)
+    break_it(tensors)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=message):
+        open_model(tmp_path / "quantized")
