@@ -7,7 +7,7 @@ in plain torch and is the oracle that every device is tested against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -329,6 +329,8 @@ class Device(Protocol):
     ops: Ops
     operators: frozenset[str]
     """The names of the operators of Ops that this device has."""
+    layout: str
+    """Names how quantized weights are packed, and changes whenever that does; empty where they are not kept."""
 
     def describe(self) -> str:
         """One line for the log: what this device is and how it will compute."""
@@ -341,6 +343,12 @@ class Device(Protocol):
 
     def pack(self, weight: CanonicalWeight) -> PackedWeight:
         """Put a canonical weight into this device's layout. Raises UnsupportedOperator for a kind it lacks."""
+
+    def state_of(self, weight: PackedWeight) -> tuple[dict[str, int], dict[str, Tensor]] | None:
+        """Numbers and tensors from which restore makes the packed weight; None for one that is packed quickly."""
+
+    def restore(self, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> PackedWeight:
+        """The packed weight of a state. It may read the tensors for as long as it lives."""
 
     def make_kv_cache(
         self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype

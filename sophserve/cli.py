@@ -1,4 +1,4 @@
-"""The command line: `sophserve --model X` serves, `sophserve plugins` lists what is installed.
+"""The command line: `sophserve --model X` serves, `sophserve COMMAND` does the rest.
 
 Options come from the fields of EngineConfig and ServerConfig. Imports stay light until the worker runs.
 """
@@ -74,13 +74,68 @@ def _plugins(argv: Sequence[str]) -> int:
     return 0
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"plugins": _plugins}
+def _quantize(argv: Sequence[str]) -> int:
+    parser = _Parser("quantize", "Write a plain checkpoint quantized, in the method's standard format.")
+    parser.add_argument("model", metavar="MODEL", help="a directory with a checkpoint, or a Hub id")
+    parser.add_argument("target", metavar="OUT", help="the directory to write, which must be empty or not exist")
+    parser.add_argument(
+        "--method",
+        choices=("gptq", "fp8"),
+        default="gptq",
+        help="gptq: 4 bits in groups of 128; fp8: float8 in blocks of 128 x 128 (default: gptq)",
+    )
+    given = parser.parse_args(argv)
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+    from sophserve import plugins
+    from sophserve.checkpoint import resolve_model
+
+    source, target = resolve_model(given.model), Path(given.target)
+    known = plugins.quantizations()
+    if given.method not in known:
+        raise ConfigError(f"no installed plugin provides {given.method}")
+    with tqdm(desc=f"quantizing to {given.method}", unit="B", unit_scale=True) as bar:
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        known[given.method].value.convert(source, target, on_progress)
+    sizes = [sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in (source, target)]
+    print(f"{target}: {sizes[1] / 2**20:.0f} MiB of weights, {100 * sizes[1] / sizes[0]:.0f}% of {source}'s")
+    return 0
+
+
+def _cache(argv: Sequence[str]) -> int:
+    parser = _Parser("cache", "List or clear the packed weights that are kept of quantized checkpoints.")
+    parser.add_argument("action", choices=("list", "clear"))
+    parser.add_argument("--model", required=True, metavar="MODEL", help="the checkpoint's directory, or a Hub id")
+    parser.add_argument("--reorder-cache-dir", default=None, metavar="DIR", help="as given to the server")
+    given = parser.parse_args(argv)
+    from sophserve import reorder_cache
+    from sophserve.checkpoint import resolve_model
+
+    directory = reorder_cache.cache_directory(resolve_model(given.model), given.reorder_cache_dir)
+    found = reorder_cache.entries(directory)
+    for path in found:
+        size = path.stat().st_size
+        if given.action == "clear":
+            path.unlink()
+        print(f"{size / 2**20:10.1f} MiB  {path}{' removed' if given.action == 'clear' else ''}")
+    if not found:
+        print(f"{directory} holds nothing")
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"plugins": _plugins, "quantize": _quantize, "cache": _cache}
 
 
 def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     """The configuration that a command line asks for, over that of its --config file. Raises ConfigError."""
     parser = _Parser("", "Serve a large language model over the OpenAI API.")
-    parser.usage = "sophserve --model MODEL [option ...]\n       sophserve plugins"
+    parser.usage = "sophserve --model MODEL [option ...]\n       sophserve {plugins,quantize,cache} [option ...]"
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options; the command line wins")
     for config in _CONFIGS:

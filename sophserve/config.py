@@ -48,6 +48,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = 60.0
     max_restarts: Annotated[int, Meta(description="restarts of lost workers within ten minutes before giving up")] = 5
     seed: Annotated[int | None, Meta(description="makes requests without a seed of their own repeatable")] = None
+    reorder_cache_dir: Annotated[
+        str | None,
+        Meta(description="where packed quantized weights are kept (default: .reorder_cache beside the model)"),
+    ] = None
     chat_template: Annotated[
         str | None, Meta(description="a file with the chat template to use instead of the checkpoint's")
     ] = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from device.cmodel.kv_cache import native_cache, paired_cache
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, TorchOps
 from device.cmodel.threads import thread_count
-from device.cmodel.weights import TorchWeight, pack
+from device.cmodel.weights import LAYOUT, QuantizedWeight, TorchWeight, pack
 from device.interface import (
     CanonicalWeight,
     DenseWeight,
@@ -55,6 +55,7 @@ class CmodelDevice:
         self.torch_device = torch.device("cpu")
         self._fast = os.environ.get("CMODEL_FAST_EXEC", "1") != "0"
         self._kernels = load_kernels(thread_count()) if self._fast else None
+        self.layout = LAYOUT if self._kernels is not None else ""
         self.ops: Ops
         if not self._fast:
             self.ops = ReferenceOps()
@@ -94,6 +95,14 @@ class CmodelDevice:
                 "such as g++ and reinstall sophserve"
             )
         return TorchWeight(weight.values)
+
+    def state_of(self, weight: PackedWeight) -> tuple[dict[str, int], dict[str, Tensor]] | None:
+        """Of quantized weights."""
+        return weight.state() if isinstance(weight, QuantizedWeight) else None
+
+    def restore(self, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> PackedWeight:
+        """A quantized weight."""
+        return QuantizedWeight.restore(numbers, tensors)
 
     def make_kv_cache(
         self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype

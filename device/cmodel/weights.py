@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,13 @@ PANEL = 32
 
 CODES = {4: 0, "float8": 1, 8: 2}
 """The numbers of native/kernels/quantized.cpp, by bits of whole numbers."""
+
+
+LAYOUT = "panels 1"
+"""Changes whenever the layout of QuantizedWeight does."""
+
+_NUMBERS = ("kind", "group", "inputs", "out_features", "in_features")
+_TENSORS = ("codes", "scales", "shifts", "order")
 
 
 class TorchWeight:
@@ -95,6 +104,22 @@ class QuantizedWeight:
                 scales=self.scales,
             ),
         )
+
+    def state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
+        """What `restore` makes this weight of."""
+        tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in _NUMBERS}, tensors
+
+    @classmethod
+    def restore(cls, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> QuantizedWeight:
+        """A weight from its state."""
+        weight = cls.__new__(cls)
+        for name in _NUMBERS:
+            setattr(weight, name, numbers[name])
+        for name in _TENSORS:
+            setattr(weight, name, tensors.get(name))
+        weight.nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        return weight
 
     def _spread(self, values: Tensor, group_size: int) -> Tensor:
         """What the canonical weight has for each output and group, for each of ours."""

@@ -7,12 +7,16 @@ either multiplies. Activations stay in the run's dtype, so `activation_scheme` a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from model_plugins.quantization.float8 import Float8Format
-from model_plugins.quantization.round_to_nearest import RoundedFloat8Format
+from model_plugins.quantization.round_to_nearest import BLOCK, RoundedFloat8Format, round_to_float8
 from sophserve.errors import CheckpointError
+from sophserve.model.convert import linear_weights, write_checkpoint
 from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, is_dense
 from sophserve.model.weights import StoredTensor
 from sophserve.plugins import Register, hookimpl
@@ -43,6 +47,23 @@ class FP8(Scheme):
     def for_dense(cls) -> Scheme:
         """Blocks of 128 x 128, rounded to nearest."""
         return RoundToFloat8()
+
+    @classmethod
+    def convert(cls, source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
+        """Blocks of 128 x 128."""
+
+        def change(values: Tensor) -> dict[str, Tensor]:
+            rounded, scales = round_to_float8(values)
+            return {"weight": rounded, "weight_scale_inv": scales}
+
+        config = {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [BLOCK, BLOCK],
+            "modules_to_not_convert": ["lm_head"],
+        }
+        write_checkpoint(source, target, linear_weights(source), change, config, on_progress)
 
 
 class RoundToFloat8(Scheme):

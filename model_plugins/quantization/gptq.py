@@ -12,15 +12,18 @@ The tensors say which layers are quantized, with how many bits and in which grou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from device.interface import CanonicalWeight
-from model_plugins.quantization.round_to_nearest import RoundedInt4Format
+from device.interface import CanonicalWeight, IntWeight
+from model_plugins.quantization.round_to_nearest import RoundedInt4Format, group_size_for, round_to_int4
 from sophserve.errors import CheckpointError
 from sophserve.model.canonical import even_groups, int_weight
+from sophserve.model.convert import linear_weights, write_checkpoint
 from sophserve.model.module import ParameterSpec
 from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, WeightPart, is_dense, unpack_words
 from sophserve.model.weights import StoredTensor
@@ -108,6 +111,38 @@ class GPTQ(Scheme):
     def for_dense(cls) -> Scheme:
         """4 bits, groups of 128, rounded to nearest."""
         return RoundToInt4()
+
+    @classmethod
+    def convert(cls, source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
+        """4 bits, groups of 128 (of 64 or 32 where that does not divide every layer), symmetric."""
+        chosen = linear_weights(source)
+        size = group_size_for(tensor.shape[1] for tensor in chosen)
+        if size is None or any(tensor.shape[0] % 8 for tensor in chosen):
+            raise CheckpointError("GPTQ needs layers whose inputs are a multiple of 32 and whose outputs are one of 8")
+        config = {
+            "quant_method": "gptq",
+            "bits": 4,
+            "group_size": size,
+            "sym": True,
+            "desc_act": False,
+            "checkpoint_format": "gptq",
+            "lm_head": False,
+        }
+        write_checkpoint(
+            source, target, chosen, lambda values: gptq_tensors(round_to_int4(values, size)), config, on_progress
+        )
+
+
+def gptq_tensors(weight: IntWeight) -> dict[str, Tensor]:
+    """GPTQ's tensors of a weight of 4 bits whose zero points are 8 and whose inputs come in order."""
+    codes = weight.values.view(torch.int32)
+    groups, outputs = weight.scales.shape[1], len(weight.values)
+    return {
+        "qweight": codes.T,
+        "qzeros": torch.full((groups, outputs // 8), 0x77777777, dtype=torch.int32),
+        "scales": weight.scales.T,
+        "g_idx": (torch.arange(weight.values.shape[1] * 2) // weight.group_size).int(),
+    }
 
 
 class RoundToInt4(Scheme):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,13 +22,18 @@ _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _LARGEST_FLOAT8 = 448.0
 
 
-def round_to_int4(values: Tensor) -> IntWeight:
+def group_size_for(inputs: Iterable[int]) -> int | None:
+    """The largest usual group size that divides layers of so many inputs; None where there is none."""
+    sizes = list(inputs)
+    return next((size for size in (GROUP_SIZE, 64, 32) if all(each % size == 0 for each in sizes)), None)
+
+
+def round_to_int4(values: Tensor, group_size: int | None = None) -> IntWeight:
     """Codes around 8 and float16 scales for `[outputs, inputs]`.
 
     Of some ranges for each group the one with the smallest squared error is taken.
     """
-    inputs = values.shape[1]
-    size = next((size for size in (GROUP_SIZE, 64, 32) if inputs % size == 0), inputs)
+    size = group_size or group_size_for([values.shape[1]]) or values.shape[1]
     groups = values.float().unflatten(1, (-1, size))
     largest = groups.abs().amax(-1, keepdim=True).clamp(min=1e-12)
     best_error = torch.full_like(largest, torch.inf)

@@ -118,10 +118,14 @@ class Linear(Module):
             for prefix, part in self._parts.items()
             if (names := self.formats[prefix].parameters(part))
         ]
-        self.weight = context.device.pack(stack_weights(parts, context.dtype))
+        self.load_packed(context.device.pack(stack_weights(parts, context.dtype)), tensors)
+
+    def load_packed(self, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> None:
+        """Take a weight that was packed before, and of the tensors the biases."""
+        self.weight = weight
         if self._adds_bias:
             biases = [tensors[f"{prefix}bias"] for prefix in self._parts]
-            self.bias = stack_tensors(biases, context.dtype).to(context.device.torch_device)
+            self.bias = stack_tensors(biases, self._context.dtype).to(self._context.device.torch_device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[tokens, in_features]` to `[tokens, out_features]`, for a row split the sum over ranks."""
@@ -203,7 +207,11 @@ class LMHead(Module):
         vocab_size, held = self._part.shape[0], self._part.rows.stop - self._part.rows.start
         missing = -(-vocab_size // self._context.communicator.world_size) - held
         weight = stack_weights([self.formats[""].read(self._part, tensors)], self._context.dtype)
-        self.weight = self._context.device.pack(pad_rows(weight, missing))
+        self.load_packed(self._context.device.pack(pad_rows(weight, missing)), tensors)
+
+    def load_packed(self, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> None:
+        """Take a weight that was packed before."""
+        self.weight = weight
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, on every rank."""

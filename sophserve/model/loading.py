@@ -17,6 +17,7 @@ from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.layers import Linear, LMHead
 from sophserve.model.module import CannotSplit, Module
+from sophserve.model.packed_weights import PackedWeights
 from sophserve.model.quantization import Scheme, find_scheme
 from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors
 from sophserve.plugins import architectures
@@ -54,12 +55,13 @@ def load_model(
     *,
     model_class: type[CausalLM] | None = None,
     quantization: str | None = None,
+    cache_dir: str | None = None,
 ) -> CausalLM:
     """Make the model of a checkpoint and load this rank's weights, converted to the context's dtype.
 
     on_progress receives (bytes done, bytes in all), counted in the checkpoint's files. model_class: by default the one
-    that a plugin registered. quantization: a method to quantize a plain checkpoint with. Raises ConfigError or
-    CheckpointError.
+    that a plugin registered. quantization: a method to quantize a plain checkpoint with. cache_dir: where to
+    keep what was packed of a quantized one, by default beside the checkpoint. Raises ConfigError or CheckpointError.
     """
     config = read_config(directory)
     model_class = model_class or find_architecture(config)
@@ -69,7 +71,11 @@ def load_model(
     if unknown:
         log.warning("config.json has keys that are not known here and are ignored: %s", ", ".join(unknown))
     model = build_model(model_class, config, context)
-    load_weights(model, directory, on_progress, scheme)
+    if scheme is None:
+        load_weights(model, directory, on_progress)
+    else:
+        with PackedWeights(directory, cache_dir, context, quantization or "stored") as cache:
+            load_weights(model, directory, on_progress, scheme, cache)
     return model
 
 
@@ -108,32 +114,45 @@ def _divides(model_class: type[CausalLM], config: dict[str, Any], context: Model
 
 
 def load_weights(
-    model: CausalLM, directory: Path, on_progress: Progress | None = None, scheme: Scheme | None = None
+    model: CausalLM,
+    directory: Path,
+    on_progress: Progress | None = None,
+    scheme: Scheme | None = None,
+    cache: PackedWeights | None = None,
 ) -> None:
-    """Load every leaf of the model. Raises CheckpointError."""
+    """Load every leaf of the model; quantized ones from the cache, if it has them. Raises CheckpointError."""
     stored = find_tensors(directory)
     if scheme is not None:
         _choose_formats(model, scheme, stored)
     sources = _match(model, stored, directory, scheme)
     leaves = [(path, module, module.parameters()) for path, module in model.named_modules()]
     jobs = [
-        (module, {name: (sources[f"{path}.{name}"], spec.shard) for name, spec in specs.items()})
+        (path, module, {name: (sources[f"{path}.{name}"], spec.shard) for name, spec in specs.items()})
         for path, module, specs in leaves
         if specs
     ]
 
-    def size(job: tuple[Module, dict[str, tuple[StoredTensor, tuple[slice, ...]]]]) -> int:
-        return sum(stored.nbytes for stored, _ in job[1].values())
+    def size(job: tuple[str, Module, dict[str, tuple[StoredTensor, tuple[slice, ...]]]]) -> int:
+        return sum(stored.nbytes for stored, _ in job[2].values())
 
     # The largest first: a leaf's working copy then never exceeds what is still to come, and the peak is the model.
     jobs.sort(key=size, reverse=True)
     total, done = sum(map(size, jobs)), 0
     for job in jobs:
-        module, wanted = job
-        module.load(read_tensors(wanted))
+        path, module, wanted = job
+        packed = cache.get(path) if cache and isinstance(module, Linear | LMHead) else None
+        if packed is not None and isinstance(module, Linear | LMHead):
+            biases = {name: place for name, place in wanted.items() if name.endswith("bias")}
+            module.load_packed(packed, read_tensors(biases))
+        else:
+            module.load(read_tensors(wanted))
+            if cache and isinstance(module, Linear | LMHead):
+                cache.keep(path, module.weight)
         done += size(job)
         if on_progress:
             on_progress(done, total)
+    if cache:
+        cache.commit()
 
 
 def _choose_formats(model: CausalLM, scheme: Scheme, stored: dict[str, StoredTensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -73,6 +73,11 @@ class Scheme(ABC):
     def for_dense(cls) -> Scheme | None:
         """A scheme that quantizes the layers of a plain checkpoint as they are loaded; None where there is none."""
         return None
+
+    @classmethod
+    def convert(cls, source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
+        """Write a plain checkpoint quantized. on_progress receives bytes done and in all. Raises CheckpointError."""
+        raise CheckpointError("this method reads checkpoints, it does not write any; use gptq or fp8")
 
 
 def is_dense(stored: Mapping[str, StoredTensor]) -> bool:

@@ -56,6 +56,7 @@ class ModelRunner:
             lambda done, total: on_progress(Progress("loading weights", done, total)),
             model_class=model_class,
             quantization=config.quantization,
+            cache_dir=config.reorder_cache_dir,
         )
         on_progress(Progress("allocating the KV cache"))
         num_blocks, cache_bytes = self._make_kv_caches(config, max_model_len, dtype)

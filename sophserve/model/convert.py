@@ -1,0 +1,75 @@
+"""Writes a plain checkpoint anew with other weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sophserve.checkpoint import INDEX, read_config
+from sophserve.errors import CheckpointError
+from sophserve.model.quantization import quantization_config
+from sophserve.model.weights import FLOATS, StoredTensor, find_tensors
+
+# The weights of the decoder's layers; embeddings and the head keep their precision.
+_LINEAR = re.compile(r".*\blayers\.\d+\..*\.weight")
+
+
+def linear_weights(directory: Path) -> list[StoredTensor]:
+    """The weights of a plain checkpoint's linear layers. Raises CheckpointError."""
+    if quantization_config(directory, read_config(directory)) is not None:
+        raise CheckpointError(f"{directory} is quantized already")
+    tensors = find_tensors(directory).values()
+    return [each for each in tensors if len(each.shape) == 2 and each.dtype in FLOATS and _LINEAR.fullmatch(each.name)]
+
+
+def write_checkpoint(
+    source: Path,
+    target: Path,
+    chosen: Iterable[StoredTensor],
+    change: Callable[[Tensor], dict[str, Tensor]],
+    config: dict[str, Any],
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Copy a checkpoint, with the tensors that `change` gives (by last component) in place of each chosen one.
+
+    config becomes its quantization_config. config.json is written last: without it a directory is no checkpoint.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists already; give a directory that is empty or does not exist")
+    target.mkdir(parents=True, exist_ok=True)
+    stored = find_tensors(source)
+    names = {tensor.name for tensor in chosen}
+    files = sorted({tensor.file for tensor in stored.values()})
+    total, done = sum(tensor.nbytes for tensor in stored.values()), 0
+    weight_map: dict[str, str] = {}
+    for file in files:
+        tensors: dict[str, Tensor] = {}
+        with safe_open(file, framework="pt") as opened:
+            for name in sorted(tensor.name for tensor in stored.values() if tensor.file == file):
+                value = opened.get_tensor(name)
+                if name in names:
+                    layer = name.removesuffix("weight")
+                    tensors |= {f"{layer}{last}": each.contiguous() for last, each in change(value).items()}
+                else:
+                    tensors[name] = value.clone()
+                done += stored[name].nbytes
+                on_progress(done, total)
+        save_file(tensors, target / file.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file.name)
+    if len(files) > 1:
+        size = sum((target / file.name).stat().st_size for file in files)
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (target / INDEX).write_text(json.dumps(index, indent=2))
+    for path in source.iterdir():
+        if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX, "config.json"):
+            shutil.copy(path, target)
+    settings = read_config(source) | {"quantization_config": config}
+    (target / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False))

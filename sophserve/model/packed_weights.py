@@ -1,0 +1,83 @@
+"""A rank's packed weights between the device and the reorder cache."""
+
+from __future__ import annotations
+
+import logging
+from math import prod
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from device.interface import PackedWeight
+from sophserve.model.context import ModelContext
+from sophserve.reorder_cache import SUFFIX, Blob, CacheReader, CacheWriter, Packed, cache_directory, fingerprint
+
+log = logging.getLogger(__name__)
+
+
+class PackedWeights:
+    """What an earlier start packed of a checkpoint, or a place to keep it for the next. A context manager.
+
+    quantization: what is done to the checkpoint's weights, part of the cache file's name.
+    """
+
+    def __init__(self, directory: Path, cache_dir: str | None, context: ModelContext, quantization: str) -> None:
+        self._device = context.device
+        self._reader: CacheReader | None = None
+        self._writer: CacheWriter | None = None
+        if not self._device.layout:
+            return
+        rank, ranks = context.communicator.rank, context.communicator.world_size
+        name = f"{self._device.name}-{quantization}-{rank}of{ranks}"
+        path = cache_directory(directory, cache_dir) / (
+            f"{name}-{fingerprint(directory, self._device.layout, rank, ranks)}{SUFFIX}"
+        )
+        try:
+            self._reader = CacheReader(path)
+            log.info("packed weights come from %s", path)
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            log.warning("%s is not used, %s; it is made anew", path, error)
+        if self._reader is None:
+            self._writer = CacheWriter(path)
+
+    def get(self, path: str) -> PackedWeight | None:
+        """The packed weight of the module at a path of the model."""
+        kept = self._reader.get(path) if self._reader else None
+        if kept is None:
+            return None
+        return self._device.restore(kept.numbers, {name: _tensor(blob) for name, blob in kept.blobs.items()})
+
+    def keep(self, path: str, weight: PackedWeight) -> None:
+        """Note a weight that was packed, if the device wants it to be kept."""
+        state = self._device.state_of(weight) if self._writer else None
+        if self._writer and state is not None:
+            numbers, tensors = state
+            self._writer.add(path, Packed(numbers, {name: _blob(tensor) for name, tensor in tensors.items()}))
+
+    def commit(self) -> None:
+        """All weights are loaded: put the cache file in place."""
+        if self._writer:
+            self._writer.commit()
+
+    def __enter__(self) -> PackedWeights:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer:
+            self._writer.__exit__(kind, error, trace)
+
+
+def _blob(tensor: Tensor) -> Blob:
+    raw = tensor.contiguous().view(-1).view(torch.uint8)
+    return Blob(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), memoryview(raw.numpy().data))
+
+
+def _tensor(blob: Blob) -> Tensor:
+    dtype = getattr(torch, blob.dtype)
+    return torch.frombuffer(blob.data, dtype=dtype, count=prod(blob.shape)).view(blob.shape)

@@ -1,0 +1,97 @@
+"""Quantized checkpoints served: written by `sophserve quantize`, or quantized on loading."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors import safe_open
+
+from sophserve import LLM, SamplingParams
+from sophserve.errors import ConfigError
+
+PARAMS = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=2)
+PROMPTS = [[3, 4, 5, 6, 7], list(range(3, 100))]
+SHAPE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def answers(directory: Path, **options: object) -> list[object]:
+    with LLM(str(directory), max_model_len=256, kv_cache_memory="64MiB", **options) as llm:  # type: ignore[arg-type]
+        outputs = [result.outputs[0] for result in llm.generate(PROMPTS, PARAMS, use_tqdm=False)]
+    return [
+        [output.token_ids, [{token: entry.logprob for token, entry in each.items()} for each in output.logprobs or []]]
+        for output in outputs
+    ]
+
+
+def quantize(source: Path, target: Path, method: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sophserve", "quantize", str(source), str(target), "--method", method]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("method", ["gptq", "fp8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_written_checkpoint_equals_one_quantized_on_loading(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, method: str, dtype: str
+) -> None:
+    source = make_checkpoint("qwen2", **SHAPE, dtype="bfloat16", max_shard_size="500KB")
+    done = quantize(source, tmp_path / "out", method)
+    assert done.returncode == 0, done.stderr
+    assert "of weights" in done.stdout and "quantizing to" in done.stderr
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == method
+    expected = answers(source, dtype=dtype, quantization=method, reorder_cache_dir=str(tmp_path / "cache"))
+    assert answers(tmp_path / "out", dtype=dtype) == expected
+    # From the reorder cache, and eagerly.
+    assert answers(tmp_path / "out", dtype=dtype, enforce_eager=True) == expected
+    assert answers(source, dtype=dtype, quantization=method, reorder_cache_dir=str(tmp_path / "cache")) == expected
+    assert answers(source, dtype=dtype) != expected
+    tokens = [answer[0] for answer in expected]  # type: ignore[index]
+    two = answers(tmp_path / "out", dtype=dtype, tensor_parallel_size=2)
+    if dtype == "float32":
+        assert [answer[0] for answer in two] == tokens  # type: ignore[index]
+
+
+def test_refusals(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_checkpoint("qwen2", **SHAPE)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "give a directory that is empty" in quantize(source, tmp_path / "full", "gptq").stderr
+    assert quantize(source, tmp_path / "out", "gptq").returncode == 0
+    assert "is quantized already" in quantize(tmp_path / "out", tmp_path / "again", "fp8").stderr
+    with pytest.raises(ConfigError, match="quantized with 'gptq' already; leave out --quantization fp8"):
+        answers(tmp_path / "out", quantization="fp8")
+    with pytest.raises(
+        CheckpointError, match="--quantization awq cannot quantize a plain checkpoint; use one of fp8, gptq"
+    ):
+        answers(source, quantization="awq")
+
+
+def resident(directory: Path) -> float:
+    """MiB that the worker holds after it has answered."""
+    with LLM(str(directory), dtype="bfloat16", max_model_len=128, kv_cache_memory="1MiB", **options) as llm:  # type: ignore[arg-type]
+        llm.generate([[3, 4, 5]], PARAMS, use_tqdm=False)
+        (worker,) = [
+            each for each in psutil.Process().children(recursive=True) if "sophserve" in " ".join(each.cmdline())
+        ]
+        return worker.memory_full_info().uss / 2**20
+
+
+def test_no_second_copy_of_the_weights_is_in_memory(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6, "vocab_size": 512}
+    source = make_checkpoint("qwen2", **shape, dtype="bfloat16")
+    small = resident(make_checkpoint("qwen2", **SHAPE, dtype="bfloat16"))
+    dense = sum(file.stat().st_size for file in source.glob("*.safetensors")) / 2**20
+    assert resident(source) - small > 0.9 * dense
+    for method, share in (("gptq", 0.27), ("fp8", 0.53)):
+        assert quantize(source, tmp_path / method, method).returncode == 0
+        with safe_open(next((tmp_path / method).glob("*.safetensors")), framework="pt") as file:
+            assert len(file.keys()) > 50
+        # Packed now, then from the cache.
+        for _ in range(2):
+            assert resident(tmp_path / method) - small < 1.15 * share * dense + 15
