@@ -43,6 +43,16 @@ SHAPES = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 32768,
     },
+    "qwen2-7b": {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+    },
 }
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -58,10 +68,10 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="a directory to copy the tokenizer from")
     options = parser.parse_args()
     torch.manual_seed(0)
-    config = Qwen2Config(
-        **SHAPES[options.shape], tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
-    )
-    model = Qwen2ForCausalLM(config).to(getattr(torch, options.dtype))
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    config = Qwen2Config(**{"tie_word_embeddings": True, **SHAPES[options.shape]}, rope_parameters=rope)
+    torch.set_default_dtype(getattr(torch, options.dtype))
+    model = Qwen2ForCausalLM(config)
     model.save_pretrained(options.directory)
     if options.tokenizer:
         for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):

@@ -67,18 +67,17 @@ def test_refusals(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="quantized with 'gptq' already; leave out --quantization fp8"):
         answers(tmp_path / "out", quantization="fp8")
     with pytest.raises(
-        CheckpointError, match="--quantization awq cannot quantize a plain checkpoint; use one of fp8, gptq"
+        ConfigError, match="--quantization awq cannot quantize a plain checkpoint; use one of fp8, gptq"
     ):
         answers(source, quantization="awq")
 
 
 def resident(directory: Path) -> float:
     """MiB that the worker holds after it has answered."""
-    with LLM(str(directory), dtype="bfloat16", max_model_len=128, kv_cache_memory="1MiB", **options) as llm:  # type: ignore[arg-type]
+    with LLM(str(directory), dtype="bfloat16", max_model_len=64, kv_cache_memory="2MiB") as llm:
         llm.generate([[3, 4, 5]], PARAMS, use_tqdm=False)
-        (worker,) = [
-            each for each in psutil.Process().children(recursive=True) if "sophserve" in " ".join(each.cmdline())
-        ]
+        children = psutil.Process().children(recursive=True)
+        (worker,) = [child for child in children if "sophserve" in " ".join(child.cmdline())]
         return worker.memory_full_info().uss / 2**20
 
 
