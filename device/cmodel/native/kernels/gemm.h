@@ -44,8 +44,9 @@ constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; 
 // A kind of product says how rows are packed, cut into blocks, and multiplied with a piece of a panel:
 //   X, W                 the elements of packed rows and weights
 //   X_STEP, K_STEP       elements of X, and inputs, that one step over k takes of a row
-//   PIECE                steps over a panel whose weights stay in the first cache while blocks of rows take turns;
-//                        the rows' pieces stay in the second cache while panels take turns
+//   PIECE                steps over a panel whose weights stay in the second cache while blocks of rows take turns;
+//                        the rows' pieces stay there, too, while panels take turns
+//   FIRST_CACHE          steps whose weights leave room for more in the first cache
 //   Blocks               the rows of a call, cut
 //   begin(), end()       surround a thread's products
 //   pack(...)            puts one block's rows into place; a block of packed rows has its steps in memory order
@@ -67,7 +68,7 @@ struct VectorKind {
     using X = XElement;
     using W = WElement;
     using Blocks = EvenBlocks;
-    static constexpr int64_t PIECE = 16384 / (PANEL * sizeof(W));
+    static constexpr int64_t PIECE = 65536 / (PANEL * sizeof(W)), FIRST_CACHE = PIECE / 4;
     static constexpr bool TWO_FETCH = true;
 
     static void begin() {}
@@ -195,7 +196,7 @@ struct BFloat16Product {
     using W = uint32_t;
     using Blocks = TileBlocks;
     static constexpr int K_STEP = 2, X_STEP = 1;
-    static constexpr int64_t PIECE = 256;
+    static constexpr int64_t PIECE = 256, FIRST_CACHE = 256;
     static constexpr bool TWO_FETCH = false;
 
     static void begin() { configure_tiles(); }
@@ -283,7 +284,7 @@ void panel_products(const typename Kind::Blocks& blocks, const typename Kind::X*
         for (int64_t panel = 0; panel < count; ++panel) add(0, steps, panel, 0, {true, true, AHEAD});
     } else if (blocks.blocks == 2 && Kind::TWO_FETCH) {
         // The memory is as busy as the products: both blocks of rows fetch the piece after theirs.
-        constexpr int64_t piece = Kind::PIECE / 2, ahead = piece * PANEL * int64_t{sizeof(typename Kind::W)};
+        constexpr int64_t piece = Kind::FIRST_CACHE / 2, ahead = piece * PANEL * int64_t{sizeof(typename Kind::W)};
         for (int64_t panel = 0; panel < count; ++panel) {
             for (int64_t start = 0; start < steps; start += piece) {
                 add(start, least(piece, steps - start), panel, 0, {true, false, ahead});

@@ -72,6 +72,16 @@ void write(const Linear& a, const float* c, const Blocks& blocks, int64_t first_
     }
 }
 
+// So many panels, at most `most`, that the threads' shares of them differ least.
+inline int64_t even_group(int64_t panels, int64_t most) {
+    int64_t best = 1, least_work = ceil_div(panels, thread_count());
+    for (int64_t group = 2; group <= most; ++group) {
+        int64_t work = ceil_div(ceil_div(panels, group), thread_count()) * group;
+        if (work <= least_work) best = group, least_work = work;
+    }
+    return best;
+}
+
 // The product with weights of any kind. They know:
 //   FEW               panels that one block of rows takes together
 //   steps             steps over k of a packed row, padding included
@@ -88,7 +98,7 @@ int run(const Linear& a, const Weights& weights) {
     int64_t together = largest.blocks == 1 ? Weights::FEW : GROUP;
     // A thread reads faster where the next panel follows; but with few items a thread may wait for the last one.
     int64_t items_of_thread = largest.blocks == 1 ? 16 : 4;
-    int64_t group = clamp(panels / (items_of_thread * thread_count()), 1, most<int64_t>(1, together / halves));
+    int64_t group = even_group(panels, clamp(panels / (items_of_thread * thread_count()), 1, together / halves));
     int64_t x_bytes = round_up(largest.padded() * steps * Kind::X_STEP * int64_t{sizeof(X)}, 64);
     int64_t kept_bytes = round_up(largest.padded() * weights.row_bytes, 64);
     int64_t c_bytes = largest.padded() * halves * group * PANEL * int64_t{sizeof(float)};

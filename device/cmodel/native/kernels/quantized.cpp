@@ -48,7 +48,7 @@ struct QuantizedWeights {
     using W = typename Kind::W;
     // Panels are short: with some together fewer of the bytes that are fetched ahead are another thread's.
     static constexpr int64_t FEW = 8;
-    static constexpr int64_t MOST_INPUTS = Kind::PIECE * Kind::K_STEP, BLOCK_ROWS = 32;
+    static constexpr int64_t MOST_INPUTS = Kind::FIRST_CACHE * Kind::K_STEP, BLOCK_ROWS = 32;
 
     const QuantizedLinear& a;
     int64_t depth, groups, piece;  // piece: inputs whose values are at hand together
