@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -121,12 +121,14 @@ class BatchBuilder:
         cached = torch.tensor(cached_lengths, dtype=torch.int32)
         longest = int((lengths + cached).max())
         tables = self._block_tables[torch.tensor(rows), : -(-longest // self.block_size)]
-        meta = AttentionMeta(lengths, cached, tables, torch.empty(0, dtype=torch.int32), longest)
-        positions = meta.positions
-        sequences = torch.arange(len(rows)).repeat_interleave(lengths)
+        # Not repeat_interleave, which wakes torch's threads for however few tokens: they would spin beside ours.
+        ends = lengths.cumsum(0)
+        tokens = torch.arange(int(ends[-1]))
+        sequences = torch.searchsorted(ends, tokens, right=True)
+        positions = tokens + (cached - ends + lengths)[sequences]
         blocks = tables[sequences, positions // self.block_size]
         slots = blocks * self.block_size + (positions % self.block_size).int()
-        return replace(meta, slot_mapping=slots)
+        return AttentionMeta(lengths, cached, tables, slots, longest)
 
 
 def _prompt_chunk(state: RequestState, first_row: int, start: int, end: int) -> PromptChunk | None:
