@@ -161,7 +161,8 @@ private:
 
     template <int R>
     static void run_block(const uint32_t* x, const uint32_t* words, int64_t inputs, float* sums) {
-        Vec sum[R][2] = {};
+        Vec sum[R][2];
+        for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = Vec{};
         for (int64_t k = 0; k < inputs; k += Code::INPUTS, words += PANEL, x += Code::INPUTS / 2 * R) {
             __builtin_prefetch((const char*)words + AHEAD);
             __builtin_prefetch((const char*)words + AHEAD + 64);
