@@ -20,6 +20,8 @@ MIDDLE = 8
 # Shares of a group's largest magnitude that are tried as its range.
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _LARGEST_FLOAT8 = 448.0
+# Weights that are rounded together: so many that they stay in a cache.
+_ELEMENTS = 2**17
 
 
 def group_size_for(inputs: Iterable[int]) -> int | None:
@@ -34,23 +36,27 @@ def round_to_int4(values: Tensor, group_size: int | None = None) -> IntWeight:
     Of some ranges for each group the one with the smallest squared error is taken.
     """
     size = group_size or group_size_for([values.shape[1]]) or values.shape[1]
-    groups = values.float().unflatten(1, (-1, size))
+    rows = max(1, _ELEMENTS // values.shape[1])
+    pieces = [_round_rows(part.float().unflatten(1, (-1, size))) for part in values.split(rows)]
+    codes, scales = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return IntWeight(pack_bits(codes, 4), scales, torch.full(scales.shape, MIDDLE, dtype=torch.uint8), size)
+
+
+def _round_rows(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """uint8 codes `[outputs, inputs]` and float16 scales `[outputs, groups]` of groups `[outputs, groups, size]`."""
     largest = groups.abs().amax(-1, keepdim=True).clamp(min=1e-12)
     best_error = torch.full_like(largest, torch.inf)
-    best_codes = torch.zeros_like(groups)
     best_scales = torch.ones_like(largest)
     for clip in _CLIPS:
         # Rounded as they are stored, so that the error is that of what is served.
         scales = (largest * clip / (MIDDLE - 0.5)).half().float().clamp(min=6e-8)
-        codes = (groups / scales).round().clamp(-MIDDLE, MIDDLE - 1)
-        error = (codes * scales - groups).square().sum(-1, keepdim=True)
+        rounded = (groups / scales).round_().clamp_(-MIDDLE, MIDDLE - 1).mul_(scales)
+        error = rounded.sub_(groups).square_().sum(-1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
-        best_codes = torch.where(better, codes, best_codes)
         best_scales = torch.where(better, scales, best_scales)
-    codes = (best_codes + MIDDLE).to(torch.uint8).flatten(1)
-    scales = best_scales[..., 0].half()
-    return IntWeight(pack_bits(codes, 4), scales, torch.full(scales.shape, MIDDLE, dtype=torch.uint8), size)
+    codes = (groups / best_scales).round_().clamp_(-MIDDLE, MIDDLE - 1).add_(MIDDLE)
+    return codes.to(torch.uint8).flatten(1), best_scales[..., 0].half()
 
 
 def round_to_float8(values: Tensor) -> tuple[Tensor, Tensor]:
