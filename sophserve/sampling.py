@@ -19,7 +19,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
 
     n: how many answers. temperature: 0 is greedy. top_k: 0 or -1 is all. max_tokens: None is the rest of the context.
     stop: texts that end the answer. bad_words: texts that it will not contain as tokens of their own, with or without
-    a space before them. allowed_token_ids: the only tokens that may be chosen. logprobs, prompt_logprobs: how many
+    a space before them. allowed_token_ids: the only tokens that may be chosen. shown_token_ids: special tokens that
+    stay in the text although skip_special_tokens hides the others. logprobs, prompt_logprobs: how many
     most probable tokens to report besides the chosen one, None for no logprobs. seed: the same seed and prompt give
     the same answer under any load; None draws one.
     """
@@ -43,6 +44,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    shown_token_ids: list[int] = []
     spaces_between_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None

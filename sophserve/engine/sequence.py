@@ -33,7 +33,7 @@ class Sequence:
         self.timeline = Timeline()
         self.finish_reason: FinishReason | None = None
         self._detokenizer = IncrementalDetokenizer(
-            tokenizer, params.skip_special_tokens, params.spaces_between_special_tokens
+            tokenizer, params.skip_special_tokens, params.spaces_between_special_tokens, params.shown_token_ids
         )
         self._stops = StopTextBuffer(params.stop, params.include_stop_str_in_output)
         self._prompt_logprobs: list[list[TokenLogprob] | None] | None = (
