@@ -69,7 +69,7 @@ class MistralParser(ToolParser):
 
 
 class DeepSeekV3Parser(ToolParser):
-    """`<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>` (V3.1). Before that (V3, R1) `function` stood in place of
+    """`<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>` (V3.1). Before that (V3, R1) `function` stood for
     the name, and the name and the arguments, fenced as a block of JSON, behind it."""
 
     markers = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>")
