@@ -74,9 +74,9 @@ class CompletionStyle:
         """The prompt, where it is echoed."""
         return self._echo(index, delta.prompt_logprobs) if self._body.echo else None
 
-    def part(self, index: int, delta: OutputDelta) -> Choice | None:
+    def parts(self, index: int, delta: OutputDelta) -> list[Choice]:
         """Text, with the logprobs of the tokens that came with it."""
-        return self._choice(index, delta.text, delta.logprobs or []) if delta.text or delta.logprobs else None
+        return [self._choice(index, delta.text, delta.logprobs or [])] if delta.text or delta.logprobs else []
 
     def closing(self, index: int, delta: OutputDelta) -> Choice:
         """Why the choice ended."""

@@ -29,6 +29,7 @@ class ChatTemplate:
     """
 
     def __init__(self, templates: dict[str, str], special_tokens: dict[str, str]) -> None:
+        self._sources = templates
         self._templates = {name: _compile(name, source) for name, source in templates.items()}
         self._special_tokens = special_tokens
 
@@ -94,8 +95,15 @@ class ChatTemplate:
         text = _render(template, self._special_tokens | kwargs | variables)
         return _cut_at_mark(text, final_text) if continue_final_message else text
 
+    def source(self, with_tools: bool = False) -> str:
+        """The text of the template for requests with or without tools, empty where there is none."""
+        return self._sources.get(self._name(with_tools), "")
+
+    def _name(self, with_tools: bool) -> str:
+        return "tool_use" if with_tools and "tool_use" in self._templates else "default"
+
     def _choose(self, with_tools: bool) -> Template:
-        name = "tool_use" if with_tools and "tool_use" in self._templates else "default"
+        name = self._name(with_tools)
         if name not in self._templates:
             named = f" named default, only {', '.join(self._templates)}" if self._templates else ""
             raise RequestError(

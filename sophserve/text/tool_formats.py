@@ -14,6 +14,7 @@ class HermesParser(ToolParser):
     """`<tool_call>{"name": "f", "arguments": {}}</tool_call>`, as Hermes, Qwen2.5 and Qwen3 write it."""
 
     markers = ("<tool_call>",)
+    inner = ("</tool_call>",)
 
     def _read(self, reader: Reader) -> Reading[None]:
         yield from reader.need("<tool_call>")
@@ -43,6 +44,7 @@ class MistralParser(ToolParser):
     """`[TOOL_CALLS][{"name": "f", "arguments": {}}]`, or `[TOOL_CALLS]f[ARGS]{}` for each call."""
 
     markers = ("[TOOL_CALLS]",)
+    inner = ("[CALL_ID]", "[ARGS]")
 
     def _read(self, reader: Reader) -> Reading[None]:
         yield from reader.need("[TOOL_CALLS]")
@@ -73,6 +75,7 @@ class DeepSeekV3Parser(ToolParser):
     the name, and the name and the arguments, fenced as a block of JSON, behind it."""
 
     markers = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>")
+    inner = ("<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
 
     def _read(self, reader: Reader) -> Reading[None]:
         yield from reader.take("<｜tool▁calls▁begin｜>")
@@ -97,6 +100,7 @@ class PythonicParser(ToolParser):
     """`[f(a=1), g(b="x")]`, as Llama 3.2 and 4 write it; possibly within `<|python_start|>` and `<|python_end|>`."""
 
     markers = ("<|python_start|>",)
+    inner = ("<|python_end|>",)
     bare = "["
 
     def _read(self, reader: Reader) -> Reading[None]:

@@ -19,11 +19,13 @@ from sophserve.text.reader import NotACallError, Reader, Reading
 class ToolParser(ABC):
     """Finds the calls in one answer. names: the tools that there are.
 
-    markers: texts that begin a call anywhere. bare: a character that begins one at the beginning of the answer and
-    behind another call, if the name is that of a tool. Whitespace around calls belongs to them.
+    markers: texts that begin a call anywhere. inner: further texts of the format that may be special tokens. bare: a
+    character that begins a call at the beginning of the answer and behind another call, if the name is that of a tool.
+    Whitespace around calls belongs to them.
     """
 
     markers: ClassVar[tuple[str, ...]]
+    inner: ClassVar[tuple[str, ...]] = ()
     bare: ClassVar[str] = ""
 
     def __init__(self, names: Collection[str]) -> None:

@@ -35,14 +35,16 @@ def logprobs(token_id: int, count: int) -> list[TokenLogprob]:
 
 
 class FakeEngine(Engine):
-    """Repeats the prompt twice, from its token number `index` on, and then ends. Text, stop conditions and checks are
-    the engine's own. A gate that is closed holds every answer before its next token; failures are raised there."""
+    """Repeats the prompt twice, from its token number `index` on, or says `text`, and then ends. Text, stop conditions
+    and checks are the engine's own. A gate that is closed holds every answer before its next token; failures are raised
+    there."""
 
     def __init__(self, directory: Path, **options: Any) -> None:
         super().__init__(EngineConfig(model=str(directory), **options), directory)
         self.gate = asyncio.Event()
         self.gate.set()
         self.failure: Exception | None = None
+        self.text: str | None = None
         self.params: list[SamplingParams] = []
         self.scheduling: list[tuple[int, str]] = []
         self.prompts: list[list[int]] = []
@@ -90,6 +92,9 @@ class FakeEngine(Engine):
         if params.prompt_logprobs is not None:
             entries = [logprobs(token, params.prompt_logprobs) for token in prompt[1:]]
             sequence.add_prompt_logprobs(PromptLogprobs(request.id, 1, entries))
+        said = [*prompt[index % len(prompt) :], *prompt, *prompt[: index % len(prompt)]]
+        if self.text is not None:
+            said = self._tokenizer.encode(self.text, add_special_tokens=False)
         self.running += 1
         try:
             while not sequence.finished:
@@ -98,7 +103,7 @@ class FakeEngine(Engine):
                 if self.failure:
                     raise self.failure
                 count = len(request.output)
-                token = prompt[(index + count) % len(prompt)] if count < 2 * len(prompt) else END
+                token = said[count] if count < len(said) else END
                 request.output.append(token)
                 entry = None if params.logprobs is None else logprobs(token, params.logprobs)
                 sequence.add_token(SampledToken(request.id, token, entry))
