@@ -16,6 +16,7 @@ from sophserve.api.prompts import encode_chat
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.respond import Choice, Reply
 from sophserve.api.serving import SERVING
+from sophserve.api.structured import check_structured
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
 from sophserve.text.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     if not messages:
         raise RequestError("messages is empty; give at least one", "messages")
     async with serving.admitted(params.n):
+        await check_structured(serving.engine, body, params)
         prompt = await encode_chat(serving, messages, body)
         params = fitted(params, body, prompt, serving.engine.info.max_model_len)
         generation = Generation(
