@@ -7,7 +7,6 @@ from uuid import uuid4
 
 import msgspec
 from aiohttp import web
-from msgspec.structs import replace
 
 from sophserve.api.body import read_body, warn_unknown
 from sophserve.api.generation import Answer, Generation
@@ -17,6 +16,7 @@ from sophserve.api.prompts import encode_chat
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.respond import Choice, Reply
 from sophserve.api.serving import SERVING
+from sophserve.api.structured import check_structured
 from sophserve.api.tools import AnswerFormat, ToolUse
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
@@ -39,7 +39,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         prompt = await encode_chat(serving, messages, body)
         params = fitted(params, body, prompt, serving.engine.info.max_model_len)
         answers = AnswerFormat(serving, body, tools, prompt)
-        params = replace(params, shown_token_ids=answers.shown_token_ids())
+        params = answers.asked(params)
+        await check_structured(serving.engine, body, params)
         generation = Generation(
             f"chatcmpl-{uuid4().hex}", [prompt], [params], body.priority or 0, body.cache_salt or ""
         )

@@ -9,17 +9,21 @@ from uuid import uuid4
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from sophserve.api.body import checked
 from sophserve.api.requests import ChatRequest
 from sophserve.api.serving import Serving
 from sophserve.errors import RequestError
+from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.answer import AnswerParser
 from sophserve.text.reasoning import CLOSE, OPEN, ReasoningParser, reasons
 from sophserve.text.tool_formats import TOOL_PARSERS, tool_parser_of
+from sophserve.text.tool_grammar import ToolGrammar
 
 # Enough tokens of a prompt's end to hold a mark and the blanks around it, even letter by letter.
 _TAIL = 24
+_CHOICE = "tool_choice"
 
 
 class Function(msgspec.Struct):
@@ -80,6 +84,7 @@ class AnswerFormat:
         self._use = use
         self.call_id = use.call_id
         self._tokenizer = serving.tokenizer
+        self._template = serving.chat_template.source(with_tools=True)
         self._reasoning = _reasoning_parser(serving)
         self.thinking = self._thinks(prompt, bool(body.continue_final_message)) if self._reasoning else False
 
@@ -89,7 +94,32 @@ class AnswerFormat:
         tools = TOOL_PARSERS[self._use.parser](self._use.functions) if self._use.parser else None
         return AnswerParser(reasoning, tools, self._use.parallel)
 
-    def shown_token_ids(self) -> list[int]:
+    def asked(self, params: SamplingParams) -> SamplingParams:
+        """params that have the model call tools where it must, and keep to a form only behind its reasoning. Raises
+        RequestError."""
+        structured = params.structured
+        if forced := self._use.forced:
+            if structured:
+                raise RequestError(
+                    "a form of the answer and a tool_choice that demands calls exclude each other", _CHOICE
+                )
+            structured = StructuredOutput("lark", self._grammar(forced))
+        if structured and self.thinking:
+            structured = replace(structured, after=CLOSE)
+        return replace(params, structured=structured, shown_token_ids=self._shown_token_ids())
+
+    def _grammar(self, forced: list[Function]) -> str:
+        use, schemas = self._use, {}
+        for function in forced:
+            schemas[function.name] = {"type": "object"} | (function.parameters or {"properties": {}})
+        assert use.parser is not None, "tools cannot be used without a parser"
+        try:
+            grammar = ToolGrammar(use.parser, self._template, self._tokenizer, schemas)
+            return grammar.text(several=use.choice == "required" and use.parallel, may_think=self.thinking is None)
+        except ValueError as error:
+            raise RequestError(f"tools: {error}; change it, or set tool_choice to auto", "tools") from None
+
+    def _shown_token_ids(self) -> list[int]:
         """Special tokens that the parser needs to see."""
         marks = [OPEN, CLOSE] if self._reasoning else []
         if self._use.parser:
@@ -135,12 +165,12 @@ def _choice(body: ChatRequest, functions: dict[str, Function]) -> Literal["none"
             return "required"
         case {"type": "function", "function": {"name": str(name)}} if functions:
             if name not in functions:
-                raise RequestError(f"tool_choice names {name!r}, which is not among tools", "tool_choice")
+                raise RequestError(f"tool_choice names {name!r}, which is not among tools", _CHOICE)
             return functions[name]
         case "required" | {"type": "function", "function": {"name": str()}}:
-            raise RequestError("tool_choice needs tools; give tools or leave it out", "tool_choice")
+            raise RequestError("tool_choice needs tools; give tools or leave it out", _CHOICE)
     raise RequestError(
-        'tool_choice must be none, auto, required or {"type": "function", "function": {"name": ...}}', "tool_choice"
+        'tool_choice must be none, auto, required or {"type": "function", "function": {"name": ...}}', _CHOICE
     )
 
 

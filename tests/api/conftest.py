@@ -15,6 +15,7 @@ from sophserve.api.server import make_runner
 from sophserve.api.serving import Serving
 from sophserve.config import EngineConfig, ServerConfig
 from sophserve.engine.engine import Engine
+from sophserve.engine.grammar import GrammarCheck
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.engine.request import Request
 from sophserve.engine.sequence import Sequence
@@ -71,6 +72,7 @@ class FakeEngine(Engine):
             num_blocks=1000,
             kv_cache_bytes=0,
         )
+        self._grammars = GrammarCheck(tokenizer, 512, [END])
         self.started = True
 
     async def generate(
@@ -97,6 +99,7 @@ class FakeEngine(Engine):
             said = self._tokenizer.encode(self.text, add_special_tokens=False)
         self.running += 1
         try:
+            await self.compile(params.structured)
             while not sequence.finished:
                 await self.gate.wait()
                 await asyncio.sleep(0)
