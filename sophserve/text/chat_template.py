@@ -122,11 +122,17 @@ class ChatTemplate:
             message.setdefault("content", "")
         if isinstance(message.get("tool_calls"), list):
             where = f"messages[{index}].tool_calls"
-            message["tool_calls"] = [_parse_arguments(call, where) for call in message["tool_calls"]]
+            parsed = [_parse_arguments(call, where) for call in message["tool_calls"]]
+            if self._takes_objects[template]:
+                message["tool_calls"] = parsed
         content = message.get("content")
         if isinstance(content, list) and not self._takes_lists[template]:
             message["content"] = _join_parts(content, f"messages[{index}].content")
         return message
+
+    @cached_property
+    def _takes_objects(self) -> dict[Template, bool]:
+        return {template: _takes_objects(template) for template in self._templates.values()}
 
     @cached_property
     def _takes_lists(self) -> dict[Template, bool]:
@@ -193,6 +199,22 @@ def _takes_lists(template: Template) -> bool:
     except RequestError:
         return False
     return _PROBE in text and not any(f"{quote}{_PROBE}{quote}" in text for quote in "'\"")
+
+
+def _takes_objects(template: Template) -> bool:
+    """Whether a call's arguments may be an object: try it, and otherwise the same as text, which a few templates add to
+    other text."""
+
+    def works(arguments: Any) -> bool:
+        call = {"id": "probe0001", "type": "function", "function": {"name": "probe", "arguments": arguments}}
+        messages = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        try:
+            text = _render(template, {"messages": messages, "bos_token": "", "eos_token": ""})
+        except RequestError:
+            return False
+        return f"'{_PROBE}'" not in text
+
+    return works({"a": _PROBE}) or not works(json.dumps({"a": _PROBE}))
 
 
 def _join_parts(parts: list[Any], where: str) -> str:

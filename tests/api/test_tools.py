@@ -240,3 +240,54 @@ async def test_reasoning_that_comes_back(app: Any, name: str) -> None:
     messages = [*HELLO, {"role": "assistant", "content": "Yes", name: "Hm"}, *HELLO]
     assert (await app.post("/v1/chat/completions", {"messages": messages}))[0] == 200
     assert app.tokenizer.decode(app.engine.prompts[-1]) == "|HiHm|Yes|Hi"
+
+
+async def test_demanded_calls(app: Any) -> None:
+    app.engine.text = CALLS
+    named = {"type": "function", "function": {"name": "g"}}
+    await assert_same_streamed(app, **FIELDS, tool_choice="required")
+    several = app.engine.params[-1].structured
+    await assert_same_streamed(app, **FIELDS, tool_choice="required", parallel_tool_calls=False)
+    one = app.engine.params[-1].structured
+    await assert_same_streamed(app, **FIELDS, tool_choice=named)
+    only = app.engine.params[-1].structured
+    assert [grammar.kind for grammar in (several, one, only)] == ["lark"] * 3
+    assert "call)*" in several.value and "call)*" not in one.value and "call)*" not in only.value
+    assert r"{\"name\": \"f\"" in one.value and r"{\"name\": \"f\"" not in only.value
+    await assert_same_streamed(app, **FIELDS)
+    assert app.engine.params[-1].structured is None
+
+
+async def test_constraints_begin_behind_the_reasoning(app: Any) -> None:
+    app.serving.chat_template = ChatTemplate({"default": THINKING}, {})
+    app.engine.text = "ok"
+    schema = {"response_format": {"type": "json_object"}}
+    for begin, fields, after, thinks in (
+        ("<think>\n", {"tool_choice": "required"}, "</think>", False),
+        ("<think>\n", schema, "</think>", False),
+        ("", {"tool_choice": "required"}, None, True),
+        ("", schema, None, False),
+        ("<think>\n\n</think>\n\n", {"tool_choice": "required"}, None, False),
+    ):
+        body = FIELDS | {"chat_template_kwargs": {"begin": begin}} | fields
+        assert (await app.post("/v1/chat/completions", body))[0] == 200
+        structured = app.engine.params[-1].structured
+        assert structured.after == after and ("<think>" in structured.value) == thinks
+
+
+async def test_demands_that_cannot_be_met(app: Any, start_app: Any) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"not": {}}}}}
+    tools = [{"type": "function", "function": function}]
+    for fields, param, words in (
+        ({"tool_choice": {"type": "function", "function": {"name": "h"}}}, "tool_choice", "'h', which is not among"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice", "must be none"),
+        ({"tool_choice": "required", "tools": []}, "tool_choice", "needs tools"),
+        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "exclude each other"),
+        ({"tool_choice": "required", "tools": tools}, "tools", "not"),
+    ):
+        status, answer = await app.post("/v1/chat/completions", FIELDS | fields)
+        assert status == 400 and answer["error"]["param"] == param and words in answer["error"]["message"], answer
+    app = await start_app(tool_call_parser="pythonic")
+    function["parameters"] = {"type": "object", "properties": {"my-key": {}}}
+    status, answer = await app.post("/v1/chat/completions", FIELDS | {"tools": tools, "tool_choice": "required"})
+    assert status == 400 and answer["error"]["param"] == "tools" and "'my-key'" in answer["error"]["message"]
