@@ -307,6 +307,14 @@ def test_the_grammar_wins(llm: LLM) -> None:
     assert {answer(bad_words=["c"], seed=seed).text for seed in range(10)} == {"ab"}
 
 
+def test_a_grammar_that_grows_too_complex_on_the_way_fails_its_request_alone(llm: LLM) -> None:
+    params = structured("regex", "[xy]{40}((a{1000}){1000}){1000}")
+    other = structured("regex", "[ab]{100}")
+    with pytest.raises(RequestError, match="cannot be followed any further"):
+        llm.generate("a", params, use_tqdm=False)
+    assert re.fullmatch("[ab]{100}", llm.generate("a", other, use_tqdm=False)[0].outputs[0].text)
+
+
 def test_structured_after_a_text(llm: LLM) -> None:
     [space] = llm.tokenizer.encode(" ")
     params = [

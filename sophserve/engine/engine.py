@@ -10,10 +10,11 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sophserve.checkpoint import end_token_ids
 from sophserve.config import EngineConfig
+from sophserve.engine.grammar_check import GrammarCheck
 from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
@@ -23,9 +24,6 @@ from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker.messages import CompileGrammar, FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
 from sophserve.worker.pool import WorkerGroup
-
-if TYPE_CHECKING:
-    from sophserve.engine.grammar import GrammarCheck
 
 log = logging.getLogger(__name__)
 
@@ -108,14 +106,12 @@ class Engine:
 
         model_name is the metrics' label; by default the model argument.
         """
-        # Slow to import: not before the port is open.
-        from sophserve.engine.grammar import GrammarCheck
-        from sophserve.engine.metrics import EngineMetrics
+        from sophserve.engine.metrics import EngineMetrics  # slow to import: not before the port is open
 
         self._tokenizer = tokenizer
         self._end_token_ids = end_token_ids(self.directory, tokenizer.eos_id)
         self._info = await self._load()
-        self._grammars = GrammarCheck(tokenizer, self._info.vocab_size, self._end_token_ids)
+        self._grammars = GrammarCheck(self.directory, self._info.vocab_size)
         limits = Limits(
             self.config.max_num_seqs,
             self.config.max_num_batched_tokens,
@@ -137,7 +133,7 @@ class Engine:
         self._tasks = []
         self._end_all("abort")
         if self._grammars:
-            self._grammars.close()
+            await self._grammars.close()
         await self._close_workers(kill=False)
 
     def check(self, prompt: list[int], params: SamplingParams) -> None:
@@ -210,9 +206,14 @@ class Engine:
         if structured is None:
             return
         assert self._grammars is not None, "the model is not loaded yet"
-        if structured not in self._grammars and self._workers and self.ready:
+        if not self._grammars.started:
+            self._compile_ahead(StructuredOutput("json_object"))  # the worker reads its tokenizer meanwhile
+        if await self._grammars.check(structured):
+            self._compile_ahead(structured)
+
+    def _compile_ahead(self, structured: StructuredOutput) -> None:
+        if self._workers and self.ready:
             self._workers.send(CompileGrammar(structured))
-        await self._grammars.check(structured)
 
     def reset_prefix_cache(self) -> None:
         """Forget what the KV blocks of finished requests hold."""

@@ -1,29 +1,29 @@
 """Structured output: the tokens that may come next, over llguidance (https://github.com/guidance-ai/llguidance).
 
-The server compiles a grammar to refuse what cannot be served; the worker compiles it again and follows the answer.
+Each grammar is tried out first (sophserve.engine.grammar_check); then the worker compiles it and follows the answer.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from, regex_to_lark
 
+from sophserve.checkpoint import end_token_ids as end_token_ids_of
 from sophserve.errors import RequestError
 from sophserve.sampling import StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
 
-# A grammar as text, and how long a compilation may take.
+# Of a grammar as text.
 MAX_CHARACTERS = 1 << 18
-COMPILE_SECONDS = 10.0
-# Compiled grammars, or the knowledge that they compile, are kept for as many.
+# Compiled grammars that are kept.
 CACHE_SIZE = 64
 
 _LIMITS = LLParserLimits(max_grammar_size=100_000, max_lexer_states=50_000, verbose_errors=False)
@@ -104,6 +104,12 @@ class GrammarCompiler:
         self.end_token_ids = frozenset(ends)
         self._compiled: OrderedDict[StructuredOutput, LLMatcher] = OrderedDict()
 
+    @classmethod
+    def from_directory(cls, directory: Path, vocab_size: int) -> GrammarCompiler:
+        """Over the tokenizer of a checkpoint."""
+        tokenizer = Tokenizer.from_directory(directory)
+        return cls(tokenizer, vocab_size, end_token_ids_of(directory, tokenizer.eos_id))
+
     def matcher(self, structured: StructuredOutput) -> LLMatcher:
         """compile, with the grammars of late requests at hand."""
         compiled = self._compiled.get(structured)
@@ -126,6 +132,17 @@ class GrammarCompiler:
         if matcher.is_error():
             raise RequestError(f"the {structured.kind} cannot be applied: {_reason(matcher)}")
         return matcher
+
+    def try_out(self, structured: StructuredOutput, count: int) -> None:
+        """Follow the grammar for as many tokens. Raises RequestError where that does not work."""
+        grammar = AnswerGrammar(self, msgspec.structs.replace(structured, after=None), [])
+        output: list[int] = []
+        for _ in range(count):
+            mask = int.from_bytes(grammar.mask(output), "little")
+            first = (mask & -mask).bit_length() - 1
+            if first in self.end_token_ids:
+                break
+            output.append(first)
 
 
 class AnswerGrammar:
@@ -179,42 +196,6 @@ class AnswerGrammar:
             ids = self._compiler.tokens.tokenize_bytes(rest)
             if self._matcher.try_consume_tokens(ids) < len(ids):
                 self._matcher.reset()
-
-
-class GrammarCheck:
-    """Compiles grammars beside the event loop, to refuse those that a worker could not follow."""
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_token_ids: list[int]) -> None:
-        self._make_compiler = partial(GrammarCompiler, tokenizer, vocab_size, end_token_ids)
-        self._thread = ThreadPoolExecutor(1, "grammar")
-        self._good: OrderedDict[StructuredOutput, None] = OrderedDict()
-
-    @cached_property
-    def _compiler(self) -> GrammarCompiler:
-        return self._make_compiler()
-
-    def __contains__(self, structured: StructuredOutput) -> bool:
-        return structured in self._good
-
-    async def check(self, structured: StructuredOutput) -> None:
-        """Raise RequestError for a grammar that cannot be applied, or takes too long to compile."""
-        if structured in self._good:
-            self._good.move_to_end(structured)
-            return
-        work = asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._compiler.compile(structured))
-        try:
-            await asyncio.wait_for(work, COMPILE_SECONDS)
-        except TimeoutError:
-            raise RequestError(
-                f"the {structured.kind} could not be compiled within {COMPILE_SECONDS:g} seconds; simplify it"
-            ) from None
-        self._good[structured] = None
-        if len(self._good) > CACHE_SIZE:
-            self._good.popitem(last=False)
-
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def bits(token_ids: Iterable[int]) -> int:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
-from sophserve.checkpoint import end_token_ids
 from sophserve.engine.grammar import AnswerGrammar, GrammarCompiler, as_mask, bits
 from sophserve.errors import RequestError
 from sophserve.sampling import StructuredOutput
-from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker.batch import RequestState
 
 
@@ -36,7 +34,7 @@ class GrammarMasks:
         self._masking = ThreadPoolExecutor(1, "mask")
 
     def compile_ahead(self, structured: StructuredOutput) -> None:
-        """Begin to compile a grammar that will be needed. One that cannot be compiled is refused by the server."""
+        """Begin to compile a grammar that will be needed."""
         self._compiling.submit(self._grammar, structured, [])
 
     def begin(self, states: list[RequestState]) -> Future[RowMasks] | None:
@@ -61,9 +59,7 @@ class GrammarMasks:
     def _grammar(self, structured: StructuredOutput, ends: list[int]) -> AnswerGrammar:
         with self._lock:
             if self._compiler is None:
-                tokenizer = Tokenizer.from_directory(self._directory)
-                all_ends = end_token_ids(self._directory, tokenizer.eos_id)
-                self._compiler = GrammarCompiler(tokenizer, self._vocab_size, all_ends)
+                self._compiler = GrammarCompiler.from_directory(self._directory, self._vocab_size)
             return AnswerGrammar(self._compiler, structured, ends)
 
     def _restricted(self, mask: bytes, state: RequestState) -> bytes:

@@ -15,7 +15,7 @@ from sophserve.api.server import make_runner
 from sophserve.api.serving import Serving
 from sophserve.config import EngineConfig, ServerConfig
 from sophserve.engine.engine import Engine
-from sophserve.engine.grammar import GrammarCheck
+from sophserve.engine.grammar_check import GrammarCheck
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.engine.request import Request
 from sophserve.engine.sequence import Sequence
@@ -72,7 +72,7 @@ class FakeEngine(Engine):
             num_blocks=1000,
             kv_cache_bytes=0,
         )
-        self._grammars = GrammarCheck(tokenizer, 512, [END])
+        self._grammars = GrammarCheck(self.directory, 512)
         self.started = True
 
     async def generate(
@@ -172,6 +172,8 @@ async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Start
         await app.http.close()
         await app.openai.close()
         await app.runner.cleanup()
+        if app.engine._grammars:
+            await app.engine._grammars.close()
         assert app.engine.running == 0
 
 

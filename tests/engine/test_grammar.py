@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from sophserve.engine.grammar import MAX_CHARACTERS, AnswerGrammar, GrammarCheck, GrammarCompiler, as_mask, bits
+from sophserve.engine.grammar import MAX_CHARACTERS, AnswerGrammar, GrammarCompiler, as_mask, bits
+from sophserve.engine.grammar_check import GrammarCheck
 from sophserve.errors import RequestError
 from sophserve.sampling import StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
@@ -168,7 +170,7 @@ def test_stop_tokens_of_the_request_end_an_answer(compiler: GrammarCompiler, tok
     assert 77 in allowed(grammar.mask([*output, 77]))  # a step that was under way
 
 
-UNSUPPORTED: list[tuple[str, str, str]] = [
+UNSUPPORTED: list[tuple[Any, str, str]] = [
     ("json_schema", "{", "cannot be read"),
     ("json_schema", "[]", "object"),
     ("json_schema", '{"type": "foo"}', "Invalid type: foo"),
@@ -194,13 +196,50 @@ UNSUPPORTED: list[tuple[str, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "value", "words"), UNSUPPORTED)
-async def test_what_cannot_be_applied_is_refused(tokenizer: Tokenizer, kind: Any, value: str, words: str) -> None:
-    check = GrammarCheck(tokenizer, SIZE, [END])
-    with pytest.raises(RequestError, match=re.escape(words)) as caught:
-        await check.check(StructuredOutput(kind, value))
-    assert "\n" not in str(caught.value) and "verbose" not in str(caught.value)
-    check.close()
+@pytest.fixture
+async def check(make_checkpoint: Callable[..., Path]) -> AsyncIterator[GrammarCheck]:
+    check = GrammarCheck(make_checkpoint("qwen2"), SIZE)
+    yield check
+    await check.close()
+
+
+async def test_what_cannot_be_applied_is_refused(check: GrammarCheck) -> None:
+    for kind, value, words in UNSUPPORTED:
+        with pytest.raises(RequestError, match=re.escape(words)) as caught:
+            await check.check(StructuredOutput(kind, value))
+        assert "\n" not in str(caught.value) and "verbose" not in str(caught.value)
+    good = StructuredOutput("regex", "a")
+    assert await check.check(good)
+    assert not await check.check(good)
+
+
+TOO_COMPLEX: list[tuple[Any, str]] = [
+    # States by the hundred million.
+    ("json_schema", '{"type": "integer", "allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}'),
+    ("regex", "((a{1000}){1000}){1000}"),
+    ("regex", "(" * 50_000 + "a" + ")" * 50_000),
+    ("lark", "start: " + "(" * 50_000 + '"a"' + ")" * 50_000),
+    ("json_schema", '{"items":' * 20_000 + "{}" + "}" * 20_000),
+    ("json_schema", '{"$ref": "#"}'),
+]
+
+
+async def test_what_is_too_complex_harms_nobody(check: GrammarCheck) -> None:
+    for kind, value in TOO_COMPLEX:
+        with pytest.raises(RequestError):
+            await check.check(StructuredOutput(kind, value))
+        assert await check.check(StructuredOutput("regex", f"{len(value)}"))
+
+
+async def test_a_client_that_goes_away_while_its_grammar_is_tried_out(check: GrammarCheck) -> None:
+    tasks = [asyncio.create_task(check.check(StructuredOutput("regex", f"a{number}"))) for number in range(6)]
+    await asyncio.sleep(0.3)
+    for task in tasks[::2]:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert results[1::2] == [True] * 3
+    with pytest.raises(RequestError, match="unclosed"):
+        await check.check(StructuredOutput("regex", "("))
 
 
 def test_a_model_without_an_end(tokenizer: Tokenizer) -> None:
