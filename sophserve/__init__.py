@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sophserve.llm import LLM, AsyncLLM, CompletionOutput, RequestOutput
-    from sophserve.sampling import SamplingParams
+    from sophserve.sampling import SamplingParams, StructuredOutput
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutput"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that the command line answers at once.
     if name == "__version__":
         return import_module("importlib.metadata").version("sophserve")
-    if name == "SamplingParams":
-        return import_module("sophserve.sampling").SamplingParams
+    if name in ("SamplingParams", "StructuredOutput"):
+        return getattr(import_module("sophserve.sampling"), name)
     if name in __all__:
         return getattr(import_module("sophserve.llm"), name)
     raise AttributeError(f"module 'sophserve' has no attribute {name!r}")

@@ -59,6 +59,15 @@ def read_generation_config(directory: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def end_token_ids(directory: Path, tokenizer_eos: int | None) -> list[int]:
+    """The tokens that end an answer: eos_token_id, a number or a list, of generation_config.json, else config.json,
+    and the tokenizer's own."""
+    found = (config.get("eos_token_id") for config in (read_generation_config(directory), read_config(directory)))
+    ids: Any = next((each for each in found if each is not None), [])
+    ids = ids if isinstance(ids, list) else [ids]
+    return list(dict.fromkeys(ids if tokenizer_eos is None else [*ids, tokenizer_eos]))
+
+
 def _check_files(directory: Path) -> None:
     def has(*patterns: str) -> bool:
         return any(any(directory.glob(pattern)) for pattern in patterns)

@@ -95,6 +95,15 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     drain_timeout: Annotated[
         float, Meta(description="seconds that running requests get to finish in when the server stops")
     ] = 30.0
+    tool_call_parser: Annotated[
+        Literal["auto", "none", "deepseek_v3", "hermes", "llama3_json", "mistral", "pythonic"],
+        Meta(description="how the model writes tool calls; auto: as its chat template says"),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        Literal["auto", "none", "deepseek_r1", "qwen3"],
+        Meta(description="deepseek_r1 begins within its reasoning, qwen3 with <think>; auto: as the prompt ends"),
+    ] = "auto"
+    enable_auto_tool_choice: Annotated[bool, Meta(description="accepted without effect: models always choose")] = True
     ssl_certfile: Annotated[str | None, Meta(description="serve HTTPS with this certificate chain (PEM)")] = None
     ssl_keyfile: Annotated[str | None, Meta(description="its private key, where that is not in the same file")] = None
     allowed_origins: Annotated[

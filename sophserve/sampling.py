@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,14 +14,29 @@ def _check(ok: bool, name: str, rule: str, value: object) -> None:
         raise ValueError(f"{name} must be {rule}, got {value}")
 
 
+class StructuredOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an answer must look like.
+
+    value: the schema as JSON text, the regular expression, a JSON array of the choices, or a grammar in llguidance's
+    dialect of Lark or in GBNF; empty for json_object. after: a text such as "</think>" with whose generation the
+    constraint begins; None is at once.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "lark"]
+    value: str = ""
+    after: str | None = None
+
+
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Names and meanings follow vLLM's. Raises ValueError for a value out of its range.
 
     n: how many answers. temperature: 0 is greedy. top_k: 0 or -1 is all. max_tokens: None is the rest of the context.
     stop: texts that end the answer. bad_words: texts that it will not contain as tokens of their own, with or without
-    a space before them. allowed_token_ids: the only tokens that may be chosen. logprobs, prompt_logprobs: how many
+    a space before them. allowed_token_ids: the only tokens that may be chosen. shown_token_ids: special tokens that
+    stay in the text although skip_special_tokens hides the others. logprobs, prompt_logprobs: how many
     most probable tokens to report besides the chosen one, None for no logprobs. seed: the same seed and prompt give
-    the same answer under any load; None draws one.
+    the same answer under any load; None draws one. structured: a form that the answer is kept to; where the other
+    parameters leave no token that fits it they yield.
     """
 
     n: int = 1
@@ -43,9 +58,11 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    shown_token_ids: list[int] = []
     spaces_between_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structured: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from sophserve import LLM, AsyncLLM, SamplingParams
+from sophserve import LLM, AsyncLLM, CompletionOutput, SamplingParams, StructuredOutput
 from sophserve.errors import CheckpointError, ConfigError, RequestError, SophserveError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=2)
@@ -249,3 +252,103 @@ def test_options_do_not_change_answers(
         assert [result.outputs for result in llm.generate(prompts, params, use_tqdm=False)] == expected
         preemptions = llm._llm.engine._scheduler.stats.preemptions
     assert preemptions >= 3 if "little" in case else preemptions == 0
+
+
+def structured(kind: Any, value: str = "", **more: Any) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": None, "structured": StructuredOutput(kind, value), **more})
+
+
+def test_structured_output(llm: LLM) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 999}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    params = [structured("json_schema", json.dumps(schema), n=3, seed=seed) for seed in range(4)]
+    results = llm.generate([PROMPTS[0]] * 4, params, use_tqdm=False)
+    for result in results:
+        for output in result.outputs:
+            assert output.finish_reason == "stop"
+            assert set(json.loads(output.text)) == {"name", "age"}
+    assert len({output.text for result in results for output in result.outputs}) > 6
+    again = llm.generate(PROMPTS[0], params[2], use_tqdm=False)[0]
+    assert [output.token_ids for output in again.outputs] == [output.token_ids for output in results[2].outputs]
+    with pytest.raises(RequestError, match="Unimplemented keys"):
+        llm.generate("a", structured("json_schema", '{"not": {}}'), use_tqdm=False)
+
+
+def test_the_grammar_wins(llm: LLM) -> None:
+    """Whatever else a request rules out, an answer keeps to its form and ends."""
+
+    def answer(**more: Any) -> CompletionOutput:
+        [output] = llm.generate("a", structured("choice", '["ab", "abcabc"]', **more), use_tqdm=False)[0].outputs
+        assert output.finish_reason == "stop", more
+        return output
+
+    [letter] = llm.tokenizer.encode("a")
+    biased = {letter: -100.0, 2: -100.0, 0: -100.0}
+    for more in (
+        {"min_tokens": 100},
+        {"ignore_eos": True},
+        {"bad_words": ["a", "ab", "abcabc", "b", "c"]},
+        {"allowed_token_ids": [300]},
+        {"logit_bias": biased, "temperature": 0},
+        {"logit_bias": biased, "top_p": 0.01, "min_p": 1, "repetition_penalty": 100, "presence_penalty": 2},
+        {"top_k": 1, "temperature": 100, "skip_special_tokens": False},
+        {"stop_token_ids": [letter]},
+    ):
+        output = answer(**more)
+        assert output.text in ("ab", "abcabc", ""), more
+        assert output.text or "stop_token_ids" in more
+    # As far as the grammar leaves a choice, the others count.
+    assert {answer(min_tokens=4, seed=seed).text for seed in range(10)} == {"abcabc"}
+    assert {answer(ignore_eos=True, seed=seed).text for seed in range(10)} == {"abcabc"}
+    assert {answer(bad_words=["c"], seed=seed).text for seed in range(10)} == {"ab"}
+
+
+def test_a_grammar_that_grows_too_complex_on_the_way_fails_its_request_alone(llm: LLM) -> None:
+    params = structured("regex", "[xy]{40}((a{1000}){1000}){1000}")
+    other = structured("regex", "[ab]{100}")
+    with pytest.raises(RequestError, match="cannot be followed any further"):
+        llm.generate("a", params, use_tqdm=False)
+    assert re.fullmatch("[ab]{100}", llm.generate("a", other, use_tqdm=False)[0].outputs[0].text)
+
+
+def test_structured_after_a_text(llm: LLM) -> None:
+    [space] = llm.tokenizer.encode(" ")
+    params = [
+        SamplingParams(
+            max_tokens=None,
+            seed=seed,
+            structured=StructuredOutput("choice", '["fox"]', after=" "),
+            logit_bias={space: 4},
+        )
+        for seed in range(20)
+    ]
+    for result in llm.generate(["a"] * 20, params, use_tqdm=False):
+        output = result.outputs[0]
+        _, found, rest = output.text.partition(" ")
+        assert output.finish_reason == "length" or (found and rest.endswith("fox"))
+    assert "stop" in {result.outputs[0].finish_reason for result in llm.generate(["a"] * 20, params, use_tqdm=False)}
+
+
+def test_structured_beside_others_changes_nothing(llm: LLM) -> None:
+    alone = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    params = [structured("regex", "[ab]{150}") if number % 2 else GREEDY for number in range(10)]
+    mixed = llm.generate([prompt for prompt in PROMPTS for _ in range(2)], params, use_tqdm=False)
+    assert [result.outputs for result in mixed[::2]] == [result.outputs for result in alone]
+    assert all(re.fullmatch("[ab]{150}", result.outputs[0].text) for result in mixed[1::2])
+
+
+def test_structured_with_preemption(make_checkpoint: Callable[..., Path]) -> None:
+    directory = str(make_checkpoint("qwen2"))
+    options = {"block_size": 16, "max_num_batched_tokens": 64}
+    params = [structured("regex", "([a-d]{1,9},){20}", seed=number) for number in range(12)]
+    with LLM(directory, **options) as llm:
+        roomy = llm.generate(["fox"] * 12, params, use_tqdm=False)
+    with LLM(directory, **options, kv_cache_memory=f"{16 * 18 * 768}") as llm:
+        tight = llm.generate(["fox"] * 12, params, use_tqdm=False)
+        assert llm._llm.engine._scheduler.stats.preemptions > 0
+    assert [result.outputs for result in tight] == [result.outputs for result in roomy]
+    assert all(re.fullmatch("([a-d]{1,9},){20}", result.outputs[0].text) for result in tight)

@@ -15,9 +15,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", bound=msgspec.Struct)
 
 # Sent by clients as a matter of course, and without influence on the answer.
-_WITHOUT_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
-)
+_WITHOUT_EFFECT = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 # An answer that silently left these out would be a wrong one.
 _UNSUPPORTED = frozenset(
     {
@@ -29,17 +27,11 @@ _UNSUPPORTED = frozenset(
         "function_call",
         "functions",
         "grammar",
-        "guided_choice",
-        "guided_decoding",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
         "json_schema",
         "logprob_token_ids",
         "modalities",
         "prompt_embeds",
         "regex",
-        "structured_outputs",
         "suffix",
         "truncate_prompt_tokens",
         "use_beam_search",
@@ -58,11 +50,15 @@ async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
         if fields[name] and fields[name] != _NEUTRAL.get(name):
             raise RequestError(f"{name} is not supported; leave it out", name, "unsupported_parameter")
     unknown = fields.keys() - set(kind.__struct_fields__) - _WITHOUT_EFFECT - _UNSUPPORTED
+    return checked(fields, kind), sorted(unknown)
+
+
+def checked(fields: dict[str, Any], kind: type[T]) -> T:
+    """The fields as a struct. Raises RequestError that names the wrong one."""
     try:
-        body = msgspec.convert(fields, kind, str_keys=True)
+        return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
-    return body, sorted(unknown)
 
 
 def warn_unknown(names: list[str]) -> dict[str, str]:

@@ -16,8 +16,11 @@ from sophserve.api.prompts import encode_chat
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.respond import Choice, Reply
 from sophserve.api.serving import SERVING
+from sophserve.api.structured import check_structured
+from sophserve.api.tools import AnswerFormat, ToolUse
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
+from sophserve.text.answer import AnswerParser, ArgumentsDelta, CallStart, Event, ParsedAnswer, ReasoningDelta
 from sophserve.text.tokenizer import Tokenizer
 
 
@@ -28,17 +31,20 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     model = serving.check_model(body.model)
     defaults = {"max_tokens": None} | serving.sampling_defaults
     params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
-    _check_tools(body)
+    tools = ToolUse(serving, body)
     messages = [_to_template(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
     if not messages:
         raise RequestError("messages is empty; give at least one", "messages")
     async with serving.admitted(params.n):
         prompt = await encode_chat(serving, messages, body)
         params = fitted(params, body, prompt, serving.engine.info.max_model_len)
+        answers = AnswerFormat(serving, body, tools, prompt)
+        params = answers.asked(params)
+        await check_structured(serving.engine, body, params)
         generation = Generation(
             f"chatcmpl-{uuid4().hex}", [prompt], [params], body.priority or 0, body.cache_salt or ""
         )
-        style = ChatStyle(serving.tokenizer, params.logprobs is not None)
+        style = ChatStyle(serving.tokenizer, params.logprobs is not None, answers, body.include_reasoning is not False)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
 
 
@@ -48,17 +54,21 @@ class ChatStyle:
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __init__(self, tokenizer: Tokenizer, logprobs: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, logprobs: bool, answers: AnswerFormat, include_reasoning: bool) -> None:
         self._tokenizer = tokenizer
         self._logprobs = logprobs
+        self._answers = answers
+        self._include_reasoning = include_reasoning
+        self._parsers: dict[int, AnswerParser] = {}
+        self._called: set[int] = set()  # choices with a tool call
 
     def whole(self, index: int, answer: Answer) -> Choice:
         """A complete choice."""
         choice: Choice = {
             "index": index,
-            "message": {"role": "assistant", "content": answer.text},
+            "message": self._message(self._events(index, answer.text, finished=True)),
             "logprobs": chat_logprobs(self._tokenizer, answer.logprobs) if self._logprobs else None,
-            "finish_reason": answer.finish_reason,
+            "finish_reason": self._finish_reason(index, answer.finish_reason),
             "stop_reason": answer.stop_reason,
         }
         if answer.prompt_logprobs is not None:
@@ -69,22 +79,68 @@ class ChatStyle:
         """The role."""
         return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def part(self, index: int, delta: OutputDelta) -> Choice | None:
-        """Text, with the logprobs of the tokens that came with it."""
-        if not delta.text and not delta.logprobs:
-            return None
-        choice = self._chunk(index, {"content": delta.text})
+    def parts(self, index: int, delta: OutputDelta) -> list[Choice]:
+        """What the text adds to the message, with the logprobs of the tokens that came with it."""
+        events = self._events(index, delta.text, finished=delta.finish_reason is not None)
+        choices = [self._chunk(index, self._delta(event)) for event in events]
         if delta.logprobs:
-            choice["logprobs"] = chat_logprobs(self._tokenizer, delta.logprobs)
-        return choice
+            choices = choices or [self._chunk(index, {"content": ""})]
+            choices[0]["logprobs"] = chat_logprobs(self._tokenizer, delta.logprobs)
+        return choices
 
     def closing(self, index: int, delta: OutputDelta) -> Choice:
         """Why the choice ended."""
         choice = self._chunk(index, {})
-        return {**choice, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+        finish_reason = self._finish_reason(index, delta.finish_reason)
+        return {**choice, "finish_reason": finish_reason, "stop_reason": delta.stop_reason}
+
+    def _events(self, index: int, text: str, finished: bool) -> list[Event]:
+        if index not in self._parsers:
+            self._parsers[index] = self._answers.parser()
+        parser = self._parsers[index]
+        events = parser.feed(text) + (parser.finish() if finished else [])
+        if any(isinstance(event, CallStart) for event in events):
+            self._called.add(index)
+        return [event for event in events if self._include_reasoning or not isinstance(event, ReasoningDelta)]
+
+    def _message(self, events: list[Event]) -> dict[str, Any]:
+        parsed = ParsedAnswer()
+        parsed.add(events)
+        message: dict[str, Any] = {"role": "assistant", "content": parsed.content}
+        if not parsed.content and (parsed.calls or parsed.reasoning):
+            message["content"] = None
+        if parsed.reasoning:
+            message |= _reasoning(parsed.reasoning)
+        if parsed.calls:
+            message["tool_calls"] = [
+                self._call_begin(call.name) | {"function": {"name": call.name, "arguments": call.arguments}}
+                for call in parsed.calls
+            ]
+        return message
+
+    def _delta(self, event: Event) -> dict[str, Any]:
+        match event:
+            case ReasoningDelta(text):
+                return _reasoning(text)
+            case CallStart(index, name):
+                return {"tool_calls": [{"index": index, **self._call_begin(name)}]}
+            case ArgumentsDelta(index, text):
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        return {"content": event.text}
+
+    def _call_begin(self, name: str) -> dict[str, Any]:
+        return {"id": self._answers.call_id(), "type": "function", "function": {"name": name, "arguments": ""}}
+
+    def _finish_reason(self, index: int, reason: str | None) -> str | None:
+        return "tool_calls" if reason == "stop" and index in self._called else reason
 
     def _chunk(self, index: int, delta: dict[str, Any]) -> Choice:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    # vLLM's and OpenRouter's name, and that of DeepSeek and llama.cpp: clients read one of the two.
+    return {"reasoning": text, "reasoning_content": text}
 
 
 def _logprobs(body: ChatRequest) -> int | None:
@@ -93,15 +149,6 @@ def _logprobs(body: ChatRequest) -> int | None:
     if body.top_logprobs:
         raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
     return None
-
-
-def _check_tools(body: ChatRequest) -> None:
-    if body.tool_choice not in (None, "none", "auto"):
-        raise RequestError("a tool_choice other than none is not supported", "tool_choice")
-    if body.tools and body.tool_choice != "none":
-        raise RequestError(
-            "calling tools is not supported; with tool_choice none they are only shown to the model", "tools"
-        )
 
 
 def _to_template(message: Message, path: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sophserve.api.prompts import encode
 from sophserve.api.requests import CompletionRequest
 from sophserve.api.respond import Choice, Reply
 from sophserve.api.serving import SERVING
+from sophserve.api.structured import check_structured
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import RequestError
 from sophserve.text.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     defaults = {"max_tokens": 16} | serving.sampling_defaults
     params = sampling_params(body, defaults, body.logprobs, _prompt_logprobs(body))
     async with serving.admitted(len(texts) * params.n):
+        await check_structured(serving.engine, body, params)
         special = body.add_special_tokens is not False
         prompts = [await encode(serving, text, special) if isinstance(text, str) else text for text in texts]
         each = [fitted(params, body, prompt, serving.engine.info.max_model_len) for prompt in prompts]
@@ -74,9 +76,9 @@ class CompletionStyle:
         """The prompt, where it is echoed."""
         return self._echo(index, delta.prompt_logprobs) if self._body.echo else None
 
-    def part(self, index: int, delta: OutputDelta) -> Choice | None:
+    def parts(self, index: int, delta: OutputDelta) -> list[Choice]:
         """Text, with the logprobs of the tokens that came with it."""
-        return self._choice(index, delta.text, delta.logprobs or []) if delta.text or delta.logprobs else None
+        return [self._choice(index, delta.text, delta.logprobs or [])] if delta.text or delta.logprobs else []
 
     def closing(self, index: int, delta: OutputDelta) -> Choice:
         """Why the choice ended."""

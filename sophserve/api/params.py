@@ -7,6 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from sophserve.api.requests import GenerationRequest
+from sophserve.api.structured import structured_output
 from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams
 
@@ -23,7 +24,7 @@ def sampling_params(
     for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):  # the last one given wins
         if (value := getattr(body, name)) is not None:
             fields["max_tokens"] = value
-    fields |= {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
+    fields |= {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs, "structured": structured_output(body)}
     try:
         return SamplingParams(**fields)
     except ValueError as error:
@@ -39,10 +40,6 @@ def fitted(params: SamplingParams, body: GenerationRequest, prompt: list[int], c
 
 
 def _check_supported(body: GenerationRequest) -> None:
-    if body.response_format and body.response_format.type != "text":
-        raise RequestError(
-            f"response_format {body.response_format.type!r} is not supported; only text is", "response_format"
-        )
     if body.stream_options and not body.stream:
         raise RequestError("stream_options needs stream: true", "stream_options")
     if body.stream and body.prompt_logprobs is not None:

@@ -32,8 +32,8 @@ class Style(Protocol):
     def opening(self, index: int, delta: OutputDelta) -> Choice | None:
         """What comes before a choice's first text; delta is its first one."""
 
-    def part(self, index: int, delta: OutputDelta) -> Choice | None:
-        """What a choice gains; None for nothing to show."""
+    def parts(self, index: int, delta: OutputDelta) -> list[Choice]:
+        """What a choice gains, in one chunk or several; none for nothing to show."""
 
     def closing(self, index: int, delta: OutputDelta) -> Choice:
         """The last chunk of a choice, with its finish_reason."""
@@ -133,7 +133,7 @@ class Reply:
                 if index not in opened:
                     opened.add(index)
                     choices.append(self._style.opening(index, delta))
-                choices.append(self._style.part(index, delta))
+                choices.extend(self._style.parts(index, delta))
                 if delta.finish_reason:
                     choices.append(self._style.closing(index, delta))
                 await self._write(response, [[choice] for choice in choices if choice], options)

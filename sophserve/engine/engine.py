@@ -12,16 +12,17 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Literal
 
-from sophserve.checkpoint import read_config, read_generation_config
+from sophserve.checkpoint import end_token_ids
 from sophserve.config import EngineConfig
+from sophserve.engine.grammar_check import GrammarCheck
 from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.engine.sequence import Sequence
 from sophserve.errors import ConfigError, EngineDeadError, RequestError, SophserveError
-from sophserve.sampling import SamplingParams
+from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
+from sophserve.worker.messages import CompileGrammar, FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
 from sophserve.worker.pool import WorkerGroup
 
 log = logging.getLogger(__name__)
@@ -33,15 +34,6 @@ RESTART_PERIOD = 600.0
 # Seconds between two lines of statistics in the log.
 REPORT_PERIOD = 10.0
 _SEED_MASK = 2**63 - 1
-
-
-def _end_token_ids(directory: Path) -> list[int]:
-    """The tokens that end an answer: eos_token_id, a number or a list, of generation_config.json, else config.json."""
-    for config in (read_generation_config(directory), read_config(directory)):
-        ids = config.get("eos_token_id")
-        if ids is not None:
-            return list(ids) if isinstance(ids, list) else [ids]
-    return []
 
 
 def _bad_word_ids(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
@@ -72,6 +64,7 @@ class Engine:
         self._pulse: list[int] = []
         self._beat = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
+        self._grammars: GrammarCheck | None = None
 
     @property
     def ready(self) -> bool:
@@ -116,10 +109,9 @@ class Engine:
         from sophserve.engine.metrics import EngineMetrics  # slow to import: not before the port is open
 
         self._tokenizer = tokenizer
-        self._end_token_ids = _end_token_ids(self.directory)
-        if tokenizer.eos_id is not None and tokenizer.eos_id not in self._end_token_ids:
-            self._end_token_ids.append(tokenizer.eos_id)
+        self._end_token_ids = end_token_ids(self.directory, tokenizer.eos_id)
         self._info = await self._load()
+        self._grammars = GrammarCheck(self.directory, self._info.vocab_size)
         limits = Limits(
             self.config.max_num_seqs,
             self.config.max_num_batched_tokens,
@@ -140,6 +132,8 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         self._end_all("abort")
+        if self._grammars:
+            await self._grammars.close()
         await self._close_workers(kill=False)
 
     def check(self, prompt: list[int], params: SamplingParams) -> None:
@@ -192,6 +186,7 @@ class Engine:
         if not self.loaded:
             raise EngineDeadError("the engine is not running")
         self.check(prompt, params)
+        await self.compile(params.structured)
         sequence = self._add(prompt, params, index, priority, cache_salt)
         log.debug("request %s/%d is sequence %d", request_id, index, sequence.request.id)
         try:
@@ -200,10 +195,25 @@ class Engine:
                 delta = await sequence.stream.get()
                 finish_reason = delta.finish_reason
                 if finish_reason == "error":
-                    raise EngineDeadError(delta.error or "the engine failed")
+                    raise delta.error or EngineDeadError("the engine failed")
                 yield delta
         finally:
             self._forget(sequence)
+
+    async def compile(self, structured: StructuredOutput | None) -> None:
+        """Raise RequestError for a form of the answer that cannot be kept to. Grammars that were compiled lately take
+        no time."""
+        if structured is None:
+            return
+        assert self._grammars is not None, "the model is not loaded yet"
+        if not self._grammars.started:
+            self._compile_ahead(StructuredOutput("json_object"))  # the worker reads its tokenizer meanwhile
+        if await self._grammars.check(structured):
+            self._compile_ahead(structured)
+
+    def _compile_ahead(self, structured: StructuredOutput) -> None:
+        if self._workers and self.ready:
+            self._workers.send(CompileGrammar(structured))
 
     def reset_prefix_cache(self) -> None:
         """Forget what the KV blocks of finished requests hold."""
@@ -221,7 +231,8 @@ class Engine:
             root_key=cache_salt.encode(),
             priority=priority if self.config.scheduling_policy == "priority" else 0,
             bad_word_ids=_bad_word_ids(self._tokenizer, params.bad_words),
-            end_token_ids=params.stop_token_ids + ([] if params.ignore_eos else self._end_token_ids),
+            end_token_ids=params.stop_token_ids
+            + ([] if params.ignore_eos and not params.structured else self._end_token_ids),
         )
         sequence = Sequence(request, self._tokenizer)
         self._sequences[request.id] = sequence
@@ -305,7 +316,8 @@ class Engine:
             request.crashes += 1
             sequence = self._sequences[request.id]
             if request.crashes > 1:
-                sequence.end("error", "the worker was lost twice while it ran this request, which is given up")
+                error = "the worker was lost twice while it ran this request, which is given up"
+                sequence.end("error", EngineDeadError(error))
                 self._forget(sequence)
 
     async def _close_workers(self, kill: bool) -> None:
@@ -345,6 +357,10 @@ class Engine:
             if sequence := self._sequences.get(sampled.id):
                 self._scheduler.update(sequence.request, sampled.token_id)
                 sequence.request.crashes = 0
+                if sampled.error:
+                    sequence.end("error", RequestError(sampled.error))
+                    self._forget(sequence)
+                    continue
                 sequence.add_token(sampled)
                 request = sequence.request
                 self.metrics.on_token(sequence.timeline, len(request.prompt), request.cached_tokens)
@@ -370,9 +386,9 @@ class Engine:
     def _fail(self, message: str) -> None:
         log.error("the engine ends: %s", message)
         self.died.set()
-        self._end_all("error", message)
+        self._end_all("error", EngineDeadError(message))
 
-    def _end_all(self, reason: Literal["abort", "error"], message: str | None = None) -> None:
+    def _end_all(self, reason: Literal["abort", "error"], error: EngineDeadError | None = None) -> None:
         for sequence in list(self._sequences.values()):
-            sequence.end(reason, message)
+            sequence.end(reason, error)
             self._forget(sequence)

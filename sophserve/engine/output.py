@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from sophserve.errors import SophserveError
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -25,7 +27,8 @@ class OutputDelta(msgspec.Struct):
 
     logprobs: for each of token_ids the chosen token first, then the most probable ones in falling order.
     prompt_logprobs: with the first delta, one entry a prompt token, None for the first of them.
-    stop_reason: the stop text or the stop token id that ended the sequence.
+    stop_reason: the stop text or the stop token id that ended the sequence. error: what a sequence that could not go
+    on raises at its reader.
     """
 
     text: str = ""
@@ -35,4 +38,4 @@ class OutputDelta(msgspec.Struct):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     cached_tokens: int = 0
-    error: str | None = None
+    error: SophserveError | None = None

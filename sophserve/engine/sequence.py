@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sophserve.engine.output import FinishReason, OutputDelta, TokenLogprob
 from sophserve.engine.request import Request
 from sophserve.engine.stream import DeltaStream
+from sophserve.errors import SophserveError
 from sophserve.text.detokenizer import IncrementalDetokenizer, StopTextBuffer
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker.messages import PromptLogprobs, SampledToken
@@ -33,7 +34,7 @@ class Sequence:
         self.timeline = Timeline()
         self.finish_reason: FinishReason | None = None
         self._detokenizer = IncrementalDetokenizer(
-            tokenizer, params.skip_special_tokens, params.spaces_between_special_tokens
+            tokenizer, params.skip_special_tokens, params.spaces_between_special_tokens, params.shown_token_ids
         )
         self._stops = StopTextBuffer(params.stop, params.include_stop_str_in_output)
         self._prompt_logprobs: list[list[TokenLogprob] | None] | None = (
@@ -52,7 +53,7 @@ class Sequence:
 
     def add_token(self, sampled: SampledToken) -> None:
         """Hand the reader what the newest token of request.output adds, and see whether it ends the sequence."""
-        request = self.request
+        request, params = self.request, self.request.params
         delta = OutputDelta(
             token_ids=[sampled.token_id],
             logprobs=None if sampled.logprobs is None else [sampled.logprobs],
@@ -60,9 +61,10 @@ class Sequence:
             cached_tokens=request.cached_tokens,
         )
         count = len(request.output)
-        if sampled.token_id in request.end_token_ids and count >= request.params.min_tokens:
+        # A grammar that is complete ends the answer, however short it is.
+        if sampled.token_id in request.end_token_ids and (count >= params.min_tokens or params.structured):
             delta.finish_reason = "stop"
-            if sampled.token_id in request.params.stop_token_ids:
+            if sampled.token_id in params.stop_token_ids:
                 delta.stop_reason = sampled.token_id
         elif count >= request.max_tokens:
             delta.finish_reason = "length"
@@ -70,7 +72,7 @@ class Sequence:
         self.finish_reason = delta.finish_reason
         self.stream.put(delta)
 
-    def end(self, reason: FinishReason, error: str | None = None) -> None:
+    def end(self, reason: FinishReason, error: SophserveError | None = None) -> None:
         """End the sequence from outside."""
         if not self.finished:
             self.finish_reason = reason

@@ -29,6 +29,7 @@ class ChatTemplate:
     """
 
     def __init__(self, templates: dict[str, str], special_tokens: dict[str, str]) -> None:
+        self._sources = templates
         self._templates = {name: _compile(name, source) for name, source in templates.items()}
         self._special_tokens = special_tokens
 
@@ -94,8 +95,15 @@ class ChatTemplate:
         text = _render(template, self._special_tokens | kwargs | variables)
         return _cut_at_mark(text, final_text) if continue_final_message else text
 
+    def source(self, with_tools: bool = False) -> str:
+        """The text of the template for requests with or without tools, empty where there is none."""
+        return self._sources.get(self._name(with_tools), "")
+
+    def _name(self, with_tools: bool) -> str:
+        return "tool_use" if with_tools and "tool_use" in self._templates else "default"
+
     def _choose(self, with_tools: bool) -> Template:
-        name = "tool_use" if with_tools and "tool_use" in self._templates else "default"
+        name = self._name(with_tools)
         if name not in self._templates:
             named = f" named default, only {', '.join(self._templates)}" if self._templates else ""
             raise RequestError(
@@ -114,11 +122,17 @@ class ChatTemplate:
             message.setdefault("content", "")
         if isinstance(message.get("tool_calls"), list):
             where = f"messages[{index}].tool_calls"
-            message["tool_calls"] = [_parse_arguments(call, where) for call in message["tool_calls"]]
+            parsed = [_parse_arguments(call, where) for call in message["tool_calls"]]
+            if self._takes_objects[template]:
+                message["tool_calls"] = parsed
         content = message.get("content")
         if isinstance(content, list) and not self._takes_lists[template]:
             message["content"] = _join_parts(content, f"messages[{index}].content")
         return message
+
+    @cached_property
+    def _takes_objects(self) -> dict[Template, bool]:
+        return {template: _takes_objects(template) for template in self._templates.values()}
 
     @cached_property
     def _takes_lists(self) -> dict[Template, bool]:
@@ -185,6 +199,22 @@ def _takes_lists(template: Template) -> bool:
     except RequestError:
         return False
     return _PROBE in text and not any(f"{quote}{_PROBE}{quote}" in text for quote in "'\"")
+
+
+def _takes_objects(template: Template) -> bool:
+    """Whether a call's arguments may be an object: try it, and otherwise the same as text, which a few templates add to
+    other text."""
+
+    def works(arguments: Any) -> bool:
+        call = {"id": "probe0001", "type": "function", "function": {"name": "probe", "arguments": arguments}}
+        messages = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        try:
+            text = _render(template, {"messages": messages, "bos_token": "", "eos_token": ""})
+        except RequestError:
+            return False
+        return f"'{_PROBE}'" not in text
+
+    return works({"a": _PROBE}) or not works(json.dumps({"a": _PROBE}))
 
 
 def _join_parts(parts: list[Any], where: str) -> str:

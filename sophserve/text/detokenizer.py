@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sophserve.text.tokenizer import Tokenizer
 
@@ -14,6 +14,7 @@ class IncrementalDetokenizer:
     What push and finish return, joined, equals `tokenizer.decode(all ids)` for any ids. Text comes as soon as no
     later id can change it, so half a character is never returned. The cost of an id does not grow with the sequence.
 
+    shown: special tokens that are left in the text even where skip_special_tokens leaves out the others.
     spaces_between_special_tokens is vLLM's name for what only tokenizers written in Python do; as with every
     tokenizer of the `tokenizers` library, it changes nothing.
     """
@@ -23,8 +24,9 @@ class IncrementalDetokenizer:
         tokenizer: Tokenizer,
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
+        shown: Collection[int] = (),
     ) -> None:
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids.difference(shown) if skip_special_tokens else frozenset()
         byte_level = tokenizer.decoder_types == ("ByteLevel",)
         self._text: _ByteText | _WindowText = _ByteText(tokenizer) if byte_level else _WindowText(tokenizer)
 

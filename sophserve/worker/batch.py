@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from device.interface import AttentionMeta
 from sophserve.worker.messages import AddedRequest, StepPlan
 from sophserve.worker.penalties import PenaltyState
+
+if TYPE_CHECKING:
+    from sophserve.engine.grammar import AnswerGrammar
 
 
 class RequestState:
@@ -27,6 +31,7 @@ class RequestState:
         self.computed = added.computed
         self.row = row
         self.num_blocks = 0
+        self.grammar: AnswerGrammar | None = None
         self.penalties = PenaltyState(self.tokens, self.prompt_length) if PenaltyState.needed(self.params) else None
 
     @property
@@ -37,6 +42,8 @@ class RequestState:
     def banned_token_ids(self) -> list[int]:
         """Tokens that may not be chosen next: those that would end too early or complete a bad word."""
         banned = list(self.end_token_ids) if self.output_length < self.params.min_tokens else []
+        if self.params.ignore_eos and self.params.structured:
+            banned += [token for token in self.end_token_ids if token not in self.params.stop_token_ids]
         for *beginning, last in self.bad_word_ids:
             start = len(self.tokens) - len(beginning)
             if start >= self.prompt_length and self.tokens[start:].tolist() == beginning:

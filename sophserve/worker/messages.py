@@ -8,7 +8,7 @@ import msgspec
 
 from sophserve.config import EngineConfig
 from sophserve.engine.output import TokenLogprob
-from sophserve.sampling import SamplingParams
+from sophserve.sampling import SamplingParams, StructuredOutput
 
 
 class LoadModel(msgspec.Struct, array_like=True, tag="load"):
@@ -57,12 +57,20 @@ class StepPlan(msgspec.Struct, array_like=True, tag="step"):
     scheduled: list[ScheduledRequest]
 
 
+class CompileGrammar(msgspec.Struct, array_like=True, tag="grammar"):
+    """A request with this grammar is on its way: compile it beside the steps until it comes."""
+
+    structured: StructuredOutput
+
+
 class SampledToken(msgspec.Struct, array_like=True):
-    """The next token of a request; with logprobs the chosen token first, then the most probable ones."""
+    """The next token of a request; with logprobs the chosen token first, then the most probable ones. With an error
+    the token means nothing, and the request cannot go on for that reason."""
 
     id: int
     token_id: int
     logprobs: list[TokenLogprob] | None = None
+    error: str | None = None
 
 
 class PromptLogprobs(msgspec.Struct, array_like=True):
@@ -107,7 +115,7 @@ class LoadFailed(msgspec.Struct, array_like=True, tag="failed"):
     message: str
 
 
-ToWorker = LoadModel | StepPlan
+ToWorker = LoadModel | StepPlan | CompileGrammar
 FromWorker = Progress | ModelInfo | LoadFailed | StepResult
 
 _encoder = msgspec.msgpack.Encoder()

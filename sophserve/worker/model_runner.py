@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -19,8 +20,10 @@ from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.layers import PagedAttention
 from sophserve.model.loading import find_architecture, load_model
+from sophserve.sampling import StructuredOutput
 from sophserve.worker.batch import BatchBuilder, FlatBatch, RequestState
 from sophserve.worker.captured_decode import CapturedDecode
+from sophserve.worker.grammar_masks import GrammarMasks, RowMasks
 from sophserve.worker.messages import LoadModel, ModelInfo, Progress, PromptLogprobs, SampledToken, StepPlan, StepResult
 from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tokens
 
@@ -69,6 +72,8 @@ class ModelRunner:
             num_blocks=num_blocks,
             kv_cache_bytes=cache_bytes,
         )
+        first = self.communicator.rank == 0
+        self._grammars = GrammarMasks(directory, self.model.vocab_size) if first else None
         self._batches = BatchBuilder(config.max_num_seqs, max_model_len, config.block_size)
         eager = config.enforce_eager or os.environ.get("DISABLE_CACHE", "0") not in ("", "0")
         max_blocks = -(-max_model_len // config.block_size)
@@ -78,25 +83,34 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         batch = self._batches.build(plan)
+        masks = self._grammars.begin(batch.sampled) if self._grammars else None
         logits = self._captured.logits(batch) if self._captured else None
         if logits is not None:
-            return StepResult(plan.step, self._sample(logits, batch.sampled), [])
+            return StepResult(plan.step, self._sample(logits, batch.sampled, masks), [])
         device = self.device.torch_device
         hidden = self.model(batch.token_ids.to(device), batch.meta)
         prompts = self._prompt_logprobs(hidden, batch)
         sampled = []
         if batch.sampled:
-            sampled = self._sample(self.model.logits(hidden[batch.sample_rows.to(device)]), batch.sampled)
+            sampled = self._sample(self.model.logits(hidden[batch.sample_rows.to(device)]), batch.sampled, masks)
         return StepResult(plan.step, sampled, prompts)
 
-    def _sample(self, logits: torch.Tensor, states: list[RequestState]) -> list[SampledToken]:
+    def compile_grammar(self, structured: StructuredOutput) -> None:
+        """Begin to compile what a request that is on its way will need."""
+        if self._grammars:
+            self._grammars.compile_ahead(structured)
+
+    def _sample(
+        self, logits: torch.Tensor, states: list[RequestState], masks: Future[RowMasks] | None
+    ) -> list[SampledToken]:
         """Rank 0 chooses the tokens; the others only take note of them."""
         first = self.communicator.rank == 0
-        result = self.device.ops.sample(logits, sample_params(states, logits.shape[-1])) if first else None
+        rows = masks.result() if masks else RowMasks()
+        result = self.device.ops.sample(logits, sample_params(states, logits.shape[-1], rows.masks)) if first else None
         token_ids = result.token_ids if result else torch.empty(len(states), dtype=torch.int64)
         for state, token_id in zip(states, self.communicator.broadcast(token_ids).tolist(), strict=True):
             state.append(token_id)
-        return sampled_tokens(result, states) if result else []
+        return sampled_tokens(result, states, rows.errors) if result else []
 
     def _prompt_logprobs(self, hidden: torch.Tensor, batch: FlatBatch) -> list[PromptLogprobs]:
         parts = []

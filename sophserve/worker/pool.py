@@ -18,7 +18,7 @@ from sophserve.worker.messages import (
     LoadFailed,
     LoadModel,
     ModelInfo,
-    StepPlan,
+    ToWorker,
     decode_from_worker,
     encode,
 )
@@ -147,11 +147,11 @@ class WorkerGroup:
         for worker in self._workers:
             worker.watch(partial(from_rank, worker.rank), partial(ended, worker.rank))
 
-    def send(self, plan: StepPlan) -> None:
-        """Send a plan to every rank without waiting."""
-        message = encode(plan)
+    def send(self, message: ToWorker) -> None:
+        """Send a message to every rank without waiting."""
+        encoded = encode(message)
         for worker in self._workers:
-            worker.send(message)
+            worker.send(encoded)
 
     async def close(self, kill: bool) -> None:
         """Let the workers exit, or kill them, and release everything that was shared with them."""

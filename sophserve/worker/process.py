@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from sophserve.errors import SophserveError
 from sophserve.worker.channel import Reader, Ring, Writer
 from sophserve.worker.messages import (
+    CompileGrammar,
     LoadFailed,
     LoadModel,
     Progress,
@@ -39,9 +40,9 @@ def main(arguments: list[str]) -> None:
     lifeline, pulse, collectives, *descriptors = map(int, arguments)
     threading.Thread(target=_exit_with_server, args=(lifeline,), daemon=True).start()
     first, second = tuple(descriptors[:3]), tuple(descriptors[3:])
-    plans = _messages(Reader(Ring.attach(first)))  # type: ignore[arg-type]
+    messages = _messages(Reader(Ring.attach(first)))  # type: ignore[arg-type]
     results = Writer(Ring.attach(second))  # type: ignore[arg-type]
-    load = next(plans)
+    load = next(messages)
     assert isinstance(load, LoadModel)
     logging.basicConfig(level=load.log_level, format="%(asctime)s %(levelname)s worker: %(message)s")
     _share_cores(load.rank, load.world_size)
@@ -49,9 +50,12 @@ def main(arguments: list[str]) -> None:
     if runner is None:
         return
     results.send(encode(runner.info))
-    for plan in plans:
-        assert isinstance(plan, StepPlan)
-        result = runner.execute(plan)
+    for message in messages:
+        if isinstance(message, CompileGrammar):
+            runner.compile_grammar(message.structured)
+            continue
+        assert isinstance(message, StepPlan)
+        result = runner.execute(message)
         if load.rank == 0:
             results.send(encode(result))
 

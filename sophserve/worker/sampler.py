@@ -3,6 +3,10 @@ messages."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,26 +15,30 @@ from sophserve.engine.output import TokenLogprob
 from sophserve.worker.batch import RequestState
 from sophserve.worker.messages import SampledToken
 
+_NOTHING: Mapping[int, Any] = MappingProxyType({})
 
-def sampled_tokens(result: SampleResult, states: list[RequestState]) -> list[SampledToken]:
-    """The result's rows as messages, with as many logprobs as each request asks for."""
+
+def sampled_tokens(
+    result: SampleResult, states: list[RequestState], errors: Mapping[int, str] = _NOTHING
+) -> list[SampledToken]:
+    """The result's rows as messages, with as many logprobs as each request asks for. errors: of rows that failed."""
     sampled = []
     for row, (state, token_id) in enumerate(zip(states, result.token_ids.tolist(), strict=True)):
         count = state.params.logprobs
         logprobs = None if count is None else _row_logprobs(result, row, token_id, count)
-        sampled.append(SampledToken(state.id, token_id, logprobs))
+        sampled.append(SampledToken(state.id, token_id, logprobs, errors.get(row)))
     return sampled
 
 
-def sample_params(states: list[RequestState], vocab_size: int) -> SampleParams:
-    """The requests' parameters as tensors, one row each."""
+def sample_params(states: list[RequestState], vocab_size: int, masks: Mapping[int, bytes] = _NOTHING) -> SampleParams:
+    """The requests' parameters as tensors, one row each. masks: of rows with a grammar, all that may be chosen."""
     params = [state.params for state in states]
 
     def floats(name: str) -> Tensor:
         return torch.tensor([getattr(each, name) for each in params], dtype=torch.float32)
 
     penalties = _penalties(states)
-    bias = _bias(states)
+    bias = _bias(states, masks)
     return SampleParams(
         temperature=floats("temperature"),
         top_k=torch.tensor([each.top_k for each in params], dtype=torch.int32),
@@ -47,7 +55,7 @@ def sample_params(states: list[RequestState], vocab_size: int) -> SampleParams:
         bias_rows=bias[0] if bias else None,
         bias_ids=bias[1] if bias else None,
         bias_values=bias[2] if bias else None,
-        mask=_mask(states, vocab_size),
+        mask=_mask(states, vocab_size, masks),
         num_logprobs=max(-1 if each.logprobs is None else each.logprobs for each in params),
     )
 
@@ -81,12 +89,13 @@ def _penalties(states: list[RequestState]) -> tuple[Tensor, Tensor, Tensor] | No
     return rows, torch.cat([ids for _, ids, _ in entries]), torch.cat([counts for _, _, counts in entries])
 
 
-def _bias(states: list[RequestState]) -> tuple[Tensor, Tensor, Tensor] | None:
+def _bias(states: list[RequestState], masks: Mapping[int, bytes]) -> tuple[Tensor, Tensor, Tensor] | None:
     rows: list[int] = []
     ids: list[int] = []
     values: list[float] = []
     for row, state in enumerate(states):
-        biases = state.params.logit_bias | dict.fromkeys(state.banned_token_ids(), float("-inf"))
+        banned = [] if row in masks else state.banned_token_ids()
+        biases = state.params.logit_bias | dict.fromkeys(banned, float("-inf"))
         rows += [row] * len(biases)
         ids += biases.keys()
         values += biases.values()
@@ -95,12 +104,16 @@ def _bias(states: list[RequestState]) -> tuple[Tensor, Tensor, Tensor] | None:
     return torch.tensor(rows), torch.tensor(ids), torch.tensor(values, dtype=torch.float32)
 
 
-def _mask(states: list[RequestState], vocab_size: int) -> Tensor | None:
+def _mask(states: list[RequestState], vocab_size: int, masks: Mapping[int, bytes]) -> Tensor | None:
     allowed = [state.params.allowed_token_ids for state in states]
-    if not any(allowed):
+    if not masks and not any(allowed):
         return None
-    bits = torch.zeros(len(states), -(-vocab_size // 32) * 32, dtype=torch.bool)
+    rows = torch.full((len(states), -(-vocab_size // 32)), -1, dtype=torch.int32)
     for row, ids in enumerate(allowed):
-        bits[row, slice(None) if ids is None else torch.tensor(ids)] = True
-    words = bits.view(len(states), -1, 32).long() << torch.arange(32)
-    return words.sum(-1).to(torch.int32)
+        if row in masks:
+            rows[row] = torch.frombuffer(bytearray(masks[row]), dtype=torch.int32)
+        elif ids is not None:
+            bits = torch.zeros(rows.shape[1] * 32, dtype=torch.bool)
+            bits[torch.tensor(ids)] = True
+            rows[row] = (bits.view(-1, 32).long() << torch.arange(32)).sum(-1).to(torch.int32)
+    return rows

@@ -15,6 +15,7 @@ from sophserve.api.server import make_runner
 from sophserve.api.serving import Serving
 from sophserve.config import EngineConfig, ServerConfig
 from sophserve.engine.engine import Engine
+from sophserve.engine.grammar_check import GrammarCheck
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.engine.request import Request
 from sophserve.engine.sequence import Sequence
@@ -35,14 +36,16 @@ def logprobs(token_id: int, count: int) -> list[TokenLogprob]:
 
 
 class FakeEngine(Engine):
-    """Repeats the prompt twice, from its token number `index` on, and then ends. Text, stop conditions and checks are
-    the engine's own. A gate that is closed holds every answer before its next token; failures are raised there."""
+    """Repeats the prompt twice, from its token number `index` on, or says `text`, and then ends. Text, stop conditions
+    and checks are the engine's own. A gate that is closed holds every answer before its next token; failures are raised
+    there."""
 
     def __init__(self, directory: Path, **options: Any) -> None:
         super().__init__(EngineConfig(model=str(directory), **options), directory)
         self.gate = asyncio.Event()
         self.gate.set()
         self.failure: Exception | None = None
+        self.text: str | None = None
         self.params: list[SamplingParams] = []
         self.scheduling: list[tuple[int, str]] = []
         self.prompts: list[list[int]] = []
@@ -69,6 +72,7 @@ class FakeEngine(Engine):
             num_blocks=1000,
             kv_cache_bytes=0,
         )
+        self._grammars = GrammarCheck(self.directory, 512)
         self.started = True
 
     async def generate(
@@ -90,15 +94,19 @@ class FakeEngine(Engine):
         if params.prompt_logprobs is not None:
             entries = [logprobs(token, params.prompt_logprobs) for token in prompt[1:]]
             sequence.add_prompt_logprobs(PromptLogprobs(request.id, 1, entries))
+        said = [*prompt[index % len(prompt) :], *prompt, *prompt[: index % len(prompt)]]
+        if self.text is not None:
+            said = self._tokenizer.encode(self.text, add_special_tokens=False)
         self.running += 1
         try:
+            await self.compile(params.structured)
             while not sequence.finished:
                 await self.gate.wait()
                 await asyncio.sleep(0)
                 if self.failure:
                     raise self.failure
                 count = len(request.output)
-                token = prompt[(index + count) % len(prompt)] if count < 2 * len(prompt) else END
+                token = said[count] if count < len(said) else END
                 request.output.append(token)
                 entry = None if params.logprobs is None else logprobs(token, params.logprobs)
                 sequence.add_token(SampledToken(request.id, token, entry))
@@ -164,6 +172,8 @@ async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Start
         await app.http.close()
         await app.openai.close()
         await app.runner.cleanup()
+        if app.engine._grammars:
+            await app.engine._grammars.close()
         assert app.engine.running == 0
 
 

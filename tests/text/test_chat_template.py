@@ -389,3 +389,23 @@ def test_damaged_chat_template_files(write_tokenizer: Callable[..., Path]) -> No
     (directory / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="cannot read a chat template"):
         ChatTemplate.from_directory(directory, tokenizer)
+
+
+CALLED = [USER, CALLS, *RESULTS]
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}", '{"days": 2,'),
+        ("{% for m in messages %}{% for c in m.tool_calls %}{{ '>' + c.function.arguments }}", '>{"days": 2,'),
+        ("{% for m in messages %}{% for c in m.tool_calls %}{{ '>' ~ c.function.arguments }}", '>{"days": 2,'),
+        (
+            "{% for m in messages %}{% for c in m.tool_calls %}{% for k, v in c.function.arguments|items %}{{ k }}=",
+            "days=",
+        ),
+    ],
+)
+def test_arguments_as_the_template_wants_them(source: str, text: str) -> None:
+    source += "{% endfor %}" * source.count("{% for")
+    assert ChatTemplate({"default": source}, {}).render(CALLED).startswith(text)

@@ -87,6 +87,15 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(backend, {}, {})
 
 
+def test_special_tokens_that_are_shown(write_tokenizer: Callable[..., Path]) -> None:
+    tokenizer = Tokenizer.from_directory(write_tokenizer({"additional_special_tokens": ["<call>", "<other>"]}))
+    shown = tokenizer.special_id("<call>")
+    assert shown is not None and tokenizer.special_id("a") is None and tokenizer.special_id("nothing") is None
+    ids = tokenizer.encode("a<call>b<other>c")
+    detokenizer = IncrementalDetokenizer(tokenizer, shown=[shown])
+    assert detokenizer.push(ids) + detokenizer.finish() == "a<call>bc"
+
+
 def test_every_kind_of_broken_utf8() -> None:
     tokenizer = byte_tokenizer()
     # One byte of each class that a UTF-8 decoder tells apart (Unicode 17, table 3-7).
