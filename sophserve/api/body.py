@@ -1,4 +1,4 @@
-"""From the bytes of a request to a checked struct."""
+"""From the bytes of a request to a checked struct, and from an answer to bytes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise RequestError("compressed bodies are not supported; leave out Content-Encoding")
     fields = _decode(await request.read())
-    for name in sorted(_UNSUPPORTED & fields.keys()):
+    for name in sorted((_UNSUPPORTED & fields.keys()).difference(kind.__struct_fields__)):
         if fields[name] and fields[name] != _NEUTRAL.get(name):
             raise RequestError(f"{name} is not supported; leave it out", name, "unsupported_parameter")
     unknown = fields.keys() - set(kind.__struct_fields__) - _WITHOUT_EFFECT - _UNSUPPORTED
@@ -63,6 +63,11 @@ async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
     return body, sorted(unknown)
+
+
+def json_response(value: Any, headers: dict[str, str] | None = None) -> web.Response:
+    """An answer of status 200."""
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json", headers=headers)
 
 
 def warn_unknown(names: list[str]) -> dict[str, str]:

@@ -16,13 +16,30 @@ T = TypeVar("T")
 LONG_TEXT = 10_000
 
 
-async def encode(serving: Serving, text: str, add_special_tokens: bool) -> list[int]:
-    """Token ids of a text. Raises RequestError."""
-    return await _in_text_thread(serving, len(text), lambda: _encode(serving, text, add_special_tokens))
+async def encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
+    """Token ids of a text. Raises RequestError; if bounded, for one that cannot fit in the context, too."""
+    return await in_text_thread(serving, len(text), lambda: _encode(serving, text, add_special_tokens, bounded))
 
 
-async def encode_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> list[int]:
-    """Token ids of a conversation in the chat template. Raises RequestError."""
+async def encode_chat(
+    serving: Serving, messages: list[dict[str, Any]], body: ChatRequest, bounded: bool = True
+) -> list[int]:
+    """Token ids of a conversation in the chat template. Raises RequestError as encode does."""
+    render = _renderer(serving, messages, body)
+
+    def work() -> list[int]:
+        return _encode(serving, render(), bool(body.add_special_tokens), bounded)
+
+    return await in_text_thread(serving, sum(map(_length, messages)), work)
+
+
+async def render_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> str:
+    """A conversation in the chat template, as text. Raises RequestError."""
+    return await in_text_thread(serving, sum(map(_length, messages)), _renderer(serving, messages, body))
+
+
+def _renderer(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> Callable[[], str]:
+    """Check the template's options now; the function that is returned renders."""
     continued = bool(body.continue_final_message)
     if continued and body.add_generation_prompt:
         raise RequestError(
@@ -35,9 +52,9 @@ async def encode_chat(serving: Serving, messages: list[dict[str, Any]], body: Ch
         if name in kwargs:
             raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
 
-    def work() -> list[int]:
+    def render() -> str:
         try:
-            text = serving.chat_template.render(
+            return serving.chat_template.render(
                 messages,
                 tools=body.tools or None,
                 documents=body.documents,
@@ -47,9 +64,8 @@ async def encode_chat(serving: Serving, messages: list[dict[str, Any]], body: Ch
             )
         except RecursionError:
             raise RequestError("messages are nested too deeply", "messages") from None
-        return _encode(serving, text, bool(body.add_special_tokens))
 
-    return await _in_text_thread(serving, sum(map(_length, messages)), work)
+    return render
 
 
 def _length(message: dict[str, Any]) -> int:
@@ -57,9 +73,9 @@ def _length(message: dict[str, Any]) -> int:
     return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
 
 
-def _encode(serving: Serving, text: str, add_special_tokens: bool) -> list[int]:
+def _encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool) -> list[int]:
     longest = serving.engine.info.max_model_len
-    if serving.characters_per_token and len(text) > longest * serving.characters_per_token:
+    if bounded and serving.characters_per_token and len(text) > longest * serving.characters_per_token:
         raise RequestError(
             f"the prompt has {len(text)} characters, at least {len(text) // serving.characters_per_token} tokens, and "
             f"the context {longest}; shorten the prompt",
@@ -69,7 +85,8 @@ def _encode(serving: Serving, text: str, add_special_tokens: bool) -> list[int]:
     return serving.tokenizer.encode(text, add_special_tokens)
 
 
-async def _in_text_thread(serving: Serving, characters: int, work: Callable[[], T]) -> T:
+async def in_text_thread(serving: Serving, characters: int, work: Callable[[], T]) -> T:
+    """What work returns; done in the thread for texts if there are that many characters to go through."""
     if characters <= LONG_TEXT:
         return work()
     return await asyncio.get_running_loop().run_in_executor(serving.text_thread, work)
