@@ -43,6 +43,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Literal["fcfs", "priority"],
         Meta(description="fcfs: first come, first served; priority: lowest `priority` first"),
     ] = "fcfs"
+    max_queue_time: Annotated[
+        float | None, Meta(description="seconds after which a request that still waits is refused (default: none)")
+    ] = None
     step_timeout: Annotated[
         float, Meta(description="seconds without a sign of life after which a busy worker is restarted")
     ] = 60.0
@@ -63,8 +66,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{option(name)} must be at least 1, got {value}")
-        if not self.step_timeout > 0:
-            raise ConfigError(f"--step-timeout must be above 0, got {self.step_timeout}")
+        for name in ("step_timeout", "max_queue_time"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{option(name)} must be above 0, got {value}")
         if self.max_restarts < 0:
             raise ConfigError(f"--max-restarts must be at least 0, got {self.max_restarts}")
         # Every running request must be able to take a step.

@@ -9,9 +9,12 @@ from sophserve.api.chat import chat_completions
 from sophserve.api.completions import completions
 from sophserve.api.engine_state import metrics, reset_prefix_cache
 from sophserve.api.errors import MAX_BODY_BYTES, answer_errors
-from sophserve.api.health import health, live, version
+from sophserve.api.health import health, live, ping, version
+from sophserve.api.live_requests import cancel_request, list_requests
 from sophserve.api.models import get_model, list_models
+from sophserve.api.server_info import server_info
 from sophserve.api.serving import SERVING, Serving
+from sophserve.api.tokenize import apply_template, detokenize, tokenize
 
 
 def create_app(serving: Serving) -> web.Application:
@@ -26,9 +29,18 @@ def create_app(serving: Serving) -> web.Application:
             web.get("/health", health),
             web.get("/ready", health),
             web.get("/live", live),
+            web.get("/ping", ping),
+            web.post("/ping", ping),
             web.get("/version", version),
+            web.get("/server_info", server_info),
             web.get("/metrics", metrics),
             web.post("/reset_prefix_cache", reset_prefix_cache),
+            web.get("/requests", list_requests),
+            web.post("/requests/{id}/cancel", cancel_request),
+            web.delete("/requests/{id}", cancel_request),
+            web.post("/tokenize", tokenize),
+            web.post("/detokenize", detokenize),
+            web.post("/apply-template", apply_template),
             web.get("/v1/models", list_models),
             web.get("/v1/models/{name:.+}", get_model),
             web.post("/v1/chat/completions", chat_completions),

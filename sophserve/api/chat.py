@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 from aiohttp import web
@@ -13,6 +12,7 @@ from sophserve.api.generation import Answer, Generation
 from sophserve.api.logprobs import chat_logprobs, prompt_logprobs
 from sophserve.api.params import fitted, sampling_params
 from sophserve.api.prompts import encode_chat
+from sophserve.api.record import name_request
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.respond import Choice, Reply
 from sophserve.api.serving import SERVING
@@ -29,14 +29,12 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     defaults = {"max_tokens": None} | serving.sampling_defaults
     params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
     _check_tools(body)
-    messages = [_to_template(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
-    if not messages:
-        raise RequestError("messages is empty; give at least one", "messages")
+    messages = template_messages(body.messages)
     async with serving.admitted(params.n):
         prompt = await encode_chat(serving, messages, body)
         params = fitted(params, body, prompt, serving.engine.info.max_model_len)
         generation = Generation(
-            f"chatcmpl-{uuid4().hex}", [prompt], [params], body.priority or 0, body.cache_salt or ""
+            name_request("chatcmpl", body.request_id), [prompt], [params], body.priority or 0, body.cache_salt or ""
         )
         style = ChatStyle(serving.tokenizer, params.logprobs is not None)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
@@ -102,6 +100,13 @@ def _check_tools(body: ChatRequest) -> None:
         raise RequestError(
             "calling tools is not supported; with tool_choice none they are only shown to the model", "tools"
         )
+
+
+def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
+    """A conversation for the chat template. Raises RequestError."""
+    if not messages:
+        raise RequestError("messages is empty; give at least one", "messages")
+    return [_to_template(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def _to_template(message: Message, path: str) -> dict[str, Any]:

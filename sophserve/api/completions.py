@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
-
 from aiohttp import web
 
 from sophserve.api.body import read_body, warn_unknown
@@ -11,6 +9,7 @@ from sophserve.api.generation import Answer, Generation
 from sophserve.api.logprobs import CompletionLogprobs, Entries, prompt_logprobs
 from sophserve.api.params import fitted, sampling_params
 from sophserve.api.prompts import encode
+from sophserve.api.record import name_request
 from sophserve.api.requests import CompletionRequest
 from sophserve.api.respond import Choice, Reply
 from sophserve.api.serving import SERVING
@@ -31,7 +30,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
         special = body.add_special_tokens is not False
         prompts = [await encode(serving, text, special) if isinstance(text, str) else text for text in texts]
         each = [fitted(params, body, prompt, serving.engine.info.max_model_len) for prompt in prompts]
-        generation = Generation(f"cmpl-{uuid4().hex}", prompts, each, body.priority or 0, body.cache_salt or "")
+        generation = Generation(
+            name_request("cmpl", body.request_id), prompts, each, body.priority or 0, body.cache_salt or ""
+        )
         style = CompletionStyle(serving.tokenizer, body, texts, generation)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.record import Record, current_record
+from sophserve.api.record import Record, current_record, given_id, name_request
 from sophserve.errors import RequestError, SophserveError
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_BODY_BYTES = 32 * 1024**2
 MAX_MESSAGE = 500
-HEALTH_PATHS = frozenset({"/health", "/ready", "/live"})
+HEALTH_PATHS = frozenset({"/health", "/ready", "/live", "/ping"})
 
 
 class ApiError(SophserveError):
@@ -62,12 +62,14 @@ class ApiError(SophserveError):
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn whatever a handler raises into an answer, and log one line for the request."""
-    record = Record(time.monotonic())
+    record = Record(time.monotonic(), given_id(request))
     current_record.set(record)
     status = 499  # the client went away before the answer
     try:
         response = await _answer(request, handler, record)
         status = response.status
+        if not response.prepared:
+            response.headers["X-Request-Id"] = name_request("req")
         return response
     except ConnectionError:
         return web.Response(status=status)  # cannot be sent

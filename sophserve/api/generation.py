@@ -10,7 +10,7 @@ from sophserve.api.errors import ApiError
 from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta, TokenLogprob
-from sophserve.errors import EngineDeadError
+from sophserve.errors import EngineDeadError, RequestAborted
 from sophserve.sampling import SamplingParams
 
 
@@ -54,6 +54,10 @@ class Generation:
                     if delta.finish_reason == "abort":
                         raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
                     yield choice, delta
+        except RequestAborted as error:
+            # 499 is what proxies log for a request that the client's side gave up.
+            status, headers = (503, {"Retry-After": "1"}) if error.code == "queue_timeout" else (499, None)
+            raise ApiError(status, str(error), code=error.code, headers=headers) from None
         except EngineDeadError as error:
             if engine.died.is_set():
                 raise ApiError(503, str(error), code="engine_dead") from None

@@ -81,7 +81,6 @@ class Reply:
         self._headers = {**headers, "X-Request-Id": generation.id}
         self._usage = Usage(generation)
         self._record = current_record.get()
-        self._record.id = generation.id
         self._record.prompt_tokens = generation.prompt_tokens
         self._common = {"id": generation.id, "created": int(time.time()), "model": model}
 

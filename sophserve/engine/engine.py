@@ -18,7 +18,7 @@ from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.engine.sequence import Sequence
-from sophserve.errors import ConfigError, EngineDeadError, RequestError, SophserveError
+from sophserve.errors import ConfigError, EngineDeadError, RequestAborted, RequestError, SophserveError
 from sophserve.sampling import SamplingParams
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker.messages import FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
@@ -187,29 +187,53 @@ class Engine:
         priority counts with the scheduling policy of that name: lower numbers go first. KV blocks are only shared
         between requests with the same cache_salt.
         Closing the iterator aborts the request at once. Raises RequestError for a request that cannot be served,
-        EngineDeadError when the worker is lost.
+        RequestAborted when it was cancelled or waited too long, EngineDeadError when the worker is lost.
         """
         if not self.loaded:
             raise EngineDeadError("the engine is not running")
         self.check(prompt, params)
-        sequence = self._add(prompt, params, index, priority, cache_salt)
-        log.debug("request %s/%d is sequence %d", request_id, index, sequence.request.id)
+        sequence = self._add(prompt, params, request_id, index, priority, cache_salt)
         try:
             finish_reason = None
             while finish_reason is None:
-                delta = await sequence.stream.get()
+                delta = await self._next_delta(sequence)
                 finish_reason = delta.finish_reason
-                if finish_reason == "error":
-                    raise EngineDeadError(delta.error or "the engine failed")
                 yield delta
         finally:
             self._forget(sequence)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Those that wait or run."""
+        return list(self._sequences.values())
+
+    def abort(self, sequence: Sequence, cause: RequestAborted) -> None:
+        """End a sequence; its reader gets the cause."""
+        sequence.cause = cause
+        sequence.end("abort")
+        self._forget(sequence)
 
     def reset_prefix_cache(self) -> None:
         """Forget what the KV blocks of finished requests hold."""
         self._scheduler.pool.forget_all()
 
-    def _add(self, prompt: list[int], params: SamplingParams, index: int, priority: int, cache_salt: str) -> Sequence:
+    async def _next_delta(self, sequence: Sequence) -> OutputDelta:
+        delta = await sequence.stream.get()
+        if delta.finish_reason == "error":
+            raise EngineDeadError(delta.error or "the engine failed")
+        if sequence.cause:
+            raise sequence.cause
+        return delta
+
+    def _add(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        request_id: str,
+        index: int,
+        priority: int,
+        cache_salt: str,
+    ) -> Sequence:
         room = self.info.max_model_len - len(prompt)
         seed = params.seed if params.seed is not None else self._random.getrandbits(63)
         request = Request(
@@ -223,11 +247,22 @@ class Engine:
             bad_word_ids=_bad_word_ids(self._tokenizer, params.bad_words),
             end_token_ids=params.stop_token_ids + ([] if params.ignore_eos else self._end_token_ids),
         )
-        sequence = Sequence(request, self._tokenizer)
+        sequence = Sequence(request, self._tokenizer, request_id, index)
+        log.debug("request %s/%d is sequence %d", request_id, index, request.id)
         self._sequences[request.id] = sequence
         self._scheduler.add(request)
         self._wake.set()
+        if self.config.max_queue_time is not None:
+            asyncio.get_running_loop().call_later(self.config.max_queue_time, self._end_wait, request.id)
         return sequence
+
+    def _end_wait(self, request: int) -> None:
+        """The time that a request may wait is over."""
+        sequence = self._sequences.get(request)
+        if sequence and not sequence.timeline.scheduled:
+            limit = self.config.max_queue_time
+            message = f"the request waited for {limit:g} s, the most that --max-queue-time allows; try again later"
+            self.abort(sequence, RequestAborted(message, "queue_timeout"))
 
     def _forget(self, sequence: Sequence) -> None:
         request = sequence.request

@@ -90,7 +90,8 @@ class Progress(msgspec.Struct, array_like=True, tag="progress"):
 
 
 class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
-    """The model is loaded; what the engine must know about it. Sizes in bytes."""
+    """The model is loaded; what the engine must know about it. Sizes in bytes; memory is that of rank 0's device, once
+    the weights and the KV cache are there."""
 
     max_model_len: int
     vocab_size: int
@@ -99,6 +100,9 @@ class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
     block_size: int
     num_blocks: int
     kv_cache_bytes: int
+    weight_bytes: int = 0
+    free_memory: int = 0
+    total_memory: int = 0
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag="failed"):

@@ -60,6 +60,7 @@ class ModelRunner:
         )
         on_progress(Progress("allocating the KV cache"))
         num_blocks, cache_bytes = self._make_kv_caches(config, max_model_len, dtype)
+        free_memory, total_memory = self.device.memory()
         self.info = ModelInfo(
             max_model_len=max_model_len,
             vocab_size=self.model.vocab_size,
@@ -68,6 +69,9 @@ class ModelRunner:
             block_size=config.block_size,
             num_blocks=num_blocks,
             kv_cache_bytes=cache_bytes,
+            weight_bytes=self.model.nbytes,
+            free_memory=free_memory,
+            total_memory=total_memory,
         )
         self._batches = BatchBuilder(config.max_num_seqs, max_model_len, config.block_size)
         eager = config.enforce_eager or os.environ.get("DISABLE_CACHE", "0") not in ("", "0")

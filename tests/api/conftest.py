@@ -86,7 +86,9 @@ class FakeEngine(Engine):
         room = CONTEXT - len(prompt)
         most = room if params.max_tokens is None else min(room, params.max_tokens)
         request = Request(len(self.params), prompt, params, 0, most, [*params.stop_token_ids, END])
-        sequence = Sequence(request, self._tokenizer)
+        request.blocks = [0]
+        sequence = Sequence(request, self._tokenizer, request_id, index)
+        self._sequences[request.id] = sequence
         if params.prompt_logprobs is not None:
             entries = [logprobs(token, params.prompt_logprobs) for token in prompt[1:]]
             sequence.add_prompt_logprobs(PromptLogprobs(request.id, 1, entries))
@@ -97,14 +99,23 @@ class FakeEngine(Engine):
                 await asyncio.sleep(0)
                 if self.failure:
                     raise self.failure
-                count = len(request.output)
-                token = prompt[(index + count) % len(prompt)] if count < 2 * len(prompt) else END
-                request.output.append(token)
-                entry = None if params.logprobs is None else logprobs(token, params.logprobs)
-                sequence.add_token(SampledToken(request.id, token, entry))
-                yield await sequence.stream.get()
+                if not sequence.finished:
+                    self._add_token(sequence)
+                yield await self._next_delta(sequence)
         finally:
+            self._forget(sequence)
             self.running -= 1
+
+    def _add_token(self, sequence: Sequence) -> None:
+        request = sequence.request
+        prompt, params, count = request.prompt, request.params, len(request.output)
+        token = prompt[(sequence.index + count) % len(prompt)] if count < 2 * len(prompt) else END
+        request.output.append(token)
+        entry = None if params.logprobs is None else logprobs(token, params.logprobs)
+        sequence.add_token(SampledToken(request.id, token, entry))
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._sequences.pop(sequence.request.id, None)
 
 
 class App:
