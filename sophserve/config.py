@@ -97,6 +97,9 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_queued_requests: Annotated[
         int, Meta(description="sequences that may wait beyond --max-num-seqs; further ones are answered 429")
     ] = 1024
+    trust_request_chat_template: Annotated[
+        bool, Meta(description="take chat templates, which are programs, from requests")
+    ] = False
     drain_timeout: Annotated[
         float, Meta(description="seconds that running requests get to finish in when the server stops")
     ] = 30.0

@@ -18,12 +18,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 _WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
 )
-# An answer that silently left these out would be a wrong one.
+# An answer that silently left these out would be a wrong one. Some are fields of one kind of request only.
 _UNSUPPORTED = frozenset(
     {
-        "allowed_token_ids",
         "audio",
-        "bad_words",
         "best_of",
         "chat_template",
         "function_call",
@@ -41,7 +39,6 @@ _UNSUPPORTED = frozenset(
         "regex",
         "structured_outputs",
         "suffix",
-        "truncate_prompt_tokens",
         "use_beam_search",
         "web_search_options",
     }

@@ -30,7 +30,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
     _check_tools(body)
     messages = template_messages(body.messages)
-    async with serving.admitted(params.n):
+    async with serving.admitted(params.n, body.timeout):
         prompt = await encode_chat(serving, messages, body)
         params = fitted(params, body, prompt, serving.engine.info.max_model_len)
         generation = Generation(

@@ -44,7 +44,7 @@ class ApiError(SophserveError):
     @property
     def body(self) -> dict[str, Any]:
         """The envelope."""
-        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        kinds = {401: "authentication_error", 408: "timeout_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         return {"error": error, **self.extra}

@@ -17,13 +17,15 @@ from sophserve.sampling import SamplingParams
 @dataclass
 class Generation:
     """What to generate: params.n answers to every prompt, each prompt with its own params. Answer i of prompt p is
-    choice `p * n + i`. priority and cache_salt: see Engine.generate."""
+    choice `p * n + i`. priority and cache_salt: see Engine.generate. keep: how many answers to a prompt to show, the
+    most probable ones, which needs their logprobs; None for all."""
 
     id: str
     prompts: list[list[int]]
     params: list[SamplingParams]
     priority: int = 0
     cache_salt: str = ""
+    keep: int | None = None
 
     @property
     def n(self) -> int:
@@ -39,6 +41,18 @@ class Generation:
         """Raise RequestError if the engine could not generate one of the answers."""
         for prompt, params in zip(self.prompts, self.params, strict=True):
             engine.check(prompt, params)
+
+    def chosen(self, answers: list[Answer]) -> list[tuple[int, Answer]]:
+        """The answers to show, with the numbers of their choices."""
+        numbered = list(enumerate(answers))
+        if self.keep is None:
+            return numbered
+        groups = [numbered[start : start + self.n] for start in range(0, len(numbered), self.n)]
+        return [
+            entry
+            for group in groups
+            for entry in sorted(group, key=lambda entry: entry[1].mean_logprob, reverse=True)[: self.keep]
+        ]
 
     async def deltas(self, engine: Engine) -> AsyncGenerator[tuple[int, OutputDelta], None]:
         """What every choice gains, as it comes. Closing the iterator aborts all. Raises ApiError if the engine ends
@@ -69,17 +83,22 @@ class Answer:
     """One complete choice."""
 
     text: str = ""
-    tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
     logprobs: list[list[TokenLogprob]] = field(default_factory=list)
     prompt_logprobs: list[list[TokenLogprob] | None] | None = None
     cached_tokens: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, where their logprobs were asked for."""
+        return sum(chosen.logprob for chosen, *_ in self.logprobs) / len(self.logprobs)
+
     def add(self, delta: OutputDelta) -> None:
         """Append what came."""
         self.text += delta.text
-        self.tokens += len(delta.token_ids)
+        self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or []
         self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)

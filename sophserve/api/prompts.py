@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sophserve.api.requests import ChatRequest
+from sophserve.api.requests import ChatRequest, GenerationRequest
 from sophserve.api.serving import Serving
-from sophserve.errors import RequestError
+from sophserve.errors import CheckpointError, RequestError
+from sophserve.text.chat_template import ChatTemplate
 
 T = TypeVar("T")
 
 # Shorter texts are done in less time than the thread takes to be heard when others compute.
 LONG_TEXT = 10_000
+_TRUNCATE = "truncate_prompt_tokens"
 
 
 async def encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
@@ -26,9 +28,11 @@ async def encode_chat(
 ) -> list[int]:
     """Token ids of a conversation in the chat template. Raises RequestError as encode does."""
     render = _renderer(serving, messages, body)
+    bounded = bounded and body.truncate_prompt_tokens is None
 
     def work() -> list[int]:
-        return _encode(serving, render(), bool(body.add_special_tokens), bounded)
+        tokens = _encode(serving, render(), bool(body.add_special_tokens), bounded)
+        return truncated(tokens, body, serving.engine.info.max_model_len)
 
     return await in_text_thread(serving, sum(map(_length, messages)), work)
 
@@ -36,6 +40,22 @@ async def encode_chat(
 async def render_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> str:
     """A conversation in the chat template, as text. Raises RequestError."""
     return await in_text_thread(serving, sum(map(_length, messages)), _renderer(serving, messages, body))
+
+
+def truncated(prompt: list[int], body: GenerationRequest, context: int) -> list[int]:
+    """What truncate_prompt_tokens leaves of a prompt: its last tokens, unless truncation_side is right. -1 leaves as
+    many as fit beside the answer. Raises RequestError."""
+    most, side = body.truncate_prompt_tokens, body.truncation_side or "left"
+    if side not in ("left", "right"):
+        raise RequestError(f"truncation_side must be left or right, got {side!r}", "truncation_side")
+    if most is None:
+        return prompt
+    if most < 1 and most != -1:
+        raise RequestError(f"truncate_prompt_tokens must be at least 1, or -1 for what fits, got {most}", _TRUNCATE)
+    if most == -1:
+        answer = body.max_new_tokens or body.max_completion_tokens or body.max_tokens or 1
+        most = max(1, context - answer)
+    return prompt[:most] if side == "right" else prompt[-most:]
 
 
 def _renderer(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> Callable[[], str]:
@@ -46,6 +66,11 @@ def _renderer(serving: Serving, messages: list[dict[str, Any]], body: ChatReques
             "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
         )
 
+    if body.chat_template is not None and not serving.config.trust_request_chat_template:
+        raise RequestError(
+            "chat_template is only taken by a server that was started with --trust-request-chat-template; leave it out",
+            "chat_template",
+        )
     generate = not continued if body.add_generation_prompt is None else body.add_generation_prompt
     kwargs = body.chat_template_kwargs or {}
     for name in ("tools", "documents", "add_generation_prompt", "continue_final_message"):
@@ -54,7 +79,7 @@ def _renderer(serving: Serving, messages: list[dict[str, Any]], body: ChatReques
 
     def render() -> str:
         try:
-            return serving.chat_template.render(
+            return _template(serving, body).render(
                 messages,
                 tools=body.tools or None,
                 documents=body.documents,
@@ -66,6 +91,16 @@ def _renderer(serving: Serving, messages: list[dict[str, Any]], body: ChatReques
             raise RequestError("messages are nested too deeply", "messages") from None
 
     return render
+
+
+def _template(serving: Serving, body: ChatRequest) -> ChatTemplate:
+    """The request's own chat template, where the server trusts it, else the server's."""
+    if body.chat_template is None:
+        return serving.chat_template
+    try:
+        return ChatTemplate({"default": body.chat_template}, serving.tokenizer.special_tokens)
+    except CheckpointError as error:
+        raise RequestError(f"chat_template: {error}", "chat_template") from None
 
 
 def _length(message: dict[str, Any]) -> int:

@@ -88,8 +88,8 @@ class Reply:
         """Generate, and answer as the request wants it."""
         self._generation.check(self._request.app[SERVING].engine)
         if body.stream:
-            return await self._stream(body.stream_options or StreamOptions())
-        return await self._whole()
+            return await self._stream(body.stream_options or StreamOptions(), bool(body.return_token_ids))
+        return await self._whole(bool(body.return_token_ids))
 
     async def _deltas(self) -> AsyncGenerator[tuple[int, OutputDelta], None]:
         record, usage = self._record, self._usage
@@ -102,20 +102,30 @@ class Reply:
                     record.finish_reasons.append(delta.finish_reason)
                 yield index, delta
 
-    async def _whole(self) -> web.Response:
+    def _prompt(self, index: int) -> list[int]:
+        """The prompt of a choice."""
+        return self._generation.prompts[index // self._generation.n]
+
+    async def _whole(self, token_ids: bool) -> web.Response:
         answers = [Answer() for _ in range(len(self._generation.prompts) * self._generation.n)]
         async with aclosing(self._deltas()) as deltas:
             async for index, delta in deltas:
                 answers[index].add(delta)
+        choices: list[Choice] = []
+        for index, answer in self._generation.chosen(answers):
+            choice = {**self._style.whole(index, answer), "index": len(choices)}
+            if token_ids:
+                choice |= {"token_ids": answer.token_ids, "prompt_token_ids": self._prompt(index)}
+            choices.append(choice)
         body = {
             **self._common,
             "object": self._style.kind,
-            "choices": [self._style.whole(index, answer) for index, answer in enumerate(answers)],
+            "choices": choices,
             "usage": self._usage.json(),
         }
         return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=self._headers)
 
-    async def _stream(self, options: StreamOptions) -> web.StreamResponse:
+    async def _stream(self, options: StreamOptions, token_ids: bool) -> web.StreamResponse:
         # The headers wait for the first output, so that what fails before it gets a status of its own.
         response = web.StreamResponse(
             headers={
@@ -126,16 +136,24 @@ class Reply:
             }
         )
         opened: set[int] = set()
+        untold: dict[int, dict[str, list[int]]] = {}  # token ids for the next chunk of a choice
         async with aclosing(self._deltas()) as deltas:
             async for index, delta in deltas:
                 choices = []
                 if index not in opened:
                     opened.add(index)
+                    untold[index] = {"prompt_token_ids": self._prompt(index)}
                     choices.append(self._style.opening(index, delta))
                 choices.append(self._style.part(index, delta))
                 if delta.finish_reason:
                     choices.append(self._style.closing(index, delta))
-                await self._write(response, [[choice] for choice in choices if choice], options)
+                shown = [choice for choice in choices if choice]
+                if token_ids:
+                    ids = untold.setdefault(index, {})
+                    ids["token_ids"] = ids.get("token_ids", []) + delta.token_ids
+                    if shown:
+                        shown[-1].update(untold.pop(index))
+                await self._write(response, [[choice] for choice in shown], options)
         if options.include_usage:
             await self._write(response, [[]], StreamOptions(continuous_usage_stats=True))
         await response.write(b"data: [DONE]\n\n")

@@ -18,6 +18,9 @@ from sophserve.errors import RequestError
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
 
+# On the event loop's clock: a deadline that no request has of itself.
+_NOW = 0.0
+
 
 class Serving:
     """One model being served. The fields above the constructor are set while loading, before the engine is ready.
@@ -45,9 +48,9 @@ class Serving:
         self._idle.set()
 
     @asynccontextmanager
-    async def admitted(self, sequences: int) -> AsyncIterator[None]:
-        """Hold the place of a request that generates so many sequences. Raises ApiError when there is none, or when
-        the server stops before the request is done."""
+    async def admitted(self, sequences: int, timeout: float | None = None) -> AsyncIterator[None]:
+        """Hold the place of a request that generates so many sequences. Raises ApiError when there is none, when
+        timeout seconds have passed, or when the server stops before the request is done."""
         if self.draining:
             raise _stopping()
         capacity = self.engine.config.max_num_seqs + self.config.max_queued_requests
@@ -64,14 +67,18 @@ class Serving:
             )
         self._sequences += sequences
         self._idle.clear()
-        deadline = asyncio.timeout(None)
+        deadline = asyncio.timeout(timeout)
         self._deadlines.add(deadline)
         try:
             async with deadline:
                 yield
         except TimeoutError:
-            if deadline.expired():
+            if deadline.when() == _NOW:
                 raise _stopping() from None
+            if deadline.expired():
+                raise ApiError(
+                    408, f"the request took longer than its timeout of {timeout:g} s", code="timeout"
+                ) from None
             raise
         finally:
             self._deadlines.discard(deadline)
@@ -90,7 +97,7 @@ class Serving:
             except TimeoutError:
                 for deadline in self._deadlines:
                     if not deadline.expired():
-                        deadline.reschedule(0)
+                        deadline.reschedule(_NOW)
 
     def check_model(self, name: str | None) -> str:
         """The name to answer with. Raises ApiError for a name that is not served."""

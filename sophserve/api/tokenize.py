@@ -22,6 +22,7 @@ class ConversationRequest(msgspec.Struct, kw_only=True):
     messages: list[Message] | None = None
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -12,13 +12,14 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Literal
 
-from sophserve.checkpoint import read_config, read_generation_config
 from sophserve.config import EngineConfig
+from sophserve.engine.block_pool import salt_key
+from sophserve.engine.checks import bad_word_ids, check_request, end_token_ids
 from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.engine.sequence import Sequence
-from sophserve.errors import ConfigError, EngineDeadError, RequestAborted, RequestError, SophserveError
+from sophserve.errors import ConfigError, EngineDeadError, RequestAborted, SophserveError
 from sophserve.sampling import SamplingParams
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker.messages import FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
@@ -33,21 +34,6 @@ RESTART_PERIOD = 600.0
 # Seconds between two lines of statistics in the log.
 REPORT_PERIOD = 10.0
 _SEED_MASK = 2**63 - 1
-
-
-def _end_token_ids(directory: Path) -> list[int]:
-    """The tokens that end an answer: eos_token_id, a number or a list, of generation_config.json, else config.json."""
-    for config in (read_generation_config(directory), read_config(directory)):
-        ids = config.get("eos_token_id")
-        if ids is not None:
-            return list(ids) if isinstance(ids, list) else [ids]
-    return []
-
-
-def _bad_word_ids(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
-    """The token sequences of each word, at the start of a text and after a space."""
-    texts = [text for word in words for text in (word.strip(), " " + word.strip())]
-    return [list(ids) for ids in dict.fromkeys(tuple(tokenizer.encode(text, False)) for text in texts)]
 
 
 class Engine:
@@ -116,7 +102,7 @@ class Engine:
         from sophserve.engine.metrics import EngineMetrics  # slow to import: not before the port is open
 
         self._tokenizer = tokenizer
-        self._end_token_ids = _end_token_ids(self.directory)
+        self._end_token_ids = end_token_ids(self.directory)
         if tokenizer.eos_id is not None and tokenizer.eos_id not in self._end_token_ids:
             self._end_token_ids.append(tokenizer.eos_id)
         self._info = await self._load()
@@ -144,34 +130,7 @@ class Engine:
 
     def check(self, prompt: list[int], params: SamplingParams) -> None:
         """Raise RequestError for what could never be generated."""
-        longest = self.info.max_model_len
-        if not prompt:
-            raise RequestError("the prompt is empty; give at least one token", "prompt")
-        if len(prompt) >= longest:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and the context {longest}, of which the answer needs at least "
-                "one; shorten the prompt",
-                "prompt",
-                "context_length_exceeded",
-            )
-        for name, count in (("max_tokens", params.max_tokens), ("min_tokens", params.min_tokens)):
-            if count is not None and len(prompt) + count > longest:
-                raise RequestError(
-                    f"the prompt has {len(prompt)} tokens and {name} is {count}, together more than the context of "
-                    f"{longest}; shorten the prompt or lower {name} to at most {longest - len(prompt)}",
-                    name,
-                    "context_length_exceeded",
-                )
-        size = self.info.vocab_size
-        for name, ids in (
-            ("prompt", prompt),
-            ("stop_token_ids", params.stop_token_ids),
-            ("logit_bias", params.logit_bias),
-            ("allowed_token_ids", params.allowed_token_ids or []),
-        ):
-            if any(not 0 <= token < size for token in ids):
-                wrong = next(token for token in ids if not 0 <= token < size)
-                raise RequestError(f"{name} has the token id {wrong}; ids go from 0 to {size - 1}", name)
+        check_request(prompt, params, self.info)
 
     async def generate(
         self,
@@ -242,9 +201,9 @@ class Engine:
             params=params,
             seed=(seed + index * 0x9E3779B97F4A7C15) & _SEED_MASK,
             max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
-            root_key=cache_salt.encode(),
+            root_key=salt_key(cache_salt),
             priority=priority if self.config.scheduling_policy == "priority" else 0,
-            bad_word_ids=_bad_word_ids(self._tokenizer, params.bad_words),
+            bad_word_ids=bad_word_ids(self._tokenizer, params.bad_words),
             end_token_ids=params.stop_token_ids + ([] if params.ignore_eos else self._end_token_ids),
         )
         sequence = Sequence(request, self._tokenizer, request_id, index)

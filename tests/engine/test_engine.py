@@ -73,7 +73,7 @@ async def test_a_request_that_waits_too_long_is_refused(start_engine: Callable[.
     engine = await start_engine(max_num_seqs=1, max_queue_time=0.05)
     first = asyncio.create_task(read(engine, "first"))
     await asyncio.sleep(0)
-    with pytest.raises(RequestAborted, match="0.05 s, the most that --max-queue-time allows") as caught:
+    with pytest.raises(RequestAborted, match=r"0\.05 s, the most that --max-queue-time allows") as caught:
         await asyncio.wait_for(read(engine, "second"), 5)
     assert caught.value.code == "queue_timeout"
     assert [sequence.request_id for sequence in engine.sequences] == ["first"]

@@ -1,0 +1,58 @@
+"""What a request is checked against and made complete with before it is queued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sophserve.checkpoint import read_config, read_generation_config
+from sophserve.errors import RequestError
+from sophserve.sampling import SamplingParams
+from sophserve.text.tokenizer import Tokenizer
+from sophserve.worker.messages import ModelInfo
+
+
+def end_token_ids(directory: Path) -> list[int]:
+    """The tokens that end an answer: eos_token_id, a number or a list, of generation_config.json, else config.json."""
+    for config in (read_generation_config(directory), read_config(directory)):
+        ids = config.get("eos_token_id")
+        if ids is not None:
+            return list(ids) if isinstance(ids, list) else [ids]
+    return []
+
+
+def bad_word_ids(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
+    """The token sequences of each word, at the start of a text and after a space."""
+    texts = [text for word in words for text in (word.strip(), " " + word.strip())]
+    return [list(ids) for ids in dict.fromkeys(tuple(tokenizer.encode(text, False)) for text in texts)]
+
+
+def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo) -> None:
+    """Raise RequestError for what could never be generated."""
+    longest = info.max_model_len
+    if not prompt:
+        raise RequestError("the prompt is empty; give at least one token", "prompt")
+    if len(prompt) >= longest:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens and the context {longest}, of which the answer needs at least "
+            "one; shorten the prompt",
+            "prompt",
+            "context_length_exceeded",
+        )
+    for name, count in (("max_tokens", params.max_tokens), ("min_tokens", params.min_tokens)):
+        if count is not None and len(prompt) + count > longest:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens and {name} is {count}, together more than the context of "
+                f"{longest}; shorten the prompt or lower {name} to at most {longest - len(prompt)}",
+                name,
+                "context_length_exceeded",
+            )
+    size = info.vocab_size
+    for name, ids in (
+        ("prompt", prompt),
+        ("stop_token_ids", params.stop_token_ids),
+        ("logit_bias", params.logit_bias),
+        ("allowed_token_ids", params.allowed_token_ids or []),
+    ):
+        if any(not 0 <= token < size for token in ids):
+            wrong = next(token for token in ids if not 0 <= token < size)
+            raise RequestError(f"{name} has the token id {wrong}; ids go from 0 to {size - 1}", name)
