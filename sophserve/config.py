@@ -97,6 +97,12 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_queued_requests: Annotated[
         int, Meta(description="sequences that may wait beyond --max-num-seqs; further ones are answered 429")
     ] = 1024
+    pooling: Annotated[
+        Literal["auto", "last", "mean"],
+        Meta(
+            description="what of a text is its embedding: the last token's state, or the mean; auto: as the checkpoint"
+        ),
+    ] = "auto"
     trust_request_chat_template: Annotated[
         bool, Meta(description="take chat templates, which are programs, from requests")
     ] = False

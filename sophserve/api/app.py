@@ -7,6 +7,7 @@ from aiohttp import web
 from sophserve.api.access import allow_origins, require_key, require_ready
 from sophserve.api.chat import chat_completions
 from sophserve.api.completions import completions
+from sophserve.api.embeddings import embeddings
 from sophserve.api.engine_state import metrics, reset_prefix_cache
 from sophserve.api.errors import MAX_BODY_BYTES, answer_errors
 from sophserve.api.health import health, live, ping, version
@@ -45,6 +46,7 @@ def create_app(serving: Serving) -> web.Application:
             web.get("/v1/models/{name:.+}", get_model),
             web.post("/v1/chat/completions", chat_completions),
             web.post("/v1/completions", completions),
+            web.post("/v1/embeddings", embeddings),
         ]
     )
     if serving.config.allowed_origins:

@@ -11,7 +11,7 @@ from sophserve.api.body import read_body, warn_unknown
 from sophserve.api.generation import Answer, Generation
 from sophserve.api.logprobs import CompletionLogprobs, Entries, prompt_logprobs
 from sophserve.api.params import fitted, sampling_params
-from sophserve.api.prompts import encode, truncated
+from sophserve.api.prompts import encode, listed, truncated
 from sophserve.api.record import name_request
 from sophserve.api.requests import CompletionRequest
 from sophserve.api.respond import Choice, Reply
@@ -26,7 +26,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, CompletionRequest)
     model = serving.check_model(body.model)
-    texts = _prompts(body.prompt)
+    texts = listed(body.prompt, "prompt")
     best, keep = _best_of(body)
     defaults = {"max_tokens": 16} | serving.sampling_defaults
     params = sampling_params(best, defaults, best.logprobs, _prompt_logprobs(body))
@@ -127,16 +127,3 @@ def _prompt_logprobs(body: CompletionRequest) -> int | None:
     """How many the engine has to give: echo shows the prompt's logprobs as if they were the answer's."""
     counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
     return max((count for count in counts if count is not None), default=None)
-
-
-def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
-    """One prompt or several, each a text or token ids."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise RequestError("prompt is empty; give a text or token ids", "prompt")
-    if all(isinstance(item, int) for item in prompt):
-        return [prompt]  # type: ignore[list-item]
-    if any(isinstance(item, int) for item in prompt):
-        raise RequestError("prompt mixes token ids with texts or lists; give one kind", "prompt")
-    return prompt  # type: ignore[return-value]

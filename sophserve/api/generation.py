@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from sophserve.api.errors import ApiError
@@ -12,6 +12,21 @@ from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import EngineDeadError, RequestAborted
 from sophserve.sampling import SamplingParams
+
+
+@contextmanager
+def engine_errors(engine: Engine) -> Iterator[None]:
+    """Raise what the engine raises as ApiError."""
+    try:
+        yield
+    except RequestAborted as error:
+        # 499 is what proxies log for a request that the client's side gave up.
+        status, headers = (503, {"Retry-After": "1"}) if error.code == "queue_timeout" else (499, None)
+        raise ApiError(status, str(error), code=error.code, headers=headers) from None
+    except EngineDeadError as error:
+        if engine.died.is_set():
+            raise ApiError(503, str(error), code="engine_dead") from None
+        raise ApiError(500, str(error), code="generation_failed") from None
 
 
 @dataclass
@@ -62,20 +77,12 @@ class Generation:
             for prompt, params in zip(self.prompts, self.params, strict=True)
             for index in range(self.n)
         ]
-        try:
+        with engine_errors(engine):
             async with aclosing(interleave(answers)) as merged:
                 async for choice, delta in merged:
                     if delta.finish_reason == "abort":
                         raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
                     yield choice, delta
-        except RequestAborted as error:
-            # 499 is what proxies log for a request that the client's side gave up.
-            status, headers = (503, {"Retry-After": "1"}) if error.code == "queue_timeout" else (499, None)
-            raise ApiError(status, str(error), code=error.code, headers=headers) from None
-        except EngineDeadError as error:
-            if engine.died.is_set():
-                raise ApiError(503, str(error), code="engine_dead") from None
-            raise ApiError(500, str(error), code="generation_failed") from None
 
 
 @dataclass

@@ -18,6 +18,19 @@ LONG_TEXT = 10_000
 _TRUNCATE = "truncate_prompt_tokens"
 
 
+def listed(prompt: str | list[str | int | list[int]], name: str) -> list[str | list[int]]:
+    """One prompt or several, each a text or token ids, from the field of that name. Raises RequestError."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise RequestError(f"{name} is empty; give a text or token ids", name)
+    if all(isinstance(item, int) for item in prompt):
+        return [prompt]  # type: ignore[list-item]
+    if any(isinstance(item, int) for item in prompt):
+        raise RequestError(f"{name} mixes token ids with texts or lists; give one kind", name)
+    return prompt  # type: ignore[return-value]
+
+
 async def encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
     """Token ids of a text. Raises RequestError; if bounded, for one that cannot fit in the context, too."""
     return await in_text_thread(serving, len(text), lambda: _encode(serving, text, add_special_tokens, bounded))
@@ -43,18 +56,22 @@ async def render_chat(serving: Serving, messages: list[dict[str, Any]], body: Ch
 
 
 def truncated(prompt: list[int], body: GenerationRequest, context: int) -> list[int]:
-    """What truncate_prompt_tokens leaves of a prompt: its last tokens, unless truncation_side is right. -1 leaves as
-    many as fit beside the answer. Raises RequestError."""
-    most, side = body.truncate_prompt_tokens, body.truncation_side or "left"
+    """What truncate_prompt_tokens leaves of a prompt; -1 leaves as many tokens as fit beside the answer. Raises
+    RequestError."""
+    answer = body.max_new_tokens or body.max_completion_tokens or body.max_tokens or 1
+    return cut(prompt, body.truncate_prompt_tokens, body.truncation_side or "left", max(1, context - answer))
+
+
+def cut(prompt: list[int], most: int | None, side: str, fitting: int) -> list[int]:
+    """The last `most` tokens, or with side right the first ones; None is all, -1 as many as are fitting. Raises
+    RequestError."""
     if side not in ("left", "right"):
         raise RequestError(f"truncation_side must be left or right, got {side!r}", "truncation_side")
     if most is None:
         return prompt
     if most < 1 and most != -1:
         raise RequestError(f"truncate_prompt_tokens must be at least 1, or -1 for what fits, got {most}", _TRUNCATE)
-    if most == -1:
-        answer = body.max_new_tokens or body.max_completion_tokens or body.max_tokens or 1
-        most = max(1, context - answer)
+    most = fitting if most == -1 else most
     return prompt[:most] if side == "right" else prompt[-most:]
 
 

@@ -25,6 +25,7 @@ async def server_info(request: web.Request) -> web.Response:
         "uptime": round(time.time() - serving.created, 3),
         "model": _model(serving.engine.info, serving.model_names),
         "memory": _memory(serving.engine.info),
+        "pooling": serving.pooling,
         "sampling_defaults": serving.sampling_defaults,
         "engine_config": msgspec.to_builtins(serving.engine.config),
         "server_config": server,

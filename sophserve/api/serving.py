@@ -17,6 +17,7 @@ from sophserve.engine.engine import Engine
 from sophserve.errors import RequestError
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
+from sophserve.worker.messages import Pooling
 
 # On the event loop's clock: a deadline that no request has of itself.
 _NOW = 0.0
@@ -26,13 +27,14 @@ class Serving:
     """One model being served. The fields above the constructor are set while loading, before the engine is ready.
 
     sampling_defaults: fields of SamplingParams that the checkpoint sets. characters_per_token: how many characters of
-    a text one token stands for at most, None where unknown.
+    a text one token stands for at most, None where unknown. pooling: how embeddings are made.
     """
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     sampling_defaults: dict[str, Any]
     characters_per_token: int | None
+    pooling: Pooling = "last"
 
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self.engine = engine

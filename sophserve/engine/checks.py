@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from sophserve.checkpoint import read_config, read_generation_config
@@ -46,13 +47,30 @@ def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo) ->
                 name,
                 "context_length_exceeded",
             )
-    size = info.vocab_size
     for name, ids in (
         ("prompt", prompt),
         ("stop_token_ids", params.stop_token_ids),
         ("logit_bias", params.logit_bias),
         ("allowed_token_ids", params.allowed_token_ids or []),
     ):
-        if any(not 0 <= token < size for token in ids):
-            wrong = next(token for token in ids if not 0 <= token < size)
-            raise RequestError(f"{name} has the token id {wrong}; ids go from 0 to {size - 1}", name)
+        _check_ids(name, ids, info.vocab_size)
+
+
+def check_input(tokens: list[int], info: ModelInfo) -> None:
+    """Raise RequestError for what has no embedding."""
+    if not tokens:
+        raise RequestError("the input is empty; give at least one token", "input")
+    if len(tokens) > info.max_model_len:
+        raise RequestError(
+            f"the input has {len(tokens)} tokens and the context {info.max_model_len}; shorten the input, or send "
+            "truncate_prompt_tokens",
+            "input",
+            "context_length_exceeded",
+        )
+    _check_ids("input", tokens, info.vocab_size)
+
+
+def _check_ids(name: str, ids: Iterable[int], size: int) -> None:
+    for token in ids:
+        if not 0 <= token < size:
+            raise RequestError(f"{name} has the token id {token}; ids go from 0 to {size - 1}", name)

@@ -7,6 +7,7 @@ import itertools
 import logging
 import random
 import time
+from array import array
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Literal
 
 from sophserve.config import EngineConfig
 from sophserve.engine.block_pool import salt_key
-from sophserve.engine.checks import bad_word_ids, check_request, end_token_ids
+from sophserve.engine.checks import bad_word_ids, check_input, check_request, end_token_ids
 from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
@@ -22,7 +23,7 @@ from sophserve.engine.sequence import Sequence
 from sophserve.errors import ConfigError, EngineDeadError, RequestAborted, SophserveError
 from sophserve.sampling import SamplingParams
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
+from sophserve.worker.messages import FromWorker, LoadFailed, ModelInfo, Pooling, Progress, StepPlan, StepResult
 from sophserve.worker.pool import WorkerGroup
 
 log = logging.getLogger(__name__)
@@ -161,6 +162,22 @@ class Engine:
         finally:
             self._forget(sequence)
 
+    async def embed(
+        self, prompt: list[int], pooling: Pooling, request_id: str, index: int = 0, priority: int = 0
+    ) -> array[float]:
+        """The prompt's final hidden states, pooled. Cancelling aborts the request; raises as generate does."""
+        if not self.loaded:
+            raise EngineDeadError("the engine is not running")
+        check_input(prompt, self.info)
+        sequence = self._add(prompt, SamplingParams(max_tokens=1), request_id, index, priority, "", pooling)
+        try:
+            delta = await self._next_delta(sequence)
+        finally:
+            self._forget(sequence)
+        if delta.finish_reason == "abort":
+            raise EngineDeadError("the engine was closed")
+        return array("f", sequence.embedding)
+
     @property
     def sequences(self) -> list[Sequence]:
         """Those that wait or run."""
@@ -192,8 +209,9 @@ class Engine:
         index: int,
         priority: int,
         cache_salt: str,
+        pooling: Pooling | None = None,
     ) -> Sequence:
-        room = self.info.max_model_len - len(prompt)
+        room = max(1, self.info.max_model_len - len(prompt))
         seed = params.seed if params.seed is not None else self._random.getrandbits(63)
         request = Request(
             id=next(self._ids),
@@ -202,6 +220,7 @@ class Engine:
             seed=(seed + index * 0x9E3779B97F4A7C15) & _SEED_MASK,
             max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
             root_key=salt_key(cache_salt),
+            pooling=pooling,
             priority=priority if self.config.scheduling_policy == "priority" else 0,
             bad_word_ids=bad_word_ids(self._tokenizer, params.bad_words),
             end_token_ids=params.stop_token_ids + ([] if params.ignore_eos else self._end_token_ids),
@@ -334,6 +353,12 @@ class Engine:
         for part in result.prompt_logprobs:
             if sequence := self._sequences.get(part.id):
                 sequence.add_prompt_logprobs(part)
+        for embedding in result.embeddings:
+            if sequence := self._sequences.get(embedding.id):
+                sequence.embedding = embedding.values
+                sequence.end("stop")
+                self.metrics.on_prompt(len(sequence.request.prompt), sequence.request.cached_tokens)
+                self._forget(sequence)
         for sampled in result.sampled:
             # A sequence that ended while this step was under way has no use for the token.
             if sequence := self._sequences.get(sampled.id):

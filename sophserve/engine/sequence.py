@@ -27,7 +27,7 @@ class Timeline:
 class Sequence:
     """A request together with its reader. request_id and index: which answer to which client's request it is.
 
-    cause: why the engine aborted it, if it did.
+    cause: why the engine aborted it, if it did. embedding: the result, where pooled hidden states are wanted.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, request_id: str = "", index: int = 0) -> None:
@@ -36,6 +36,7 @@ class Sequence:
         self.request_id = request_id
         self.index = index
         self.cause: RequestAborted | None = None
+        self.embedding = b""
         self.stream = DeltaStream()
         self.timeline = Timeline()
         self.finish_reason: FinishReason | None = None

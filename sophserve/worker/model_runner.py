@@ -19,9 +19,18 @@ from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.layers import PagedAttention
 from sophserve.model.loading import find_architecture, load_model
-from sophserve.worker.batch import BatchBuilder, FlatBatch, RequestState
+from sophserve.worker.batch import BatchBuilder, FlatBatch, PooledChunk, RequestState
 from sophserve.worker.captured_decode import CapturedDecode
-from sophserve.worker.messages import LoadModel, ModelInfo, Progress, PromptLogprobs, SampledToken, StepPlan, StepResult
+from sophserve.worker.messages import (
+    Embedding,
+    LoadModel,
+    ModelInfo,
+    Progress,
+    PromptLogprobs,
+    SampledToken,
+    StepPlan,
+    StepResult,
+)
 from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tokens
 
 log = logging.getLogger(__name__)
@@ -88,10 +97,11 @@ class ModelRunner:
         device = self.device.torch_device
         hidden = self.model(batch.token_ids.to(device), batch.meta)
         prompts = self._prompt_logprobs(hidden, batch)
+        embeddings = [_pool(hidden, chunk) for chunk in batch.pooled_chunks]
         sampled = []
         if batch.sampled:
             sampled = self._sample(self.model.logits(hidden[batch.sample_rows.to(device)]), batch.sampled)
-        return StepResult(plan.step, sampled, prompts)
+        return StepResult(plan.step, sampled, prompts, [embedding for embedding in embeddings if embedding])
 
     def _sample(self, logits: torch.Tensor, states: list[RequestState]) -> list[SampledToken]:
         """Rank 0 chooses the tokens; the others only take note of them."""
@@ -145,6 +155,14 @@ class ModelRunner:
                 "--kv-cache-memory"
             ) from error
         return num_blocks, num_blocks * block_bytes
+
+
+def _pool(hidden: torch.Tensor, chunk: PooledChunk) -> Embedding | None:
+    """Take a chunk into its request's pooler; the result with the last one."""
+    pooler = chunk.state.pooler
+    assert pooler is not None
+    pooler.add(hidden[chunk.rows])
+    return Embedding(chunk.state.id, pooler.result()) if chunk.complete else None
 
 
 def open_device(name: str, rank: int = 0) -> Device:

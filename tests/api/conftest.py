@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,20 @@ class FakeEngine(Engine):
                 yield await self._next_delta(sequence)
         finally:
             self._forget(sequence)
+            self.running -= 1
+
+    async def embed(
+        self, prompt: list[int], pooling: str, request_id: str, index: int = 0, priority: int = 0
+    ) -> array[float]:
+        self.prompts.append(prompt)
+        self.scheduling.append((priority, pooling))
+        self.running += 1
+        try:
+            await self.gate.wait()
+            if self.failure:
+                raise self.failure
+            return array("f", [sum(prompt), -len(prompt), index, 3.0])
+        finally:
             self.running -= 1
 
     def _add_token(self, sequence: Sequence) -> None:
