@@ -15,9 +15,10 @@ from sophserve.api.prompts import encode_chat
 from sophserve.api.record import name_request
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.respond import Choice, Reply
-from sophserve.api.serving import SERVING
+from sophserve.api.serving import SERVING, Serving
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
+from sophserve.sampling import SamplingParams
 from sophserve.text.tokenizer import Tokenizer
 
 
@@ -26,18 +27,32 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, ChatRequest)
     model = serving.check_model(body.model)
-    defaults = {"max_tokens": None} | serving.sampling_defaults
-    params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
-    _check_tools(body)
-    messages = template_messages(body.messages)
+    params = chat_params(serving, body)
     async with serving.admitted(params.n, body.timeout):
-        prompt = await encode_chat(serving, messages, body)
-        params = fitted(params, body, prompt, serving.engine.info.max_model_len)
-        generation = Generation(
-            name_request("chatcmpl", body.request_id), [prompt], [params], body.priority or 0, body.cache_salt or ""
-        )
+        generation = await chat_generation(serving, body, params, "chatcmpl-")
         style = ChatStyle(serving.tokenizer, params.logprobs is not None)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
+
+
+def chat_params(serving: Serving, body: ChatRequest, max_tokens: int | None = None) -> SamplingParams:
+    """The sampling parameters of a chat request, once all is checked that can be checked before its prompt is made.
+
+    max_tokens: a longest answer that is cut to what fits into the context. Raises RequestError.
+    """
+    defaults = {"max_tokens": None} | serving.sampling_defaults
+    if max_tokens is not None:
+        defaults["max_tokens"] = max_tokens
+    params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
+    _check_tools(body)
+    return params
+
+
+async def chat_generation(serving: Serving, body: ChatRequest, params: SamplingParams, prefix: str) -> Generation:
+    """What a chat request asks of the engine, under an id with this prefix. Raises RequestError."""
+    prompt = await encode_chat(serving, template_messages(body.messages), body)
+    params = fitted(params, body, prompt, serving.engine.info.max_model_len)
+    identity = name_request(prefix, body.request_id)
+    return Generation(identity, [prompt], [params], body.priority or 0, body.cache_salt or "")
 
 
 class ChatStyle:

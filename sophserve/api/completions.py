@@ -34,7 +34,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         prompts = [await _encoded(serving, text, body) for text in texts]
         each = [fitted(params, body, prompt, serving.engine.info.max_model_len) for prompt in prompts]
         generation = Generation(
-            name_request("cmpl", body.request_id), prompts, each, body.priority or 0, body.cache_salt or "", keep
+            name_request("cmpl-", body.request_id), prompts, each, body.priority or 0, body.cache_salt or "", keep
         )
         shown = texts if body.truncate_prompt_tokens is None else prompts
         style = CompletionStyle(serving.tokenizer, body, shown, generation)

@@ -69,7 +69,7 @@ async def _encoded(serving: Serving, text: str | list[int], body: EmbeddingReque
 
 async def _embed(serving: Serving, inputs: list[list[int]], body: EmbeddingRequest) -> list[array[float]]:
     """The vectors, made at once in as few steps as they fit in."""
-    identity, record, engine = name_request("embd", body.request_id), current_record.get(), serving.engine
+    identity, record, engine = name_request("embd-", body.request_id), current_record.get(), serving.engine
     record.prompt_tokens = sum(map(len, inputs))
     tasks = [
         asyncio.create_task(engine.embed(tokens, serving.pooling, identity, index, body.priority or 0))

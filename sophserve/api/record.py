@@ -57,12 +57,13 @@ def given_id(request: web.Request) -> str | None:
 
 
 def name_request(prefix: str, wanted: str | None = None) -> str:
-    """The id of the request that the running task serves: that of its header, else the one wanted, else a new one.
+    """The id of the request that the running task serves: that of its header, else the one wanted, else a new one
+    that begins with the prefix.
 
     Raises RequestError for a wanted one that is not a short word.
     """
     if wanted is not None and not _SANE_ID.fullmatch(wanted):
         raise RequestError("request_id must be up to 128 letters, digits and any of _ . : @ + = -", "request_id")
     record = current_record.get()
-    record.id = record.id or wanted or f"{prefix}-{uuid4().hex}"
+    record.id = record.id or wanted or f"{prefix}{uuid4().hex}"
     return record.id

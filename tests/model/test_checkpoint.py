@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from sophserve.checkpoint import read_config, read_generation_config, resolve_model
+from sophserve.checkpoint import read_config, read_generation_config, read_pooling, resolve_model
 from sophserve.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,10 @@ def test_pooling(tmp_path: Path) -> None:
     ):
         path.write_text(json.dumps(config))
         assert read_pooling(tmp_path) == pooling
-    for config in ({"pooling_mode_cls_token": True}, {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": True}):
+    for config in (
+        {"pooling_mode_cls_token": True},
+        {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": True},
+    ):
         path.write_text(json.dumps(config))
         with pytest.raises(CheckpointError, match="--pooling last or mean"):
             read_pooling(tmp_path)
