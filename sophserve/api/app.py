@@ -12,6 +12,7 @@ from sophserve.api.engine_state import metrics, reset_prefix_cache
 from sophserve.api.errors import MAX_BODY_BYTES, answer_errors
 from sophserve.api.health import health, live, ping, version
 from sophserve.api.live_requests import cancel_request, list_requests
+from sophserve.api.messages import count_tokens, messages
 from sophserve.api.models import get_model, list_models
 from sophserve.api.server_info import server_info
 from sophserve.api.serving import SERVING, Serving
@@ -47,6 +48,8 @@ def create_app(serving: Serving) -> web.Application:
             web.post("/v1/chat/completions", chat_completions),
             web.post("/v1/completions", completions),
             web.post("/v1/embeddings", embeddings),
+            web.post("/v1/messages", messages),
+            web.post("/v1/messages/count_tokens", count_tokens),
         ]
     )
     if serving.config.allowed_origins:
