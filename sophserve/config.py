@@ -97,6 +97,9 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_queued_requests: Annotated[
         int, Meta(description="sequences that may wait beyond --max-num-seqs; further ones are answered 429")
     ] = 1024
+    response_store_memory: Annotated[
+        str, Meta(description="how much to keep of the answers of /v1/responses, which clients can go on from")
+    ] = "64MiB"
     pooling: Annotated[
         Literal["auto", "last", "mean"],
         Meta(
@@ -127,10 +130,16 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         for name in ("api_key", "served_model_name", "allowed_origins"):
             if not all(getattr(self, name)):
                 raise ConfigError(f"{option(name)} is empty; give it a value or leave it out")
+        self.response_store_bytes  # noqa: B018 - raises for a malformed size
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ConfigError("--ssl-keyfile needs --ssl-certfile")
         if not self.api_key and os.environ.get("SOPHSERVE_API_KEY"):
             self.api_key = [os.environ["SOPHSERVE_API_KEY"]]
+
+    @property
+    def response_store_bytes(self) -> int:
+        """response_store_memory in bytes; 0 stores nothing."""
+        return 0 if self.response_store_memory.strip() == "0" else parse_size(self.response_store_memory)
 
 
 # SOPHTPU means the chip or, where there is none, its functional model: what auto takes.

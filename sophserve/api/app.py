@@ -14,6 +14,7 @@ from sophserve.api.health import health, live, ping, version
 from sophserve.api.live_requests import cancel_request, list_requests
 from sophserve.api.messages import count_tokens, messages
 from sophserve.api.models import get_model, list_models
+from sophserve.api.responses import count_input_tokens, create_response, delete_response, get_response
 from sophserve.api.server_info import server_info
 from sophserve.api.serving import SERVING, Serving
 from sophserve.api.tokenize import apply_template, detokenize, tokenize
@@ -48,6 +49,10 @@ def create_app(serving: Serving) -> web.Application:
             web.post("/v1/chat/completions", chat_completions),
             web.post("/v1/completions", completions),
             web.post("/v1/embeddings", embeddings),
+            web.post("/v1/responses", create_response),
+            web.post("/v1/responses/input_tokens", count_input_tokens),
+            web.get("/v1/responses/{id}", get_response),
+            web.delete("/v1/responses/{id}", delete_response),
             web.post("/v1/messages", messages),
             web.post("/v1/messages/count_tokens", count_tokens),
         ]

@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from sophserve.api.errors import ApiError
+from sophserve.api.response_store import ResponseStore
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
 from sophserve.errors import RequestError
@@ -41,6 +42,7 @@ class Serving:
         self.config = config
         self.model_names = config.served_model_name or [engine.config.model]
         self.created = int(time.time())
+        self.responses = ResponseStore(config.response_store_bytes)
         self.draining = False
         # One thread: long prompts wait for each other, and leave the other cores to the workers.
         self.text_thread = ThreadPoolExecutor(1, "text")
