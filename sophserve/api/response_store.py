@@ -27,7 +27,7 @@ class ResponseStore:
 
     def add(self, identity: str, response: StoredResponse) -> None:
         """Keep a response, if it is not larger than all of the store."""
-        data = msgspec.msgpack.encode(response)
+        data = msgspec.json.encode(response)  # which knows numbers of any size, as MessagePack does not
         if len(data) > self._capacity:
             return
         self._responses[identity] = data
@@ -42,7 +42,7 @@ class ResponseStore:
         if data is None:
             return None
         self._responses.move_to_end(identity)
-        return msgspec.msgpack.decode(data, type=StoredResponse)
+        return msgspec.json.decode(data, type=StoredResponse)
 
     def delete(self, identity: str) -> bool:
         """Forget a response; False if it is not there."""
