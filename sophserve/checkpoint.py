@@ -68,6 +68,20 @@ def end_token_ids(directory: Path, tokenizer_eos: int | None) -> list[int]:
     return list(dict.fromkeys(ids if tokenizer_eos is None else [*ids, tokenizer_eos]))
 
 
+def read_pooling(directory: Path) -> str:
+    """How the checkpoint makes embeddings, `last` or `mean`, as sentence-transformers notes it; last where it says
+    nothing. Raises CheckpointError for another way."""
+    path = directory / "1_Pooling" / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    names = {"pooling_mode_lasttoken": "last", "pooling_mode_mean_tokens": "mean"}
+    asked = sorted(name for name, value in config.items() if name.startswith("pooling_mode") and value is True)
+    if not asked:
+        return "last"
+    if len(asked) > 1 or asked[0] not in names:
+        raise CheckpointError(f"{path} asks for {' and '.join(asked)}; choose one with --pooling last or mean")
+    return names[asked[0]]
+
+
 def _check_files(directory: Path) -> None:
     def has(*patterns: str) -> bool:
         return any(any(directory.glob(pattern)) for pattern in patterns)

@@ -43,6 +43,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Literal["fcfs", "priority"],
         Meta(description="fcfs: first come, first served; priority: lowest `priority` first"),
     ] = "fcfs"
+    max_queue_time: Annotated[
+        float | None, Meta(description="seconds after which a request that still waits is refused (default: none)")
+    ] = None
     step_timeout: Annotated[
         float, Meta(description="seconds without a sign of life after which a busy worker is restarted")
     ] = 60.0
@@ -63,8 +66,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{option(name)} must be at least 1, got {value}")
-        if not self.step_timeout > 0:
-            raise ConfigError(f"--step-timeout must be above 0, got {self.step_timeout}")
+        for name in ("step_timeout", "max_queue_time"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{option(name)} must be above 0, got {value}")
         if self.max_restarts < 0:
             raise ConfigError(f"--max-restarts must be at least 0, got {self.max_restarts}")
         # Every running request must be able to take a step.
@@ -92,6 +97,18 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_queued_requests: Annotated[
         int, Meta(description="sequences that may wait beyond --max-num-seqs; further ones are answered 429")
     ] = 1024
+    response_store_memory: Annotated[
+        str, Meta(description="how much to keep of the answers of /v1/responses, which clients can go on from")
+    ] = "64MiB"
+    pooling: Annotated[
+        Literal["auto", "last", "mean"],
+        Meta(
+            description="what of a text is its embedding: the last token's state, or the mean; auto: as the checkpoint"
+        ),
+    ] = "auto"
+    trust_request_chat_template: Annotated[
+        bool, Meta(description="take chat templates, which are programs, from requests")
+    ] = False
     drain_timeout: Annotated[
         float, Meta(description="seconds that running requests get to finish in when the server stops")
     ] = 30.0
@@ -122,10 +139,16 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         for name in ("api_key", "served_model_name", "allowed_origins"):
             if not all(getattr(self, name)):
                 raise ConfigError(f"{option(name)} is empty; give it a value or leave it out")
+        self.response_store_bytes  # noqa: B018 - raises for a malformed size
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ConfigError("--ssl-keyfile needs --ssl-certfile")
         if not self.api_key and os.environ.get("SOPHSERVE_API_KEY"):
             self.api_key = [os.environ["SOPHSERVE_API_KEY"]]
+
+    @property
+    def response_store_bytes(self) -> int:
+        """response_store_memory in bytes; 0 stores nothing."""
+        return 0 if self.response_store_memory.strip() == "0" else parse_size(self.response_store_memory)
 
 
 # SOPHTPU means the chip or, where there is none, its functional model: what auto takes.

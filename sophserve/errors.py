@@ -24,3 +24,11 @@ class RequestError(SophserveError):
 
 class EngineDeadError(SophserveError):
     """The worker died and the engine cannot go on."""
+
+
+class RequestAborted(SophserveError):
+    """The engine ended a request before its answer was complete. `code` says why: cancelled or queue_timeout."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code

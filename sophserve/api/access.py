@@ -75,7 +75,7 @@ def allow_origins(app: web.Application, origins: list[str]) -> None:
         ):
             return await handler(request)
         headers = {
-            "Access-Control-Allow-Methods": "GET, HEAD, POST",
+            "Access-Control-Allow-Methods": "GET, HEAD, POST, DELETE",
             "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "*"),
             "Access-Control-Max-Age": "600",
         }

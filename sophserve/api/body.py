@@ -1,4 +1,4 @@
-"""From the bytes of a request to a checked struct."""
+"""From the bytes of a request to a checked struct, and from an answer to bytes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 # Sent by clients as a matter of course, and without influence on the answer.
 _WITHOUT_EFFECT = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
-# An answer that silently left these out would be a wrong one.
+# An answer that silently left these out would be a wrong one. Some are fields of one kind of request only.
 _UNSUPPORTED = frozenset(
     {
-        "allowed_token_ids",
         "audio",
-        "bad_words",
         "best_of",
         "chat_template",
         "function_call",
@@ -33,7 +31,6 @@ _UNSUPPORTED = frozenset(
         "prompt_embeds",
         "regex",
         "suffix",
-        "truncate_prompt_tokens",
         "use_beam_search",
         "web_search_options",
     }
@@ -46,7 +43,7 @@ async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise RequestError("compressed bodies are not supported; leave out Content-Encoding")
     fields = _decode(await request.read())
-    for name in sorted(_UNSUPPORTED & fields.keys()):
+    for name in sorted((_UNSUPPORTED & fields.keys()).difference(kind.__struct_fields__)):
         if fields[name] and fields[name] != _NEUTRAL.get(name):
             raise RequestError(f"{name} is not supported; leave it out", name, "unsupported_parameter")
     unknown = fields.keys() - set(kind.__struct_fields__) - _WITHOUT_EFFECT - _UNSUPPORTED
@@ -59,6 +56,11 @@ def checked(fields: dict[str, Any], kind: type[T]) -> T:
         return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
+
+
+def json_response(value: Any, headers: dict[str, str] | None = None) -> web.Response:
+    """An answer of status 200."""
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json", headers=headers)
 
 
 def warn_unknown(names: list[str]) -> dict[str, str]:

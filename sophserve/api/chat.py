@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 from aiohttp import web
@@ -13,13 +12,15 @@ from sophserve.api.generation import Answer, Generation
 from sophserve.api.logprobs import chat_logprobs, prompt_logprobs
 from sophserve.api.params import fitted, sampling_params
 from sophserve.api.prompts import encode_chat
+from sophserve.api.record import name_request
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.respond import Choice, Reply
-from sophserve.api.serving import SERVING
+from sophserve.api.serving import SERVING, Serving
 from sophserve.api.structured import check_structured
 from sophserve.api.tools import AnswerFormat, ToolUse
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
+from sophserve.sampling import SamplingParams
 from sophserve.text.answer import AnswerParser, ArgumentsDelta, CallStart, Event, ParsedAnswer, ReasoningDelta
 from sophserve.text.tokenizer import Tokenizer
 
@@ -29,23 +30,43 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, ChatRequest)
     model = serving.check_model(body.model)
-    defaults = {"max_tokens": None} | serving.sampling_defaults
-    params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
+    params = chat_params(serving, body)
     tools = ToolUse(serving, body)
-    messages = [_to_template(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
-    if not messages:
-        raise RequestError("messages is empty; give at least one", "messages")
-    async with serving.admitted(params.n):
+    messages = template_messages(body.messages)
+    async with serving.admitted(params.n, body.timeout):
         prompt = await encode_chat(serving, messages, body)
         params = fitted(params, body, prompt, serving.engine.info.max_model_len)
         answers = AnswerFormat(serving, body, tools, prompt)
         params = answers.asked(params)
         await check_structured(serving.engine, body, params)
-        generation = Generation(
-            f"chatcmpl-{uuid4().hex}", [prompt], [params], body.priority or 0, body.cache_salt or ""
-        )
+        generation = _generation(body, prompt, params, "chatcmpl-")
         style = ChatStyle(serving.tokenizer, params.logprobs is not None, answers, body.include_reasoning is not False)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
+
+
+def chat_params(serving: Serving, body: ChatRequest, max_tokens: int | None = None) -> SamplingParams:
+    """The sampling parameters of a chat request, once all is checked that can be checked before its prompt is made.
+
+    max_tokens: a longest answer that is cut to what fits into the context. Raises RequestError.
+    """
+    defaults = {"max_tokens": None} | serving.sampling_defaults
+    if max_tokens is not None:
+        defaults["max_tokens"] = max_tokens
+    return sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
+
+
+async def chat_generation(serving: Serving, body: ChatRequest, params: SamplingParams, prefix: str) -> Generation:
+    """What a chat request without tools asks of the engine, under an id with this prefix. Raises RequestError."""
+    _check_tools(body)
+    prompt = await encode_chat(serving, template_messages(body.messages), body)
+    params = fitted(params, body, prompt, serving.engine.info.max_model_len)
+    await check_structured(serving.engine, body, params)
+    return _generation(body, prompt, params, prefix)
+
+
+def _generation(body: ChatRequest, prompt: list[int], params: SamplingParams, prefix: str) -> Generation:
+    identity = name_request(prefix, body.request_id)
+    return Generation(identity, [prompt], [params], body.priority or 0, body.cache_salt or "")
 
 
 class ChatStyle:
@@ -149,6 +170,22 @@ def _logprobs(body: ChatRequest) -> int | None:
     if body.top_logprobs:
         raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
     return None
+
+
+def _check_tools(body: ChatRequest) -> None:
+    if body.tool_choice not in (None, "none", "auto"):
+        raise RequestError("a tool_choice other than none is not supported", "tool_choice")
+    if body.tools and body.tool_choice != "none":
+        raise RequestError(
+            "calling tools is not supported; with tool_choice none they are only shown to the model", "tools"
+        )
+
+
+def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
+    """A conversation for the chat template. Raises RequestError."""
+    if not messages:
+        raise RequestError("messages is empty; give at least one", "messages")
+    return [_to_template(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def _to_template(message: Message, path: str) -> dict[str, Any]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
+from collections.abc import Sequence
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from sophserve.api.body import read_body, warn_unknown
 from sophserve.api.generation import Answer, Generation
 from sophserve.api.logprobs import CompletionLogprobs, Entries, prompt_logprobs
 from sophserve.api.params import fitted, sampling_params
-from sophserve.api.prompts import encode
+from sophserve.api.prompts import encode, listed, truncated
+from sophserve.api.record import name_request
 from sophserve.api.requests import CompletionRequest
 from sophserve.api.respond import Choice, Reply
-from sophserve.api.serving import SERVING
+from sophserve.api.serving import SERVING, Serving
 from sophserve.api.structured import check_structured
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import RequestError
@@ -25,16 +27,19 @@ async def completions(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, CompletionRequest)
     model = serving.check_model(body.model)
-    texts = _prompts(body.prompt)
+    texts = listed(body.prompt, "prompt")
+    best, keep = _best_of(body)
     defaults = {"max_tokens": 16} | serving.sampling_defaults
-    params = sampling_params(body, defaults, body.logprobs, _prompt_logprobs(body))
-    async with serving.admitted(len(texts) * params.n):
+    params = sampling_params(best, defaults, best.logprobs, _prompt_logprobs(body))
+    async with serving.admitted(len(texts) * params.n, body.timeout):
         await check_structured(serving.engine, body, params)
-        special = body.add_special_tokens is not False
-        prompts = [await encode(serving, text, special) if isinstance(text, str) else text for text in texts]
+        prompts = [await _encoded(serving, text, body) for text in texts]
         each = [fitted(params, body, prompt, serving.engine.info.max_model_len) for prompt in prompts]
-        generation = Generation(f"cmpl-{uuid4().hex}", prompts, each, body.priority or 0, body.cache_salt or "")
-        style = CompletionStyle(serving.tokenizer, body, texts, generation)
+        generation = Generation(
+            name_request("cmpl-", body.request_id), prompts, each, body.priority or 0, body.cache_salt or "", keep
+        )
+        shown = texts if body.truncate_prompt_tokens is None else prompts
+        style = CompletionStyle(serving.tokenizer, body, shown, generation)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
 
 
@@ -48,7 +53,7 @@ class CompletionStyle:
         self,
         tokenizer: Tokenizer,
         body: CompletionRequest,
-        texts: list[str | list[int]],
+        texts: Sequence[str | list[int]],
         generation: Generation,
     ) -> None:
         self._tokenizer = tokenizer
@@ -101,20 +106,26 @@ class CompletionStyle:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
 
 
+def _best_of(body: CompletionRequest) -> tuple[CompletionRequest, int | None]:
+    """The request for best_of answers with the logprobs that they are compared by, and how many of them to keep."""
+    most, n = body.best_of, body.n or 1
+    if most is None or most == n == 1:
+        return body, None
+    if not n <= most <= 128:
+        raise RequestError(f"best_of must be between n ({n}) and 128, got {most}", "best_of")
+    if body.stream:
+        raise RequestError("best_of cannot be streamed, as the best is known at the end; leave out stream", "best_of")
+    return replace(body, n=most, logprobs=body.logprobs or 0), n
+
+
+async def _encoded(serving: Serving, text: str | list[int], body: CompletionRequest) -> list[int]:
+    if isinstance(text, str):
+        special, bounded = body.add_special_tokens is not False, body.truncate_prompt_tokens is None
+        text = await encode(serving, text, special, bounded)
+    return truncated(text, body, serving.engine.info.max_model_len)
+
+
 def _prompt_logprobs(body: CompletionRequest) -> int | None:
     """How many the engine has to give: echo shows the prompt's logprobs as if they were the answer's."""
     counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
     return max((count for count in counts if count is not None), default=None)
-
-
-def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
-    """One prompt or several, each a text or token ids."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise RequestError("prompt is empty; give a text or token ids", "prompt")
-    if all(isinstance(item, int) for item in prompt):
-        return [prompt]  # type: ignore[list-item]
-    if any(isinstance(item, int) for item in prompt):
-        raise RequestError("prompt mixes token ids with texts or lists; give one kind", "prompt")
-    return prompt  # type: ignore[return-value]

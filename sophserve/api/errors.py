@@ -1,4 +1,4 @@
-"""Every answer that is an error, in OpenAI's envelope, and the log line that ends each request."""
+"""Every answer that is an error, in OpenAI's envelope or Anthropic's, and the log line that ends each request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.record import Record, current_record
+from sophserve.api.record import Record, current_record, given_id, name_request
 from sophserve.errors import RequestError, SophserveError
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_BODY_BYTES = 32 * 1024**2
 MAX_MESSAGE = 500
-HEALTH_PATHS = frozenset({"/health", "/ready", "/live"})
+HEALTH_PATHS = frozenset({"/health", "/ready", "/live", "/ping"})
+
+
+_RESPONSES_PATH, _ANTHROPIC_PATH = "/v1/responses", "/v1/messages"
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ApiError(SophserveError):
@@ -44,30 +55,48 @@ class ApiError(SophserveError):
     @property
     def body(self) -> dict[str, Any]:
         """The envelope."""
-        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        kinds = {401: "authentication_error", 408: "timeout_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         return {"error": error, **self.extra}
 
-    def response(self) -> web.Response:
-        """The whole answer."""
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """The envelope of Anthropic's API."""
+        kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": str(self)}, **self.extra}
+
+    def response(self, path: str) -> web.Response:
+        """The whole answer to a request for this path."""
+        body = self.anthropic_body if path.startswith(_ANTHROPIC_PATH) else self.body
         return web.Response(
             status=self.status,
-            body=msgspec.json.encode(self.body),
+            body=msgspec.json.encode(body),
             content_type="application/json",
             headers=self.headers,
         )
+
+    def event(self, path: str) -> bytes:
+        """What ends a stream of events for this path."""
+        if path.startswith(_ANTHROPIC_PATH):
+            return b"event: error\ndata: %b\n\n" % msgspec.json.encode(self.anthropic_body)
+        if path.startswith(_RESPONSES_PATH):
+            body = {"type": "error", "code": self.code, "message": str(self), "param": self.param, **self.body}
+            return b"event: error\ndata: %b\n\n" % msgspec.json.encode(body)
+        return b"data: %b\n\n" % msgspec.json.encode(self.body)
 
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn whatever a handler raises into an answer, and log one line for the request."""
-    record = Record(time.monotonic())
+    record = Record(time.monotonic(), given_id(request))
     current_record.set(record)
     status = 499  # the client went away before the answer
     try:
         response = await _answer(request, handler, record)
         status = response.status
+        if not response.prepared:
+            response.headers["X-Request-Id"] = name_request("req-")
         return response
     except ConnectionError:
         return web.Response(status=status)  # cannot be sent
@@ -86,9 +115,9 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
         error = _as_api_error(request, exception)
     record.error, record.error_code = str(error), error.code
     if record.stream is None:
-        return error.response()
+        return error.response(request.path)
     # The headers have gone out with status 200: the error can only be an event.
-    await record.stream.write(b"data: %b\n\n" % msgspec.json.encode(error.body))
+    await record.stream.write(error.event(request.path))
     await record.stream.write_eof()
     return record.stream
 

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from sophserve.api.errors import ApiError
 from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta, TokenLogprob
-from sophserve.errors import EngineDeadError
+from sophserve.errors import EngineDeadError, RequestAborted
 from sophserve.sampling import SamplingParams
+
+
+@contextmanager
+def engine_errors(engine: Engine) -> Iterator[None]:
+    """Raise what the engine raises as ApiError."""
+    try:
+        yield
+    except RequestAborted as error:
+        # 499 is what proxies log for a request that the client's side gave up.
+        status, headers = (503, {"Retry-After": "1"}) if error.code == "queue_timeout" else (499, None)
+        raise ApiError(status, str(error), code=error.code, headers=headers) from None
+    except EngineDeadError as error:
+        if engine.died.is_set():
+            raise ApiError(503, str(error), code="engine_dead") from None
+        raise ApiError(500, str(error), code="generation_failed") from None
 
 
 @dataclass
 class Generation:
     """What to generate: params.n answers to every prompt, each prompt with its own params. Answer i of prompt p is
-    choice `p * n + i`. priority and cache_salt: see Engine.generate."""
+    choice `p * n + i`. priority and cache_salt: see Engine.generate. keep: how many answers to a prompt to show, the
+    most probable ones, which needs their logprobs; None for all."""
 
     id: str
     prompts: list[list[int]]
     params: list[SamplingParams]
     priority: int = 0
     cache_salt: str = ""
+    keep: int | None = None
 
     @property
     def n(self) -> int:
@@ -40,6 +57,18 @@ class Generation:
         for prompt, params in zip(self.prompts, self.params, strict=True):
             engine.check(prompt, params)
 
+    def chosen(self, answers: list[Answer]) -> list[tuple[int, Answer]]:
+        """The answers to show, with the numbers of their choices."""
+        numbered = list(enumerate(answers))
+        if self.keep is None:
+            return numbered
+        groups = [numbered[start : start + self.n] for start in range(0, len(numbered), self.n)]
+        return [
+            entry
+            for group in groups
+            for entry in sorted(group, key=lambda entry: entry[1].mean_logprob, reverse=True)[: self.keep]
+        ]
+
     async def deltas(self, engine: Engine) -> AsyncGenerator[tuple[int, OutputDelta], None]:
         """What every choice gains, as it comes. Closing the iterator aborts all. Raises ApiError if the engine ends
         an answer before it is complete."""
@@ -48,16 +77,12 @@ class Generation:
             for prompt, params in zip(self.prompts, self.params, strict=True)
             for index in range(self.n)
         ]
-        try:
+        with engine_errors(engine):
             async with aclosing(interleave(answers)) as merged:
                 async for choice, delta in merged:
                     if delta.finish_reason == "abort":
                         raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
                     yield choice, delta
-        except EngineDeadError as error:
-            if engine.died.is_set():
-                raise ApiError(503, str(error), code="engine_dead") from None
-            raise ApiError(500, str(error), code="generation_failed") from None
 
 
 @dataclass
@@ -65,17 +90,22 @@ class Answer:
     """One complete choice."""
 
     text: str = ""
-    tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
     logprobs: list[list[TokenLogprob]] = field(default_factory=list)
     prompt_logprobs: list[list[TokenLogprob] | None] | None = None
     cached_tokens: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, where their logprobs were asked for."""
+        return sum(chosen.logprob for chosen, *_ in self.logprobs) / len(self.logprobs)
+
     def add(self, delta: OutputDelta) -> None:
         """Append what came."""
         self.text += delta.text
-        self.tokens += len(delta.token_ids)
+        self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or []
         self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)

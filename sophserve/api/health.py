@@ -1,4 +1,4 @@
-"""/health, /ready, /live and /version, and why the server cannot serve right now."""
+"""/health, /ready, /live, /ping and /version, and why the server cannot serve right now."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ async def health(request: web.Request) -> web.Response:
         raise _loading(serving, "restarting")
     _check_heartbeat(serving)
     return web.json_response({"status": "ok"})
+
+
+async def ping(request: web.Request) -> web.Response:
+    """/health without a body, as Amazon SageMaker asks for it."""
+    await health(request)
+    return web.Response()
 
 
 async def live(request: web.Request) -> web.Response:

@@ -11,6 +11,9 @@ from sophserve.api.structured import structured_output
 from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams
 
+# Seconds.
+LONGEST_TIMEOUT = 86_400
+
 _SAME_NAME = [name for name in SamplingParams.__struct_fields__ if name in GenerationRequest.__struct_fields__]
 _MOST = {"stop": 64, "stop_token_ids": 1024, "logit_bias": 1024, "bad_words": 128, "allowed_token_ids": 100_000}
 
@@ -44,6 +47,8 @@ def _check_supported(body: GenerationRequest) -> None:
         raise RequestError("stream_options needs stream: true", "stream_options")
     if body.stream and body.prompt_logprobs is not None:
         raise RequestError("prompt_logprobs cannot be streamed; leave out stream", "prompt_logprobs")
+    if body.timeout is not None and not 0 < body.timeout <= LONGEST_TIMEOUT:
+        raise RequestError(f"timeout must be above 0 and at most {LONGEST_TIMEOUT}, got {body.timeout:g}", "timeout")
     for name, most in _MOST.items():
         value = getattr(body, name)
         if value is not None and not isinstance(value, str) and len(value) > most:

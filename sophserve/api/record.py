@@ -1,12 +1,18 @@
-"""What the log says about one request. Never its text."""
+"""What the log says about one request: its id and its figures, never its text."""
 
 from __future__ import annotations
 
+import re
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 from aiohttp import web
+
+from sophserve.errors import RequestError
+
+_SANE_ID = re.compile(r"[A-Za-z0-9][\w.:@+=-]{0,127}", re.ASCII)
 
 
 @dataclass
@@ -28,9 +34,9 @@ class Record:
         now = time.monotonic()
         parts = []
         if self.id:
-            parts.append(
-                f"{self.id} prompt={self.prompt_tokens} cached={self.cached_tokens} output={self.output_tokens}"
-            )
+            parts.append(self.id)
+        if self.prompt_tokens:
+            parts.append(f"prompt={self.prompt_tokens} cached={self.cached_tokens} output={self.output_tokens}")
         if self.first_output is not None:
             parts.append(f"first_token={self.first_output - self.started:.3f}s decode={now - self.first_output:.3f}s")
         if self.finish_reasons:
@@ -42,3 +48,22 @@ class Record:
 
 # That of the request which the running task serves.
 current_record: ContextVar[Record] = ContextVar("current_record")
+
+
+def given_id(request: web.Request) -> str | None:
+    """The client's X-Request-Id; None for one that a log or a path should not repeat."""
+    identity = request.headers.get("X-Request-Id", "")
+    return identity if _SANE_ID.fullmatch(identity) else None
+
+
+def name_request(prefix: str, wanted: str | None = None) -> str:
+    """The id of the request that the running task serves: that of its header, else the one wanted, else a new one
+    that begins with the prefix.
+
+    Raises RequestError for a wanted one that is not a short word.
+    """
+    if wanted is not None and not _SANE_ID.fullmatch(wanted):
+        raise RequestError("request_id must be up to 128 letters, digits and any of _ . : @ + = -", "request_id")
+    record = current_record.get()
+    record.id = record.id or wanted or f"{prefix}{uuid4().hex}"
+    return record.id

@@ -42,7 +42,10 @@ class StructuredOutputs(msgspec.Struct):
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True):
-    """What chat and text completions have in common. The meanings are those of SamplingParams and Engine.generate."""
+    """What chat and text completions have in common. The meanings are those of SamplingParams and Engine.generate.
+
+    timeout: seconds that the whole answer may take.
+    """
 
     model: str | None = None
     n: int | None = None
@@ -69,8 +72,13 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    request_id: str | None = None
+    timeout: float | None = None
+    return_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -112,6 +120,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
     documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -121,5 +130,6 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     """The body of /v1/completions."""
 
     prompt: str | list[str | int | list[int]]
+    best_of: int | None = None
     echo: bool | None = None
     logprobs: int | None = None

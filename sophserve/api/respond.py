@@ -15,6 +15,7 @@ from sophserve.api.generation import Answer, Generation
 from sophserve.api.record import current_record
 from sophserve.api.requests import GenerationRequest, StreamOptions
 from sophserve.api.serving import SERVING
+from sophserve.engine.engine import Engine
 from sophserve.engine.output import OutputDelta
 
 Choice = dict[str, Any]
@@ -69,6 +70,30 @@ class Usage:
         }
 
 
+EVENT_STREAM = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+
+async def recorded_deltas(
+    engine: Engine, generation: Generation, usage: Usage
+) -> AsyncGenerator[tuple[int, OutputDelta], None]:
+    """What every choice gains, counted in usage and in the request's record."""
+    generation.check(engine)
+    record = current_record.get()
+    record.prompt_tokens = generation.prompt_tokens
+    async with aclosing(generation.deltas(engine)) as deltas:
+        async for index, delta in deltas:
+            usage.add(index, delta)
+            record.first_output = record.first_output or time.monotonic()
+            record.output_tokens, record.cached_tokens = usage.output_tokens, usage.cached_tokens
+            if delta.finish_reason:
+                record.finish_reasons.append(delta.finish_reason)
+            yield index, delta
+
+
 class Reply:
     """The answer to one request on its way out."""
 
@@ -80,63 +105,62 @@ class Reply:
         self._style = style
         self._headers = {**headers, "X-Request-Id": generation.id}
         self._usage = Usage(generation)
-        self._record = current_record.get()
-        self._record.id = generation.id
-        self._record.prompt_tokens = generation.prompt_tokens
         self._common = {"id": generation.id, "created": int(time.time()), "model": model}
 
     async def send(self, body: GenerationRequest) -> web.StreamResponse:
         """Generate, and answer as the request wants it."""
-        self._generation.check(self._request.app[SERVING].engine)
         if body.stream:
-            return await self._stream(body.stream_options or StreamOptions())
-        return await self._whole()
+            return await self._stream(body.stream_options or StreamOptions(), bool(body.return_token_ids))
+        return await self._whole(bool(body.return_token_ids))
 
-    async def _deltas(self) -> AsyncGenerator[tuple[int, OutputDelta], None]:
-        record, usage = self._record, self._usage
-        async with aclosing(self._generation.deltas(self._request.app[SERVING].engine)) as deltas:
-            async for index, delta in deltas:
-                usage.add(index, delta)
-                record.first_output = record.first_output or time.monotonic()
-                record.output_tokens, record.cached_tokens = usage.output_tokens, usage.cached_tokens
-                if delta.finish_reason:
-                    record.finish_reasons.append(delta.finish_reason)
-                yield index, delta
+    def _deltas(self) -> AsyncGenerator[tuple[int, OutputDelta], None]:
+        return recorded_deltas(self._request.app[SERVING].engine, self._generation, self._usage)
 
-    async def _whole(self) -> web.Response:
+    def _prompt(self, index: int) -> list[int]:
+        """The prompt of a choice."""
+        return self._generation.prompts[index // self._generation.n]
+
+    async def _whole(self, token_ids: bool) -> web.Response:
         answers = [Answer() for _ in range(len(self._generation.prompts) * self._generation.n)]
         async with aclosing(self._deltas()) as deltas:
             async for index, delta in deltas:
                 answers[index].add(delta)
+        choices: list[Choice] = []
+        for index, answer in self._generation.chosen(answers):
+            choice = {**self._style.whole(index, answer), "index": len(choices)}
+            if token_ids:
+                choice |= {"token_ids": answer.token_ids, "prompt_token_ids": self._prompt(index)}
+            choices.append(choice)
         body = {
             **self._common,
             "object": self._style.kind,
-            "choices": [self._style.whole(index, answer) for index, answer in enumerate(answers)],
+            "choices": choices,
             "usage": self._usage.json(),
         }
         return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=self._headers)
 
-    async def _stream(self, options: StreamOptions) -> web.StreamResponse:
+    async def _stream(self, options: StreamOptions, token_ids: bool) -> web.StreamResponse:
         # The headers wait for the first output, so that what fails before it gets a status of its own.
-        response = web.StreamResponse(
-            headers={
-                **self._headers,
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-cache",
-                "X-Accel-Buffering": "no",
-            }
-        )
+        response = web.StreamResponse(headers=self._headers | EVENT_STREAM)
         opened: set[int] = set()
+        untold: dict[int, dict[str, list[int]]] = {}  # token ids for the next chunk of a choice
         async with aclosing(self._deltas()) as deltas:
             async for index, delta in deltas:
                 choices = []
                 if index not in opened:
                     opened.add(index)
+                    untold[index] = {"prompt_token_ids": self._prompt(index)}
                     choices.append(self._style.opening(index, delta))
                 choices.extend(self._style.parts(index, delta))
                 if delta.finish_reason:
                     choices.append(self._style.closing(index, delta))
-                await self._write(response, [[choice] for choice in choices if choice], options)
+                shown = [choice for choice in choices if choice]
+                if token_ids:
+                    ids = untold.setdefault(index, {})
+                    ids["token_ids"] = ids.get("token_ids", []) + delta.token_ids
+                    if shown:
+                        shown[-1].update(untold.pop(index))
+                await self._write(response, [[choice] for choice in shown], options)
         if options.include_usage:
             await self._write(response, [[]], StreamOptions(continuous_usage_stats=True))
         await response.write(b"data: [DONE]\n\n")
@@ -150,7 +174,7 @@ class Reply:
         elif options.include_usage:
             common["usage"] = None
         if not response.prepared:
-            self._record.stream = response
+            current_record.get().stream = response
             await response.prepare(self._request)
         events = [b"data: %b\n\n" % msgspec.json.encode({**common, "choices": chunk}) for chunk in chunks]
         if events:

@@ -22,7 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from sophserve.api.app import create_app
 from sophserve.api.serving import Serving
-from sophserve.checkpoint import read_generation_config
+from sophserve.checkpoint import read_generation_config, read_pooling
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
 from sophserve.errors import CheckpointError, ConfigError, EngineDeadError
@@ -179,6 +179,8 @@ def _load_text(serving: Serving) -> None:
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from None
     serving.sampling_defaults = defaults
+    pooling = serving.config.pooling
+    serving.pooling = "mean" if (read_pooling(directory) if pooling == "auto" else pooling) == "mean" else "last"
     serving.tokenizer = Tokenizer.from_directory(directory)
     serving.characters_per_token = characters_per_token(serving.tokenizer)
     template = serving.engine.config.chat_template

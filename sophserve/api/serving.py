@@ -12,30 +12,37 @@ from typing import Any
 from aiohttp import web
 
 from sophserve.api.errors import ApiError
+from sophserve.api.response_store import ResponseStore
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
 from sophserve.errors import RequestError
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
+from sophserve.worker.messages import Pooling
+
+# On the event loop's clock: a deadline that no request has of itself.
+_NOW = 0.0
 
 
 class Serving:
     """One model being served. The fields above the constructor are set while loading, before the engine is ready.
 
     sampling_defaults: fields of SamplingParams that the checkpoint sets. characters_per_token: how many characters of
-    a text one token stands for at most, None where unknown.
+    a text one token stands for at most, None where unknown. pooling: how embeddings are made.
     """
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     sampling_defaults: dict[str, Any]
     characters_per_token: int | None
+    pooling: Pooling = "last"
 
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self.engine = engine
         self.config = config
         self.model_names = config.served_model_name or [engine.config.model]
         self.created = int(time.time())
+        self.responses = ResponseStore(config.response_store_bytes)
         self.draining = False
         # One thread: long prompts wait for each other, and leave the other cores to the workers.
         self.text_thread = ThreadPoolExecutor(1, "text")
@@ -45,9 +52,9 @@ class Serving:
         self._idle.set()
 
     @asynccontextmanager
-    async def admitted(self, sequences: int) -> AsyncIterator[None]:
-        """Hold the place of a request that generates so many sequences. Raises ApiError when there is none, or when
-        the server stops before the request is done."""
+    async def admitted(self, sequences: int, timeout: float | None = None) -> AsyncIterator[None]:
+        """Hold the place of a request that generates so many sequences. Raises ApiError when there is none, when
+        timeout seconds have passed, or when the server stops before the request is done."""
         if self.draining:
             raise _stopping()
         capacity = self.engine.config.max_num_seqs + self.config.max_queued_requests
@@ -64,14 +71,18 @@ class Serving:
             )
         self._sequences += sequences
         self._idle.clear()
-        deadline = asyncio.timeout(None)
+        deadline = asyncio.timeout(timeout)
         self._deadlines.add(deadline)
         try:
             async with deadline:
                 yield
         except TimeoutError:
-            if deadline.expired():
+            if deadline.when() == _NOW:
                 raise _stopping() from None
+            if deadline.expired():
+                raise ApiError(
+                    408, f"the request took longer than its timeout of {timeout:g} s", code="timeout"
+                ) from None
             raise
         finally:
             self._deadlines.discard(deadline)
@@ -90,7 +101,7 @@ class Serving:
             except TimeoutError:
                 for deadline in self._deadlines:
                     if not deadline.expired():
-                        deadline.reschedule(0)
+                        deadline.reschedule(_NOW)
 
     def check_model(self, name: str | None) -> str:
         """The name to answer with. Raises ApiError for a name that is not served."""

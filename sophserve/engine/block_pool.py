@@ -18,6 +18,12 @@ def block_key(parent: BlockKey, token_ids: Sequence[int]) -> BlockKey:
     return hashlib.sha256(parent + array("i", token_ids).tobytes()).digest()
 
 
+def salt_key(cache_salt: str) -> BlockKey:
+    """What to chain the first block's key to, so that requests with different salts share nothing."""
+    # Hashed, and with a beginning that no block has: a salt must not pass for the contents or the key of a block.
+    return hashlib.sha256(b"cache salt:" + cache_salt.encode()).digest() if cache_salt else b""
+
+
 class BlockPool:
     """`num_blocks` blocks of one worker group's KV caches. Every operation costs O(blocks that it names)."""
 

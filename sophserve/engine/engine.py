@@ -7,6 +7,7 @@ import itertools
 import logging
 import random
 import time
+from array import array
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -14,15 +15,26 @@ from typing import Literal
 
 from sophserve.checkpoint import end_token_ids
 from sophserve.config import EngineConfig
+from sophserve.engine.block_pool import salt_key
+from sophserve.engine.checks import bad_word_ids, check_input, check_request
 from sophserve.engine.grammar_check import GrammarCheck
 from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.engine.sequence import Sequence
-from sophserve.errors import ConfigError, EngineDeadError, RequestError, SophserveError
+from sophserve.errors import ConfigError, EngineDeadError, RequestAborted, RequestError, SophserveError
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import CompileGrammar, FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
+from sophserve.worker.messages import (
+    CompileGrammar,
+    FromWorker,
+    LoadFailed,
+    ModelInfo,
+    Pooling,
+    Progress,
+    StepPlan,
+    StepResult,
+)
 from sophserve.worker.pool import WorkerGroup
 
 log = logging.getLogger(__name__)
@@ -34,12 +46,6 @@ RESTART_PERIOD = 600.0
 # Seconds between two lines of statistics in the log.
 REPORT_PERIOD = 10.0
 _SEED_MASK = 2**63 - 1
-
-
-def _bad_word_ids(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
-    """The token sequences of each word, at the start of a text and after a space."""
-    texts = [text for word in words for text in (word.strip(), " " + word.strip())]
-    return [list(ids) for ids in dict.fromkeys(tuple(tokenizer.encode(text, False)) for text in texts)]
 
 
 class Engine:
@@ -111,7 +117,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._end_token_ids = end_token_ids(self.directory, tokenizer.eos_id)
         self._info = await self._load()
-        self._grammars = GrammarCheck(self.directory, self._info.vocab_size)
+        self._grammars = GrammarCheck(self.directory, self._info.vocab_size, self._compile_ahead)
         limits = Limits(
             self.config.max_num_seqs,
             self.config.max_num_batched_tokens,
@@ -138,34 +144,7 @@ class Engine:
 
     def check(self, prompt: list[int], params: SamplingParams) -> None:
         """Raise RequestError for what could never be generated."""
-        longest = self.info.max_model_len
-        if not prompt:
-            raise RequestError("the prompt is empty; give at least one token", "prompt")
-        if len(prompt) >= longest:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and the context {longest}, of which the answer needs at least "
-                "one; shorten the prompt",
-                "prompt",
-                "context_length_exceeded",
-            )
-        for name, count in (("max_tokens", params.max_tokens), ("min_tokens", params.min_tokens)):
-            if count is not None and len(prompt) + count > longest:
-                raise RequestError(
-                    f"the prompt has {len(prompt)} tokens and {name} is {count}, together more than the context of "
-                    f"{longest}; shorten the prompt or lower {name} to at most {longest - len(prompt)}",
-                    name,
-                    "context_length_exceeded",
-                )
-        size = self.info.vocab_size
-        for name, ids in (
-            ("prompt", prompt),
-            ("stop_token_ids", params.stop_token_ids),
-            ("logit_bias", params.logit_bias),
-            ("allowed_token_ids", params.allowed_token_ids or []),
-        ):
-            if any(not 0 <= token < size for token in ids):
-                wrong = next(token for token in ids if not 0 <= token < size)
-                raise RequestError(f"{name} has the token id {wrong}; ids go from 0 to {size - 1}", name)
+        check_request(prompt, params, self.info)
 
     async def generate(
         self,
@@ -181,46 +160,80 @@ class Engine:
         priority counts with the scheduling policy of that name: lower numbers go first. KV blocks are only shared
         between requests with the same cache_salt.
         Closing the iterator aborts the request at once. Raises RequestError for a request that cannot be served,
-        EngineDeadError when the worker is lost.
+        RequestAborted when it was cancelled or waited too long, EngineDeadError when the worker is lost.
         """
         if not self.loaded:
             raise EngineDeadError("the engine is not running")
         self.check(prompt, params)
         await self.compile(params.structured)
-        sequence = self._add(prompt, params, index, priority, cache_salt)
-        log.debug("request %s/%d is sequence %d", request_id, index, sequence.request.id)
+        sequence = self._add(prompt, params, request_id, index, priority, cache_salt)
         try:
             finish_reason = None
             while finish_reason is None:
-                delta = await sequence.stream.get()
+                delta = await self._next_delta(sequence)
                 finish_reason = delta.finish_reason
-                if finish_reason == "error":
-                    raise delta.error or EngineDeadError("the engine failed")
                 yield delta
         finally:
             self._forget(sequence)
 
     async def compile(self, structured: StructuredOutput | None) -> None:
-        """Raise RequestError for a form of the answer that cannot be kept to. Grammars that were compiled lately take
-        no time."""
-        if structured is None:
-            return
-        assert self._grammars is not None, "the model is not loaded yet"
-        if not self._grammars.started:
-            self._compile_ahead(StructuredOutput("json_object"))  # the worker reads its tokenizer meanwhile
-        if await self._grammars.check(structured):
-            self._compile_ahead(structured)
+        """Raise RequestError for a form of the answer that cannot be kept to."""
+        if structured is not None:
+            assert self._grammars is not None, "the model is not loaded yet"
+            await self._grammars.check(structured)
 
     def _compile_ahead(self, structured: StructuredOutput) -> None:
         if self._workers and self.ready:
             self._workers.send(CompileGrammar(structured))
 
+    async def embed(
+        self, prompt: list[int], pooling: Pooling, request_id: str, index: int = 0, priority: int = 0
+    ) -> array[float]:
+        """The prompt's final hidden states, pooled. Cancelling aborts the request; raises as generate does."""
+        if not self.loaded:
+            raise EngineDeadError("the engine is not running")
+        check_input(prompt, self.info)
+        sequence = self._add(prompt, SamplingParams(max_tokens=1), request_id, index, priority, "", pooling)
+        try:
+            delta = await self._next_delta(sequence)
+        finally:
+            self._forget(sequence)
+        if delta.finish_reason == "abort":
+            raise EngineDeadError("the engine was closed")
+        return array("f", sequence.embedding)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Those that wait or run."""
+        return list(self._sequences.values())
+
+    def abort(self, sequence: Sequence, cause: RequestAborted) -> None:
+        """End a sequence; its reader gets the cause."""
+        sequence.cause = cause
+        sequence.end("abort")
+        self._forget(sequence)
+
     def reset_prefix_cache(self) -> None:
         """Forget what the KV blocks of finished requests hold."""
         self._scheduler.pool.forget_all()
 
-    def _add(self, prompt: list[int], params: SamplingParams, index: int, priority: int, cache_salt: str) -> Sequence:
-        room = self.info.max_model_len - len(prompt)
+    async def _next_delta(self, sequence: Sequence) -> OutputDelta:
+        delta = await sequence.stream.get()
+        if error := delta.error or sequence.cause:
+            raise error
+        return delta
+
+    def _add(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        request_id: str,
+        index: int,
+        priority: int,
+        cache_salt: str,
+        pooling: Pooling | None = None,
+    ) -> Sequence:
+        room = max(1, self.info.max_model_len - len(prompt))
         seed = params.seed if params.seed is not None else self._random.getrandbits(63)
         request = Request(
             id=next(self._ids),
@@ -228,17 +241,28 @@ class Engine:
             params=params,
             seed=(seed + index * 0x9E3779B97F4A7C15) & _SEED_MASK,
             max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
-            root_key=cache_salt.encode(),
+            root_key=salt_key(cache_salt),
+            pooling=pooling,
             priority=priority if self.config.scheduling_policy == "priority" else 0,
-            bad_word_ids=_bad_word_ids(self._tokenizer, params.bad_words),
+            bad_word_ids=bad_word_ids(self._tokenizer, params.bad_words),
             end_token_ids=params.stop_token_ids
             + ([] if params.ignore_eos and not params.structured else self._end_token_ids),
         )
-        sequence = Sequence(request, self._tokenizer)
+        sequence = Sequence(request, self._tokenizer, request_id, index)
+        log.debug("request %s/%d is sequence %d", request_id, index, request.id)
         self._sequences[request.id] = sequence
         self._scheduler.add(request)
         self._wake.set()
+        if self.config.max_queue_time is not None:
+            asyncio.get_running_loop().call_later(self.config.max_queue_time, self._end_wait, request.id)
         return sequence
+
+    def _end_wait(self, request: int) -> None:
+        """The time that a request may wait is over."""
+        sequence = self._sequences.get(request)
+        if sequence and not sequence.timeline.scheduled:
+            message = "the request waited for as long as --max-queue-time allows; try again later"
+            self.abort(sequence, RequestAborted(message, "queue_timeout"))
 
     def _forget(self, sequence: Sequence) -> None:
         request = sequence.request
@@ -352,6 +376,12 @@ class Engine:
         for part in result.prompt_logprobs:
             if sequence := self._sequences.get(part.id):
                 sequence.add_prompt_logprobs(part)
+        for embedding in result.embeddings:
+            if sequence := self._sequences.get(embedding.id):
+                sequence.embedding = embedding.values
+                sequence.end("stop")
+                self.metrics.on_prompt(len(sequence.request.prompt), sequence.request.cached_tokens)
+                self._forget(sequence)
         for sampled in result.sampled:
             # A sequence that ended while this step was under way has no use for the token.
             if sequence := self._sequences.get(sampled.id):
@@ -362,8 +392,7 @@ class Engine:
                     self._forget(sequence)
                     continue
                 sequence.add_token(sampled)
-                request = sequence.request
-                self.metrics.on_token(sequence.timeline, len(request.prompt), request.cached_tokens)
+                self.metrics.on_token(sequence.timeline, len(sequence.request.prompt), sequence.request.cached_tokens)
                 if sequence.finished:
                     self._forget(sequence)
 
@@ -381,12 +410,9 @@ class Engine:
         if not task.cancelled() and (error := task.exception()):
             if not isinstance(error, SophserveError):
                 log.error("the engine failed", exc_info=error)
-            self._fail(str(error))
-
-    def _fail(self, message: str) -> None:
-        log.error("the engine ends: %s", message)
-        self.died.set()
-        self._end_all("error", EngineDeadError(message))
+            log.error("the engine ends: %s", error)
+            self.died.set()
+            self._end_all("error", EngineDeadError(str(error)))
 
     def _end_all(self, reason: Literal["abort", "error"], error: EngineDeadError | None = None) -> None:
         for sequence in list(self._sequences.values()):

@@ -13,6 +13,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -31,23 +32,26 @@ _LENGTH = 4
 
 
 class GrammarCheck:
-    """The server's side. The process is started when it is first needed."""
+    """The server's side. The process is started when it is first needed.
 
-    def __init__(self, directory: Path, vocab_size: int) -> None:
+    announce: told of every grammar that is good, and of a simple one at the first question, that the worker may compile
+    them, and read its tokenizer, ahead of the request.
+    """
+
+    def __init__(
+        self, directory: Path, vocab_size: int, announce: Callable[[StructuredOutput], None] = lambda _: None
+    ) -> None:
+        self._announce = announce
         self._arguments = [str(directory), str(vocab_size)]
         self._process: Process | None = None
         self._lock = asyncio.Lock()
         self._good: OrderedDict[StructuredOutput, None] = OrderedDict()
 
-    @property
-    def started(self) -> bool:
-        """Whether a grammar was ever asked about."""
-        return self._process is not None
-
-    async def check(self, structured: StructuredOutput) -> bool:
-        """Whether the grammar is new. Raises RequestError for one that cannot be applied."""
-        new = structured not in self._good
-        if new:
+    async def check(self, structured: StructuredOutput) -> None:
+        """Raise RequestError for a grammar that cannot be applied. Those that were checked lately take no time."""
+        if self._process is None:
+            self._announce(StructuredOutput("json_object"))
+        if structured not in self._good:
             # Whoever asked may go away, but the process answers all the same.
             problem = await asyncio.shield(asyncio.create_task(self._try(structured)))
             if problem:
@@ -55,8 +59,8 @@ class GrammarCheck:
             self._good[structured] = None
             if len(self._good) > CACHE_SIZE:
                 self._good.popitem(last=False)
+            self._announce(structured)
         self._good.move_to_end(structured)
-        return new
 
     async def close(self) -> None:
         """End the process."""

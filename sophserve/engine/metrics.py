@@ -91,6 +91,11 @@ class EngineMetrics:
         """A step of so many tokens was sent."""
         self._step_tokens.observe(tokens)
 
+    def on_prompt(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """A prompt is computed."""
+        self.counts.prompt_tokens += prompt_tokens
+        self.counts.cached_tokens += cached_tokens
+
     def on_token(self, timeline: Timeline, prompt_tokens: int, cached_tokens: int) -> None:
         """A sequence got a token."""
         now = time.monotonic()
@@ -99,8 +104,7 @@ class EngineMetrics:
             self._times["inter_token_latency_seconds"].observe(now - timeline.last_token)
         else:
             timeline.first_token = now
-            self.counts.prompt_tokens += prompt_tokens
-            self.counts.cached_tokens += cached_tokens
+            self.on_prompt(prompt_tokens, cached_tokens)
             self._times["time_to_first_token_seconds"].observe(now - timeline.arrived)
         timeline.last_token = now
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 from sophserve.engine.block_pool import BlockKey, block_key
 from sophserve.sampling import SamplingParams
+from sophserve.worker.messages import Pooling
 
 
 @dataclass(eq=False, slots=True)
 class Request:
     """Scheduling state. `computed` counts the tokens whose keys and values are in the cache or will be by the plans
     already sent; `pending` the sampled tokens that those plans will still give; `crashes` how often the worker was
-    lost while it ran this request and gave no new token of it."""
+    lost while it ran this request and gave no new token of it. `pooling`: the prompt's pooled hidden states stand for
+    the one token that is wanted."""
 
     id: int
     prompt: list[int]
@@ -24,6 +26,7 @@ class Request:
     bad_word_ids: list[list[int]] = field(default_factory=list)
     root_key: BlockKey = b""
     priority: int = 0
+    pooling: Pooling | None = None
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     block_keys: list[BlockKey] = field(default_factory=list)

@@ -204,7 +204,8 @@ class Scheduler:
         if self._filling.intersection(hits):  # one step later they can be shared instead of computed twice
             return False
         # One more block for each running request, so that admitting this one does not preempt it at once.
-        wanted = -(-(request.length + 1) // size) - len(hits) + self.pool.cached_among(hits)
+        further = 0 if request.pooling else 1
+        wanted = -(-(request.length + further) // size) - len(hits) + self.pool.cached_among(hits)
         if wanted + len(self.running) > self.pool.available and (self.running or wanted > self.pool.available):
             return False
         if not self.limits.chunked_prefill and request.length - len(hits) * size > budget:
@@ -222,7 +223,9 @@ class Scheduler:
         return True
 
     def _cached_blocks(self, request: Request) -> list[int]:
-        if not self.limits.prefix_caching or request.params.prompt_logprobs is not None:
+        # What is wanted of every token of the prompt has to be computed for every token.
+        of_every_token = request.params.prompt_logprobs is not None or request.pooling == "mean"
+        if not self.limits.prefix_caching or of_every_token:
             return []
         # At least the last token is computed, or there would be nothing to sample from.
         usable = (request.length - 1) // self.limits.block_size
@@ -251,4 +254,5 @@ class Scheduler:
             request.params,
             request.end_token_ids,
             request.bad_word_ids,
+            request.pooling,
         )

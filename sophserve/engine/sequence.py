@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sophserve.engine.output import FinishReason, OutputDelta, TokenLogprob
 from sophserve.engine.request import Request
 from sophserve.engine.stream import DeltaStream
-from sophserve.errors import SophserveError
+from sophserve.errors import RequestAborted, SophserveError
 from sophserve.text.detokenizer import IncrementalDetokenizer, StopTextBuffer
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker.messages import PromptLogprobs, SampledToken
@@ -25,11 +25,18 @@ class Timeline:
 
 
 class Sequence:
-    """A request together with its reader."""
+    """A request together with its reader. request_id and index: which answer to which client's request it is.
 
-    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+    cause: why the engine aborted it, if it did. embedding: the result, where pooled hidden states are wanted.
+    """
+
+    def __init__(self, request: Request, tokenizer: Tokenizer, request_id: str = "", index: int = 0) -> None:
         params = request.params
         self.request = request
+        self.request_id = request_id
+        self.index = index
+        self.cause: RequestAborted | None = None
+        self.embedding = b""
         self.stream = DeltaStream()
         self.timeline = Timeline()
         self.finish_reason: FinishReason | None = None

@@ -154,6 +154,10 @@ class Tokenizer:
             cached = self._bytes[token_id] = self._to_bytes(self._token(token_id) or "")
         return cached
 
+    def vocabulary_entry(self, token_id: int) -> str:
+        """One token as the vocabulary writes it, such as `Ġworld`; empty for an id outside the vocabulary."""
+        return self._token(token_id) or ""
+
     def is_byte_token(self, token_id: int) -> bool:
         """Whether the token is one of SentencePiece's `<0x00>` to `<0xFF>`, which stand for one byte each."""
         return "ByteFallback" in self.decoder_types and _byte_of(self._token(token_id) or "") is not None

@@ -10,11 +10,35 @@ import torch
 from torch import Tensor
 
 from device.interface import AttentionMeta
-from sophserve.worker.messages import AddedRequest, StepPlan
+from sophserve.worker.messages import AddedRequest, Pooling, StepPlan
 from sophserve.worker.penalties import PenaltyState
 
 if TYPE_CHECKING:
     from sophserve.engine.grammar import AnswerGrammar
+
+
+class Pooler:
+    """Makes one vector of a prompt's hidden states, chunk by chunk."""
+
+    def __init__(self, pooling: Pooling) -> None:
+        self._last_only = pooling == "last"
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def add(self, hidden: Tensor) -> None:
+        """Take the next rows, `[tokens, hidden]`."""
+        if self._last_only:
+            self._sum, self._count = hidden[-1].to("cpu", torch.float64), 1
+            return
+        # In double precision the result does not depend on where the prompt was cut; devices may lack it.
+        rows = hidden.to("cpu", torch.float64).sum(0)
+        self._sum = rows if self._sum is None else self._sum + rows
+        self._count += len(hidden)
+
+    def result(self) -> bytes:
+        """float32 little-endian."""
+        assert self._sum is not None
+        return array("f", (self._sum / self._count).tolist()).tobytes()
 
 
 class RequestState:
@@ -29,6 +53,7 @@ class RequestState:
         self.prompt_length = added.prompt_length
         self.tokens = array("i", added.token_ids)
         self.computed = added.computed
+        self.pooler = Pooler(added.pooling) if added.pooling else None
         self.row = row
         self.num_blocks = 0
         self.grammar: AnswerGrammar | None = None
@@ -69,6 +94,15 @@ class PromptChunk:
 
 
 @dataclass(frozen=True)
+class PooledChunk:
+    """Rows of a batch that are to be pooled, the last ones of their prompt if `complete`."""
+
+    state: RequestState
+    rows: slice
+    complete: bool
+
+
+@dataclass(frozen=True)
 class FlatBatch:
     """token_ids: int64 `[tokens]`. sampled: the requests that get a token, from the rows in sample_rows, int64."""
 
@@ -77,6 +111,7 @@ class FlatBatch:
     sampled: list[RequestState]
     sample_rows: Tensor
     prompt_chunks: list[PromptChunk]
+    pooled_chunks: list[PooledChunk]
 
 
 class BatchBuilder:
@@ -98,7 +133,7 @@ class BatchBuilder:
             self.states[added.id] = RequestState(added, self._free_rows.pop())
         token_ids: list[int] = []
         rows, input_lengths, cached_lengths, sampled, sample_rows = [], [], [], [], []
-        chunks = []
+        chunks, pooled = [], []
         for scheduled in plan.scheduled:
             state = self.states[scheduled.id]
             start, end = state.computed, state.computed + scheduled.count
@@ -106,16 +141,20 @@ class BatchBuilder:
             chunk = _prompt_chunk(state, len(token_ids), start, end)
             if chunk:
                 chunks.append(chunk)
+            first_row = len(token_ids)
             token_ids.extend(state.tokens[start:end])
             rows.append(state.row)
             input_lengths.append(scheduled.count)
             cached_lengths.append(start)
             state.computed = end
-            if end == len(state.tokens):
+            if state.pooler:
+                pooled.append(PooledChunk(state, slice(first_row, len(token_ids)), end == len(state.tokens)))
+            elif end == len(state.tokens):
                 sampled.append(state)
                 sample_rows.append(len(token_ids) - 1)
         meta = self._meta(rows, input_lengths, cached_lengths)
-        return FlatBatch(torch.tensor(token_ids), meta, sampled, torch.tensor(sample_rows, dtype=torch.int64), chunks)
+        rows_to_sample = torch.tensor(sample_rows, dtype=torch.int64)
+        return FlatBatch(torch.tensor(token_ids), meta, sampled, rows_to_sample, chunks, pooled)
 
     def _append_blocks(self, state: RequestState, blocks: list[int]) -> None:
         if blocks:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from sophserve.config import EngineConfig
 from sophserve.engine.output import TokenLogprob
 from sophserve.sampling import SamplingParams, StructuredOutput
+
+# How the hidden states of a prompt become one vector: that of its last token, or their mean.
+Pooling = Literal["last", "mean"]
 
 
 class LoadModel(msgspec.Struct, array_like=True, tag="load"):
@@ -26,7 +29,7 @@ class AddedRequest(msgspec.Struct, array_like=True):
 
     token_ids: int32 little-endian, prompt and what has been generated. computed: how many of them are in the KV cache.
     end_token_ids: the tokens that may not be chosen before params.min_tokens are there. bad_word_ids: token sequences
-    that the answer must not contain.
+    that the answer must not contain. pooling: no token is wanted, but one vector of the prompt's hidden states.
     """
 
     id: int
@@ -37,6 +40,7 @@ class AddedRequest(msgspec.Struct, array_like=True):
     params: SamplingParams
     end_token_ids: list[int]
     bad_word_ids: list[list[int]]
+    pooling: Pooling | None = None
 
 
 class ScheduledRequest(msgspec.Struct, array_like=True):
@@ -81,12 +85,20 @@ class PromptLogprobs(msgspec.Struct, array_like=True):
     logprobs: list[list[TokenLogprob]]
 
 
+class Embedding(msgspec.Struct, array_like=True):
+    """The pooled hidden states of a prompt: float32 little-endian, not normalized."""
+
+    id: int
+    values: bytes
+
+
 class StepResult(msgspec.Struct, array_like=True, tag="result"):
     """What a step gave."""
 
     step: int
     sampled: list[SampledToken]
     prompt_logprobs: list[PromptLogprobs]
+    embeddings: list[Embedding] = []
 
 
 class Progress(msgspec.Struct, array_like=True, tag="progress"):
@@ -98,7 +110,8 @@ class Progress(msgspec.Struct, array_like=True, tag="progress"):
 
 
 class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
-    """The model is loaded; what the engine must know about it. Sizes in bytes."""
+    """The model is loaded; what the engine must know about it. Sizes in bytes; memory is that of rank 0's device, once
+    the weights and the KV cache are there."""
 
     max_model_len: int
     vocab_size: int
@@ -107,6 +120,9 @@ class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
     block_size: int
     num_blocks: int
     kv_cache_bytes: int
+    weight_bytes: int = 0
+    free_memory: int = 0
+    total_memory: int = 0
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag="failed"):

@@ -21,10 +21,19 @@ from sophserve.model.context import ModelContext
 from sophserve.model.layers import PagedAttention
 from sophserve.model.loading import find_architecture, load_model
 from sophserve.sampling import StructuredOutput
-from sophserve.worker.batch import BatchBuilder, FlatBatch, RequestState
+from sophserve.worker.batch import BatchBuilder, FlatBatch, PooledChunk, RequestState
 from sophserve.worker.captured_decode import CapturedDecode
 from sophserve.worker.grammar_masks import GrammarMasks, RowMasks
-from sophserve.worker.messages import LoadModel, ModelInfo, Progress, PromptLogprobs, SampledToken, StepPlan, StepResult
+from sophserve.worker.messages import (
+    Embedding,
+    LoadModel,
+    ModelInfo,
+    Progress,
+    PromptLogprobs,
+    SampledToken,
+    StepPlan,
+    StepResult,
+)
 from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tokens
 
 log = logging.getLogger(__name__)
@@ -63,6 +72,7 @@ class ModelRunner:
         )
         on_progress(Progress("allocating the KV cache"))
         num_blocks, cache_bytes = self._make_kv_caches(config, max_model_len, dtype)
+        free_memory, total_memory = self.device.memory()
         self.info = ModelInfo(
             max_model_len=max_model_len,
             vocab_size=self.model.vocab_size,
@@ -71,6 +81,9 @@ class ModelRunner:
             block_size=config.block_size,
             num_blocks=num_blocks,
             kv_cache_bytes=cache_bytes,
+            weight_bytes=self.model.nbytes,
+            free_memory=free_memory,
+            total_memory=total_memory,
         )
         first = self.communicator.rank == 0
         self._grammars = GrammarMasks(directory, self.model.vocab_size) if first else None
@@ -90,10 +103,11 @@ class ModelRunner:
         device = self.device.torch_device
         hidden = self.model(batch.token_ids.to(device), batch.meta)
         prompts = self._prompt_logprobs(hidden, batch)
+        embeddings = [_pool(hidden, chunk) for chunk in batch.pooled_chunks]
         sampled = []
         if batch.sampled:
             sampled = self._sample(self.model.logits(hidden[batch.sample_rows.to(device)]), batch.sampled, masks)
-        return StepResult(plan.step, sampled, prompts)
+        return StepResult(plan.step, sampled, prompts, [embedding for embedding in embeddings if embedding])
 
     def compile_grammar(self, structured: StructuredOutput) -> None:
         """Begin to compile what a request that is on its way will need."""
@@ -155,6 +169,14 @@ class ModelRunner:
                 "--kv-cache-memory"
             ) from error
         return num_blocks, num_blocks * block_bytes
+
+
+def _pool(hidden: torch.Tensor, chunk: PooledChunk) -> Embedding | None:
+    """Take a chunk into its request's pooler; the result with the last one."""
+    pooler = chunk.state.pooler
+    assert pooler is not None
+    pooler.add(hidden[chunk.rows])
+    return Embedding(chunk.state.id, pooler.result()) if chunk.complete else None
 
 
 def open_device(name: str, rank: int = 0) -> Device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ class FakeEngine(Engine):
         room = CONTEXT - len(prompt)
         most = room if params.max_tokens is None else min(room, params.max_tokens)
         request = Request(len(self.params), prompt, params, 0, most, [*params.stop_token_ids, END])
-        sequence = Sequence(request, self._tokenizer)
+        request.blocks = [0]
+        sequence = Sequence(request, self._tokenizer, request_id, index)
+        self._sequences[request.id] = sequence
         if params.prompt_logprobs is not None:
             entries = [logprobs(token, params.prompt_logprobs) for token in prompt[1:]]
             sequence.add_prompt_logprobs(PromptLogprobs(request.id, 1, entries))
@@ -105,14 +108,37 @@ class FakeEngine(Engine):
                 await asyncio.sleep(0)
                 if self.failure:
                     raise self.failure
-                count = len(request.output)
-                token = said[count] if count < len(said) else END
-                request.output.append(token)
-                entry = None if params.logprobs is None else logprobs(token, params.logprobs)
-                sequence.add_token(SampledToken(request.id, token, entry))
-                yield await sequence.stream.get()
+                if not sequence.finished:
+                    self._add_token(sequence, said)
+                yield await self._next_delta(sequence)
+        finally:
+            self._forget(sequence)
+            self.running -= 1
+
+    async def embed(
+        self, prompt: list[int], pooling: str, request_id: str, index: int = 0, priority: int = 0
+    ) -> array[float]:
+        self.prompts.append(prompt)
+        self.scheduling.append((priority, pooling))
+        self.running += 1
+        try:
+            await self.gate.wait()
+            if self.failure:
+                raise self.failure
+            return array("f", [sum(prompt), -len(prompt), index, 3.0])
         finally:
             self.running -= 1
+
+    def _add_token(self, sequence: Sequence, said: list[int]) -> None:
+        request = sequence.request
+        count = len(request.output)
+        token = said[count] if count < len(said) else END
+        request.output.append(token)
+        most = request.params.logprobs
+        sequence.add_token(SampledToken(request.id, token, None if most is None else logprobs(token, most)))
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._sequences.pop(sequence.request.id, None)
 
 
 class App:

@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 from openai import APIError, BadRequestError, NotFoundError
 
+from sophserve.api.embeddings import EmbeddingRequest
+from sophserve.api.messages import CountRequest, MessagesRequest
 from sophserve.api.requests import ChatRequest, CompletionRequest
+from sophserve.api.response_input import InputRequest, ResponsesRequest
+from sophserve.api.tokenize import ConversationRequest, DetokenizeRequest, TokenizeRequest
 from sophserve.errors import EngineDeadError
 from sophserve.text.chat_template import ChatTemplate
 
@@ -131,7 +135,15 @@ WRONG_FIELDS = [
     (CHAT, {"parallel_tool_calls": 1}, "parallel_tool_calls", "bool"),
     (CHAT, {"tools": {}}, "tools", "array"),
     (CHAT, {"functions": [{"name": "f"}]}, "functions", "not supported"),
-    (CHAT, {"chat_template": "{{ 1 }}"}, "chat_template", "not supported"),
+    (CHAT, {"chat_template": "{{ 1 }}"}, "chat_template", "--trust-request-chat-template"),
+    (CHAT, {"best_of": 2}, "best_of", "not supported"),
+    (CHAT, {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1"),
+    (CHAT, {"truncate_prompt_tokens": 3, "truncation_side": "top"}, "truncation_side", "left or right"),
+    (CHAT, {"timeout": 0}, "timeout", "above 0"),
+    (CHAT, {"timeout": 1e300}, "timeout", "at most 86400"),
+    (CHAT, {"allowed_token_ids": []}, "allowed_token_ids", "at least one"),
+    (CHAT, {"allowed_token_ids": [512]}, "allowed_token_ids", "511"),
+    (CHAT, {"bad_words": [" "]}, "bad_words", "not blank"),
     (CHAT, {"chat_template_kwargs": {"tools": []}}, "tools", "chat_template_kwargs"),
     (CHAT, {"chat_template_kwargs": 5}, "chat_template_kwargs", "object"),
     (CHAT, {"messages": [{"role": "user", "content": "fox " * 3000}]}, "prompt", "256"),
@@ -153,7 +165,10 @@ WRONG_FIELDS = [
     (TEXT, {"logprobs": True}, "logprobs", "int"),
     (TEXT, {"logprobs": 21}, "logprobs", "20"),
     (TEXT, {"suffix": "end"}, "suffix", "not supported"),
-    (TEXT, {"best_of": 3}, "best_of", "not supported"),
+    (TEXT, {"chat_template": "{{ 1 }}"}, "chat_template", "not supported"),
+    (TEXT, {"best_of": 1, "n": 2}, "best_of", "between n (2) and 128"),
+    (TEXT, {"best_of": 129}, "best_of", "128"),
+    (TEXT, {"best_of": 2, "stream": True}, "best_of", "leave out stream"),
     (TEXT, {"prompt": ["a"] * 3000}, None, "1280"),
 ]
 
@@ -229,20 +244,35 @@ JUNK: list[Any] = [
 ]
 
 
+ENDPOINTS: list[tuple[str, Any, dict[str, Any]]] = [
+    (CHAT, ChatRequest, {"messages": HELLO}),
+    (TEXT, CompletionRequest, {"prompt": "Hi"}),
+    ("/v1/embeddings", EmbeddingRequest, {"input": "Hi"}),
+    ("/v1/messages", MessagesRequest, {"messages": HELLO, "max_tokens": 5}),
+    ("/v1/messages/count_tokens", CountRequest, {"messages": HELLO}),
+    ("/v1/responses", ResponsesRequest, {"input": "Hi"}),
+    ("/v1/responses/input_tokens", InputRequest, {"input": "Hi"}),
+    ("/tokenize", TokenizeRequest, {"prompt": "Hi"}),
+    ("/detokenize", DetokenizeRequest, {"tokens": [70]}),
+    ("/apply-template", ConversationRequest, {"messages": HELLO}),
+]
+
+
 @pytest.mark.parametrize("seed", range(4))
-async def test_no_junk_is_a_5xx(app: Any, seed: int) -> None:
+async def test_no_junk_is_a_5xx(start_app: Any, seed: int) -> None:
+    app = await start_app(trust_request_chat_template=seed == 0)
     rng = random.Random(seed)
     statuses = set()
-    for _ in range(250):
-        path, kind = rng.choice([(CHAT, ChatRequest), (TEXT, CompletionRequest)])
-        body: dict[str, Any] = {"messages": HELLO} if path == CHAT else {"prompt": "Hi"}
-        for name in rng.sample(kind.__struct_fields__, rng.randint(1, 4)):
+    for _ in range(400):
+        path, kind, good = rng.choice([*ENDPOINTS[:2] * 3, *ENDPOINTS[2:]])
+        body = dict(good)
+        for name in rng.sample(kind.__struct_fields__, min(rng.randint(1, 4), len(kind.__struct_fields__))):
             body[name] = rng.choice(JUNK)
         async with app.http.post(path, json=body) as response:
             answer = await response.text()
         statuses.add(response.status)
-        assert response.status in (200, 400, 404), (body, answer)
-        if response.status == 200 and body.get("stream"):
+        assert response.status in (200, 400, 404, 408), (body, answer)
+        if response.status == 200 and body.get("stream") and path in (CHAT, TEXT):
             assert answer.endswith("data: [DONE]\n\n"), (body, answer)
     assert {200, 400} <= statuses
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sophserve.engine.block_pool import block_key, salt_key
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.sampling import SamplingParams
@@ -323,3 +324,11 @@ def test_too_many_blocks_are_refused() -> None:
     pool = Scheduler(Limits(4, 100, 4), 5).pool
     with pytest.raises(ValueError, match="6 blocks wanted, 5 available"):
         pool.allocate(6)
+
+
+def test_a_salt_cannot_pass_for_a_block() -> None:
+    assert salt_key("") == b""
+    first = [1] * 16
+    assert len({block_key(salt_key(salt), first) for salt in ("", "a", "b", "cache salt:")}) == 4
+    contents = array("i", first).tobytes().decode()
+    assert block_key(salt_key(contents), first) != block_key(block_key(b"", first), first)

@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from sophserve.checkpoint import read_config, read_generation_config, resolve_model
+from sophserve.checkpoint import read_config, read_generation_config, read_pooling, resolve_model
 from sophserve.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
@@ -153,3 +153,23 @@ def test_generation_config(tmp_path):
 def test_torch_is_not_imported():
     code = "import sophserve.checkpoint, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_pooling(tmp_path: Path) -> None:
+    assert read_pooling(tmp_path) == "last"
+    path = tmp_path / "1_Pooling" / "config.json"
+    path.parent.mkdir()
+    for config, pooling in (
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, "last"),
+        ({"pooling_mode_mean_tokens": True, "word_embedding_dimension": 64}, "mean"),
+        ({"word_embedding_dimension": 64}, "last"),
+    ):
+        path.write_text(json.dumps(config))
+        assert read_pooling(tmp_path) == pooling
+    for config in (
+        {"pooling_mode_cls_token": True},
+        {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": True},
+    ):
+        path.write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match="--pooling last or mean"):
+            read_pooling(tmp_path)

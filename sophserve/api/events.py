@@ -1,0 +1,85 @@
+"""What /v1/responses and /v1/messages share: named server-sent events, and answers that are not split into choices."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sophserve.api.generation import Answer, Generation
+from sophserve.api.record import current_record
+from sophserve.api.requests import ChatRequest, ResponseFormat
+from sophserve.api.respond import EVENT_STREAM, Usage, recorded_deltas
+from sophserve.api.serving import SERVING
+from sophserve.engine.output import OutputDelta
+from sophserve.errors import RequestError
+
+Event = dict[str, Any]
+
+
+class Exchange:
+    """One answer to a request on its way out."""
+
+    def __init__(self, request: web.Request, generation: Generation, headers: dict[str, str]) -> None:
+        self._request = request
+        self._generation = generation
+        self._headers = {**headers, "X-Request-Id": generation.id}
+        self.usage = Usage(generation)
+
+    async def whole(self) -> Answer:
+        """The complete answer."""
+        answer = Answer()
+        async with aclosing(self._deltas()) as deltas:
+            async for _, delta in deltas:
+                answer.add(delta)
+        return answer
+
+    def respond(self, body: dict[str, Any]) -> web.Response:
+        """Send a body as JSON."""
+        return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=self._headers)
+
+    async def stream(self, events: Callable[[OutputDelta], Iterator[Event]]) -> web.StreamResponse:
+        """Send the events that each delta makes; the name of an event is its type."""
+        # The headers wait for the first output, so that what fails before it gets a status of its own.
+        response = web.StreamResponse(headers=self._headers | EVENT_STREAM)
+        async with aclosing(self._deltas()) as deltas:
+            async for _, delta in deltas:
+                if not response.prepared:
+                    current_record.get().stream = response
+                    await response.prepare(self._request)
+                sent = [
+                    b"event: %b\ndata: %b\n\n" % (e["type"].encode(), msgspec.json.encode(e)) for e in events(delta)
+                ]
+                if sent:
+                    await response.write(b"".join(sent))
+        await response.write_eof()
+        return response
+
+    def _deltas(self) -> AsyncGenerator[tuple[int, OutputDelta], None]:
+        return recorded_deltas(self._request.app[SERVING].engine, self._generation, self.usage)
+
+
+def refuse_tool_calls(chat: ChatRequest) -> None:
+    """Raise RequestError for tools that the model may call: such answers are not put into this API's form."""
+    if chat.tools and chat.tool_choice != "none":
+        raise RequestError(
+            "calling tools is not supported at this path; leave tools out, or send tool_choice none to show them only",
+            "tools",
+        )
+
+
+class OutputFormat(msgspec.Struct):
+    """What form the text must have: `text`, `json_object`, or `json_schema` with the schema."""
+
+    type: str
+    schema: dict[str, Any] | None = None
+    name: str | None = None
+    strict: bool | None = None
+
+    def response_format(self) -> ResponseFormat:
+        """The same as chat completions have it."""
+        nested = {"json_schema": msgspec.to_builtins(self)} if self.schema is not None else {}
+        return msgspec.convert({"type": self.type, **nested}, ResponseFormat)

@@ -1,0 +1,133 @@
+"""/v1/responses: OpenAI's Responses API (https://platform.openai.com/docs/api-reference/responses)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from uuid import uuid4
+
+from aiohttp import web
+
+from sophserve.api.body import json_response, read_body, warn_unknown
+from sophserve.api.chat import chat_generation, chat_params, template_messages
+from sophserve.api.errors import ApiError
+from sophserve.api.events import Event, Exchange, refuse_tool_calls
+from sophserve.api.prompts import encode_chat
+from sophserve.api.requests import ChatRequest, Message
+from sophserve.api.response_input import InputRequest, ResponsesRequest, conversation_of, function_tools
+from sophserve.api.response_output import ResponseWriter
+from sophserve.api.response_store import StoredResponse
+from sophserve.api.serving import SERVING, Serving
+from sophserve.engine.output import OutputDelta
+from sophserve.errors import RequestError
+
+_SAME_NAME = [name for name in ResponsesRequest.__struct_fields__ if name in ChatRequest.__struct_fields__]
+
+
+async def create_response(request: web.Request) -> web.StreamResponse:
+    """Answer a conversation, which may go on from an answer that is stored."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, ResponsesRequest)
+    model = serving.check_model(body.model)
+    if body.background:
+        raise RequestError("background is not supported; leave it out and wait for the answer", "background")
+    conversation = _conversation(serving, body)
+    chat = _chat(body, conversation)
+    for name in set(_SAME_NAME) - {"model", "tools", "tool_choice"}:
+        setattr(chat, name, getattr(body, name))
+    if body.text and body.text.format:
+        chat.response_format = body.text.format.response_format()
+    if body.wants_logprobs:
+        chat.logprobs = True
+    refuse_tool_calls(chat)
+    params = chat_params(serving, chat, body.max_output_tokens)
+    async with serving.admitted(1, body.timeout):
+        generation = await chat_generation(serving, chat, params, "resp_")
+        exchange = Exchange(request, generation, warn_unknown(unknown))
+        # An id of our own, as it is all that a client needs to read what is stored.
+        writer = ResponseWriter(f"resp_{uuid4().hex}", model, body, params, exchange.usage, serving.tokenizer)
+
+        def store() -> None:
+            if body.store is not False:
+                said = Message("assistant", writer.answer.text)
+                serving.responses.add(writer.id, StoredResponse(writer.response(), [*conversation, said]))
+
+        if body.stream:
+            return await exchange.stream(partial(_stored_events, writer, store))
+        writer.answer = await exchange.whole()
+        store()
+        return exchange.respond(writer.response())
+
+
+def _stored_events(writer: ResponseWriter, store: Callable[[], None], delta: OutputDelta) -> Iterator[Event]:
+    yield from writer.events(delta)
+    if delta.finish_reason:  # stored before the last event goes out, as the client may go on at once
+        store()
+
+
+async def get_response(request: web.Request) -> web.Response:
+    """A response that is stored."""
+    identity = request.match_info["id"]
+    stored = request.app[SERVING].responses.get(identity)
+    if stored is None:
+        raise _not_found(identity)
+    return json_response(stored.body)
+
+
+async def delete_response(request: web.Request) -> web.Response:
+    """Forget a response."""
+    identity = request.match_info["id"]
+    if not request.app[SERVING].responses.delete(identity):
+        raise _not_found(identity)
+    return json_response({"id": identity, "object": "response", "deleted": True})
+
+
+async def count_input_tokens(request: web.Request) -> web.Response:
+    """How many tokens the prompt of a request would have."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, InputRequest)
+    serving.check_model(body.model)
+    chat = _chat(body, _conversation(serving, body))
+    chat.chat_template_kwargs = body.chat_template_kwargs
+    tokens = await encode_chat(serving, template_messages(chat.messages), chat, bounded=False)
+    return json_response({"object": "response.input_tokens", "input_tokens": len(tokens)}, warn_unknown(unknown))
+
+
+def _conversation(serving: Serving, body: InputRequest) -> list[Message]:
+    """What has been said, without the instructions, which hold for one answer only."""
+    before: list[Message] = []
+    if body.previous_response_id is not None:
+        stored = serving.responses.get(body.previous_response_id)
+        if stored is None:
+            raise RequestError(
+                f"the previous response {body.previous_response_id!r} is not stored any more; send the whole "
+                "conversation as input",
+                "previous_response_id",
+                "previous_response_not_found",
+            )
+        before = stored.conversation
+    return before + conversation_of(body.input)
+
+
+def _chat(body: InputRequest, conversation: list[Message]) -> ChatRequest:
+    """The same conversation as chat completions have it."""
+    if body.instructions:
+        conversation = [Message("system", body.instructions), *conversation]
+    chat = ChatRequest(messages=_one_system_message(conversation))
+    chat.tools, chat.tool_choice = function_tools(body)
+    return chat
+
+
+def _one_system_message(messages: list[Message]) -> list[Message]:
+    """The system messages at the beginning become one: most templates take no second one."""
+    count = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
+    texts = [
+        message.content if isinstance(message.content, str) else "\n".join(part.text or "" for part in message.content)
+        for message in messages[:count]
+        if message.content
+    ]
+    return [Message("system", "\n\n".join(texts)), *messages[count:]] if count > 1 else messages
+
+
+def _not_found(identity: str) -> ApiError:
+    return ApiError(404, f"there is no response {identity!r}; it was not stored, or is forgotten", code="not_found")

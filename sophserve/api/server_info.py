@@ -1,0 +1,56 @@
+"""/server_info: how this server is set up."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+import sophserve
+from sophserve.api.body import json_response
+from sophserve.api.serving import SERVING
+from sophserve.worker.messages import ModelInfo
+
+
+async def server_info(request: web.Request) -> web.Response:
+    """The options in effect, the model and its memory. Keys and the paths of keys are left out."""
+    serving = request.app[SERVING]
+    server: dict[str, Any] = msgspec.to_builtins(serving.config)
+    server["api_key"] = bool(serving.config.api_key)
+    del server["ssl_keyfile"]
+    answer = {
+        "version": sophserve.__version__,
+        "uptime": round(time.time() - serving.created, 3),
+        "model": _model(serving.engine.info, serving.model_names),
+        "memory": _memory(serving.engine.info),
+        "pooling": serving.pooling,
+        "sampling_defaults": serving.sampling_defaults,
+        "engine_config": msgspec.to_builtins(serving.engine.config),
+        "server_config": server,
+    }
+    return json_response(answer)
+
+
+def _model(info: ModelInfo, names: list[str]) -> dict[str, Any]:
+    return {
+        "names": names,
+        "max_model_len": info.max_model_len,
+        "vocab_size": info.vocab_size,
+        "dtype": info.dtype,
+        "device": info.device,
+    }
+
+
+def _memory(info: ModelInfo) -> dict[str, int]:
+    """Bytes, of one rank."""
+    return {
+        "weights": info.weight_bytes,
+        "kv_cache": info.kv_cache_bytes,
+        "kv_cache_tokens": info.num_blocks * info.block_size,
+        "kv_cache_blocks": info.num_blocks,
+        "block_size": info.block_size,
+        "free": info.free_memory,
+        "total": info.total_memory,
+    }

@@ -1,0 +1,65 @@
+"""What a request is checked against and made complete with before it is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sophserve.errors import RequestError
+from sophserve.sampling import SamplingParams
+from sophserve.text.tokenizer import Tokenizer
+from sophserve.worker.messages import ModelInfo
+
+
+def bad_word_ids(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
+    """The token sequences of each word, at the start of a text and after a space."""
+    texts = [text for word in words for text in (word.strip(), " " + word.strip())]
+    return [list(ids) for ids in dict.fromkeys(tuple(tokenizer.encode(text, False)) for text in texts)]
+
+
+def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo) -> None:
+    """Raise RequestError for what could never be generated."""
+    longest = info.max_model_len
+    if not prompt:
+        raise RequestError("the prompt is empty; give at least one token", "prompt")
+    if len(prompt) >= longest:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens and the context {longest}, of which the answer needs at least "
+            "one; shorten the prompt",
+            "prompt",
+            "context_length_exceeded",
+        )
+    for name, count in (("max_tokens", params.max_tokens), ("min_tokens", params.min_tokens)):
+        if count is not None and len(prompt) + count > longest:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens and {name} is {count}, together more than the context of "
+                f"{longest}; shorten the prompt or lower {name} to at most {longest - len(prompt)}",
+                name,
+                "context_length_exceeded",
+            )
+    for name, ids in (
+        ("prompt", prompt),
+        ("stop_token_ids", params.stop_token_ids),
+        ("logit_bias", params.logit_bias),
+        ("allowed_token_ids", params.allowed_token_ids or []),
+    ):
+        _check_ids(name, ids, info.vocab_size)
+
+
+def check_input(tokens: list[int], info: ModelInfo) -> None:
+    """Raise RequestError for what has no embedding."""
+    if not tokens:
+        raise RequestError("the input is empty; give at least one token", "input")
+    if len(tokens) > info.max_model_len:
+        raise RequestError(
+            f"the input has {len(tokens)} tokens and the context {info.max_model_len}; shorten the input, or send "
+            "truncate_prompt_tokens",
+            "input",
+            "context_length_exceeded",
+        )
+    _check_ids("input", tokens, info.vocab_size)
+
+
+def _check_ids(name: str, ids: Iterable[int], size: int) -> None:
+    for token in ids:
+        if not 0 <= token < size:
+            raise RequestError(f"{name} has the token id {token}; ids go from 0 to {size - 1}", name)
