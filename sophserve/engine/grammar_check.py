@@ -25,7 +25,7 @@ TRIAL_SECONDS = 5.0
 TRIAL_BYTES = 1 << 31
 # Tokens that are tried: what is too complex mostly shows at once.
 TRIAL_TOKENS = 8
-# Grammars that are remembered to be good.
+# Grammars whose outcome is remembered.
 CACHE_SIZE = 256
 _LENGTH = 4
 
@@ -37,7 +37,7 @@ class GrammarCheck:
         self._arguments = [str(directory), str(vocab_size)]
         self._process: Process | None = None
         self._lock = asyncio.Lock()
-        self._good: OrderedDict[StructuredOutput, None] = OrderedDict()
+        self._problems: OrderedDict[StructuredOutput, str] = OrderedDict()
 
     @property
     def started(self) -> bool:
@@ -46,16 +46,16 @@ class GrammarCheck:
 
     async def check(self, structured: StructuredOutput) -> bool:
         """Whether the grammar is new. Raises RequestError for one that cannot be applied."""
-        new = structured not in self._good
+        new = structured not in self._problems
         if new:
             # Whoever asked may go away, but the process answers all the same.
             problem = await asyncio.shield(asyncio.create_task(self._try(structured)))
-            if problem:
-                raise RequestError(problem)
-            self._good[structured] = None
-            if len(self._good) > CACHE_SIZE:
-                self._good.popitem(last=False)
-        self._good.move_to_end(structured)
+            self._problems[structured] = problem
+            if len(self._problems) > CACHE_SIZE:
+                self._problems.popitem(last=False)
+        if self._problems[structured]:
+            raise RequestError(self._problems[structured])
+        self._problems.move_to_end(structured)
         return new
 
     async def close(self) -> None:
