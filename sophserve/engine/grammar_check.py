@@ -26,7 +26,7 @@ TRIAL_SECONDS = 5.0
 TRIAL_BYTES = 1 << 31
 # Tokens that are tried: what is too complex mostly shows at once.
 TRIAL_TOKENS = 8
-# Grammars that are remembered to be good.
+# Grammars whose outcome is remembered.
 CACHE_SIZE = 256
 _LENGTH = 4
 
@@ -45,22 +45,23 @@ class GrammarCheck:
         self._arguments = [str(directory), str(vocab_size)]
         self._process: Process | None = None
         self._lock = asyncio.Lock()
-        self._good: OrderedDict[StructuredOutput, None] = OrderedDict()
+        self._problems: OrderedDict[StructuredOutput, str] = OrderedDict()
 
     async def check(self, structured: StructuredOutput) -> None:
         """Raise RequestError for a grammar that cannot be applied. Those that were checked lately take no time."""
         if self._process is None:
             self._announce(StructuredOutput("json_object"))
-        if structured not in self._good:
+        if structured not in self._problems:
             # Whoever asked may go away, but the process answers all the same.
             problem = await asyncio.shield(asyncio.create_task(self._try(structured)))
-            if problem:
-                raise RequestError(problem)
-            self._good[structured] = None
-            if len(self._good) > CACHE_SIZE:
-                self._good.popitem(last=False)
-            self._announce(structured)
-        self._good.move_to_end(structured)
+            self._problems[structured] = problem
+            if len(self._problems) > CACHE_SIZE:
+                self._problems.popitem(last=False)
+            if not problem:
+                self._announce(structured)
+        if self._problems[structured]:
+            raise RequestError(self._problems[structured])
+        self._problems.move_to_end(structured)
 
     async def close(self) -> None:
         """End the process."""
