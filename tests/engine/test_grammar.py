@@ -208,9 +208,18 @@ async def test_what_cannot_be_applied_is_refused(check: GrammarCheck) -> None:
         with pytest.raises(RequestError, match=re.escape(words)) as caught:
             await check.check(StructuredOutput(kind, value))
         assert "\n" not in str(caught.value) and "verbose" not in str(caught.value)
+
+
+async def test_good_grammars_are_announced_once(make_checkpoint: Callable[..., Path]) -> None:
+    announced: list[StructuredOutput] = []
+    check = GrammarCheck(make_checkpoint("qwen2"), SIZE, announced.append)
     good = StructuredOutput("regex", "a")
-    assert await check.check(good)
-    assert not await check.check(good)
+    for _ in range(2):
+        await check.check(good)
+        with pytest.raises(RequestError):
+            await check.check(StructuredOutput("regex", "("))
+    assert announced == [StructuredOutput("json_object"), good]
+    await check.close()
 
 
 TOO_COMPLEX: list[tuple[Any, str]] = [
