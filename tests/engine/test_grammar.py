@@ -237,7 +237,7 @@ async def test_what_is_too_complex_harms_nobody(check: GrammarCheck) -> None:
     for kind, value in TOO_COMPLEX:
         with pytest.raises(RequestError):
             await check.check(StructuredOutput(kind, value))
-        assert await check.check(StructuredOutput("regex", f"{len(value)}"))
+        await check.check(StructuredOutput("regex", f"{len(value)}"))
 
 
 async def test_a_client_that_goes_away_while_its_grammar_is_tried_out(check: GrammarCheck) -> None:
@@ -246,7 +246,7 @@ async def test_a_client_that_goes_away_while_its_grammar_is_tried_out(check: Gra
     for task in tasks[::2]:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert results[1::2] == [True] * 3
+    assert results[1::2] == [None] * 3
     with pytest.raises(RequestError, match="unclosed"):
         await check.check(StructuredOutput("regex", "("))
 
