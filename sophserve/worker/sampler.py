@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from device.interface import SampleParams, SampleResult
+from sophserve.engine.grammar import as_mask, bits
 from sophserve.engine.output import TokenLogprob
 from sophserve.worker.batch import RequestState
 from sophserve.worker.messages import SampledToken
@@ -108,12 +109,9 @@ def _mask(states: list[RequestState], vocab_size: int, masks: Mapping[int, bytes
     allowed = [state.params.allowed_token_ids for state in states]
     if not masks and not any(allowed):
         return None
-    rows = torch.full((len(states), -(-vocab_size // 32)), -1, dtype=torch.int32)
-    for row, ids in enumerate(allowed):
-        if row in masks:
-            rows[row] = torch.frombuffer(bytearray(masks[row]), dtype=torch.int32)
-        elif ids is not None:
-            bits = torch.zeros(rows.shape[1] * 32, dtype=torch.bool)
-            bits[torch.tensor(ids)] = True
-            rows[row] = (bits.view(-1, 32).long() << torch.arange(32)).sum(-1).to(torch.int32)
-    return rows
+    everything = as_mask((1 << vocab_size) - 1, vocab_size)
+    rows = [
+        masks.get(row) or (everything if ids is None else as_mask(bits(ids), vocab_size))
+        for row, ids in enumerate(allowed)
+    ]
+    return torch.frombuffer(bytearray().join(rows), dtype=torch.int32).view(len(rows), -1)
