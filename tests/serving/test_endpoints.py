@@ -58,10 +58,10 @@ def test_one_engine(make_checkpoint: Callable[..., Path], start_server: Callable
         thread.start()
     end = time.monotonic() + 20
     live: list[Any] = []
-    while {entry["id"] for entry in live} != {"a", "b"}:
+    while {entry["state"] for entry in live} != {"running", "waiting"}:
         assert time.monotonic() < end
         live = get(f"{server.url}/requests")["requests"]
-    assert {entry["state"] for entry in live} == {"running", "waiting"}
+    assert {entry["id"] for entry in live} == {"a", "b"}
     for name in ("a", "b"):
         assert get(f"{server.url}/requests/{name}/cancel", "POST")["cancelled"] > 0
     for thread in threads:
