@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, TCPConnector, UnixConnector
 
-from sophserve.cli import main, parse
+from sophserve.cli import main
 from sophserve.errors import ConfigError
+from sophserve.options import parse
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, str]:

@@ -1,0 +1,84 @@
+"""The small commands: plugins, quantize and cache. Imports stay light until one needs more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sophserve.errors import ConfigError
+from sophserve.options import CommandParser
+
+
+def list_plugins(argv: Sequence[str]) -> int:
+    """Print what is registered, and from which distribution."""
+    parser = CommandParser("plugins", "List registered architectures, devices and quantizations.")
+    parser.parse_args(argv)
+    from sophserve import plugins
+
+    kinds = {
+        "architectures": plugins.architectures(),
+        "devices": plugins.devices(),
+        "quantizations": plugins.quantizations(),
+    }
+    width = max((len(name) for found in kinds.values() for name in found), default=0)
+    for kind, found in kinds.items():
+        print(f"{kind}:" if found else f"{kind}: none")
+        for entry in found.values():
+            print(f"  {entry.name:<{width}}  from {entry.distribution}")
+    return 0
+
+
+def quantize(argv: Sequence[str]) -> int:
+    """Write a plain checkpoint quantized."""
+    parser = CommandParser("quantize", "Write a plain checkpoint quantized, in the method's standard format.")
+    parser.add_argument("model", metavar="MODEL", help="a directory with a checkpoint, or a Hub id")
+    parser.add_argument("target", metavar="OUT", help="the directory to write, which must be empty or not exist")
+    parser.add_argument(
+        "--method",
+        choices=("gptq", "fp8"),
+        default="gptq",
+        help="gptq: 4 bits in groups of 128; fp8: float8 in blocks of 128 x 128 (default: gptq)",
+    )
+    given = parser.parse_args(argv)
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+    from sophserve import plugins
+    from sophserve.checkpoint import resolve_model
+
+    source, target = resolve_model(given.model), Path(given.target)
+    known = plugins.quantizations()
+    if given.method not in known:
+        raise ConfigError(f"no installed plugin provides {given.method}")
+    with tqdm(desc=f"quantizing to {given.method}", unit="B", unit_scale=True) as bar:
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        known[given.method].value.convert(source, target, on_progress)
+    sizes = [sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in (source, target)]
+    print(f"{target}: {sizes[1] / 2**20:.0f} MiB of weights, {100 * sizes[1] / sizes[0]:.0f}% of {source}'s")
+    return 0
+
+
+def cache(argv: Sequence[str]) -> int:
+    """List or clear a checkpoint's packed weights."""
+    parser = CommandParser("cache", "List or clear the packed weights that are kept of quantized checkpoints.")
+    parser.add_argument("action", choices=("list", "clear"))
+    parser.add_argument("--model", required=True, metavar="MODEL", help="the checkpoint's directory, or a Hub id")
+    parser.add_argument("--reorder-cache-dir", default=None, metavar="DIR", help="as given to the server")
+    given = parser.parse_args(argv)
+    from sophserve import reorder_cache
+    from sophserve.checkpoint import resolve_model
+
+    directory = reorder_cache.cache_directory(resolve_model(given.model), given.reorder_cache_dir)
+    found = reorder_cache.entries(directory)
+    for path in found:
+        size = path.stat().st_size
+        if given.action == "clear":
+            path.unlink()
+        print(f"{size / 2**20:10.1f} MiB  {path}{' removed' if given.action == 'clear' else ''}")
+    if not found:
+        print(f"{directory} holds nothing")
+    return 0

@@ -1,0 +1,153 @@
+"""The options of the command line: those of EngineConfig and ServerConfig, and how every command reads its own."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Sequence
+from types import NoneType
+from typing import Any, Literal, NoReturn
+
+import msgspec
+
+from sophserve.config import EngineConfig, ServerConfig, option
+from sophserve.errors import ConfigError
+
+COMMANDS = {
+    "plugins": "sophserve.commands:list_plugins",
+    "quantize": "sophserve.commands:quantize",
+    "cache": "sophserve.commands:cache",
+}
+"""Where each command is: a function of its arguments that returns the exit code."""
+
+_CONFIGS = (EngineConfig, ServerConfig)
+
+
+def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
+    """The configuration that a command line asks for, over that of its --config file. Raises ConfigError."""
+    parser = CommandParser("", "Serve a large language model over the OpenAI API.")
+    parser.usage = f"sophserve --model MODEL [option ...]\n       sophserve {{{','.join(COMMANDS)}}} [option ...]"
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options; the command line wins")
+    for config in _CONFIGS:
+        group = parser.add_argument_group(
+            "model and engine" if config is EngineConfig else "server",
+        )
+        for field in msgspec.structs.fields(config):
+            _add_option(group, field)
+    given = vars(parser.parse_args(argv))
+    file = given.pop("config", None)
+    values = (_read_file(file) if file is not None else {}) | given
+    if "model" not in values:
+        raise ConfigError("--model is required: a directory with a checkpoint, or a Hub id")
+    engine, server = (_convert(config, values, file) for config in _CONFIGS)
+    return engine, server
+
+
+def _convert(config: type[Any], values: dict[str, Any], file: str | None) -> Any:
+    names = config.__struct_fields__
+    try:
+        return msgspec.convert({name: values[name] for name in names if name in values}, config)
+    except msgspec.ValidationError as error:
+        problem, _, where = str(error).partition(" - at `$.")
+        name = where.rstrip("`").replace("_", "-")
+        raise ConfigError(f"{file}: {name}: {problem[0].lower()}{problem[1:]}") from None
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    import tomllib
+    from pathlib import Path
+
+    try:
+        options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"--config {path} is not a TOML file: {error}") from None
+    known = {name: name for config in _CONFIGS for name in config.__struct_fields__}
+    found = {}
+    for key, value in options.items():
+        name = known.get(key.replace("-", "_"))
+        if name is None:
+            names = [field.replace("_", "-") for field in known]
+            raise ConfigError(f"{path} has the unknown option {key!r}{did_you_mean(key, names)}")
+        found[name] = value
+    return found
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """`; did you mean X?` for the closest of names, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(name, names, 1, 0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class _ShowVersion(argparse.Action):
+    """Looks the version up only when it is shown."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        import sophserve
+
+        print(f"sophserve {sophserve.__version__}")
+        parser.exit()
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A command's options, under the name `sophserve COMMAND`: absent ones stay absent; an error is one line."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"sophserve {command}".rstrip(),
+            description=description,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; an unknown option is answered with the closest known one."""
+        found, extra = self.parse_known_args(args, namespace)
+        if extra:
+            self._refuse(extra[0].partition("=")[0])
+        return found
+
+    def _refuse(self, argument: str) -> NoReturn:
+        if argument.startswith("-"):
+            hint = did_you_mean(argument, list(self._option_string_actions))
+            self.error(f"unknown option {argument}{hint or '; see sophserve --help'}")
+        hint = did_you_mean(argument, list(COMMANDS))
+        self.error(f"unexpected argument {argument!r}{hint or '; a model is given as --model X'}")
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _add_option(group: argparse._ArgumentGroup, field: msgspec.structs.FieldInfo) -> None:
+    kind, meta = typing.get_args(field.type)
+    if NoneType in typing.get_args(kind):
+        kind = typing.get_args(kind)[0]
+    name, text = option(field.encode_name), meta.description
+    if kind is bool:
+        state = "on" if field.default else "off"
+        group.add_argument(
+            name, nargs="?", const=True, type=_switch, metavar="true|false", help=f"{text} (default: {state})"
+        )
+        group.add_argument(
+            "--no-" + name[2:], dest=field.name, action="store_const", const=False, help=argparse.SUPPRESS
+        )
+    elif typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        group.add_argument(name, choices=choices, help=f"{text} (default: {field.default})")
+    elif typing.get_origin(kind) is list:
+        group.add_argument(name, nargs="+", action="extend", metavar="TEXT", help=text)
+    else:
+        if field.default not in (None, msgspec.NODEFAULT):
+            text += f" (default: {field.default})"
+        group.add_argument(name, type=kind, metavar="TEXT" if kind is str else "N", help=text)
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
