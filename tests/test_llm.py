@@ -234,22 +234,26 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", OPTIONS)
-def test_options_do_not_change_answers(
-    case: str, dtype: str, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = str(make_checkpoint("qwen2", dtype=dtype))
+def outputs_of(directory: Path, **options: Any) -> list[list[CompletionOutput]]:
     prompts = PROMPTS + [prompt * 3 for prompt in PROMPTS]
     params = [GREEDY] * len(PROMPTS) + [
         SamplingParams(n=3, seed=number, max_tokens=30, ignore_eos=True, logprobs=1) for number in range(len(PROMPTS))
     ]
-    with LLM(directory) as llm:
-        expected = [result.outputs for result in llm.generate(prompts, params, use_tqdm=False)]
-    if case == "one step at a time":
-        monkeypatch.setattr("sophserve.engine.engine.PLANS_IN_FLIGHT", 1)
-    with LLM(directory, **OPTIONS[case]) as llm:
-        assert [result.outputs for result in llm.generate(prompts, params, use_tqdm=False)] == expected
+    with LLM(str(directory), **options) as llm:
+        return [result.outputs for result in llm.generate(prompts, params, use_tqdm=False)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_options_do_not_change_answers(
+    dtype: str, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = make_checkpoint("qwen2", dtype=dtype)
+    expected = outputs_of(directory)
+    for case, options in OPTIONS.items():
+        with monkeypatch.context() as patched:
+            if case == "one step at a time":
+                patched.setattr("sophserve.engine.engine.PLANS_IN_FLIGHT", 1)
+            assert outputs_of(directory, **options) == expected, case
         preemptions = llm._llm.engine._scheduler.stats.preemptions
     assert preemptions >= 3 if "little" in case else preemptions == 0
 

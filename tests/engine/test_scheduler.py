@@ -169,7 +169,7 @@ class Simulation:
             assert bound > 0, "some request starves"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     block_size=st.sampled_from([1, 2, 4, 16]),

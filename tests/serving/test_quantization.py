@@ -34,8 +34,7 @@ def quantize(source: Path, target: Path, method: str) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("method", ["gptq", "fp8"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("method", "dtype"), [("gptq", "float32"), ("fp8", "bfloat16")])
 def test_a_written_checkpoint_equals_one_quantized_on_loading(
     make_checkpoint: Callable[..., Path], tmp_path: Path, method: str, dtype: str
 ) -> None:
@@ -82,7 +81,7 @@ def resident(directory: Path) -> float:
 
 
 def test_no_second_copy_of_the_weights_is_in_memory(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6, "vocab_size": 512}
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "vocab_size": 512}
     source = make_checkpoint("qwen2", **shape, dtype="bfloat16")
     small = resident(make_checkpoint("qwen2", **SHAPE, dtype="bfloat16"))
     dense = sum(file.stat().st_size for file in source.glob("*.safetensors")) / 2**20
@@ -90,7 +89,7 @@ def test_no_second_copy_of_the_weights_is_in_memory(make_checkpoint: Callable[..
     for method, share in (("gptq", 0.27), ("fp8", 0.53)):
         assert quantize(source, tmp_path / method, method).returncode == 0
         with safe_open(next((tmp_path / method).glob("*.safetensors")), framework="pt") as file:
-            assert len(file.keys()) > 50
+            assert len(file.keys()) > 40
         # Packed now, then from the cache.
         for _ in range(2):
             assert resident(tmp_path / method) - small < 1.15 * share * dense + 15
