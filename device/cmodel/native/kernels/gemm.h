@@ -29,15 +29,16 @@ struct Fetch {
     int64_t ahead;
 };
 
-// Rows that one pass over a panel takes at most, and how many vectors of outputs fit the registers beside r rows.
+// Rows that one pass over a panel takes where there are many, rows that are not worth two passes, and how many vectors of
+// outputs fit the registers beside r rows.
 #if defined(__AVX512F__)
-constexpr int MAX_ROWS = 14;
-constexpr int vectors_for(int) { return 2; }
+constexpr int MAX_ROWS = 14, LONE_ROWS = 16;
+constexpr int vectors_for(int rows) { return rows <= MAX_ROWS ? 2 : 1; }
 #elif defined(__AVX2__)
-constexpr int MAX_ROWS = 6;
+constexpr int MAX_ROWS = 6, LONE_ROWS = 6;
 constexpr int vectors_for(int rows) { return rows <= 3 ? 4 : 2; }
 #else
-constexpr int MAX_ROWS = 6;
+constexpr int MAX_ROWS = 6, LONE_ROWS = 6;
 constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; }
 #endif
 
@@ -56,7 +57,7 @@ constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; 
 // Rows cut into blocks of nearly equal size.
 struct EvenBlocks {
     int64_t rows, blocks;
-    explicit EvenBlocks(int64_t rows) : rows(rows), blocks(ceil_div(rows, MAX_ROWS)) {}
+    explicit EvenBlocks(int64_t rows) : rows(rows), blocks(rows <= LONE_ROWS ? 1 : ceil_div(rows, MAX_ROWS)) {}
     int64_t first(int64_t block) const { return block * (rows / blocks) + least(block, rows % blocks); }
     int64_t count(int64_t block) const { return rows / blocks + (block < rows % blocks); }
     int64_t padded() const { return rows; }
@@ -75,7 +76,7 @@ struct VectorKind {
     static void end() {}
 
     static void add(int64_t rows, const X* x, const W* w, int64_t steps, float* c, bool start, Fetch fetch) {
-        add_rows<MAX_ROWS>(rows, x, w, steps, c, start, fetch);
+        add_rows<LONE_ROWS>(rows, x, w, steps, c, start, fetch);
     }
 
 private:
