@@ -125,6 +125,12 @@ def test_config_file(tmp_path: Path) -> None:
         ("--drain-timeout nan", "--drain-timeout must be 0 or more"),
         ("--api-key=", "--api-key is empty"),
         ("--ssl-keyfile k", "--ssl-keyfile needs --ssl-certfile"),
+        ("--api-key k --max-tokens-per-minute-per-key 0", "--max-tokens-per-minute-per-key must be at least 1"),
+        ("--max-concurrent-requests-per-key 3", "needs --api-key or --api-key-file"),
+        ("--api-key-file /absent.toml", "cannot read --api-key-file /absent.toml"),
+        ("--root-path llm", "--root-path must look like /llm"),
+        ("--root-path /llm/", "--root-path must look like /llm"),
+        ("--sse-keep-alive-interval=-1", "--sse-keep-alive-interval must be 0 or more"),
     ],
 )
 def test_values_that_cannot_work(arguments: str, words: str) -> None:
