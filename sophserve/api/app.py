@@ -14,6 +14,7 @@ from sophserve.api.health import health, live, ping, version
 from sophserve.api.live_requests import cancel_request, list_requests
 from sophserve.api.messages import count_tokens, messages
 from sophserve.api.models import get_model, list_models
+from sophserve.api.openapi import openapi
 from sophserve.api.responses import count_input_tokens, create_response, delete_response, get_response
 from sophserve.api.server_info import server_info
 from sophserve.api.serving import SERVING, Serving
@@ -26,6 +27,7 @@ ROUTES = [
     web.get("/ping", ping),
     web.post("/ping", ping),
     web.get("/version", version),
+    web.get("/openapi.json", openapi),
     web.get("/server_info", server_info),
     web.get("/metrics", metrics),
     web.post("/reset_prefix_cache", reset_prefix_cache),

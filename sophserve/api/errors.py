@@ -22,7 +22,7 @@ MAX_MESSAGE = 500
 HEALTH_PATHS = frozenset({"/health", "/ready", "/live", "/ping"})
 
 
-_RESPONSES_PATH, _ANTHROPIC_PATH = "/v1/responses", "/v1/messages"
+_RESPONSES_PATH, ANTHROPIC_PATH = "/v1/responses", "/v1/messages"
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
     404: "not_found_error",
@@ -69,7 +69,7 @@ class ApiError(SophserveError):
 
     def response(self, path: str) -> web.Response:
         """The whole answer to a request for this path."""
-        body = self.anthropic_body if path.startswith(_ANTHROPIC_PATH) else self.body
+        body = self.anthropic_body if path.startswith(ANTHROPIC_PATH) else self.body
         return web.Response(
             status=self.status,
             body=msgspec.json.encode(body),
@@ -79,7 +79,7 @@ class ApiError(SophserveError):
 
     def event(self, path: str) -> bytes:
         """What ends a stream of events for this path."""
-        if path.startswith(_ANTHROPIC_PATH):
+        if path.startswith(ANTHROPIC_PATH):
             return b"event: error\ndata: %b\n\n" % msgspec.json.encode(self.anthropic_body)
         if path.startswith(_RESPONSES_PATH):
             body = {"type": "error", "code": self.code, "message": str(self), "param": self.param, **self.body}
