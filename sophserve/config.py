@@ -117,6 +117,9 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             description="what of a text is its embedding: the last token's state, or the mean; auto: as the checkpoint"
         ),
     ] = "auto"
+    reject_unknown_fields: Annotated[
+        bool, Meta(description="answer 400 to fields that nobody knows instead of ignoring them with a warning")
+    ] = False
     trust_request_chat_template: Annotated[
         bool, Meta(description="take chat templates, which are programs, from requests")
     ] = False
@@ -140,6 +143,9 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     enable_auto_tool_choice: Annotated[bool, Meta(description="accepted without effect: models always choose")] = True
     ssl_certfile: Annotated[str | None, Meta(description="serve HTTPS with this certificate chain (PEM)")] = None
     ssl_keyfile: Annotated[str | None, Meta(description="its private key, where that is not in the same file")] = None
+    ssl_ca_certs: Annotated[
+        str | None, Meta(description="let in only clients with a certificate of these authorities (PEM)")
+    ] = None
     allowed_origins: Annotated[
         list[str], Meta(description="web origins whose pages may call the server; * for any (default: none)")
     ] = []
@@ -162,8 +168,9 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             if not all(getattr(self, name)):
                 raise ConfigError(f"{option(name)} is empty; give it a value or leave it out")
         self.response_store_bytes  # noqa: B018 - raises for a malformed size
-        if self.ssl_keyfile and not self.ssl_certfile:
-            raise ConfigError("--ssl-keyfile needs --ssl-certfile")
+        for name in ("ssl_keyfile", "ssl_ca_certs"):
+            if getattr(self, name) and not self.ssl_certfile:
+                raise ConfigError(f"{option(name)} needs --ssl-certfile")
         if not self.api_key and os.environ.get("SOPHSERVE_API_KEY"):
             self.api_key = [os.environ["SOPHSERVE_API_KEY"]]
         for name in ("max_concurrent_requests_per_key", "max_tokens_per_minute_per_key"):
