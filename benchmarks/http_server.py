@@ -1,6 +1,6 @@
 """The HTTP server beside vLLM's: `http_server.py --models DIRECTORY... --streams 1,16,64`.
 
-One asyncio client keeps so many streams of /v1/completions open at once, greedy answers of fixed length to prompts that
+One asyncio client keeps so many streams of /v1/completions open at once, three times over, greedy answers of fixed length to prompts that
 no cache knows, against one server after the other; client, server and worker share the machine. The first token is
 waited for from when a request is sent; a stream's pace is the time between its tokens. vLLM is installed as compare.py
 does it.
@@ -144,7 +144,6 @@ def main() -> None:
     numbers = lambda text: [int(each) for each in text.split(",")]  # noqa: E731
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="checkpoints; see make_checkpoint.py")
     parser.add_argument("--streams", type=numbers, default=[1, 16, 64], help="open at once (default: 1,16,64)")
-    parser.add_argument("--requests", type=int, default=64, help="at least, and twice the streams (default: 64)")
     parser.add_argument("--systems", default="sophserve,vllm", help="(default: sophserve,vllm)")
     parser.add_argument("--peers-dir", type=Path, default=cache, help=f"where vLLM is installed (default: {cache})")
     options = parser.parse_args()
@@ -158,7 +157,7 @@ def main() -> None:
         for system in options.systems.split(","):
             with served(system, model.resolve(), peers, max(options.streams)) as (url, process):
                 for streams in options.streams:
-                    found = measure(url, process, streams, max(options.requests, 2 * streams))
+                    found = measure(url, process, streams, max(16, 3 * streams))
                     print(f"| {model.name} | {streams} | {system} | {' | '.join(found.cells())} |", flush=True)
 
 
