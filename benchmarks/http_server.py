@@ -1,9 +1,9 @@
 """The HTTP server beside vLLM's: `http_server.py --models DIRECTORY... --streams 1,16,64`.
 
-One asyncio client keeps so many streams of /v1/completions open at once, three times over, greedy answers of fixed length to prompts that
-no cache knows, against one server after the other; client, server and worker share the machine. The first token is
-waited for from when a request is sent; a stream's pace is the time between its tokens. vLLM is installed as compare.py
-does it.
+One asyncio client keeps so many streams of /v1/completions open at once, for three requests each: greedy answers of
+fixed length to prompts that no cache knows, by one server after the other. Client, server and worker share the machine.
+The first token is waited for from when a request is sent; a stream's pace is the time between its tokens. vLLM is
+installed as compare.py does it.
 """
 
 from __future__ import annotations

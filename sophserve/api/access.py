@@ -65,6 +65,7 @@ def allow_origins(app: web.Application, origins: list[str]) -> None:
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
         if "Origin" in request.headers and allowed(request):
             response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
+            response.headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id, X-Sophserve-Warnings"
             response.headers["Vary"] = "Origin"
 
     @web.middleware

@@ -219,6 +219,7 @@ async def test_origins(start_app: Any) -> None:
     for body in ({"prompt": "Hi"}, {"prompt": "Hi", "stream": True}, {"prompt": 1.5}):
         async with app.http.post(TEXT, json=body, headers=headers) as response:
             assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
+            assert "X-Request-Id" in response.headers["Access-Control-Expose-Headers"]
     async with app.http.options(TEXT, headers={**ask, "Origin": "https://b.example"}) as response:
         assert response.status == 401
     async with app.http.get("/health", headers={"Origin": "https://b.example"}) as response:
