@@ -1,7 +1,7 @@
 """Make a checkpoint with random weights at a real model's shape, for measuring: `make_checkpoint.py SHAPE DIRECTORY`.
 
 Needs transformers. The tokenizer is copied from `--tokenizer`, a directory with tokenizer.json and
-tokenizer_config.json, or trained on this file: then only ids that it knows have a text.
+tokenizer_config.json, or trained on this file; the ids beyond are made-up words.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
             if (options.tokenizer / name).exists():
                 shutil.copy(options.tokenizer / name, options.directory)
     else:
-        train_tokenizer(options.directory)
+        train_tokenizer(options.directory, config.vocab_size)
     size = sum(path.stat().st_size for path in options.directory.iterdir())
     print(f"{options.directory}: {options.shape}, {size / 2**20:.0f} MiB")
 
@@ -120,7 +120,7 @@ def save_gptq(config: Qwen2Config, directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}, indent=2))
 
 
-def train_tokenizer(directory: Path) -> None:
+def train_tokenizer(directory: Path, size: int) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -132,6 +132,7 @@ def train_tokenizer(directory: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(Path(__file__).read_text().splitlines(), trainer)
+    tokenizer.add_tokens([f" word{number}" for number in range(size - tokenizer.get_vocab_size())])
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": CHAT_TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))

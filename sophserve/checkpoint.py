@@ -12,9 +12,9 @@ from sophserve.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
-# Folders hold other formats, and consolidated files the same weights once more under other names.
-_NOT_DOWNLOADED = ["*/*", "consolidated*"]
+_DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]  # also in folders: * is any text
+# Folders hold other formats, but for 1_Pooling/config.json; consolidated files the same weights under other names.
+_NOT_DOWNLOADED = ["[!1]*/*", "1[!_]*/*", "1_Pooling/[!c]*", "consolidated*"]
 
 
 def resolve_model(model: str) -> Path:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 import time
 from collections.abc import Sequence
 
 from sophserve.errors import SophserveError
+from sophserve.logs import configure
 from sophserve.options import COMMANDS, parse
 
 
@@ -29,11 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(argv: Sequence[str]) -> int:
     started = time.monotonic()
     engine_config, server_config = parse(argv)
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(message)s",
-        level=server_config.log_level.upper(),
-        stream=sys.stderr,
-    )
+    configure(server_config.log_level.upper(), server_config.log_format == "json")
     from sophserve.checkpoint import read_config, resolve_model
     from sophserve.engine.engine import Engine
 

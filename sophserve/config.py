@@ -5,12 +5,14 @@ The command line is made from both, the embedded API from EngineConfig."""
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from sophserve.errors import ConfigError
+from sophserve.keys import ApiKey, Limits, read_keys
 
 
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +96,15 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     api_key: Annotated[
         list[str], Meta(description="keys, any of which a client must send; also SOPHSERVE_API_KEY")
     ] = []
+    api_key_file: Annotated[
+        str | None, Meta(description="TOML file with a table [NAME] for each key: key or sha256, limits and priority")
+    ] = None
+    max_concurrent_requests_per_key: Annotated[
+        int | None, Meta(description="requests of one key that may run at once (default: any number)")
+    ] = None
+    max_tokens_per_minute_per_key: Annotated[
+        int | None, Meta(description="tokens of prompts and answers that one key may use (default: any number)")
+    ] = None
     max_queued_requests: Annotated[
         int, Meta(description="sequences that may wait beyond --max-num-seqs; further ones are answered 429")
     ] = 1024
@@ -106,9 +117,18 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             description="what of a text is its embedding: the last token's state, or the mean; auto: as the checkpoint"
         ),
     ] = "auto"
+    reject_unknown_fields: Annotated[
+        bool, Meta(description="answer 400 to fields that nobody knows instead of ignoring them with a warning")
+    ] = False
     trust_request_chat_template: Annotated[
         bool, Meta(description="take chat templates, which are programs, from requests")
     ] = False
+    root_path: Annotated[
+        str, Meta(description="path under which a proxy shows the server, such as /llm; answered with and without it")
+    ] = ""
+    sse_keep_alive_interval: Annotated[
+        float, Meta(description="seconds after which a stream with nothing to say sends a comment; 0 sends none")
+    ] = 10.0
     drain_timeout: Annotated[
         float, Meta(description="seconds that running requests get to finish in when the server stops")
     ] = 30.0
@@ -123,6 +143,9 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     enable_auto_tool_choice: Annotated[bool, Meta(description="accepted without effect: models always choose")] = True
     ssl_certfile: Annotated[str | None, Meta(description="serve HTTPS with this certificate chain (PEM)")] = None
     ssl_keyfile: Annotated[str | None, Meta(description="its private key, where that is not in the same file")] = None
+    ssl_ca_certs: Annotated[
+        str | None, Meta(description="let in only clients with a certificate of these authorities (PEM)")
+    ] = None
     allowed_origins: Annotated[
         list[str], Meta(description="web origins whose pages may call the server; * for any (default: none)")
     ] = []
@@ -130,20 +153,44 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Literal["debug", "info", "warning", "error"], Meta(description="least severe messages to print")
     ] = "info"
 
+    log_format: Annotated[Literal["text", "json"], Meta(description="json: an object a line")] = "text"
+    log_requests: Annotated[
+        bool, Meta(description="log prompts and sampling parameters, which are never logged otherwise")
+    ] = False
+
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must be between 0 and 65535, got {self.port}")
-        for name in ("max_queued_requests", "drain_timeout"):
+        for name in ("max_queued_requests", "drain_timeout", "sse_keep_alive_interval"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{option(name)} must be 0 or more, got {getattr(self, name)}")
         for name in ("api_key", "served_model_name", "allowed_origins"):
             if not all(getattr(self, name)):
                 raise ConfigError(f"{option(name)} is empty; give it a value or leave it out")
         self.response_store_bytes  # noqa: B018 - raises for a malformed size
-        if self.ssl_keyfile and not self.ssl_certfile:
-            raise ConfigError("--ssl-keyfile needs --ssl-certfile")
+        for name in ("ssl_keyfile", "ssl_ca_certs"):
+            if getattr(self, name) and not self.ssl_certfile:
+                raise ConfigError(f"{option(name)} needs --ssl-certfile")
         if not self.api_key and os.environ.get("SOPHSERVE_API_KEY"):
             self.api_key = [os.environ["SOPHSERVE_API_KEY"]]
+        for name in ("max_concurrent_requests_per_key", "max_tokens_per_minute_per_key"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{option(name)} must be at least 1, got {value}")
+            if value is not None and not self.keys:
+                raise ConfigError(f"{option(name)} needs --api-key or --api-key-file")
+        self.keys  # noqa: B018 - raises for a file that cannot be used
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path, re.ASCII):
+            raise ConfigError(f"--root-path must look like /llm or /a/b, got {self.root_path!r}")
+
+    @property
+    def keys(self) -> list[ApiKey]:
+        """Those of api_key and api_key_file."""
+        limits = Limits(
+            max_concurrent_requests=self.max_concurrent_requests_per_key,
+            max_tokens_per_minute=self.max_tokens_per_minute_per_key,
+        )
+        return read_keys(self.api_key, self.api_key_file, limits)
 
     @property
     def response_store_bytes(self) -> int:

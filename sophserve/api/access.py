@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 
 from aiohttp import web
@@ -10,33 +9,35 @@ from aiohttp.typedefs import Middleware
 
 from sophserve.api.errors import HEALTH_PATHS, ApiError, Handler
 from sophserve.api.health import unavailable
+from sophserve.api.quota import Account
+from sophserve.api.record import current_record
 from sophserve.api.serving import SERVING
+from sophserve.keys import ApiKey, digest_of
 
 
-def require_key(keys: list[str]) -> Middleware:
+def require_key(keys: list[ApiKey]) -> Middleware:
     """Middleware that asks every request but the health checks for one of the keys, as `Authorization: Bearer KEY` or
-    `x-api-key: KEY`."""
-    digests = [_digest(key) for key in keys]
+    `x-api-key: KEY`, and notes whose it is."""
+    accounts = [Account(key) for key in keys]
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if digests and request.path not in HEALTH_PATHS:
-            given = _digest(_given_key(request))
+        record = current_record.get()
+        if accounts and record.path not in HEALTH_PATHS:
+            given = digest_of(_given_key(request))
             # Digests of equal length, each one compared: the time says nothing about any key.
-            if not sum([hmac.compare_digest(given, digest) for digest in digests]):
+            found = [account for account in accounts if hmac.compare_digest(given, account.key.digest)]
+            if not found:
                 raise ApiError(
                     401,
                     "send a valid API key as 'Authorization: Bearer KEY'",
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+            record.account = found[0]
         return await handler(request)
 
     return middleware
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
 
 
 def _given_key(request: web.Request) -> str:
@@ -50,7 +51,7 @@ def _given_key(request: web.Request) -> str:
 async def require_ready(request: web.Request, handler: Handler) -> web.StreamResponse:
     """503 for every request until the model is loaded, and again once the server stops or the engine is lost. The
     health checks speak for themselves."""
-    if request.path not in HEALTH_PATHS and (error := unavailable(request.app[SERVING])) is not None:
+    if current_record.get().path not in HEALTH_PATHS and (error := unavailable(request.app[SERVING])) is not None:
         raise error
     return await handler(request)
 
@@ -64,6 +65,7 @@ def allow_origins(app: web.Application, origins: list[str]) -> None:
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
         if "Origin" in request.headers and allowed(request):
             response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
+            response.headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-Id, X-Sophserve-Warnings"
             response.headers["Vary"] = "Origin"
 
     @web.middleware

@@ -14,49 +14,54 @@ from sophserve.api.health import health, live, ping, version
 from sophserve.api.live_requests import cancel_request, list_requests
 from sophserve.api.messages import count_tokens, messages
 from sophserve.api.models import get_model, list_models
+from sophserve.api.openapi import openapi
 from sophserve.api.responses import count_input_tokens, create_response, delete_response, get_response
 from sophserve.api.server_info import server_info
 from sophserve.api.serving import SERVING, Serving
 from sophserve.api.tokenize import apply_template, detokenize, tokenize
 
+ROUTES = [
+    web.get("/health", health),
+    web.get("/ready", health),
+    web.get("/live", live),
+    web.get("/ping", ping),
+    web.post("/ping", ping),
+    web.get("/version", version),
+    web.get("/openapi.json", openapi),
+    web.get("/server_info", server_info),
+    web.get("/metrics", metrics),
+    web.post("/reset_prefix_cache", reset_prefix_cache),
+    web.get("/requests", list_requests),
+    web.post("/requests/{id}/cancel", cancel_request),
+    web.delete("/requests/{id}", cancel_request),
+    web.post("/tokenize", tokenize),
+    web.post("/detokenize", detokenize),
+    web.post("/apply-template", apply_template),
+    web.get("/v1/models", list_models),
+    web.get("/v1/models/{name:.+}", get_model),
+    web.post("/v1/chat/completions", chat_completions),
+    web.post("/v1/completions", completions),
+    web.post("/v1/embeddings", embeddings),
+    web.post("/v1/responses", create_response),
+    web.post("/v1/responses/input_tokens", count_input_tokens),
+    web.get("/v1/responses/{id}", get_response),
+    web.delete("/v1/responses/{id}", delete_response),
+    web.post("/v1/messages", messages),
+    web.post("/v1/messages/count_tokens", count_tokens),
+]
+
 
 def create_app(serving: Serving) -> web.Application:
     """The OpenAI API over one model."""
+    config = serving.config
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
-        middlewares=[answer_errors, require_key(serving.config.api_key), require_ready],
+        middlewares=[answer_errors(config.root_path), require_key(config.keys), require_ready],
     )
     app[SERVING] = serving
-    app.add_routes(
-        [
-            web.get("/health", health),
-            web.get("/ready", health),
-            web.get("/live", live),
-            web.get("/ping", ping),
-            web.post("/ping", ping),
-            web.get("/version", version),
-            web.get("/server_info", server_info),
-            web.get("/metrics", metrics),
-            web.post("/reset_prefix_cache", reset_prefix_cache),
-            web.get("/requests", list_requests),
-            web.post("/requests/{id}/cancel", cancel_request),
-            web.delete("/requests/{id}", cancel_request),
-            web.post("/tokenize", tokenize),
-            web.post("/detokenize", detokenize),
-            web.post("/apply-template", apply_template),
-            web.get("/v1/models", list_models),
-            web.get("/v1/models/{name:.+}", get_model),
-            web.post("/v1/chat/completions", chat_completions),
-            web.post("/v1/completions", completions),
-            web.post("/v1/embeddings", embeddings),
-            web.post("/v1/responses", create_response),
-            web.post("/v1/responses/input_tokens", count_input_tokens),
-            web.get("/v1/responses/{id}", get_response),
-            web.delete("/v1/responses/{id}", delete_response),
-            web.post("/v1/messages", messages),
-            web.post("/v1/messages/count_tokens", count_tokens),
-        ]
-    )
-    if serving.config.allowed_origins:
-        allow_origins(app, serving.config.allowed_origins)
+    app.add_routes(ROUTES)
+    if config.root_path:  # a proxy may take it off the path, or not
+        app.add_routes([web.route(route.method, config.root_path + route.path, route.handler) for route in ROUTES])
+    if config.allowed_origins:
+        allow_origins(app, config.allowed_origins)
     return app

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
+from sophserve.api.serving import SERVING
 from sophserve.errors import RequestError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ _UNSUPPORTED = frozenset(
         "web_search_options",
     }
 )
+_LONGEST_NAME = 64
 _NEUTRAL: dict[str, Any] = {"best_of": 1, "modalities": ["text"]}
 
 
@@ -46,8 +48,10 @@ async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
     for name in sorted((_UNSUPPORTED & fields.keys()).difference(kind.__struct_fields__)):
         if fields[name] and fields[name] != _NEUTRAL.get(name):
             raise RequestError(f"{name} is not supported; leave it out", name, "unsupported_parameter")
-    unknown = fields.keys() - set(kind.__struct_fields__) - _WITHOUT_EFFECT - _UNSUPPORTED
-    return checked(fields, kind), sorted(unknown)
+    unknown = sorted(fields.keys() - set(kind.__struct_fields__) - _WITHOUT_EFFECT - _UNSUPPORTED)
+    if unknown and request.app[SERVING].config.reject_unknown_fields:
+        raise RequestError(f"{_shown(unknown)}: there is no such field; leave it out", unknown[0][:_LONGEST_NAME])
+    return checked(fields, kind), unknown
 
 
 def checked(fields: dict[str, Any], kind: type[T]) -> T:
@@ -67,9 +71,13 @@ def warn_unknown(names: list[str]) -> dict[str, str]:
     """Log that these fields were ignored; returns the header that tells the client."""
     if not names:
         return {}
-    shown = ", ".join(ascii(name[:64]) for name in names[:20])
+    shown = _shown(names)
     log.warning("ignored unknown fields of a request: %s", shown)
     return {"X-Sophserve-Warnings": f"ignored unknown fields: {shown}"}
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(ascii(name[:_LONGEST_NAME]) for name in names[:20])
 
 
 def _decode(body: bytes) -> dict[str, Any]:

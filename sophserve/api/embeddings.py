@@ -12,7 +12,7 @@ from aiohttp import web
 
 from sophserve.api.body import json_response, read_body, warn_unknown
 from sophserve.api.generation import engine_errors
-from sophserve.api.prompts import cut, encode, listed
+from sophserve.api.prompts import cut, encode, listed, log_prompts
 from sophserve.api.record import current_record, name_request
 from sophserve.api.serving import SERVING, Serving
 from sophserve.engine.checks import check_input
@@ -70,9 +70,12 @@ async def _encoded(serving: Serving, text: str | list[int], body: EmbeddingReque
 async def _embed(serving: Serving, inputs: list[list[int]], body: EmbeddingRequest) -> list[array[float]]:
     """The vectors, made at once in as few steps as they fit in."""
     identity, record, engine = name_request("embd-", body.request_id), current_record.get(), serving.engine
+    log_prompts(serving, identity, inputs)
     record.prompt_tokens = sum(map(len, inputs))
+    record.spend(record.prompt_tokens)
+    priority = (body.priority or 0) + record.priority
     tasks = [
-        asyncio.create_task(engine.embed(tokens, serving.pooling, identity, index, body.priority or 0))
+        asyncio.create_task(engine.embed(tokens, serving.pooling, identity, index, priority))
         for index, tokens in enumerate(inputs)
     ]
     try:

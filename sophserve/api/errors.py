@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from sophserve.api.record import Record, current_record, given_id, name_request
 from sophserve.errors import RequestError, SophserveError
@@ -21,7 +22,7 @@ MAX_MESSAGE = 500
 HEALTH_PATHS = frozenset({"/health", "/ready", "/live", "/ping"})
 
 
-_RESPONSES_PATH, _ANTHROPIC_PATH = "/v1/responses", "/v1/messages"
+_RESPONSES_PATH, ANTHROPIC_PATH = "/v1/responses", "/v1/messages"
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
     404: "not_found_error",
@@ -68,7 +69,7 @@ class ApiError(SophserveError):
 
     def response(self, path: str) -> web.Response:
         """The whole answer to a request for this path."""
-        body = self.anthropic_body if path.startswith(_ANTHROPIC_PATH) else self.body
+        body = self.anthropic_body if path.startswith(ANTHROPIC_PATH) else self.body
         return web.Response(
             status=self.status,
             body=msgspec.json.encode(body),
@@ -78,7 +79,7 @@ class ApiError(SophserveError):
 
     def event(self, path: str) -> bytes:
         """What ends a stream of events for this path."""
-        if path.startswith(_ANTHROPIC_PATH):
+        if path.startswith(ANTHROPIC_PATH):
             return b"event: error\ndata: %b\n\n" % msgspec.json.encode(self.anthropic_body)
         if path.startswith(_RESPONSES_PATH):
             body = {"type": "error", "code": self.code, "message": str(self), "param": self.param, **self.body}
@@ -86,24 +87,34 @@ class ApiError(SophserveError):
         return b"data: %b\n\n" % msgspec.json.encode(self.body)
 
 
-@web.middleware
-async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever a handler raises into an answer, and log one line for the request."""
-    record = Record(time.monotonic(), given_id(request))
-    current_record.set(record)
-    status = 499  # the client went away before the answer
-    try:
-        response = await _answer(request, handler, record)
-        status = response.status
-        if not response.prepared:
-            response.headers["X-Request-Id"] = name_request("req-")
-        return response
-    except ConnectionError:
-        return web.Response(status=status)  # cannot be sent
-    finally:
-        quiet = request.path in HEALTH_PATHS or record.error_code == "loading"
-        path = request.rel_url.raw_path
-        log.log(logging.DEBUG if quiet else logging.INFO, "%s %s %d%s", request.method, path, status, record)
+def answer_errors(root_path: str) -> Middleware:
+    """Middleware that turns whatever a handler raises into an answer, and logs one line for the request."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        record = Record(time.monotonic(), request.path.removeprefix(root_path), given_id(request))
+        current_record.set(record)
+        status = 499  # the client went away before the answer
+        try:
+            response = await _answer(request, handler, record)
+            status = response.status
+            if not response.prepared:
+                response.headers["X-Request-Id"] = name_request("req-")
+            return response
+        except ConnectionError:
+            return web.Response(status=status)  # cannot be sent
+        finally:
+            _log(request, status, record)
+
+    return middleware
+
+
+def _log(request: web.Request, status: int, record: Record) -> None:
+    quiet = record.path in HEALTH_PATHS or record.error_code == "loading"
+    asked = {"method": request.method, "path": request.rel_url.raw_path, "status": status}
+    line = " ".join(map(str, asked.values()))
+    fields = {"fields": {**asked, **record.fields()}}
+    log.log(logging.DEBUG if quiet else logging.INFO, "%s%s", line, record, extra=fields)
 
 
 async def _answer(request: web.Request, handler: Handler, record: Record) -> web.StreamResponse:
@@ -115,9 +126,9 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
         error = _as_api_error(request, exception)
     record.error, record.error_code = str(error), error.code
     if record.stream is None:
-        return error.response(request.path)
+        return error.response(record.path)
     # The headers have gone out with status 200: the error can only be an event.
-    await record.stream.write(error.event(request.path))
+    await record.stream.write(error.event(record.path))
     await record.stream.write_eof()
     return record.stream
 

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from sophserve.api.event_stream import EventStream
 from sophserve.api.generation import Answer, Generation
-from sophserve.api.record import current_record
 from sophserve.api.requests import ChatRequest, ResponseFormat
-from sophserve.api.respond import EVENT_STREAM, Usage, recorded_deltas
+from sophserve.api.respond import Usage, recorded_deltas
 from sophserve.api.serving import SERVING
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
@@ -43,23 +43,18 @@ class Exchange:
 
     async def stream(self, events: Callable[[OutputDelta], Iterator[Event]]) -> web.StreamResponse:
         """Send the events that each delta makes; the name of an event is its type."""
-        # The headers wait for the first output, so that what fails before it gets a status of its own.
-        response = web.StreamResponse(headers=self._headers | EVENT_STREAM)
-        async with aclosing(self._deltas()) as deltas:
+        async with EventStream(self._request, self._headers) as stream, aclosing(self._deltas()) as deltas:
             async for _, delta in deltas:
-                if not response.prepared:
-                    current_record.get().stream = response
-                    await response.prepare(self._request)
                 sent = [
                     b"event: %b\ndata: %b\n\n" % (e["type"].encode(), msgspec.json.encode(e)) for e in events(delta)
                 ]
                 if sent:
-                    await response.write(b"".join(sent))
-        await response.write_eof()
-        return response
+                    await stream.send(b"".join(sent))
+        await stream.response.write_eof()
+        return stream.response
 
     def _deltas(self) -> AsyncGenerator[tuple[int, OutputDelta], None]:
-        return recorded_deltas(self._request.app[SERVING].engine, self._generation, self.usage)
+        return recorded_deltas(self._request.app[SERVING], self._generation, self.usage)
 
 
 def refuse_tool_calls(chat: ChatRequest) -> None:

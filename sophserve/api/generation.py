@@ -7,6 +7,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from sophserve.api.errors import ApiError
+from sophserve.api.record import current_record
 from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta, TokenLogprob
@@ -72,8 +73,9 @@ class Generation:
     async def deltas(self, engine: Engine) -> AsyncGenerator[tuple[int, OutputDelta], None]:
         """What every choice gains, as it comes. Closing the iterator aborts all. Raises ApiError if the engine ends
         an answer before it is complete."""
+        priority = self.priority + current_record.get().priority
         answers = [
-            engine.generate(prompt, params, self.id, index, self.priority, self.cache_salt)
+            engine.generate(prompt, params, self.id, index, priority, self.cache_salt)
             for prompt, params in zip(self.prompts, self.params, strict=True)
             for index in range(self.n)
         ]

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import msgspec
 
 from sophserve.api.requests import ChatRequest, GenerationRequest
 from sophserve.api.serving import Serving
 from sophserve.errors import CheckpointError, RequestError
+from sophserve.sampling import SamplingParams
 from sophserve.text.chat_template import ChatTemplate
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Shorter texts are done in less time than the thread takes to be heard when others compute.
 LONG_TEXT = 10_000
+_LOGGED_TOKENS = 2048
 _TRUNCATE = "truncate_prompt_tokens"
 
 
@@ -53,6 +59,19 @@ async def encode_chat(
 async def render_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> str:
     """A conversation in the chat template, as text. Raises RequestError."""
     return await in_text_thread(serving, sum(map(_length, messages)), _renderer(serving, messages, body))
+
+
+def log_prompts(
+    serving: Serving, identity: str, prompts: list[list[int]], params: SamplingParams | None = None
+) -> None:
+    """Log what a request asks of the model, where the operator wants that."""
+    if not serving.config.log_requests:
+        return
+    for prompt in prompts:
+        text = serving.tokenizer.decode(prompt[:_LOGGED_TOKENS], skip_special_tokens=False)
+        more = f" and {len(prompt) - _LOGGED_TOKENS} further tokens" if len(prompt) > _LOGGED_TOKENS else ""
+        fields = {"id": identity, "prompt": text, "params": msgspec.to_builtins(params)}
+        log.info("%s asks %r%s, %s", identity, text, more, fields["params"], extra={"fields": fields})
 
 
 def truncated(prompt: list[int], body: GenerationRequest, context: int) -> list[int]:

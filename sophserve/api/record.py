@@ -6,44 +6,74 @@ import re
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from aiohttp import web
 
 from sophserve.errors import RequestError
 
+if TYPE_CHECKING:
+    from sophserve.api.quota import Account
+
 _SANE_ID = re.compile(r"[A-Za-z0-9][\w.:@+=-]{0,127}", re.ASCII)
 
 
 @dataclass
 class Record:
-    """Filled in while a request is served. Times are of time.monotonic(); stream is set once its headers go out."""
+    """Filled in while a request is served. Times are of time.monotonic(); path is without --root-path; stream is set
+    once its headers go out."""
 
     started: float
+    path: str
     id: str | None = None
+    account: Account | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    queue_time: float = 0.0
     first_output: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
     error: str | None = None
     error_code: str | None = None
     stream: web.StreamResponse | None = None
 
-    def __str__(self) -> str:
+    @property
+    def priority(self) -> int:
+        """What the API key adds to the priority of its requests."""
+        return self.account.key.priority if self.account else 0
+
+    def spend(self, tokens: int) -> None:
+        """Charge tokens to the API key."""
+        if self.account:
+            self.account.spend(tokens)
+
+    def fields(self) -> dict[str, Any]:
+        """What there is to say by now; times are seconds."""
         now = time.monotonic()
-        parts = []
-        if self.id:
-            parts.append(self.id)
+        found: dict[str, Any] = {"total": round(now - self.started, 4), "id": self.id}
+        if self.account:
+            found["key"] = self.account.key.name
         if self.prompt_tokens:
-            parts.append(f"prompt={self.prompt_tokens} cached={self.cached_tokens} output={self.output_tokens}")
+            found |= {"prompt": self.prompt_tokens, "cached": self.cached_tokens, "output": self.output_tokens}
         if self.first_output is not None:
-            parts.append(f"first_token={self.first_output - self.started:.3f}s decode={now - self.first_output:.3f}s")
+            found["queue"] = round(self.queue_time, 4)
+            found["first_token"] = round(self.first_output - self.started, 4)
+            found["decode"] = round(now - self.first_output, 4)
         if self.finish_reasons:
-            parts.append("finish=" + ",".join(sorted(set(self.finish_reasons))))
-        if self.error is not None:
-            parts.append(f"error={self.error!r}")
-        return "".join(" " + part for part in [f"total={now - self.started:.3f}s", *parts])
+            found["finish"] = ",".join(sorted(set(self.finish_reasons)))
+        return found | {"error": self.error, "code": self.error_code}
+
+    def __str__(self) -> str:
+        found = self.fields()
+        parts = [found.pop("id") or ""]
+        del found["code"]
+        for name, value in found.items():
+            if isinstance(value, float):
+                parts.append(f"{name}={value:.3f}s")
+            elif value is not None:
+                parts.append(f"{name}={value!r}" if name == "error" else f"{name}={value}")
+        return "".join(" " + part for part in parts if part)
 
 
 # That of the request which the running task serves.

@@ -1,5 +1,4 @@
-"""Answers to generation requests, whole or as server-sent events
-(https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+"""Answers to generation requests, whole or as server-sent events."""
 
 from __future__ import annotations
 
@@ -11,11 +10,12 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
+from sophserve.api.event_stream import EventStream
 from sophserve.api.generation import Answer, Generation
+from sophserve.api.prompts import log_prompts
 from sophserve.api.record import current_record
 from sophserve.api.requests import GenerationRequest, StreamOptions
-from sophserve.api.serving import SERVING
-from sophserve.engine.engine import Engine
+from sophserve.api.serving import SERVING, Serving
 from sophserve.engine.output import OutputDelta
 
 Choice = dict[str, Any]
@@ -70,24 +70,22 @@ class Usage:
         }
 
 
-EVENT_STREAM = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
-
-
 async def recorded_deltas(
-    engine: Engine, generation: Generation, usage: Usage
+    serving: Serving, generation: Generation, usage: Usage
 ) -> AsyncGenerator[tuple[int, OutputDelta], None]:
     """What every choice gains, counted in usage and in the request's record."""
+    engine = serving.engine
     generation.check(engine)
+    log_prompts(serving, generation.id, generation.prompts, generation.params[0])
     record = current_record.get()
     record.prompt_tokens = generation.prompt_tokens
+    record.spend(record.prompt_tokens)
     async with aclosing(generation.deltas(engine)) as deltas:
         async for index, delta in deltas:
             usage.add(index, delta)
             record.first_output = record.first_output or time.monotonic()
+            record.queue_time = max(record.queue_time, delta.queue_time)
+            record.spend(len(delta.token_ids))
             record.output_tokens, record.cached_tokens = usage.output_tokens, usage.cached_tokens
             if delta.finish_reason:
                 record.finish_reasons.append(delta.finish_reason)
@@ -114,7 +112,7 @@ class Reply:
         return await self._whole(bool(body.return_token_ids))
 
     def _deltas(self) -> AsyncGenerator[tuple[int, OutputDelta], None]:
-        return recorded_deltas(self._request.app[SERVING].engine, self._generation, self._usage)
+        return recorded_deltas(self._request.app[SERVING], self._generation, self._usage)
 
     def _prompt(self, index: int) -> list[int]:
         """The prompt of a choice."""
@@ -140,11 +138,9 @@ class Reply:
         return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=self._headers)
 
     async def _stream(self, options: StreamOptions, token_ids: bool) -> web.StreamResponse:
-        # The headers wait for the first output, so that what fails before it gets a status of its own.
-        response = web.StreamResponse(headers=self._headers | EVENT_STREAM)
         opened: set[int] = set()
         untold: dict[int, dict[str, list[int]]] = {}  # token ids for the next chunk of a choice
-        async with aclosing(self._deltas()) as deltas:
+        async with EventStream(self._request, self._headers) as stream, aclosing(self._deltas()) as deltas:
             async for index, delta in deltas:
                 choices = []
                 if index not in opened:
@@ -160,22 +156,17 @@ class Reply:
                     ids["token_ids"] = ids.get("token_ids", []) + delta.token_ids
                     if shown:
                         shown[-1].update(untold.pop(index))
-                await self._write(response, [[choice] for choice in shown], options)
-        if options.include_usage:
-            await self._write(response, [[]], StreamOptions(continuous_usage_stats=True))
-        await response.write(b"data: [DONE]\n\n")
-        await response.write_eof()
-        return response
+                if events := self._events([[choice] for choice in shown], options):
+                    await stream.send(events)
+            usage = self._events([[]], StreamOptions(continuous_usage_stats=True)) if options.include_usage else b""
+            await stream.send(usage + b"data: [DONE]\n\n")
+        await stream.response.write_eof()
+        return stream.response
 
-    async def _write(self, response: web.StreamResponse, chunks: list[list[Choice]], options: StreamOptions) -> None:
+    def _events(self, chunks: list[list[Choice]], options: StreamOptions) -> bytes:
         common = {**self._common, "object": self._style.chunk_kind}
         if options.continuous_usage_stats:
             common["usage"] = self._usage.json()
         elif options.include_usage:
             common["usage"] = None
-        if not response.prepared:
-            current_record.get().stream = response
-            await response.prepare(self._request)
-        events = [b"data: %b\n\n" % msgspec.json.encode({**common, "choices": chunk}) for chunk in chunks]
-        if events:
-            await response.write(b"".join(events))
+        return b"".join(b"data: %b\n\n" % msgspec.json.encode({**common, "choices": chunk}) for chunk in chunks)

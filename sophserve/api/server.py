@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from sophserve.api.app import create_app
 from sophserve.api.serving import Serving
+from sophserve.api.tls import renew, ssl_context
 from sophserve.checkpoint import read_generation_config, read_pooling
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
@@ -62,10 +63,14 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
     stop = _stop_on_signal()
     runner = make_runner(serving)
     loading = asyncio.create_task(_load(serving))
+    background: list[asyncio.Task[None]] = [loading]
     address = None
     try:
         await runner.setup()
-        address = await _listen(runner, config)
+        context = ssl_context(config)
+        address = await _listen(runner, config, context)
+        if context:
+            background.append(asyncio.create_task(renew(context, config)))
         log.info("listening on %s", address)
         if await _before(stop, loading):
             _log_ready(serving, address, time.monotonic() - started)
@@ -79,8 +84,9 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
                 await site.stop()
             await serving.drain(config.drain_timeout)
     finally:
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
         await runner.cleanup()
         await engine.close()
         serving.text_thread.shutdown(wait=False, cancel_futures=True)
@@ -115,9 +121,8 @@ async def _before(stop: asyncio.Event, task: asyncio.Task[object]) -> bool:
     return True
 
 
-async def _listen(runner: web.AppRunner, config: ServerConfig) -> str:
+async def _listen(runner: web.AppRunner, config: ServerConfig, context: ssl.SSLContext | None) -> str:
     """Bind, and return the address for users."""
-    context = _ssl_context(config)
     site: web.BaseSite
     if config.uds:
         where, advice = config.uds, "--uds"
@@ -140,22 +145,6 @@ async def _listen(runner: web.AppRunner, config: ServerConfig) -> str:
     port = runner.addresses[0][1]
     host = f"[{config.host}]" if ":" in config.host else config.host
     return f"{'https' if context else 'http'}://{host}:{port}"
-
-
-def _ssl_context(config: ServerConfig) -> ssl.SSLContext | None:
-    if not config.ssl_certfile:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile, password=_no_password)
-    except (OSError, ValueError) as error:
-        files = " and ".join(filter(None, [config.ssl_certfile, config.ssl_keyfile]))
-        raise ConfigError(f"cannot use {files} for HTTPS: {error}; check --ssl-certfile and --ssl-keyfile") from None
-    return context
-
-
-def _no_password() -> str:
-    raise ConfigError("the key of --ssl-keyfile is encrypted; give one without a password")
 
 
 async def _load(serving: Serving) -> None:
@@ -217,6 +206,11 @@ def _progress_shown(engine: Engine) -> Iterator[None]:
 
 def _log_ready(serving: Serving, address: str, seconds: float) -> None:
     info = serving.engine.info
+    log.info(
+        "memory: weights %s, KV cache %s, free %s of %s",
+        *(f"{size / 2**20:.0f} MiB" for size in (info.weight_bytes, info.kv_cache_bytes)),
+        *(f"{size / 2**30:.1f} GiB" for size in (info.free_memory, info.total_memory)),
+    )
     log.info(
         "ready: %s/v1, model %s, context %d, KV cache %d tokens, in %.1f s",
         address,

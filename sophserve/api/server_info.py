@@ -18,8 +18,8 @@ async def server_info(request: web.Request) -> web.Response:
     """The options in effect, the model and its memory. Keys and the paths of keys are left out."""
     serving = request.app[SERVING]
     server: dict[str, Any] = msgspec.to_builtins(serving.config)
-    server["api_key"] = bool(serving.config.api_key)
-    del server["ssl_keyfile"]
+    server["api_key"] = bool(serving.config.keys)
+    del server["ssl_keyfile"], server["api_key_file"]
     answer = {
         "version": sophserve.__version__,
         "uptime": round(time.time() - serving.created, 3),

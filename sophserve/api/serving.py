@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
 from aiohttp import web
 
 from sophserve.api.errors import ApiError
+from sophserve.api.record import current_record
 from sophserve.api.response_store import ResponseStore
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
@@ -53,8 +54,30 @@ class Serving:
 
     @asynccontextmanager
     async def admitted(self, sequences: int, timeout: float | None = None) -> AsyncIterator[None]:
-        """Hold the place of a request that generates so many sequences. Raises ApiError when there is none, when
-        timeout seconds have passed, or when the server stops before the request is done."""
+        """Hold the place of a request that generates so many sequences. Raises ApiError when there is none, here or
+        for its API key, when timeout seconds have passed, or when the server stops before the request is done."""
+        with self._place(sequences):
+            deadline = asyncio.timeout(timeout)
+            self._deadlines.add(deadline)
+            self._idle.clear()
+            try:
+                async with deadline:
+                    yield
+            except TimeoutError:
+                if deadline.when() == _NOW:
+                    raise _stopping() from None
+                if deadline.expired():
+                    raise ApiError(
+                        408, f"the request took longer than its timeout of {timeout:g} s", code="timeout"
+                    ) from None
+                raise
+            finally:
+                self._deadlines.discard(deadline)
+                if not self._deadlines:
+                    self._idle.set()
+
+    @contextmanager
+    def _place(self, sequences: int) -> Iterator[None]:
         if self.draining:
             raise _stopping()
         capacity = self.engine.config.max_num_seqs + self.config.max_queued_requests
@@ -69,26 +92,13 @@ class Serving:
                 code="queue_full",
                 headers={"Retry-After": "1"},
             )
-        self._sequences += sequences
-        self._idle.clear()
-        deadline = asyncio.timeout(timeout)
-        self._deadlines.add(deadline)
-        try:
-            async with deadline:
+        account = current_record.get().account
+        with account.request() if account else nullcontext():
+            self._sequences += sequences
+            try:
                 yield
-        except TimeoutError:
-            if deadline.when() == _NOW:
-                raise _stopping() from None
-            if deadline.expired():
-                raise ApiError(
-                    408, f"the request took longer than its timeout of {timeout:g} s", code="timeout"
-                ) from None
-            raise
-        finally:
-            self._deadlines.discard(deadline)
-            self._sequences -= sequences
-            if not self._deadlines:
-                self._idle.set()
+            finally:
+                self._sequences -= sequences
 
     async def drain(self, seconds: float) -> None:
         """Let no new request in, wait for the running ones, and after that time end them with an error."""

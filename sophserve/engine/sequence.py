@@ -23,6 +23,11 @@ class Timeline:
     first_token: float = 0.0
     last_token: float = 0.0
 
+    @property
+    def queued(self) -> float:
+        """Seconds from arrival to the first step."""
+        return max(0.0, self.scheduled - self.arrived)
+
 
 class Sequence:
     """A request together with its reader. request_id and index: which answer to which client's request it is.
@@ -66,6 +71,7 @@ class Sequence:
             logprobs=None if sampled.logprobs is None else [sampled.logprobs],
             prompt_logprobs=self._prompt_logprobs if len(request.output) == 1 else None,
             cached_tokens=request.cached_tokens,
+            queue_time=self.timeline.queued,
         )
         count = len(request.output)
         # A grammar that is complete ends the answer, however short it is.

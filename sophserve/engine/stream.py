@@ -38,6 +38,7 @@ def _merge(first: OutputDelta, second: OutputDelta) -> OutputDelta:
         finish_reason=second.finish_reason,
         stop_reason=second.stop_reason,
         cached_tokens=first.cached_tokens,
+        queue_time=first.queue_time,
         error=second.error,
     )
 

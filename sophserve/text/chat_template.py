@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ Message = dict[str, Any]
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _CONTINUE_MARK = "\ue0fecontinue here\ue0fe"
 _PROBE = "probe of list content"
+# That rendering may take: templates are programs.
+MOST_SECONDS = 5.0
 
 
 class ChatTemplate:
@@ -180,8 +183,15 @@ def _compile(name: str, source: str) -> Template:
 def _render(template: Template, variables: dict[str, Any]) -> str:
     from jinja2 import TemplateError
 
+    from sophserve.text.jinja_environment import DEADLINE, TooSlow
+
     try:
-        return template.render(variables)
+        return template.render({**variables, DEADLINE: time.monotonic() + MOST_SECONDS})
+    except TooSlow:
+        raise RequestError(
+            f"the chat template took longer than {MOST_SECONDS:g} s; send fewer or shorter messages",
+            "messages",
+        ) from None
     except TemplateError as error:
         raise RequestError(f"the chat template refused the messages: {error}", "messages") from None
     except Exception as error:  # a template is a program: whatever it does wrong with these messages

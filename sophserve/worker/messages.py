@@ -22,6 +22,7 @@ class LoadModel(msgspec.Struct, array_like=True, tag="load"):
     rank: int
     world_size: int
     log_level: int
+    log_json: bool = False
 
 
 class AddedRequest(msgspec.Struct, array_like=True):

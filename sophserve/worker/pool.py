@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from sophserve.config import EngineConfig
+from sophserve.logs import in_json
 from sophserve.worker.channel import Reader, Ring, Writer
 from sophserve.worker.messages import (
     FromWorker,
@@ -114,7 +115,7 @@ class WorkerGroup:
         level = logging.getLogger("sophserve").getEffectiveLevel()
         collectives = os.memfd_create("sophserve-collectives")
         os.ftruncate(collectives, COLLECTIVES_BYTES)
-        loads = [LoadModel(str(directory), config, rank, size, level) for rank in range(size)]
+        loads = [LoadModel(str(directory), config, rank, size, level, in_json()) for rank in range(size)]
         self._workers = [Worker(load, collectives) for load in loads]
         os.close(collectives)
         self._loading = set(range(size))

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sophserve.errors import SophserveError
+from sophserve.logs import configure
 from sophserve.worker.channel import Reader, Ring, Writer
 from sophserve.worker.messages import (
     CompileGrammar,
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
     results = Writer(Ring.attach(second))  # type: ignore[arg-type]
     load = next(messages)
     assert isinstance(load, LoadModel)
-    logging.basicConfig(level=load.log_level, format="%(asctime)s %(levelname)s worker: %(message)s")
+    configure(load.log_level, load.log_json, "worker")
     _share_cores(load.rank, load.world_size)
     runner = _load(load, results, Pulse(pulse), collectives)
     if runner is None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, AuthenticationError, InternalServerError, RateLimitError
 
+from sophserve.config import ServerConfig
+from sophserve.errors import ConfigError
 from sophserve.worker.messages import Progress
 
 TEXT = "/v1/completions"
@@ -40,6 +44,96 @@ async def test_api_keys(start_app: Any) -> None:
     async with AsyncOpenAI(base_url=f"{app.url}/v1", api_key="wrong") as client:
         with pytest.raises(AuthenticationError):
             await client.models.list()
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.toml"
+    digest = hashlib.sha256(b"hidden").hexdigest()
+    path.write_text(
+        f"""
+        [alice]
+        key = "open"
+        max_concurrent_requests = 2
+        priority = -3
+        [bob]
+        sha256 = "{digest}"
+        max_tokens_per_minute = 60
+        """
+    )
+    return path
+
+
+async def ask(app: Any, key: str, **fields: Any) -> tuple[int, Any, dict[str, str]]:
+    body = {"prompt": [70] * 10, "max_tokens": 5, **fields}
+    async with app.http.post(TEXT, json=body, headers={"x-api-key": key}) as response:
+        return response.status, await response.json(), dict(response.headers)
+
+
+async def test_a_key_has_its_share_of_requests(
+    start_app: Any, key_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    app = await start_app(api_key=["plain"], api_key_file=str(key_file), max_concurrent_requests_per_key=1)
+    app.engine.gate.clear()
+    running = [asyncio.create_task(ask(app, key)) for key in ("plain", "open", "open", "hidden")]
+    await app.until_running(4)
+    for key, most in (("plain", 1), ("open", 2), ("hidden", 1)):
+        for stream in (False, True):
+            status, answer, headers = await ask(app, key, stream=stream)
+            assert (status, answer["error"]["code"]) == (429, "rate_limit_exceeded")
+            assert headers["Retry-After"] == "1" and f"has {most} requests running" in answer["error"]["message"]
+    app.engine.gate.set()
+    assert [status for status, _, _ in await asyncio.gather(*running)] == [200] * 4
+    assert (await ask(app, "plain"))[0] == (await ask(app, "open"))[0] == 200
+    assert {"key=key-1", "key=alice", "key=bob"} <= set(caplog.text.split())
+    assert "hidden" not in caplog.text and "plain" not in caplog.text
+    assert {priority for priority, _ in app.engine.scheduling} == {0, -3}
+
+
+async def test_a_key_has_its_share_of_tokens(start_app: Any, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("sophserve.api.quota.time.monotonic", lambda: now)
+    app = await start_app(api_key_file=str(key_file))
+    for _ in range(4):
+        assert (await ask(app, "hidden"))[0] == 200
+    for fields in ({}, {"stream": True}):
+        status, answer, headers = await ask(app, "hidden", **fields)
+        assert (status, answer["error"]["type"]) == (429, "rate_limit_error")
+        assert headers["Retry-After"] == "1" and "bob has used its 60 tokens" in answer["error"]["message"]
+    now += 1
+    # One token is left: what the request takes beyond it is owed.
+    assert (await ask(app, "hidden", prompt=[70] * 35))[0] == 200
+    assert (await ask(app, "hidden"))[2]["Retry-After"] == "40"
+    async with app.http.post("/v1/embeddings", json={"input": "Hi"}, headers={"x-api-key": "hidden"}) as response:
+        assert response.status == 429
+    assert (await ask(app, "open"))[0] == 200
+    now += 1000
+    for _ in range(4):
+        assert (await ask(app, "hidden"))[0] == 200
+    assert (await ask(app, "hidden"))[0] == 429
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no key"),
+        ("[a]", "must have either key or sha256"),
+        ("[a]\nkey = 'x'\nsha256 = 'y'", "must have either key or sha256"),
+        ("[a]\nsha256 = 'y'", "64 hex digits"),
+        ("[a]\nkey = ''", "must not be empty"),
+        ("[a]\nkey = 'x'\n[b]\nkey = 'x'", "the API keys a and b are the same"),
+        ("[a]\nkey = 'x'\nmax_tokens_per_minute = 0", "max_tokens_per_minute of the API key a must be at least 1"),
+        ("[a]\nkey = 'x'\nmax_token = 1", "unknown field `max_token`"),
+        ("[a]\nkey = secret", "is not a TOML file"),
+    ],
+)
+def test_key_files_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        ServerConfig(api_key_file=str(path))
+    assert "secret" not in str(caught.value)
 
 
 async def test_everything_answers_503_while_loading(start_app: Any) -> None:
@@ -125,6 +219,7 @@ async def test_origins(start_app: Any) -> None:
     for body in ({"prompt": "Hi"}, {"prompt": "Hi", "stream": True}, {"prompt": 1.5}):
         async with app.http.post(TEXT, json=body, headers=headers) as response:
             assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
+            assert "X-Request-Id" in response.headers["Access-Control-Expose-Headers"]
     async with app.http.options(TEXT, headers={**ask, "Origin": "https://b.example"}) as response:
         assert response.status == 401
     async with app.http.get("/health", headers={"Origin": "https://b.example"}) as response:

@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, TCPConnector, UnixConnector
 
+from sophserve.api.tls import renew, ssl_context
 from sophserve.cli import main
+from sophserve.config import ServerConfig
 from sophserve.errors import ConfigError
 from sophserve.options import parse
 
@@ -125,6 +127,12 @@ def test_config_file(tmp_path: Path) -> None:
         ("--drain-timeout nan", "--drain-timeout must be 0 or more"),
         ("--api-key=", "--api-key is empty"),
         ("--ssl-keyfile k", "--ssl-keyfile needs --ssl-certfile"),
+        ("--api-key k --max-tokens-per-minute-per-key 0", "--max-tokens-per-minute-per-key must be at least 1"),
+        ("--max-concurrent-requests-per-key 3", "needs --api-key or --api-key-file"),
+        ("--api-key-file /absent.toml", "cannot read --api-key-file /absent.toml"),
+        ("--root-path llm", "--root-path must look like /llm"),
+        ("--root-path /llm/", "--root-path must look like /llm"),
+        ("--sse-keep-alive-interval=-1", "--sse-keep-alive-interval must be 0 or more"),
     ],
 )
 def test_values_that_cannot_work(arguments: str, words: str) -> None:
@@ -288,14 +296,21 @@ def test_unix_socket(make_checkpoint: Callable[..., Path], tmp_path: Path) -> No
     assert not path.exists()
 
 
-def test_https(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+def self_signed(directory: Path) -> str:
+    """A new certificate in cert.pem and its key in key.pem; returns both."""
+    certificate, key = directory / "cert.pem", directory / "key.pem"
     make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
     try:
         command = [*make.split(), "-keyout", str(key), "-out", str(certificate)]
         subprocess.run(command, check=True, capture_output=True)
     except FileNotFoundError:
         pytest.skip("needs openssl")
+    return certificate.read_text() + key.read_text()
+
+
+def test_https(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    self_signed(tmp_path)
     server = Command(
         *("--model", str(make_checkpoint("qwen2")), "--host", "127.0.0.1", "--port", "0"),
         *("--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)),
@@ -310,6 +325,24 @@ def test_https(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
 
     assert asyncio.run(ask()) in (200, 503)
     assert server.stop() == 0
+
+
+async def test_a_renewed_certificate_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr("sophserve.api.tls.RENEWAL_PERIOD", 0.01)
+    caplog.set_level("INFO")
+    certificate = tmp_path / "both.pem"
+    certificate.write_text(self_signed(tmp_path))
+    config = ServerConfig(ssl_certfile=str(certificate), ssl_ca_certs=str(certificate))
+    context = ssl_context(config)
+    assert context is not None and context.verify_mode == ssl.CERT_REQUIRED
+    renewing = asyncio.create_task(renew(context, config))
+    await asyncio.sleep(0)  # it looks at the files as they are
+    for text, words in (("half", "cannot be used yet"), (self_signed(tmp_path), "took the new certificate")):
+        certificate.write_text(text)
+        async with asyncio.timeout(5):
+            while words not in caplog.text:
+                await asyncio.sleep(0.01)
+    renewing.cancel()
 
 
 def test_a_second_signal_ends_at_once(make_checkpoint: Callable[..., Path]) -> None:

@@ -330,6 +330,15 @@ async def test_unknown_fields_are_ignored_and_named(app: Any, caplog: pytest.Log
         assert 0 < len(response.headers["X-Sophserve-Warnings"]) < 2000
 
 
+async def test_unknown_fields_can_be_refused(start_app: Any) -> None:
+    app = await start_app(reject_unknown_fields=True)
+    body = {"prompt": "Hi", "max_tokens": 1, "user": "me", "suffix": None}
+    assert (await app.post(TEXT, body))[0] == 200
+    status, answer = await app.post(TEXT, body | {"temprature": 1, "x" * 5000: 2})
+    assert status == 400 and answer["error"]["param"] == "temprature"
+    assert "'temprature', 'xxx" in answer["error"]["message"] and len(str(answer)) < 800
+
+
 async def test_models(app: Any) -> None:
     models = [model.id async for model in app.openai.models.list()]
     assert models == ["tiny", "org/tiny"]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from openai import APIStatusError
+
+from sophserve.errors import RequestAborted
+from sophserve.logs import JsonFormatter
 
 TEXT = "/v1/completions"
 
@@ -108,3 +113,127 @@ async def test_request_ids(app: Any, caplog: pytest.LogCaptureFixture) -> None:
         assert response.headers["X-Request-Id"].startswith("req-")
     status, answer = await app.post(TEXT, {**body, "request_id": "two words"})
     assert status == 400 and answer["error"]["param"] == "request_id"
+
+
+async def test_root_path(start_app: Any) -> None:
+    app = await start_app(root_path="/llm/a", api_key=["secret"])
+    headers = {"x-api-key": "secret"}
+    for root in ("", "/llm/a"):
+        async with app.http.get(f"{root}/health") as response:
+            assert response.status == 200
+        async with app.http.head(f"{root}/v1/models", headers=headers) as response:
+            assert response.status == 200
+        async with app.http.get(f"{root}/v1/models") as response:
+            assert response.status == 401
+        async with app.http.post(f"{root}{TEXT}", json={"prompt": "Hi", "max_tokens": 1}, headers=headers) as response:
+            assert response.status == 200
+        async with app.http.post(f"{root}/v1/messages", json={}, headers=headers) as response:
+            assert response.status == 400 and (await response.json())["type"] == "error"
+    for path in ("/llm/v1/models", "/llm/a/llm/a/health", "/llm/ahealth"):
+        async with app.http.get(path, headers=headers) as response:
+            assert response.status == 404
+        async with app.http.get(path) as response:
+            assert response.status == 401
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    formatter = JsonFormatter("server")
+    return [json.loads(formatter.format(record)) for record in caplog.records if record.name.startswith("sophserve")]
+
+
+async def test_json_log(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    body = {"prompt": [70] * 4, "max_tokens": 3, "n": 2}
+    await app.post(TEXT, body, headers={"X-Request-Id": "mine"})
+    await app.post(TEXT, {"prompt": 1})
+    app.engine.failure = ZeroDivisionError("internal detail")
+    await app.post(TEXT, body)
+    good, bad, trace, failed = logged(caplog)
+    times = {name: good.pop(name) for name in ("time", "total", "queue", "first_token", "decode")}
+    assert times["queue"] == 0 < times["first_token"] < times["total"]
+    assert good.pop("message").startswith("POST /v1/completions 200 mine total=")
+    assert good == {
+        **{"level": "INFO", "process": "server", "logger": "sophserve.api.errors"},
+        **{"method": "POST", "path": TEXT, "status": 200, "id": "mine", "error": None, "code": None},
+        **{"prompt": 4, "cached": 0, "output": 6, "finish": "length"},
+    }
+    assert bad["status"] == 400 and bad["error"].startswith("prompt: must be") and bad["id"].startswith("req-")
+    assert trace["level"] == "ERROR" and "ZeroDivisionError" in trace["traceback"]
+    assert (failed["status"], failed["code"]) == (500, "internal_error")
+
+
+@pytest.mark.parametrize("log_requests", [False, True])
+async def test_prompts_are_logged_only_if_asked_for(
+    start_app: Any, caplog: pytest.LogCaptureFixture, log_requests: bool
+) -> None:
+    caplog.set_level("DEBUG")
+    app = await start_app(log_requests=log_requests)
+    await app.post(TEXT, {"prompt": "brown fox", "max_tokens": 1, "temperature": 0.5})
+    await app.post("/v1/embeddings", {"input": "lazy dog"})
+    assert ("brown fox" in caplog.text) == ("lazy dog" in caplog.text) == log_requests
+    if log_requests:
+        asked = [line for line in logged(caplog) if "prompt" in line and "params" in line]
+        assert [line["prompt"] for line in asked] == ["brown fox", "lazy dog"]
+        assert asked[0]["params"]["temperature"] == 0.5
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("path", [TEXT, "/v1/messages"])
+async def test_a_silent_stream_is_kept_alive(start_app: Any, path: str) -> None:
+    app = await start_app(sse_keep_alive_interval=0.02)
+    app.engine.gate.clear()
+    body = {"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "stream": True}
+    async with app.http.post(path, json=body) as response:
+        for _ in range(3):
+            assert await response.content.readline() == b": keep-alive\n"
+            assert await response.content.readline() == b"\n"
+        app.engine.gate.set()
+        events = [part for part in (await response.text()).split("\n\n") if not part.startswith(":")]
+        assert response.status == 200 and response.headers["Content-Type"].startswith("text/event-stream")
+    assert all("data: " in event for event in events[:-1]) and events[-1] == ""
+    assert app.engine.running == 0
+
+
+async def test_what_fails_after_a_comment_is_an_event(start_app: Any) -> None:
+    app = await start_app(sse_keep_alive_interval=0.02)
+    app.engine.gate.clear()
+    async with app.http.post(TEXT, json={"prompt": "Hi", "stream": True}) as response:
+        assert await response.content.readline() == b": keep-alive\n"
+        app.engine.failure = RequestAborted("cancelled by a test", "cancelled")
+        app.engine.gate.set()
+        *_, event, end = (await response.text()).split("\n\n")
+    assert json.loads(event.strip().removeprefix("data: "))["error"]["code"] == "cancelled" and end == ""
+
+
+async def test_no_comment_comes_before_a_refusal(start_app: Any) -> None:
+    app = await start_app(sse_keep_alive_interval=0.02, engine={"max_queue_time": 100.0})
+    app.engine.gate.clear()
+    for started, status in ((False, 503), (True, 200)):
+        task = asyncio.create_task(app.http.post(TEXT, json={"prompt": "Hi", "stream": True}))
+        await app.until_running(1)
+        [sequence] = app.engine.sequences
+        sequence.timeline.scheduled = float(started)
+        if started:
+            await until(task.done)
+        else:
+            await asyncio.sleep(0.1)  # many intervals
+        app.engine.failure = RequestAborted("waited for too long", "queue_timeout")
+        app.engine.gate.set()
+        async with await task as response:
+            assert response.status == status and "queue_timeout" in await response.text()
+        app.engine.failure = None
+        app.engine.gate.clear()
+
+
+async def test_a_client_that_leaves_while_nothing_comes(start_app: Any) -> None:
+    app = await start_app(sse_keep_alive_interval=0.02)
+    app.engine.gate.clear()
+    async with app.http.post(TEXT, json={"prompt": "Hi", "stream": True}) as response:
+        assert await response.content.readline() == b": keep-alive\n"
+        response.close()
+    await app.until_running(0)

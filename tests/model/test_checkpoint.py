@@ -92,6 +92,10 @@ def test_hub_id_is_downloaded_without_what_is_not_needed(directory, monkeypatch)
             "consolidated.safetensors",
             "original/params.json",
             "onnx/model.safetensors",
+            "1_Pooling/config.json",
+            "1_Pooling/model.safetensors",
+            "1B/model.safetensors",
+            "2_Dense/config.json",
             "pytorch_model.bin",
             "README.md",
         ],
@@ -104,6 +108,7 @@ def test_hub_id_is_downloaded_without_what_is_not_needed(directory, monkeypatch)
         "model.safetensors.index.json",
         "tokenizer.model",
         "chat_template.jinja",
+        "1_Pooling/config.json",
     ]
 
 

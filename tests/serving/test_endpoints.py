@@ -58,7 +58,7 @@ def test_one_engine(make_checkpoint: Callable[..., Path], start_server: Callable
         thread.start()
     end = time.monotonic() + 20
     live: list[Any] = []
-    while {entry["state"] for entry in live} != {"running", "waiting"}:
+    while len({entry["id"] for entry in live}) < 2 or {entry["state"] for entry in live} != {"running", "waiting"}:
         assert time.monotonic() < end
         live = get(f"{server.url}/requests")["requests"]
     assert {entry["id"] for entry in live} == {"a", "b"}

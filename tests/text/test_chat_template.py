@@ -409,3 +409,20 @@ CALLED = [USER, CALLS, *RESULTS]
 def test_arguments_as_the_template_wants_them(source: str, text: str) -> None:
     source += "{% endfor %}" * source.count("{% for")
     assert ChatTemplate({"default": source}, {}).render(CALLED).startswith(text)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in s %}{% for b in s %}{% for c in s %}{% for d in s %}{{ loop.last }}{% endfor %}{% endfor %}"
+        "{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+        "{% for x in [[[]] * 3] recursive %}{{ loop([[1] * 999] * 999) if loop.depth < 60 }}{% endfor %}",
+    ],
+)
+def test_templates_that_run_for_long_are_ended(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sophserve.text.chat_template.MOST_SECONDS", 0.05)
+    template = ChatTemplate({"default": source}, {})
+    with pytest.raises(RequestError, match="took longer than"):
+        template.render([{"role": "user", "content": "Hi"}], s="x" * 999)
