@@ -14,6 +14,7 @@ from sophserve.config import EngineConfig, ServerConfig, option
 from sophserve.errors import ConfigError
 
 COMMANDS = {
+    "load": "sophserve.bench.load:load",
     "plugins": "sophserve.commands:list_plugins",
     "quantize": "sophserve.commands:quantize",
     "cache": "sophserve.commands:cache",
@@ -129,13 +130,7 @@ def _add_option(group: argparse._ArgumentGroup, field: msgspec.structs.FieldInfo
         kind = typing.get_args(kind)[0]
     name, text = option(field.encode_name), meta.description
     if kind is bool:
-        state = "on" if field.default else "off"
-        group.add_argument(
-            name, nargs="?", const=True, type=_switch, metavar="true|false", help=f"{text} (default: {state})"
-        )
-        group.add_argument(
-            "--no-" + name[2:], dest=field.name, action="store_const", const=False, help=argparse.SUPPRESS
-        )
+        add_switch(group, name, f"{text} (default: {'on' if field.default else 'off'})")
     elif typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         group.add_argument(name, choices=choices, help=f"{text} (default: {field.default})")
@@ -145,6 +140,13 @@ def _add_option(group: argparse._ArgumentGroup, field: msgspec.structs.FieldInfo
         if field.default not in (None, msgspec.NODEFAULT):
             text += f" (default: {field.default})"
         group.add_argument(name, type=kind, metavar="TEXT" if kind is str else "N", help=text)
+
+
+def add_switch(group: argparse._ActionsContainer, name: str, text: str) -> None:
+    """An option that also takes true or false after it, and its `--no-` form."""
+    group.add_argument(name, nargs="?", const=True, type=_switch, metavar="true|false", help=text)
+    destination = name[2:].replace("-", "_")
+    group.add_argument("--no-" + name[2:], dest=destination, action="store_const", const=False, help=argparse.SUPPRESS)
 
 
 def _switch(text: str) -> bool:

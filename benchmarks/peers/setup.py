@@ -29,6 +29,15 @@ def llama_cpp_programs(peers: Path) -> Path:
     return _once(peers / "llama.cpp", _build_llama_cpp) / "build" / "bin"
 
 
+def llama_cpp_server(peers: Path) -> Path:
+    """llama.cpp's server, which is built when it is first asked for."""
+    root = peers / "llama.cpp"
+    server = llama_cpp_programs(peers) / "llama-server"
+    if not server.exists():
+        _cmake(root, ["llama-server"], ["-DLLAMA_BUILD_SERVER=ON", "-DLLAMA_USE_PREBUILT_UI=OFF"])
+    return server
+
+
 def gguf(peers: Path, model: Path, kind: str) -> Path:
     """The checkpoint converted for llama.cpp: kind is `bf16` or `q4_0`. Made again when the checkpoint is newer."""
     programs = llama_cpp_programs(peers)
@@ -76,12 +85,16 @@ def _build_llama_cpp(root: Path) -> None:
     _pip(root, "download", "--no-deps", "--no-binary", "llama-cpp-python", "-d", root / "source", "llama-cpp-python")
     with tarfile.open(next((root / "source").glob("*.tar.gz"))) as archive:
         archive.extractall(root / "source", filter="data")
-    off = [f"-D{name}=OFF" for name in ("BUILD_SHARED_LIBS", "LLAMA_CURL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_SERVER")]
+    _cmake(root, LLAMA_PROGRAMS, ["-DLLAMA_BUILD_SERVER=OFF"])
+
+
+def _cmake(root: Path, targets: list[str], more: list[str]) -> None:
+    off = [f"-D{name}=OFF" for name in ("BUILD_SHARED_LIBS", "LLAMA_CURL", "LLAMA_BUILD_TESTS")]
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *off]
     cmake, build = root / "bin" / "cmake", root / "build"
     ninja = f"-DCMAKE_MAKE_PROGRAM={root / 'bin' / 'ninja'}"
-    _run(cmake, "-S", _llama_source(root), "-B", build, "-G", "Ninja", ninja, *options)
-    _run("nice", cmake, "--build", build, "-j", "2", "--target", *LLAMA_PROGRAMS)
+    _run(cmake, "-S", _llama_source(root), "-B", build, "-G", "Ninja", ninja, *options, *more)
+    _run("nice", cmake, "--build", build, "-j", "2", "--target", *targets)
 
 
 def _llama_source(root: Path) -> Path:

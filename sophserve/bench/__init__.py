@@ -1,0 +1,1 @@
+"""Tools that measure: the load client and the offline benchmark."""

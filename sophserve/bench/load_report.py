@@ -1,0 +1,111 @@
+"""A run's report: as a table for people, as JSON, and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sophserve.bench.load_metrics import METRICS, Outcome, Report, Summary
+from sophserve.errors import ConfigError
+
+
+def check_files(json_file: str | None, png_file: str | None) -> None:
+    """Raise ConfigError if one could not be written."""
+    for path in filter(None, (json_file, png_file)):
+        if not Path(path).resolve().parent.is_dir():
+            raise ConfigError(f"cannot write {path}: there is no such directory")
+    if png_file is not None and find_spec("matplotlib") is None:
+        raise ConfigError("--save-png needs matplotlib: pip install 'sophserve[plot]'")
+
+
+def render(report: Report) -> str:
+    """For people."""
+    lines = [
+        f"completed      {report.completed} in {report.duration:.2f} s, {_rate(report, report.completed)} requests/s"
+    ]
+    if report.failed:
+        lines.append(f"failed         {report.failed}")
+        lines += [f"  {count} x {kind}: {report.messages[kind]}" for kind, count in report.errors.items()]
+    cached = (
+        f", {report.cached_tokens / report.prompt_tokens:.1%} from the prefix cache" if report.cached_tokens else ""
+    )
+    lines.append(f"prompt tokens  {report.prompt_tokens}, {_rate(report, report.prompt_tokens)}/s{cached}")
+    lines.append(f"output tokens  {report.output_tokens}, {_rate(report, report.output_tokens)}/s")
+    if not report.usage_reported:
+        lines.append("  the server reports no usage: parts of the answers are counted as tokens")
+    if report.slo:
+        limits = ", ".join(f"{name} {limit:g} ms" for name, limit in report.slo.items())
+        lines.append(f"goodput        {_rate(report, report.good)} requests/s, {report.good} within {limits}")
+    if report.metrics:
+        lines += ["", *_table(report.metrics)]
+    return "\n".join(lines)
+
+
+def _rate(report: Report, count: int) -> str:
+    rate = report.rate(count)
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.2f}"
+
+
+def _table(metrics: dict[str, Summary]) -> list[str]:
+    columns = [field.name for field in fields(Summary)]
+    lines = [f"{'':<15}" + "".join(f"{column:>10}" for column in columns)]
+    for name, summary in metrics.items():
+        numbers = "".join(f"{getattr(summary, column):10.1f}" for column in columns)
+        lines.append(f"{METRICS[name] + ', ms':<15}{numbers}")
+    return lines
+
+
+def save_json(path: str, settings: dict[str, Any], report: Report, outcomes: Sequence[Outcome], stopped: str) -> None:
+    """Everything: the settings, the report, and each request with its times in seconds since the first one."""
+    start = min((outcome.sent for outcome in outcomes), default=0.0)
+    requests = [
+        asdict(outcome)
+        | {
+            "sent": outcome.sent - start,
+            "finished": outcome.finished - start,
+            "times": [when - start for when in outcome.times],
+        }
+        for outcome in outcomes
+    ]
+    rates = {
+        "request_throughput": report.rate(report.completed),
+        "output_throughput": report.rate(report.output_tokens),
+        "total_token_throughput": report.rate(report.prompt_tokens + report.output_tokens),
+        "request_goodput": report.rate(report.good) if report.slo else None,
+    }
+    whole = {"settings": settings, "stopped": stopped, **asdict(report), **rates, "requests": requests}
+    Path(path).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_png(path: str, title: str, outcomes: Sequence[Outcome]) -> None:
+    """Requests over time, and how the latencies are distributed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    start = min((outcome.sent for outcome in outcomes), default=0.0)
+    figure, (over_time, shares) = pyplot.subplots(1, 2, figsize=(13, 5))
+    sent = [outcome.sent - start for outcome in outcomes]
+    ends = [outcome.finished - start for outcome in outcomes]
+    firsts = [outcome.times[0] - start if outcome.times else end for outcome, end in zip(outcomes, ends, strict=True)]
+    rows, colours = range(len(outcomes)), ["tab:red" if outcome.error else "tab:blue" for outcome in outcomes]
+    over_time.barh(rows, [first - at for at, first in zip(sent, firsts, strict=True)], 1, sent, color="lightgrey")
+    over_time.barh(rows, [end - first for first, end in zip(firsts, ends, strict=True)], 1, firsts, color=colours)
+    over_time.set(xlabel="seconds", ylabel="request", title="waiting (grey), answered (blue), failed (red)")
+    over_time.yaxis.get_major_locator().set_params(integer=True)
+    done = [outcome for outcome in outcomes if not outcome.error]
+    for name, label in METRICS.items():
+        values = sorted(value for outcome in done for value in outcome.values(name))
+        if values:
+            shares.plot(values, [100 * (place + 1) / len(values) for place in range(len(values))], label=label)
+    shares.set(xscale="symlog", xlabel="milliseconds", ylabel="% at most so long", title="latencies")
+    if shares.lines:
+        shares.legend()
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
