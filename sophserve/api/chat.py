@@ -34,12 +34,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     tools = ToolUse(serving, body)
     messages = template_messages(body.messages)
     async with serving.admitted(params.n, body.timeout):
-        prompt = await encode_chat(serving, messages, body)
-        params = fitted(params, body, prompt, serving.engine.info.max_model_len)
-        answers = AnswerFormat(serving, body, tools, prompt)
-        params = answers.asked(params)
-        await check_structured(serving.engine, body, params)
-        generation = _generation(body, prompt, params, "chatcmpl-")
+        generation, answers = await chat_generation(serving, messages, body, tools, params, "chatcmpl-")
         style = ChatStyle(serving.tokenizer, params.logprobs is not None, answers, body.include_reasoning is not False)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
 
@@ -55,18 +50,23 @@ def chat_params(serving: Serving, body: ChatRequest, max_tokens: int | None = No
     return sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
 
 
-async def chat_generation(serving: Serving, body: ChatRequest, params: SamplingParams, prefix: str) -> Generation:
-    """What a chat request without tools asks of the engine, under an id with this prefix. Raises RequestError."""
-    _check_tools(body)
-    prompt = await encode_chat(serving, template_messages(body.messages), body)
+async def chat_generation(
+    serving: Serving,
+    messages: list[dict[str, Any]],
+    body: ChatRequest,
+    tools: ToolUse,
+    params: SamplingParams,
+    prefix: str,
+) -> tuple[Generation, AnswerFormat]:
+    """What a chat request asks of the engine, under an id with this prefix, and how to read the answers. Raises
+    RequestError."""
+    prompt = await encode_chat(serving, messages, body)
     params = fitted(params, body, prompt, serving.engine.info.max_model_len)
+    answers = AnswerFormat(serving, body, tools, prompt)
+    params = answers.asked(params)
     await check_structured(serving.engine, body, params)
-    return _generation(body, prompt, params, prefix)
-
-
-def _generation(body: ChatRequest, prompt: list[int], params: SamplingParams, prefix: str) -> Generation:
     identity = name_request(prefix, body.request_id)
-    return Generation(identity, [prompt], [params], body.priority or 0, body.cache_salt or "")
+    return Generation(identity, [prompt], [params], body.priority or 0, body.cache_salt or ""), answers
 
 
 class ChatStyle:
@@ -170,15 +170,6 @@ def _logprobs(body: ChatRequest) -> int | None:
     if body.top_logprobs:
         raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
     return None
-
-
-def _check_tools(body: ChatRequest) -> None:
-    if body.tool_choice not in (None, "none", "auto"):
-        raise RequestError("a tool_choice other than none is not supported", "tool_choice")
-    if body.tools and body.tool_choice != "none":
-        raise RequestError(
-            "calling tools is not supported; with tool_choice none they are only shown to the model", "tools"
-        )
 
 
 def template_messages(messages: list[Message]) -> list[dict[str, Any]]:

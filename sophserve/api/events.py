@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -10,12 +11,11 @@ import msgspec
 from aiohttp import web
 
 from sophserve.api.event_stream import EventStream
-from sophserve.api.generation import Answer, Generation
-from sophserve.api.requests import ChatRequest, ResponseFormat
+from sophserve.api.generation import Generation
+from sophserve.api.requests import ResponseFormat
 from sophserve.api.respond import Usage, recorded_deltas
 from sophserve.api.serving import SERVING
 from sophserve.engine.output import OutputDelta
-from sophserve.errors import RequestError
 
 Event = dict[str, Any]
 
@@ -29,13 +29,11 @@ class Exchange:
         self._headers = {**headers, "X-Request-Id": generation.id}
         self.usage = Usage(generation)
 
-    async def whole(self) -> Answer:
-        """The complete answer."""
-        answer = Answer()
+    async def whole(self, events: Callable[[OutputDelta], Iterator[Event]]) -> None:
+        """Make the events of all deltas, and send none of them."""
         async with aclosing(self._deltas()) as deltas:
             async for _, delta in deltas:
-                answer.add(delta)
-        return answer
+                deque(events(delta), maxlen=0)
 
     def respond(self, body: dict[str, Any]) -> web.Response:
         """Send a body as JSON."""
@@ -55,15 +53,6 @@ class Exchange:
 
     def _deltas(self) -> AsyncGenerator[tuple[int, OutputDelta], None]:
         return recorded_deltas(self._request.app[SERVING], self._generation, self.usage)
-
-
-def refuse_tool_calls(chat: ChatRequest) -> None:
-    """Raise RequestError for tools that the model may call: such answers are not put into this API's form."""
-    if chat.tools and chat.tool_choice != "none":
-        raise RequestError(
-            "calling tools is not supported at this path; leave tools out, or send tool_choice none to show them only",
-            "tools",
-        )
 
 
 class OutputFormat(msgspec.Struct):

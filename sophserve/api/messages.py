@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -10,17 +11,22 @@ from aiohttp import web
 
 from sophserve.api.body import json_response, read_body, warn_unknown
 from sophserve.api.chat import chat_generation, chat_params, template_messages
-from sophserve.api.events import Event, Exchange, OutputFormat, refuse_tool_calls
+from sophserve.api.events import Event, Exchange, OutputFormat
+from sophserve.api.parts import Part, PartWriter
 from sophserve.api.prompts import encode_chat
 from sophserve.api.requests import ChatRequest, ContentPart, Message
 from sophserve.api.respond import Usage
 from sophserve.api.serving import SERVING
+from sophserve.api.tools import AnswerFormat, ToolUse
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
 
+_THINKING = ("enabled", "adaptive", "between_tools", "disabled")
+
 
 class Block(msgspec.Struct):
-    """A part of a turn: text, thinking, a call of a tool (tool_use) or what it gave (tool_result)."""
+    """A part of a turn: text, thinking, a call of a tool (tool_use) or what it gave (tool_result). `is_error` and
+    `signature` are of no use to a chat template."""
 
     type: str
     text: str | None = None
@@ -40,9 +46,11 @@ class Turn(msgspec.Struct):
 
 
 class Tool(msgspec.Struct):
-    """A tool that the model is shown."""
+    """A tool that the model may call. type: custom, or one that only Anthropic describes or runs."""
 
     name: str
+    type: str | None = None
+    strict: bool | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
 
@@ -52,18 +60,21 @@ class ToolChoice(msgspec.Struct):
 
     type: str
     name: str | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class Thinking(msgspec.Struct):
-    """enabled or disabled, for templates that know enable_thinking."""
+    """enabled, adaptive or disabled, for templates that know enable_thinking. display: omitted leaves the text out."""
 
     type: str
+    display: str | None = None
 
 
 class OutputConfig(msgspec.Struct):
-    """format: the form that the answer must have."""
+    """format: the form that the answer must have. effort: how much to think, for templates that know of it."""
 
     format: OutputFormat | None = None
+    effort: str | None = None
 
 
 class CountRequest(msgspec.Struct, kw_only=True):
@@ -76,6 +87,7 @@ class CountRequest(msgspec.Struct, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
 
 
 class MessagesRequest(CountRequest, kw_only=True):
@@ -96,18 +108,18 @@ async def messages(request: web.Request) -> web.StreamResponse:
     model = serving.check_model(body.model)
     chat = _chat(body)
     chat.stop, chat.temperature, chat.top_p, chat.top_k = body.stop_sequences, body.temperature, body.top_p, body.top_k
-    refuse_tool_calls(chat)
     params = chat_params(serving, chat, body.max_tokens)
+    tools = ToolUse(serving, chat)
+    turns = template_messages(chat.messages)
     async with serving.admitted(1):
-        generation = await chat_generation(serving, chat, params, "msg_")
+        generation, answers = await chat_generation(serving, turns, chat, tools, params, "msg_")
         exchange = Exchange(request, generation, warn_unknown(unknown))
-        writer = MessageWriter(generation.id, model, exchange.usage)
+        shown = body.thinking is None or body.thinking.display != "omitted"
+        writer = MessageWriter(generation.id, model, exchange.usage, answers, shown)
         if body.stream:
             return await exchange.stream(writer.events)
-        answer = await exchange.whole()
-        content = [{"type": "text", "text": answer.text}] if answer.text else []
-        ending = _ending(answer.finish_reason, answer.stop_reason)
-        return exchange.respond({**writer.message(content), **ending})
+        await exchange.whole(writer.events)
+        return exchange.respond(writer.message())
 
 
 async def count_tokens(request: web.Request) -> web.Response:
@@ -116,30 +128,32 @@ async def count_tokens(request: web.Request) -> web.Response:
     body, unknown = await read_body(request, CountRequest)
     serving.check_model(body.model)
     chat = _chat(body)
+    ToolUse(serving, chat)
     tokens = await encode_chat(serving, template_messages(chat.messages), chat, bounded=False)
     return json_response({"input_tokens": len(tokens)}, warn_unknown(unknown))
 
 
-class MessageWriter:
-    """Turns what an answer gains into Anthropic's events."""
+class MessageWriter(PartWriter):
+    """Words an answer as Anthropic's message and events. show_thinking: whether to give out the text of reasoning."""
 
-    def __init__(self, identity: str, model: str, usage: Usage) -> None:
+    def __init__(self, identity: str, model: str, usage: Usage, answers: AnswerFormat, show_thinking: bool) -> None:
+        super().__init__(answers, "toolu_")
         self._identity = identity
         self._model = model
         self._usage = usage
+        self._show_thinking = show_thinking
         self._started = False
-        self._in_text = False
+        self._ending: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
 
-    def message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
-        """The message object, without how it ended."""
+    def message(self) -> dict[str, Any]:
+        """The message object of what there is."""
         return {
             "id": self._identity,
             "type": "message",
             "role": "assistant",
             "model": self._model,
-            "content": content,
-            "stop_reason": None,
-            "stop_sequence": None,
+            "content": [self._block(part) for part in self.parts],
+            **self._ending,
             "usage": self._tokens(),
         }
 
@@ -147,18 +161,57 @@ class MessageWriter:
         """The events that a delta makes."""
         if not self._started:
             self._started = True
-            yield {"type": "message_start", "message": self.message([])}
-        if delta.text:
-            if not self._in_text:
-                self._in_text = True
-                yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-            yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": delta.text}}
+            yield {"type": "message_start", "message": self.message()}
+        for event in self._parsed(delta):
+            yield from self._take(event)
         if delta.finish_reason:
-            if self._in_text:
-                yield {"type": "content_block_stop", "index": 0}
-            ending = _ending(delta.finish_reason, delta.stop_reason)
-            yield {"type": "message_delta", "delta": ending, "usage": self._tokens()}
+            yield from self._end_last()
+            self._ending = self._ended(delta)
+            yield {"type": "message_delta", "delta": self._ending, "usage": self._tokens()}
             yield {"type": "message_stop"}
+
+    def _begin(self, part: Part) -> Iterator[Event]:
+        block = self._block(part)
+        if part.kind == "reasoning":
+            block["signature"] = ""
+        yield {"type": "content_block_start", "index": len(self.parts) - 1, "content_block": block}
+
+    def _gain(self, part: Part, text: str) -> Iterator[Event]:
+        match part.kind:
+            case "text":
+                yield self._delta("text_delta", text=text)
+            case "call":
+                yield self._delta("input_json_delta", partial_json=text)
+            case "reasoning" if self._show_thinking:
+                yield self._delta("thinking_delta", thinking=text)
+
+    def _end(self, part: Part) -> Iterator[Event]:
+        if part.kind == "reasoning":
+            yield self._delta("signature_delta", signature=_signature(part))
+        yield {"type": "content_block_stop", "index": len(self.parts) - 1}
+
+    def _delta(self, kind: str, **fields: str) -> Event:
+        return {"type": "content_block_delta", "index": len(self.parts) - 1, "delta": {"type": kind, **fields}}
+
+    def _block(self, part: Part) -> dict[str, Any]:
+        match part.kind:
+            case "text":
+                return {"type": "text", "text": part.text}
+            case "call":
+                # As it was written: what JSON can say is more than what Python's values can.
+                arguments = msgspec.Raw(part.text.encode() or b"{}")
+                return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": arguments}
+        text = part.text if self._show_thinking else ""
+        return {"type": "thinking", "thinking": text, "signature": _signature(part)}
+
+    def _ended(self, delta: OutputDelta) -> dict[str, str | None]:
+        if delta.finish_reason == "length":
+            return {"stop_reason": "max_tokens", "stop_sequence": None}
+        if self.called:
+            return {"stop_reason": "tool_use", "stop_sequence": None}
+        if isinstance(delta.stop_reason, str):
+            return {"stop_reason": "stop_sequence", "stop_sequence": delta.stop_reason}
+        return {"stop_reason": "end_turn", "stop_sequence": None}
 
     def _tokens(self) -> dict[str, int]:
         # Anthropic does not count what the cache held as input.
@@ -171,12 +224,9 @@ class MessageWriter:
         }
 
 
-def _ending(finish_reason: str | None, stop_reason: int | str | None) -> dict[str, str | None]:
-    if finish_reason == "length":
-        return {"stop_reason": "max_tokens", "stop_sequence": None}
-    if isinstance(stop_reason, str):
-        return {"stop_reason": "stop_sequence", "stop_sequence": stop_reason}
-    return {"stop_reason": "end_turn", "stop_sequence": None}
+def _signature(part: Part) -> str:
+    """What clients send back with the text. It proves nothing, and is only there because they ask for one."""
+    return sha256(part.text.encode()).hexdigest()
 
 
 def _chat(body: CountRequest) -> ChatRequest:
@@ -194,11 +244,18 @@ def _chat(body: CountRequest) -> ChatRequest:
     chat.continue_final_message = bool(
         last and last.role == "assistant" and conversation[-1].content and not conversation[-1].tool_calls
     )
-    chat.tools = [_function(tool) for tool in body.tools or []]
+    chat.tools = [_function(tool) for tool in body.tools or [] if tool.type in (None, "custom")]
     chat.tool_choice = _tool_choice(body.tool_choice)
-    if body.output_config and body.output_config.format:
-        chat.response_format = body.output_config.format.response_format()
+    chat.parallel_tool_calls = not (body.tool_choice and body.tool_choice.disable_parallel_tool_use)
+    config = body.output_config or OutputConfig()
+    chat.reasoning_effort = config.effort
+    if wanted := config.format or body.output_format:
+        chat.response_format = wanted.response_format()
     if body.thinking:
+        if body.thinking.type not in _THINKING:
+            raise RequestError(
+                f"thinking.type must be one of {', '.join(_THINKING)}, got {body.thinking.type!r}", "thinking.type"
+            )
         chat.chat_template_kwargs = {"enable_thinking": body.thinking.type != "disabled"}
     return chat
 
@@ -214,10 +271,11 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
         where = f"{path}.content[{index}]"
         match block.type:
             case "tool_result":
-                yield Message("tool", _texts(block.content or "", f"{where}.content"), tool_call_id=block.tool_use_id)
+                identity = _given(block, "tool_use_id", where)
+                yield Message("tool", _texts(block.content or "", f"{where}.content"), tool_call_id=identity)
             case "tool_use":
-                function = {"name": block.name, "arguments": block.input or {}}
-                call = {"id": block.id, "type": "function", "function": function}
+                function = {"name": _given(block, "name", where), "arguments": block.input or {}}
+                call = {"id": _given(block, "id", where), "type": "function", "function": function}
                 said.tool_calls = [*(said.tool_calls or []), call]
             case "thinking":
                 said.reasoning_content = (said.reasoning_content or "") + (block.thinking or "")
@@ -228,6 +286,13 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
     said.content = parts or None
     if parts or said.tool_calls or not turn.content:
         yield said
+
+
+def _given(block: Block, name: str, path: str) -> str:
+    value: str | None = getattr(block, name)
+    if value is None:
+        raise RequestError(f"{path}.{name}: is missing", f"{path}.{name}")
+    return value
 
 
 def _texts(content: str | list[Block], path: str) -> str | list[ContentPart]:
@@ -243,8 +308,9 @@ def _text(block: Block, path: str) -> str:
 
 
 def _function(tool: Tool) -> dict[str, Any]:
-    function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema or {}}
-    return {"type": "function", "function": function}
+    function: dict[str, Any] = {"name": tool.name, "description": tool.description, "strict": tool.strict}
+    function = {name: value for name, value in function.items() if value is not None}
+    return {"type": "function", "function": function | {"parameters": tool.input_schema or {}}}
 
 
 def _tool_choice(choice: ToolChoice | None) -> str | dict[str, Any] | None:

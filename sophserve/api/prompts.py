@@ -108,7 +108,7 @@ def _renderer(serving: Serving, messages: list[dict[str, Any]], body: ChatReques
             "chat_template",
         )
     generate = not continued if body.add_generation_prompt is None else body.add_generation_prompt
-    kwargs = body.chat_template_kwargs or {}
+    kwargs = _effort(body) | (body.chat_template_kwargs or {})
     for name in ("tools", "documents", "add_generation_prompt", "continue_final_message"):
         if name in kwargs:
             raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
@@ -127,6 +127,12 @@ def _renderer(serving: Serving, messages: list[dict[str, Any]], body: ChatReques
             raise RequestError("messages are nested too deeply", "messages") from None
 
     return render
+
+
+def _effort(body: ChatRequest) -> dict[str, Any]:
+    """How much the model is to think, in the words of templates that know of it: most can only turn it on or off."""
+    effort = body.reasoning_effort
+    return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
 
 def _template(serving: Serving, body: ChatRequest) -> ChatTemplate:

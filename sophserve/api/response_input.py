@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from sophserve.api.body import checked
 from sophserve.api.events import OutputFormat
 from sophserve.api.requests import ContentPart, Message
 from sophserve.errors import RequestError
@@ -17,6 +18,7 @@ class Item(msgspec.Struct):
     type: str = "message"
     role: str | None = None
     content: str | list[ContentPart] | None = None
+    summary: list[ContentPart] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
@@ -29,6 +31,13 @@ class TextOptions(msgspec.Struct):
     format: OutputFormat | None = None
 
 
+class Reasoning(msgspec.Struct):
+    """effort: how much the model is to think, for templates that know of it."""
+
+    effort: str | None = None
+    summary: str | None = None
+
+
 class InputRequest(msgspec.Struct, kw_only=True):
     """The fields that the prompt is made of."""
 
@@ -38,7 +47,18 @@ class InputRequest(msgspec.Struct, kw_only=True):
     previous_response_id: str | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+
+class _AllowedTools(msgspec.Struct):
+    tools: list[dict[str, Any]]
+    mode: str = "auto"
+
+
+class _WithAllowedTools(msgspec.Struct):
+    tool_choice: _AllowedTools
 
 
 class ResponsesRequest(InputRequest, kw_only=True):
@@ -86,14 +106,14 @@ def conversation_of(given: str | list[Item]) -> list[Message]:
                 if role is None or item.content is None:
                     missing = "role" if role is None else "content"
                     raise RequestError(f"{path}.{missing}: is missing", f"{path}.{missing}")
-                messages.append(Message(role, _texts(item.content, f"{path}.content")))
+                _add_text(messages, role, _texts(item.content, f"{path}.content"))
             case "function_call":
-                _add_call(messages, item)
+                _add_call(messages, item, path)
             case "function_call_output":
                 output = _texts(item.output or "", f"{path}.output")
-                messages.append(Message("tool", output, tool_call_id=item.call_id))
+                messages.append(Message("tool", output, tool_call_id=_given(item, "call_id", path)))
             case "reasoning":
-                pass  # templates leave out what the model thought before earlier answers
+                _add_reasoning(messages, item)
             case _:
                 raise RequestError(f"{path}: items of type {item.type!r} are not supported", path)
     return messages
@@ -110,15 +130,44 @@ def function_tools(body: InputRequest) -> tuple[list[dict[str, Any]], str | dict
     choice = body.tool_choice
     if isinstance(choice, dict) and choice.get("type") == "function":
         choice = {"type": "function", "function": {"name": choice.get("name")}}
+    elif isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        given = checked({"tool_choice": choice}, _WithAllowedTools).tool_choice
+        names = [tool.get("name") for tool in given.tools if tool.get("type") == "function"]
+        allowed = [{"type": "function", "function": {"name": name}} for name in names]
+        choice = {"type": "allowed_tools", "allowed_tools": {"mode": given.mode, "tools": allowed}}
     return tools, choice
 
 
-def _add_call(messages: list[Message], item: Item) -> None:
+def _add_text(messages: list[Message], role: str, content: str | list[ContentPart]) -> None:
+    """What an assistant says belongs to what it has thought."""
+    last = messages[-1] if messages else None
+    if last and role == last.role == "assistant" and last.content is None and not last.tool_calls:
+        last.content = content
+    else:
+        messages.append(Message(role, content))
+
+
+def _add_reasoning(messages: list[Message], item: Item) -> None:
+    """The reasoning, or else its summary; what only its maker could read is left out."""
+    content = item.content if isinstance(item.content, list) else []
+    texts = [part.text for part in content or item.summary or [] if part.text]
+    if texts:
+        messages.append(Message("assistant", reasoning_content="\n\n".join(texts)))
+
+
+def _given(item: Item, name: str, path: str) -> str:
+    value: str | None = getattr(item, name)
+    if value is None:
+        raise RequestError(f"{path}.{name}: is missing", f"{path}.{name}")
+    return value
+
+
+def _add_call(messages: list[Message], item: Item, path: str) -> None:
     """Calls that were made together, and the text before them, are one message."""
-    function = {"name": item.name, "arguments": item.arguments or "{}"}
+    function = {"name": _given(item, "name", path), "arguments": item.arguments or "{}"}
     if not messages or messages[-1].role != "assistant":
         messages.append(Message("assistant"))
-    call = {"id": item.call_id, "type": "function", "function": function}
+    call = {"id": _given(item, "call_id", path), "type": "function", "function": function}
     messages[-1].tool_calls = [*(messages[-1].tool_calls or []), call]
 
 

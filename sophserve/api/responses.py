@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from uuid import uuid4
+from collections.abc import Iterator
 
 from aiohttp import web
 
 from sophserve.api.body import json_response, read_body, warn_unknown
 from sophserve.api.chat import chat_generation, chat_params, template_messages
 from sophserve.api.errors import ApiError
-from sophserve.api.events import Event, Exchange, refuse_tool_calls
+from sophserve.api.events import Event, Exchange
 from sophserve.api.prompts import encode_chat
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.response_input import InputRequest, ResponsesRequest, conversation_of, function_tools
 from sophserve.api.response_output import ResponseWriter
 from sophserve.api.response_store import StoredResponse
 from sophserve.api.serving import SERVING, Serving
+from sophserve.api.tools import ToolUse
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
 
@@ -39,30 +38,25 @@ async def create_response(request: web.Request) -> web.StreamResponse:
         chat.response_format = body.text.format.response_format()
     if body.wants_logprobs:
         chat.logprobs = True
-    refuse_tool_calls(chat)
     params = chat_params(serving, chat, body.max_output_tokens)
+    tools = ToolUse(serving, chat)
+    messages = template_messages(chat.messages)
     async with serving.admitted(1, body.timeout):
-        generation = await chat_generation(serving, chat, params, "resp_")
+        generation, answers = await chat_generation(serving, messages, chat, tools, params, "resp_")
         exchange = Exchange(request, generation, warn_unknown(unknown))
-        # An id of our own, as it is all that a client needs to read what is stored.
-        writer = ResponseWriter(f"resp_{uuid4().hex}", model, body, params, exchange.usage, serving.tokenizer)
+        writer = ResponseWriter(model, body, params, exchange.usage, serving.tokenizer, answers)
 
-        def store() -> None:
-            if body.store is not False:
-                said = Message("assistant", writer.answer.text)
-                serving.responses.add(writer.id, StoredResponse(writer.response(), [*conversation, said]))
+        def events(delta: OutputDelta) -> Iterator[Event]:
+            yield from writer.events(delta)
+            # Stored before the last event goes out, as the client may go on at once.
+            if delta.finish_reason and body.store is not False:
+                stored = StoredResponse(writer.response(), [*conversation, writer.said()])
+                serving.responses.add(writer.id, stored)
 
         if body.stream:
-            return await exchange.stream(partial(_stored_events, writer, store))
-        writer.answer = await exchange.whole()
-        store()
+            return await exchange.stream(events)
+        await exchange.whole(events)
         return exchange.respond(writer.response())
-
-
-def _stored_events(writer: ResponseWriter, store: Callable[[], None], delta: OutputDelta) -> Iterator[Event]:
-    yield from writer.events(delta)
-    if delta.finish_reason:  # stored before the last event goes out, as the client may go on at once
-        store()
 
 
 async def get_response(request: web.Request) -> web.Response:
@@ -88,6 +82,7 @@ async def count_input_tokens(request: web.Request) -> web.Response:
     body, unknown = await read_body(request, InputRequest)
     serving.check_model(body.model)
     chat = _chat(body, _conversation(serving, body))
+    ToolUse(serving, chat)
     chat.chat_template_kwargs = body.chat_template_kwargs
     tokens = await encode_chat(serving, template_messages(chat.messages), chat, bounded=False)
     return json_response({"object": "response.input_tokens", "input_tokens": len(tokens)}, warn_unknown(unknown))
@@ -115,6 +110,7 @@ def _chat(body: InputRequest, conversation: list[Message]) -> ChatRequest:
         conversation = [Message("system", body.instructions), *conversation]
     chat = ChatRequest(messages=_one_system_message(conversation))
     chat.tools, chat.tool_choice = function_tools(body)
+    chat.reasoning_effort = body.reasoning.effort if body.reasoning else None
     return chat
 
 

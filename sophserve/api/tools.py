@@ -46,13 +46,41 @@ class _Tools(msgspec.Struct):
     tools: list[Tool]
 
 
+class _Name(msgspec.Struct):
+    name: str
+
+
+class _Allowed(msgspec.Struct):
+    type: str
+    function: _Name
+
+
+class _AllowedTools(msgspec.Struct):
+    mode: Literal["auto", "required"]
+    tools: list[_Allowed]
+
+
+class _Choice(msgspec.Struct):
+    allowed_tools: _AllowedTools
+
+
+class _WithChoice(msgspec.Struct):
+    tool_choice: _Choice
+
+
+Choice = Function | Literal["none", "auto", "required"]
+
+
 class ToolUse:
     """Which tools there are, and whether the model must call one. forced: the tools of which it must. Raises
     RequestError for what cannot be served."""
 
     def __init__(self, serving: Serving, body: ChatRequest) -> None:
         self.functions = {tool.function.name: tool.function for tool in _tools(body)}
-        self.choice = _choice(body, self.functions)
+        if isinstance(body.tool_choice, dict) and body.tool_choice.get("type") == "allowed_tools":
+            self.choice: Choice = self._allow(body.tool_choice)
+        else:
+            self.choice = _choice(body, self.functions)
         self.parallel = body.parallel_tool_calls is not False
         self.parser = _tool_parser(serving) if self.functions and self.choice != "none" else None
         if self.functions and self.choice != "none" and self.parser is None:
@@ -69,11 +97,22 @@ class ToolUse:
             return [self.choice]
         return list(self.functions.values()) if self.choice == "required" else []
 
-    def call_id(self) -> str:
+    def _allow(self, choice: dict[str, Any]) -> Literal["auto", "required"]:
+        """Leave only the tools that may be called; the model is shown them all, so that its prompt stays the same."""
+        allowed = checked({_CHOICE: choice}, _WithChoice).tool_choice.allowed_tools
+        names = [tool.function.name for tool in allowed.tools]
+        if unknown := [name for name in names if name not in self.functions]:
+            raise RequestError(f"{_CHOICE} allows {unknown[0]!r}, which is not among tools", _CHOICE)
+        if not names:
+            raise RequestError(f"{_CHOICE} allows no tool; name one, or set it to none", _CHOICE)
+        self.functions = {name: self.functions[name] for name in names}
+        return allowed.mode
+
+    def call_id(self, prefix: str = "call_") -> str:
         """A new id of a tool call. Mistral's templates want nine letters and digits."""
         if self.parser == "mistral":
             return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
-        return f"call_{uuid4().hex}"
+        return f"{prefix}{uuid4().hex}"
 
 
 class AnswerFormat:
@@ -155,7 +194,7 @@ def _tools(body: ChatRequest) -> list[Tool]:
     return tools
 
 
-def _choice(body: ChatRequest, functions: dict[str, Function]) -> Literal["none", "auto", "required"] | Function:
+def _choice(body: ChatRequest, functions: dict[str, Function]) -> Choice:
     match body.tool_choice:
         case None | "auto":
             return "auto"

@@ -10,10 +10,8 @@ T = TypeVar("T")
 # A generator that yields whenever it needs more text, and returns what it found.
 Reading = Generator[None, None, T]
 
-# What counts in JSON outside of its strings: what opens or closes, and what can stand in no JSON.
-JSON_MARKS = re.compile(r"[^\s\w.:,+-]")
-# The same for an expression in Python, without the latter.
-PYTHON_MARKS = re.compile(r"[\"'()\[\]{}]")
+# What opens or closes in an expression in Python.
+_MARKS = re.compile(r"[\"'()\[\]{}]")
 _STRING_MARKS = {quote: re.compile(rf"[\\{quote}]") for quote in "\"'"}
 _WORD_END = re.compile(r"[^\w.-]")
 
@@ -35,6 +33,12 @@ class Reader:
         if self.ended:
             raise NotACallError
         yield
+
+    def peek(self) -> Reading[str]:
+        """The next character, which is not read. Raises NotACallError at the end."""
+        while self.position == len(self.text):
+            yield from self.more()
+        return self.text[self.position]
 
     def space(self) -> Reading[None]:
         """Read whitespace, if any."""
@@ -70,14 +74,13 @@ class Reader:
             raise NotACallError
         return self.text[start : self.position]
 
-    def brackets(self, opening: str, marks: re.Pattern[str] = JSON_MARKS) -> Reading[str]:
-        """Read from an opening bracket to the one that closes it, brackets in strings left aside. Raises NotACallError
-        where there is none, or none can come."""
+    def brackets(self) -> Reading[str]:
+        """Read a list in Python, to the bracket that closes it. Raises NotACallError where there is none."""
         start = place = self.position
-        yield from self.need(opening)
+        yield from self.need("[")
         depth, quote = 0, ""
         while True:
-            found = (_STRING_MARKS[quote] if quote else marks).search(self.text, place)
+            found = (_STRING_MARKS[quote] if quote else _MARKS).search(self.text, place)
             if found is None:
                 place = max(place, len(self.text))
                 yield from self.more()
@@ -87,14 +90,12 @@ class Reader:
                 place += 1
             elif quote:
                 quote = ""
-            elif mark == '"' or (mark == "'" and marks is PYTHON_MARKS):
+            elif mark in "\"'":
                 quote = mark
             elif mark in "([{":
                 depth += 1
-            elif mark in ")]}":
+            else:
                 depth -= 1
                 if depth == 0:
                     self.position = place
                     return self.text[start:place]
-            else:
-                raise NotACallError

@@ -6,8 +6,9 @@ import ast
 import warnings
 from typing import Any
 
-from sophserve.text.reader import PYTHON_MARKS, NotACallError, Reader, Reading
-from sophserve.text.tool_parser import ToolParser, json_object, to_json
+from sophserve.text.json_stream import to_json
+from sophserve.text.reader import NotACallError, Reader, Reading
+from sophserve.text.tool_parser import ToolParser
 
 
 class HermesParser(ToolParser):
@@ -19,8 +20,7 @@ class HermesParser(ToolParser):
     def _read(self, reader: Reader) -> Reading[None]:
         yield from reader.need("<tool_call>")
         yield from reader.space()
-        fields = json_object((yield from reader.brackets("{")))
-        self._call(fields.get("name"), fields.get("arguments"))
+        yield from self._object()
         yield from self._skip("</tool_call>")
 
 
@@ -33,10 +33,7 @@ class Llama3JsonParser(ToolParser):
     def _read(self, reader: Reader) -> Reading[None]:
         marked = yield from reader.take("<|python_tag|>")
         yield from reader.space()
-        fields = json_object((yield from reader.brackets("{")))
-        if not marked and not fields.keys() & {"parameters", "arguments"}:
-            raise NotACallError
-        self._call(fields.get("name"), fields.get("parameters", fields.get("arguments")), known=not marked)
+        yield from self._object(known=not marked)
         yield from self._skip(";")
 
 
@@ -57,14 +54,13 @@ class MistralParser(ToolParser):
             yield from reader.word()
         yield from reader.take("[ARGS]")
         yield from reader.space()
-        self._call(name, json_object((yield from reader.brackets("{"))))
+        yield from self._arguments(name)
 
     def _read_list(self, reader: Reader) -> Reading[None]:
         more = True
         while more:
             yield from reader.space()
-            fields = json_object((yield from reader.brackets("{")))
-            self._call(fields.get("name"), fields.get("arguments"))
+            yield from self._object()
             yield from reader.space()
             more = yield from reader.take(",")
         yield from self._skip("]")
@@ -84,20 +80,19 @@ class DeepSeekV3Parser(ToolParser):
         name = yield from reader.word()
         yield from reader.need("<｜tool▁sep｜>")
         yield from reader.space()
-        fenced = not (yield from reader.take("{"))
+        fenced = (yield from reader.peek()) != "{"
         if fenced:
             name = yield from reader.word()
             yield from reader.space()
             yield from reader.need("```json")
             yield from reader.space()
-        else:
-            reader.position -= 1
-        self._call(name, json_object((yield from reader.brackets("{"))))
+        yield from self._arguments(name)
         yield from self._skip(*["```"] * fenced, "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
 
 
 class PythonicParser(ToolParser):
-    """`[f(a=1), g(b="x")]`, as Llama 3.2 and 4 write it; possibly within `<|python_start|>` and `<|python_end|>`."""
+    """`[f(a=1), g(b="x")]`, as Llama 3.2 and 4 write it; possibly within `<|python_start|>` and `<|python_end|>`. All
+    calls of a list are given out when it is complete."""
 
     markers = ("<|python_start|>",)
     inner = ("<|python_end|>",)
@@ -106,7 +101,7 @@ class PythonicParser(ToolParser):
     def _read(self, reader: Reader) -> Reading[None]:
         marked = yield from reader.take("<|python_start|>")
         yield from reader.space()
-        calls = _python_calls((yield from reader.brackets("[", PYTHON_MARKS)))
+        calls = _python_calls((yield from reader.brackets()))
         if not calls or (not marked and any(name not in self._names for name, _ in calls)):
             raise NotACallError
         for name, arguments in calls:

@@ -1,19 +1,25 @@
 """Tool calls in a text that is being generated: what all formats have in common.
 
-A call is given out once it is complete, so that its arguments are always valid JSON; what turns out to be no call is
-content. A format says what may begin a call, and reads one.
+A call begins with its first argument that is complete or long (JsonCopy), and its arguments are given out as they come.
+They are always valid JSON: where the model breaks them off they are closed behind the last piece, and what it wrote
+instead is content, like all that turns out to be no call. A format says what may begin a call, and reads one.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from sophserve.text.answer import ArgumentsDelta, CallStart, ContentDelta, Event
+from sophserve.text.json_stream import JsonCopy, json_value, parse_json, to_json
 from sophserve.text.reader import NotACallError, Reader, Reading
+
+# Under these keys an object has the arguments of a call.
+_ARGUMENTS = ("parameters", "arguments")
+# Characters given out that are worth cutting off.
+_MANY = 4096
 
 
 class ToolParser(ABC):
@@ -51,22 +57,104 @@ class ToolParser(ABC):
 
     @abstractmethod
     def _read(self, reader: Reader) -> Reading[None]:
-        """Read calls from where one may begin, and hand each to `_call`. Raises NotACallError."""
+        """Read calls from where one may begin: by `_object`, or `_arguments`, or `_call`. Raises NotACallError."""
+
+    def _object(self, known: bool = False) -> Reading[None]:
+        """Read a call that is an object with a name and the arguments. known: the name must be that of a tool, and
+        arguments there."""
+        reader = self._reader
+        fields: dict[str, Any] = {}
+        yield from reader.need("{")
+        more = True
+        while more:
+            yield from reader.space()
+            key = yield from self._key()
+            if key in _ARGUMENTS and "name" in fields and (yield from reader.peek()) == "{":
+                yield from self._arguments(fields["name"], known)
+                yield from self._rest_of_object()
+                return
+            fields[key] = yield from json_value(reader)
+            yield from reader.space()
+            more = yield from reader.take(",")
+        yield from reader.need("}")
+        if known and not fields.keys() & set(_ARGUMENTS):
+            raise NotACallError
+        self._call(fields.get("name"), next((fields[key] for key in _ARGUMENTS if key in fields), None), known)
+
+    def _key(self) -> Reading[str]:
+        key = yield from json_value(self._reader)
+        if not isinstance(key, str):
+            raise NotACallError
+        yield from self._reader.space()
+        yield from self._reader.need(":")
+        yield from self._reader.space()
+        return key
+
+    def _rest_of_object(self) -> Reading[None]:
+        """Read what stands in an object behind the arguments. The call stands, whatever that is."""
+        reader = self._reader
+        try:
+            yield from reader.space()
+            while (yield from reader.take(",")):
+                yield from reader.space()
+                yield from self._key()
+                yield from json_value(reader)
+                yield from reader.space()
+            yield from reader.need("}")
+            self._given = reader.position
+        except NotACallError:
+            reader.position = self._given
+
+    def _arguments(self, name: Any, known: bool = False) -> Reading[None]:
+        """Read the arguments of a call, an object, and give them out as they come."""
+        self._check(name, known)
+        reader, index = self._reader, self._calls
+        if (yield from reader.peek()) != "{":
+            raise NotACallError
+
+        def give(text: str) -> None:
+            if self._calls == index:
+                self._begin(name)
+            self._add_arguments(text)
+            self._given = reader.position
+            if self._given > _MANY:
+                self._forget()
+
+        copy = JsonCopy(reader, give)
+        try:
+            yield from copy.read()
+        except NotACallError:
+            if self._calls > index:
+                self._add_arguments(copy.closing)
+            raise
 
     def _call(self, name: Any, arguments: Any, known: bool = False) -> None:
-        """Give out a complete call. known: its name must be that of a tool."""
+        """Give out a complete call."""
         arguments = {} if arguments is None else arguments
         if isinstance(arguments, str):
             arguments = parse_json(arguments)
-        if not name or not isinstance(name, str) or not name.isprintable() or not isinstance(arguments, dict):
-            raise NotACallError
-        if known and name not in self._names:
+        self._check(name, known)
+        if not isinstance(arguments, dict):
             raise NotACallError
         text = to_json(arguments)
-        self._events += [CallStart(self._calls, name), ArgumentsDelta(self._calls, text)]
-        self._calls += 1
+        self._begin(name)
+        self._add_arguments(text)
         self._given = self._reader.position
+
+    def _check(self, name: Any, known: bool) -> None:
+        if not name or not isinstance(name, str) or not name.isprintable() or (known and name not in self._names):
+            raise NotACallError
+
+    def _begin(self, name: str) -> None:
+        self._events.append(CallStart(self._calls, name))
+        self._calls += 1
         self._bare_possible = bool(self.bare)
+
+    def _add_arguments(self, text: str) -> None:
+        if self._events and isinstance(last := self._events[-1], ArgumentsDelta):
+            self._events[-1] = ArgumentsDelta(last.index, last.text + text)
+        else:
+            self._events.append(ArgumentsDelta(self._calls - 1, text))
 
     def _skip(self, *literals: str) -> Reading[None]:
         """Read what may stand behind a call."""
@@ -142,35 +230,3 @@ class ToolParser(ABC):
         reader.text = reader.text[self._given :]
         reader.position -= self._given
         self._given = 0
-
-
-def parse_json(text: str) -> Any:
-    """A value in JSON; line breaks within strings are forgiven. Raises NotACallError."""
-    try:
-        return json.loads(text, strict=False, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        raise NotACallError from None
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """An object in JSON. Raises NotACallError."""
-    value = parse_json(text)
-    if not isinstance(value, dict):
-        raise NotACallError
-    return value
-
-
-def to_json(value: Any) -> str:
-    """JSON of a value. Raises NotACallError for what JSON has not."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        raise NotACallError from None
-    return text
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)

@@ -97,14 +97,15 @@ async def test_the_shape_of_a_stream(app: Any) -> None:
     stream = await app.openai.chat.completions.create(**FIELDS, stream=True)
     deltas = [c.choices[0].delta.model_dump(exclude_unset=True) async for c in stream]
     calls = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
-    assert [call["index"] for call in calls] == [0, 0, 1, 1]
+    assert [call["index"] for call in calls] == [0, 0, 0, 1, 1]
     assert calls[0] == {
         "index": 0,
         "id": calls[0]["id"],
         "type": "function",
         "function": {"name": "f", "arguments": ""},
     }
-    assert calls[1] == {"index": 0, "function": {"arguments": '{"a": "é"}'}}
+    assert calls[1] == {"index": 0, "function": {"arguments": '{"a": "é"'}}
+    assert calls[2] == {"index": 0, "function": {"arguments": "}"}}
     assert deltas[0] == {"role": "assistant", "content": ""} and deltas[-1] == {}
 
 

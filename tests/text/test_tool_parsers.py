@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sophserve.config import ServerConfig
-from sophserve.text.answer import AnswerParser, ParsedAnswer, Parser
+from sophserve.text.answer import AnswerParser, CallStart, ParsedAnswer, Parser
 from sophserve.text.reasoning import ReasoningParser, reasons
 from sophserve.text.tool_formats import TOOL_PARSERS, tool_parser_of
 
@@ -97,8 +97,43 @@ SHAPES: list[tuple[str, str, str, Calls]] = [
     ("pythonic", "<|python_start|>[new.tool(a='é')]<|python_end|>", "", [("new.tool", {"a": "é"})]),
 ]
 
+LONG = "x" * 80
+BROKEN_OFF: list[tuple[str, str, str, Calls]] = [
+    # what is complete, or long, is a call; the rest is content
+    ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": 1}\n</tool_call>', "", [("f", {"a": 1})]),
+    (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"a": 1, "b": "rm /tm',
+        ', "b": "rm /tm',
+        [("f", {"a": 1})],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"a": 1, b}}',
+        ", b}}",
+        [("f", {"a": 1})],
+    ),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": [{"b": 1}, {"c', ', {"c', [("f", {"a": [{"b": 1}]})]),
+    ("hermes", f'<tool_call>{{"name": "f", "arguments": {{"a": "{LONG}', "", [("f", {"a": LONG})]),
+    ("hermes", f'<tool_call>{{"name": "f", "arguments": {{"a": "{LONG}\\u00', "\\u00", [("f", {"a": LONG})]),
+    ("hermes", f'<tool_call>{{"name": "f", "arguments": {{"a": ["{LONG}\n\\x"', '\\x"', [("f", {"a": [LONG + "\n"]})]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1}, "id"', ', "id"', [("f", {"a": 1})]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1}, "id": 5}</tool_call>', "", [("f", {"a": 1})]),
+    ("llama3_json", '{"name": "f", "parameters": {"a": true, "b": 12', ', "b": 12', [("f", {"a": True})]),
+    ("mistral", '[TOOL_CALLS]f[ARGS]{"a": 1, [TOOL_CALLS]g[ARGS]{}', ",", [("f", {"a": 1}), ("g", {})]),
+    ("deepseek_v3", '<｜tool▁call▁begin｜>f<｜tool▁sep｜>{"a": 1,}', ",}", [("f", {"a": 1})]),
+]
+
 MALFORMED = [
-    ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": 1}\n</tool_call>'),
+    ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": "1}\n</tool_call>'),
+    ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "f"'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "\\x"}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": ' + "9" * 5000 + "}}</tool_call>"),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 01}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1'),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {1: 1}}'),
+    ("hermes", '<tool_call>{"name": "f" "arguments": {}}'),
+    ("hermes", "<tool_call>{}</tool_call>"),
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "unfinished'),
     ("hermes", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>'),
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>'),
@@ -134,6 +169,11 @@ def test_shapes(name: str, text: str, content: str, calls: Calls) -> None:
     assert_parsed(name, text, content, calls)
 
 
+@pytest.mark.parametrize(("name", "text", "content", "calls"), BROKEN_OFF)
+def test_calls_that_are_broken_off(name: str, text: str, content: str, calls: Calls) -> None:
+    assert_parsed(name, text, content, calls)
+
+
 @pytest.mark.parametrize(("name", "text"), MALFORMED)
 def test_what_is_no_call_is_content(name: str, text: str) -> None:
     assert_parsed(name, text, text, [])
@@ -160,7 +200,8 @@ PIECES = [
     ),
     *("```json\n", "\n```", "function", "[f(a=1), get_weather(b='x')]", "f", "{}", '{"a": 1}', "{", "}", "[", "]"),
     *('"', "'", "\\", " ", "\n", "Text.", "<", "<tool", "<think>", "</think>", "</thi", "é", "("),
-    *(text for _, text, _, _ in SHAPES),
+    *(text for _, text, _, _ in [*SHAPES, *BROKEN_OFF]),
+    *('{"name": "f", "arguments": {"a": 1, ', '"b": ', f'"{LONG}', '"]}', "\\u12", ": ", "[1, ", "null", "-1.5e3"),
 ]
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=10).map("".join)
 
@@ -205,18 +246,47 @@ def test_no_more_is_held_back_than_may_be_a_call(name: str, text: str) -> None:
     assert not held or held[0] == parser.bare or any(marker.startswith(held) for marker in parser.markers)
 
 
-def test_calls_come_as_soon_as_they_are_complete() -> None:
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=99),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4), st.sampled_from([None, 0, 3]), st.booleans(), st.data())
+def test_arguments_are_valid_wherever_they_end(value: Any, indent: int | None, ascii: bool, data: Any) -> None:
+    arguments = json.dumps(value, indent=indent, ensure_ascii=ascii)
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
+    [call] = parse(tools("hermes"), [text]).calls
+    assert call.arguments == arguments
+    end = data.draw(st.integers(0, len(text)))
+    for call in parse(tools("hermes"), list(text[:end])).calls:
+        assert arguments.startswith(call.arguments.rstrip('"}]')) and isinstance(json.loads(call.arguments), dict)
+
+
+def test_arguments_come_as_they_are_written() -> None:
     parser = tools("hermes")
-    events = [parser.feed(part) for part in ("Hi <", "b> <tool", '_call>{"name": "f", "arguments": {}', "}", "</tool")]
-    assert [len(part) for part in events] == [1, 1, 0, 2, 0]
+
+    def pieces(part: str) -> list[str]:
+        return [event.name if isinstance(event, CallStart) else event.text for event in parser.feed(part)]
+
+    assert pieces("Hi <") == ["Hi"] and pieces("b> <tool") == [" <b>"]
+    assert pieces('_call>{"name": "f", "arguments": {"a"') == []
+    assert pieces(": tru") == [] and pieces('e, "b":') == ["f", '{"a": true']
+    assert pieces(' "short') == [] and pieces(', and"') == [', "b": "short, and"']
+    assert pieces(f', "c": ["{LONG}') == [f', "c": ["{LONG}']
+    assert pieces(" as it comes \\") == [" as it comes "] and pieces("n.") == ["\\n."]
+    assert pieces('"]') == ['"]'] and pieces("}") == ["}"] and pieces("}</tool") == []
 
 
 def test_a_long_call_takes_linear_time() -> None:
     parser = tools("hermes")
-    parser.feed('<tool_call>{"name": "f", "arguments": {"a": "')
-    for _ in range(20_000):
-        assert not parser.feed("word \\n")
     answer = ParsedAnswer()
+    answer.add(parser.feed('<tool_call>{"name": "f", "arguments": {"a": "'))
+    for _ in range(20_000):
+        answer.add(parser.feed("word \\n"))
+    assert len(parser._reader.text) < 10_000  # type: ignore[attr-defined]
     answer.add(parser.feed('"}}'))
     assert len(answer.calls[0].arguments) == 20_000 * 7 + 9
 
