@@ -68,8 +68,8 @@ class EventStream:
         # While a write waits for a slow client nothing needs to be added to it.
         if silent >= self._interval and not self._lock.locked() and self._begun():
             self._comment = asyncio.create_task(self._keep_alive())
-            silent = 0.0
-        self._timer = self._loop.call_later(max(self._interval - silent, 0.1), self._tick)
+        left = self._interval - silent
+        self._timer = self._loop.call_later(left if left > 0 else self._interval, self._tick)
 
     def _begun(self) -> bool:
         if self.response.prepared or self._engine.config.max_queue_time is None:

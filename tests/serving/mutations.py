@@ -66,6 +66,7 @@ CONVERSATION = {
     "messages": TURNS,
     "tools": [TOOL],
     "documents": [{"title": "a", "text": "b"}],
+    "chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}",
     "chat_template_kwargs": {"enable_thinking": False},
     "add_generation_prompt": True,
     "continue_final_message": False,
@@ -76,7 +77,12 @@ FORMAT = {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}}
 BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "/v1/chat/completions": (
         {"messages": HELLO, "max_tokens": 4},
-        SAMPLING | CONVERSATION | {"logprobs": True, "top_logprobs": 2, "tool_choice": "none"},
+        {
+            **SAMPLING,
+            **CONVERSATION,
+            **{"logprobs": True, "top_logprobs": 2, "parallel_tool_calls": False, "include_reasoning": False},
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+        },
     ),
     "/v1/completions": (
         {"prompt": "The quick brown fox", "max_tokens": 4},
@@ -91,7 +97,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {
             **{"messages": BLOCKS, "system": [{"type": "text", "text": "Be brief."}], "stream": True, "top_k": 3},
             **{"stop_sequences": ["x"], "temperature": 1, "thinking": {"type": "enabled", "budget_tokens": 9}},
-            **{"tools": [{"name": "f", "input_schema": SCHEMA}], "tool_choice": {"type": "none"}},
+            **{"tools": [{"name": "f", "input_schema": SCHEMA}], "tool_choice": {"type": "any"}},
             "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
         },
     ),
@@ -100,7 +106,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"input": "Hi", "max_output_tokens": 4},
         {
             **{"input": ITEMS, "instructions": "Be brief.", "stream": True, "store": True, "top_logprobs": 2},
-            **{"tools": [{"type": "function", "name": "f", "parameters": SCHEMA}], "tool_choice": "none"},
+            **{"tools": [{"type": "function", "name": "f", "parameters": SCHEMA}], "tool_choice": "required"},
             **{"text": FORMAT, "previous_response_id": "resp_1", "metadata": {"a": "b"}, "truncation": "auto"},
         },
     ),

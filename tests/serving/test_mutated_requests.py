@@ -65,7 +65,9 @@ def test_every_broken_request_has_a_proper_answer(
 ) -> None:
     posts = {route.path.replace("{id}", "x") for route in ROUTES if route.method == "POST"}
     assert posts - {"/ping"} == BODIES.keys()
-    server = start_server(make_checkpoint("qwen2"), "--response-store-memory", "1MiB", "--kv-cache-memory", "16MiB")
+    options = ["--tool-call-parser", "hermes", "--reasoning-parser", "qwen3", "--trust-request-chat-template"]
+    options += ["--response-store-memory", "1MiB", "--kv-cache-memory", "16MiB"]
+    server = start_server(make_checkpoint("qwen2"), *options)
     process, workers = psutil.Process(server.process.pid), server.workers
     asyncio.run(storm(server.url, Mutator(0), warm_up))
     before = process.memory_info().rss
