@@ -11,6 +11,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -98,6 +99,8 @@ def load(url: str, concurrency: int, requests: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    # A run that `timeout` ends must end the server, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sophserve-peers"
     parser.add_argument("--model", type=Path, required=True, help="a bfloat16 checkpoint; see make_checkpoint.py")

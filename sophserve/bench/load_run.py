@@ -84,8 +84,10 @@ class LoadRun:
             self._running[asyncio.create_task(self._one(prompt, outcome))] = outcome
 
     async def _one(self, prompt: Prompt, outcome: Outcome) -> None:
-        await self._client.ask(prompt, outcome)
-        self._places.release()
+        try:
+            await self._client.ask(prompt, outcome)
+        finally:
+            self._places.release()
         del self._running[asyncio.current_task()]  # type: ignore[arg-type]
         self._tokens += outcome.tokens
         self._failed += bool(outcome.error)

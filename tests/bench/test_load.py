@@ -139,9 +139,9 @@ class Fake:
         app.router.add_post("/tokenize", self._tokenize)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        self.site = web.TCPSite(runner, "localhost", 0)
+        self.site = web.TCPSite(runner, "127.0.0.1", 0)
         await self.site.start()
-        self.url = f"http://localhost:{runner.addresses[0][1]}"
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         return runner
 
     async def _models(self, request: web.Request) -> web.Response:
@@ -285,8 +285,8 @@ async def test_the_server_that_cannot_be_measured(fake: Fake) -> None:
     fake.models = []
     with pytest.raises(LoadError, match="names no model: give --model"):
         await fake.load("")
-    with pytest.raises(LoadError, match="cannot reach http://localhost:1: connection refused; start the server"):
-        await load.run(load.parse(["--url", "http://localhost:1"]))
+    with pytest.raises(LoadError, match=r"cannot reach http://127\.0\.0\.1:1: connection refused; start the server"):
+        await load.run(load.parse(["--url", "http://127.0.0.1:1"]))
 
 
 @pytest.mark.parametrize("refused", [["ignore_eos"], ["stream_options"], ["ignore_eos", "stream_options"]])
