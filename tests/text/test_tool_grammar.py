@@ -142,7 +142,8 @@ def test_calls_within_free_text(parser: str, template: str, call: str, between: 
     ("parser", "call"),
     [
         ("pythonic", "[h(), g.z()]"),
-        *((parser, calls.format(call.format("h", "{}"))) for parser, _, call, _, calls in FORMATS[:1]),
+        ("hermes", '<tool_call>\n{"name": "h", "arguments": {}}\n</tool_call>'),
+        ("llama3_json", '{"name": "h", "parameters": {}}; {"name": "g-z", "parameters": {}}'),
     ],
 )
 def test_calls_or_json(parser: str, call: str) -> None:
