@@ -32,7 +32,9 @@ def _serve(argv: Sequence[str]) -> int:
     configure(server_config.log_level.upper(), server_config.log_format == "json")
     from sophserve.checkpoint import read_config, resolve_model
     from sophserve.engine.engine import Engine
+    from sophserve.text.parsers import check_parsers
 
+    check_parsers(server_config)
     directory = resolve_model(engine_config.model)
     read_config(directory)
     engine = Engine(engine_config, directory)

@@ -10,7 +10,7 @@ from sophserve.options import CommandParser
 
 def list_plugins(argv: Sequence[str]) -> int:
     """Print what is registered, and from which distribution."""
-    parser = CommandParser("plugins", "List registered architectures, devices and quantizations.")
+    parser = CommandParser("plugins", "List what plugins have registered.")
     parser.parse_args(argv)
     from sophserve import plugins
 
@@ -18,6 +18,8 @@ def list_plugins(argv: Sequence[str]) -> int:
         "architectures": plugins.architectures(),
         "devices": plugins.devices(),
         "quantizations": plugins.quantizations(),
+        "tool parsers": plugins.tool_parsers(),
+        "reasoning parsers": plugins.reasoning_parsers(),
     }
     width = max((len(name) for found in kinds.values() for name in found), default=0)
     for kind, found in kinds.items():

@@ -133,12 +133,12 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         float, Meta(description="seconds that running requests get to finish in when the server stops")
     ] = 30.0
     tool_call_parser: Annotated[
-        Literal["auto", "none", "deepseek_v3", "hermes", "llama3_json", "mistral", "pythonic"],
-        Meta(description="how the model writes tool calls; auto: as its chat template says"),
+        str,
+        Meta(description="how the model writes tool calls: auto, as its chat template says, none, or a plugin's name"),
     ] = "auto"
     reasoning_parser: Annotated[
-        Literal["auto", "none", "deepseek_r1", "qwen3"],
-        Meta(description="deepseek_r1 begins within its reasoning, qwen3 with <think>; auto: as the prompt ends"),
+        str,
+        Meta(description="how it marks its reasoning: auto, as its chat template says, none, or a plugin's name"),
     ] = "auto"
     enable_auto_tool_choice: Annotated[bool, Meta(description="accepted without effect: models always choose")] = True
     ssl_certfile: Annotated[str | None, Meta(description="serve HTTPS with this certificate chain (PEM)")] = None

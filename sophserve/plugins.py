@@ -1,12 +1,15 @@
 """Hook specifications and the plugin manager (https://pluggy.readthedocs.io).
 
-A plugin is a module behind an entry point of group `sophserve`. It implements any of the hooks below:
+A plugin is a module behind an entry point. It implements any of the hooks below:
 
     from sophserve.plugins import hookimpl
 
     @hookimpl
     def register_architectures(register):
         register("MyModelForCausalLM", MyModelForCausalLM)
+
+Entry points of group `sophserve` are loaded where the model runs. The parsers of answers work in the server process,
+which does without torch: they have entry points of group `sophserve.text`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import pluggy
 from sophserve.errors import ConfigError
 
 PROJECT = "sophserve"
+TEXT = "sophserve.text"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -39,6 +43,16 @@ class Hooks:
         """Call `register(quant_method, scheme_class)` for each on-disk format that the plugin reads."""
 
     @hookspec
+    def register_tool_parsers(self, register: Register) -> None:
+        """Call `register(name, parser_class)` for each format of tool calls, a sophserve.text.tool_parser.ToolParser.
+        Group sophserve.text."""
+
+    @hookspec
+    def register_reasoning_parsers(self, register: Register) -> None:
+        """Call `register(name, parser_class)` for each way to mark reasoning, a
+        sophserve.text.reasoning.ReasoningParser. Group sophserve.text."""
+
+    @hookspec
     def register_devices(self, register: Register) -> None:
         """Call `register(name, device_class)` for each kind of device that the plugin drives."""
 
@@ -53,12 +67,12 @@ class Registered:
 
 
 @cache
-def plugin_manager() -> pluggy.PluginManager:
-    """The manager with every installed plugin loaded. A plugin that does not import raises ConfigError."""
+def plugin_manager(group: str = PROJECT) -> pluggy.PluginManager:
+    """The manager with every installed plugin of a group loaded. A plugin that does not import raises ConfigError."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Hooks)
     try:
-        manager.load_setuptools_entrypoints(PROJECT)
+        manager.load_setuptools_entrypoints(group)
         manager.check_pending()
     except Exception as error:
         raise ConfigError(
@@ -67,8 +81,8 @@ def plugin_manager() -> pluggy.PluginManager:
     return manager
 
 
-def _collect(hook: str) -> dict[str, Registered]:
-    manager = plugin_manager()
+def _collect(hook: str, group: str = PROJECT) -> dict[str, Registered]:
+    manager = plugin_manager(group)
     distributions = {plugin: dist.project_name for plugin, dist in manager.list_plugin_distinfo()}
     found: dict[str, Registered] = {}
     for implementation in getattr(manager.hook, hook).get_hookimpls():
@@ -101,3 +115,15 @@ def quantizations() -> dict[str, Registered]:
 def devices() -> dict[str, Registered]:
     """Device classes by name."""
     return _collect("register_devices")
+
+
+@cache
+def tool_parsers() -> dict[str, Registered]:
+    """Parsers of tool calls by name."""
+    return _collect("register_tool_parsers", TEXT)
+
+
+@cache
+def reasoning_parsers() -> dict[str, Registered]:
+    """Parsers of reasoning by name."""
+    return _collect("register_reasoning_parsers", TEXT)

@@ -157,10 +157,12 @@ async def _load(serving: Serving) -> None:
 
 
 def _load_text(serving: Serving) -> None:
+    from sophserve import plugins
     from sophserve.text.bound import characters_per_token
     from sophserve.text.chat_template import ChatTemplate
     from sophserve.text.tokenizer import Tokenizer
 
+    plugins.tool_parsers(), plugins.reasoning_parsers()  # one that does not load must not fail a request
     directory = serving.engine.directory
     defaults = sampling_defaults(read_generation_config(directory))
     try:

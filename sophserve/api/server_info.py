@@ -11,6 +11,8 @@ from aiohttp import web
 import sophserve
 from sophserve.api.body import json_response
 from sophserve.api.serving import SERVING
+from sophserve.api.tools import reasoning_parser, tool_parser
+from sophserve.plugins import Registered
 from sophserve.worker.messages import ModelInfo
 
 
@@ -26,11 +28,16 @@ async def server_info(request: web.Request) -> web.Response:
         "model": _model(serving.engine.info, serving.model_names),
         "memory": _memory(serving.engine.info),
         "pooling": serving.pooling,
+        "parsers": {"tool_calls": _name(tool_parser(serving)), "reasoning": _name(reasoning_parser(serving))},
         "sampling_defaults": serving.sampling_defaults,
         "engine_config": msgspec.to_builtins(serving.engine.config),
         "server_config": server,
     }
     return json_response(answer)
+
+
+def _name(parser: Registered | None) -> str | None:
+    return parser.name if parser else None
 
 
 def _model(info: ModelInfo, names: list[str]) -> dict[str, Any]:

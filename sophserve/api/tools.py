@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
-import string
+import json
 from typing import Annotated, Any, Literal
-from uuid import uuid4
 
 import msgspec
 from msgspec import Meta
@@ -15,11 +13,13 @@ from sophserve.api.body import checked
 from sophserve.api.requests import ChatRequest
 from sophserve.api.serving import Serving
 from sophserve.errors import RequestError
+from sophserve.plugins import Registered, reasoning_parsers, tool_parsers
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.answer import AnswerParser
-from sophserve.text.reasoning import CLOSE, OPEN, ReasoningParser, reasons
-from sophserve.text.tool_formats import TOOL_PARSERS, tool_parser_of
+from sophserve.text.parsers import chosen
+from sophserve.text.reasoning import ReasoningParser
 from sophserve.text.tool_grammar import ToolGrammar
+from sophserve.text.tool_parser import ToolParser
 
 # Enough tokens of a prompt's end to hold a mark and the blanks around it, even letter by letter.
 _TAIL = 24
@@ -72,23 +72,27 @@ Choice = Function | Literal["none", "auto", "required"]
 
 
 class ToolUse:
-    """Which tools there are, and whether the model must call one. forced: the tools of which it must. Raises
-    RequestError for what cannot be served."""
+    """Which tools there are, and whether the model must call one. limited: it was shown tools that it may not call.
+    Raises RequestError for what cannot be served."""
 
     def __init__(self, serving: Serving, body: ChatRequest) -> None:
+        self.limited = False
         self.functions = {tool.function.name: tool.function for tool in _tools(body)}
         if isinstance(body.tool_choice, dict) and body.tool_choice.get("type") == "allowed_tools":
             self.choice: Choice = self._allow(body.tool_choice)
         else:
             self.choice = _choice(body, self.functions)
         self.parallel = body.parallel_tool_calls is not False
-        self.parser = _tool_parser(serving) if self.functions and self.choice != "none" else None
-        if self.functions and self.choice != "none" and self.parser is None:
+        self.parser: type[ToolParser] | None = None
+        if not self.functions or self.choice == "none":
+            return
+        if not (found := tool_parser(serving)):
             raise RequestError(
                 "tools are not supported: the chat template shows no format of tool calls that is known here; start "
                 "the server with --tool-call-parser NAME, or set tool_choice to none",
                 "tools",
             )
+        self.parser = found.value
 
     @property
     def forced(self) -> list[Function]:
@@ -106,13 +110,12 @@ class ToolUse:
         if not names:
             raise RequestError(f"{_CHOICE} allows no tool; name one, or set it to none", _CHOICE)
         self.functions = {name: self.functions[name] for name in names}
+        self.limited = True
         return allowed.mode
 
     def call_id(self, prefix: str = "call_") -> str:
-        """A new id of a tool call. Mistral's templates want nine letters and digits."""
-        if self.parser == "mistral":
-            return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
-        return f"{prefix}{uuid4().hex}"
+        """A new id of a tool call."""
+        return (self.parser or ToolParser).call_id(prefix)
 
 
 class AnswerFormat:
@@ -124,56 +127,88 @@ class AnswerFormat:
         self.call_id = use.call_id
         self._tokenizer = serving.tokenizer
         self._template = serving.chat_template.source(with_tools=True)
-        self._reasoning = _reasoning_parser(serving)
-        self.thinking = self._thinks(prompt, bool(body.continue_final_message)) if self._reasoning else False
+        found = reasoning_parser(serving)
+        self._reasoning: type[ReasoningParser] | None = found.value if found else None
+        self.thinking: bool | None = False
+        if self._reasoning:
+            self.thinking = self._thinks(self._reasoning, prompt, bool(body.continue_final_message))
 
     def parser(self) -> AnswerParser:
         """A new parser, for one answer."""
-        reasoning = None if self.thinking is False else ReasoningParser(bool(self.thinking))
-        tools = TOOL_PARSERS[self._use.parser](self._use.functions) if self._use.parser else None
+        reasoning = self._reasoning(bool(self.thinking)) if self._reasoning and self.thinking is not False else None
+        tools = self._use.parser(self._use.functions) if self._use.parser else None
         return AnswerParser(reasoning, tools, self._use.parallel)
 
     def asked(self, params: SamplingParams) -> SamplingParams:
-        """params that have the model call tools where it must, and keep to a form only behind its reasoning. Raises
+        """params that have the model call tools as it must, and keep to a form only behind its reasoning. Raises
         RequestError."""
-        structured = params.structured
-        if forced := self._use.forced:
-            if structured:
-                raise RequestError(
-                    "a form of the answer and a tool_choice that demands calls exclude each other", _CHOICE
-                )
-            structured = StructuredOutput("lark", self._grammar(forced))
-        if structured and self.thinking:
-            structured = replace(structured, after=CLOSE)
+        structured, use = params.structured, self._use
+        if use.forced and structured:
+            raise RequestError("a form of the answer and a tool_choice that demands calls exclude each other", _CHOICE)
+        if use.parser:
+            try:
+                structured = self._with_calls(use.parser, structured)
+            except RecursionError:
+                raise RequestError("tools: a schema is nested too deeply", "tools") from None
+            except ValueError as error:
+                raise RequestError(f"tools: {error}; change it, or {self._way_out(structured)}", "tools") from None
+        if structured and self.thinking and self._reasoning:
+            structured = replace(structured, after=self._reasoning.closing)
         return replace(params, structured=structured, shown_token_ids=self._shown_token_ids())
 
-    def _grammar(self, forced: list[Function]) -> str:
-        use, schemas = self._use, {}
-        for function in forced:
-            schemas[function.name] = {"type": "object"} | (function.parameters or {"properties": {}})
-        assert use.parser is not None, "tools cannot be used without a parser"
-        try:
-            grammar = ToolGrammar(use.parser, self._template, self._tokenizer, schemas)
-            return grammar.text(several=use.choice == "required" and use.parallel, may_think=self.thinking is None)
-        except ValueError as error:
-            raise RequestError(f"tools: {error}; change it, or set tool_choice to auto", "tools") from None
+    def _with_calls(self, parser: type[ToolParser], structured: StructuredOutput | None) -> StructuredOutput | None:
+        """A form that calls have to fit as well, where there is a demand on either. Raises ValueError."""
+        use = self._use
+        functions = use.forced or list(use.functions.values())
+        schemas = {function.name: _schema(function) for function in functions}
+        strict = None if use.forced else [function.name for function in functions if function.strict]
+        thinking = self._reasoning if self.thinking is None else None
+        grammar = ToolGrammar(parser, self._template, self._tokenizer, schemas, strict, thinking)
+        if use.forced:
+            return StructuredOutput("lark", grammar.demanded(use.choice == "required" and use.parallel))
+        if structured and structured.kind in ("json_object", "json_schema"):
+            schema = json.loads(structured.value or '{"type": "object"}')
+            if not isinstance(schema, dict | bool):
+                raise ValueError("the form of the answer is no JSON schema, which is an object or a boolean")
+            return StructuredOutput("lark", grammar.or_json(use.parallel, schema))
+        if not structured and (strict or use.limited):
+            return StructuredOutput("lark", grammar.free(use.parallel))
+        return structured
+
+    def _way_out(self, structured: StructuredOutput | None) -> str:
+        if self._use.forced:
+            return "set tool_choice to auto"
+        return "leave out the form of the answer" if structured else "leave out strict and allowed_tools"
 
     def _shown_token_ids(self) -> list[int]:
         """Special tokens that the parser needs to see."""
-        marks = [OPEN, CLOSE] if self._reasoning else []
+        marks = [self._reasoning.opening, self._reasoning.closing] if self._reasoning else []
         if self._use.parser:
-            parser = TOOL_PARSERS[self._use.parser]
-            marks += [*parser.markers, *parser.inner]
+            marks += [*self._use.parser.markers, *self._use.parser.inner]
         ids = [self._tokenizer.special_id(mark) for mark in marks]
         return [token_id for token_id in ids if token_id is not None]
 
-    def _thinks(self, prompt: list[int], continued: bool) -> bool | None:
+    def _thinks(self, reasoning: type[ReasoningParser], prompt: list[int], continued: bool) -> bool | None:
         end = self._tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
-        if end.endswith(OPEN):
+        if end.endswith(reasoning.opening):
             return True
-        if end.endswith(CLOSE) or continued:
+        if end.endswith(reasoning.closing) or continued:
             return False
-        return True if self._reasoning == "deepseek_r1" else None
+        return True if reasoning.always else None
+
+
+def tool_parser(serving: Serving) -> Registered | None:
+    """How the model writes tool calls; None where that is not known."""
+    return chosen(serving.config.tool_call_parser, tool_parsers(), serving.chat_template.source(with_tools=True))
+
+
+def reasoning_parser(serving: Serving) -> Registered | None:
+    """How the model marks its reasoning; None if it does not."""
+    return chosen(serving.config.reasoning_parser, reasoning_parsers(), serving.chat_template.source())
+
+
+def _schema(function: Function) -> dict[str, Any]:
+    return {"type": "object"} | (function.parameters or {"properties": {}})
 
 
 def _tools(body: ChatRequest) -> list[Tool]:
@@ -211,17 +246,3 @@ def _choice(body: ChatRequest, functions: dict[str, Function]) -> Choice:
     raise RequestError(
         'tool_choice must be none, auto, required or {"type": "function", "function": {"name": ...}}', _CHOICE
     )
-
-
-def _tool_parser(serving: Serving) -> str | None:
-    name = serving.config.tool_call_parser
-    if name == "auto":
-        return tool_parser_of(serving.chat_template.source(with_tools=True))
-    return None if name == "none" else name
-
-
-def _reasoning_parser(serving: Serving) -> str | None:
-    name = serving.config.reasoning_parser
-    if name == "auto":
-        return "qwen3" if reasons(serving.chat_template.source()) else None
-    return None if name == "none" else name

@@ -1,21 +1,34 @@
-"""What a model thinks between `<think>` and `</think>` before it answers."""
+"""What a model thinks before it answers."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from sophserve.plugins import Register, hookimpl
 from sophserve.text.answer import ContentDelta, Event, ReasoningDelta
 from sophserve.text.reader import Reader, Reading
 
-OPEN, CLOSE = "<think>", "</think>"
-
 
 class ReasoningParser:
-    """Splits an answer at these marks. inside: it begins within the reasoning. Whitespace at the marks is left out."""
+    """Splits an answer at the marks `opening` and `closing`. inside: it begins within the reasoning. Whitespace at the
+    marks is left out. always: the answer begins within it even where the prompt does not say so. automatic: whether a
+    chat template with the marks chooses this parser."""
+
+    opening: ClassVar[str] = "<think>"
+    closing: ClassVar[str] = "</think>"
+    always: ClassVar[bool] = False
+    automatic: ClassVar[bool] = True
 
     def __init__(self, inside: bool) -> None:
         self._inside = inside
         self._reader = Reader()
         self._events: list[Event] = []
         self._run = self._parse()
+
+    @classmethod
+    def reads(cls, template: str) -> bool:
+        """Whether a chat template knows of this reasoning."""
+        return cls.automatic and (cls.opening in template or cls.closing in template)
 
     def feed(self, text: str) -> list[Event]:
         """What more text makes certain."""
@@ -35,7 +48,7 @@ class ReasoningParser:
     def _parse(self) -> Reading[None]:
         reader = self._reader
         yield from reader.space()
-        if (yield from reader.take(OPEN)) or self._inside:
+        if (yield from reader.take(self.opening)) or self._inside:
             yield from self._think()
             yield from reader.space()
         else:
@@ -51,8 +64,8 @@ class ReasoningParser:
         reader = self._reader
         yield from reader.space()
         while True:
-            before, closed, after = self._rest().partition(CLOSE)
-            held = 0 if closed or reader.ended else _beginning_of_close(before)
+            before, closed, after = self._rest().partition(self.closing)
+            held = 0 if closed or reader.ended else self._beginning_of_closing(before)
             text = before[: len(before) - held].rstrip()
             if text:
                 self._events.append(ReasoningDelta(text))
@@ -68,12 +81,29 @@ class ReasoningParser:
         text, reader.text, reader.position = reader.text[reader.position :], "", 0
         return text
 
+    def _beginning_of_closing(self, text: str) -> int:
+        """How many characters at the end may become the closing mark."""
+        sizes = range(len(self.closing) - 1, 0, -1)
+        return next((size for size in sizes if text.endswith(self.closing[:size])), 0)
 
-def _beginning_of_close(text: str) -> int:
-    """How many characters at the end may become the closing mark."""
-    return next((size for size in range(len(CLOSE) - 1, 0, -1) if text.endswith(CLOSE[:size])), 0)
+
+class DeepSeekR1Parser(ReasoningParser):
+    """Of models whose answers begin within their reasoning, and may leave out the opening mark."""
+
+    always = True
+    automatic = False
 
 
-def reasons(template: str) -> bool:
-    """Whether a chat template knows of reasoning."""
-    return OPEN in template or CLOSE in template
+class MistralReasoningParser(ReasoningParser):
+    """Magistral's."""
+
+    opening = "[THINK]"
+    closing = "[/THINK]"
+
+
+@hookimpl
+def register_reasoning_parsers(register: Register) -> None:
+    """Add the marks that sophserve knows."""
+    register("deepseek_r1", DeepSeekR1Parser)
+    register("mistral", MistralReasoningParser)
+    register("qwen3", ReasoningParser)

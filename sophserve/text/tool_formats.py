@@ -1,13 +1,14 @@
-"""The formats in which models write tool calls, and which of them a chat template shows."""
+"""The formats in which models write tool calls."""
 
 from __future__ import annotations
 
-import ast
-import warnings
-from typing import Any
+import secrets
+import string
 
-from sophserve.text.json_stream import to_json
+from sophserve.plugins import Register, hookimpl
+from sophserve.text import python_calls
 from sophserve.text.reader import NotACallError, Reader, Reading
+from sophserve.text.tool_grammar import ToolGrammar
 from sophserve.text.tool_parser import ToolParser
 
 
@@ -16,6 +17,8 @@ class HermesParser(ToolParser):
 
     markers = ("<tool_call>",)
     inner = ("</tool_call>",)
+    signs = ("<tool_call>",)
+    other_signs = ("<function=", "<arg_key>", "[TOOL_CALLS]")  # the first two: calls in XML between the same markers
 
     def _read(self, reader: Reader) -> Reading[None]:
         yield from reader.need("<tool_call>")
@@ -23,12 +26,20 @@ class HermesParser(ToolParser):
         yield from self._object()
         yield from self._skip("</tool_call>")
 
+    @classmethod
+    def grammar(cls, writer: ToolGrammar, several: bool) -> str:
+        """Each call between its markers."""
+        begin, end = writer.opening("<tool_call>"), writer.mark("</tool_call>")
+        return writer.repeated(f'{begin} "\\n" {writer.objects("arguments")} "\\n" {end}', "\n", several)
+
 
 class Llama3JsonParser(ToolParser):
     """`{"name": "f", "parameters": {}}`, several of them with `;` between; possibly behind `<|python_tag|>`."""
 
     markers = ("<|python_tag|>",)
     bare = "{"
+    signs = ('"parameters": dictionary', "<|python_tag|>")
+    other_signs = ("<|python_start|>", "[func_name1(")
 
     def _read(self, reader: Reader) -> Reading[None]:
         marked = yield from reader.take("<|python_tag|>")
@@ -36,12 +47,18 @@ class Llama3JsonParser(ToolParser):
         yield from self._object(known=not marked)
         yield from self._skip(";")
 
+    @classmethod
+    def grammar(cls, writer: ToolGrammar, several: bool) -> str:
+        """Objects."""
+        return writer.repeated(writer.objects("parameters"), "; ", several)
+
 
 class MistralParser(ToolParser):
     """`[TOOL_CALLS][{"name": "f", "arguments": {}}]`, or `[TOOL_CALLS]f[ARGS]{}` for each call."""
 
     markers = ("[TOOL_CALLS]",)
     inner = ("[CALL_ID]", "[ARGS]")
+    signs = ("[TOOL_CALLS]",)
 
     def _read(self, reader: Reader) -> Reading[None]:
         yield from reader.need("[TOOL_CALLS]")
@@ -65,6 +82,20 @@ class MistralParser(ToolParser):
             more = yield from reader.take(",")
         yield from self._skip("]")
 
+    @classmethod
+    def grammar(cls, writer: ToolGrammar, several: bool) -> str:
+        """One list, or each call behind a marker."""
+        begin = writer.opening("[TOOL_CALLS]")
+        if "[ARGS]" not in writer.template:
+            return f'{begin} " "? "[" {writer.repeated(writer.objects("arguments"), ", ", several)} "]"'
+        call = writer.each(lambda name, arguments: f'"{name}" {writer.mark("[ARGS]")} {arguments}')
+        return writer.repeated(f"{begin} {call}", "", several)
+
+    @classmethod
+    def call_id(cls, prefix: str) -> str:
+        """Nine letters and digits, as the templates want it."""
+        return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+
 
 class DeepSeekV3Parser(ToolParser):
     """`<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>` (V3.1). Before that (V3, R1) `function` stood for
@@ -72,6 +103,7 @@ class DeepSeekV3Parser(ToolParser):
 
     markers = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>")
     inner = ("<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
+    signs = ("<｜tool▁call▁begin｜>",)
 
     def _read(self, reader: Reader) -> Reading[None]:
         yield from reader.take("<｜tool▁calls▁begin｜>")
@@ -89,6 +121,19 @@ class DeepSeekV3Parser(ToolParser):
         yield from self._arguments(name)
         yield from self._skip(*["```"] * fenced, "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
 
+    @classmethod
+    def grammar(cls, writer: ToolGrammar, several: bool) -> str:
+        """The calls between markers, and markers around them all."""
+        sep = writer.mark("<｜tool▁sep｜>")
+        if fenced := "```json" in writer.template:
+            head, behind, fence = f'"function" {sep}', r'"\n```json\n"', r'"\n```"'
+        else:
+            head, behind, fence = "", sep, ""
+        begin, end = writer.mark("<｜tool▁call▁begin｜>"), writer.mark("<｜tool▁call▁end｜>")
+        call = writer.each(lambda name, arguments: f'{head} "{name}" {behind} {arguments} {fence}')
+        calls = writer.repeated(f"{begin} {call} {end}", "\n" * fenced, several)
+        return f"{writer.opening('<｜tool▁calls▁begin｜>')} {calls} {writer.mark('<｜tool▁calls▁end｜>')}"
+
 
 class PythonicParser(ToolParser):
     """`[f(a=1), g(b="x")]`, as Llama 3.2 and 4 write it; possibly within `<|python_start|>` and `<|python_end|>`. All
@@ -97,72 +142,29 @@ class PythonicParser(ToolParser):
     markers = ("<|python_start|>",)
     inner = ("<|python_end|>",)
     bare = "["
+    signs = ("<|python_start|>", "[func_name1(")
 
     def _read(self, reader: Reader) -> Reading[None]:
         marked = yield from reader.take("<|python_start|>")
         yield from reader.space()
-        calls = _python_calls((yield from reader.brackets()))
+        calls = python_calls.read_calls((yield from reader.brackets()))
         if not calls or (not marked and any(name not in self._names for name, _ in calls)):
             raise NotACallError
         for name, arguments in calls:
             self._call(name, arguments)
         yield from self._skip("<|python_end|>")
 
-
-def _python_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about unknown escapes in strings
-            tree = ast.parse(text, mode="eval").body
-        calls = tree.elts if isinstance(tree, ast.List) else []
-        return [_python_call(call) for call in calls]
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        raise NotACallError from None
+    @classmethod
+    def grammar(cls, writer: ToolGrammar, several: bool) -> str:
+        """A list."""
+        return python_calls.grammar(writer, several)
 
 
-def _python_call(call: ast.expr) -> tuple[str, dict[str, Any]]:
-    if not isinstance(call, ast.Call) or call.args:
-        raise NotACallError
-    arguments = {str(keyword.arg): _value(keyword.value) for keyword in call.keywords if keyword.arg}
-    to_json(arguments)  # all calls or none: a later one that cannot be given out must be found now
-    if len(arguments) < len(call.keywords):
-        raise NotACallError
-    return ast.unparse(call.func), arguments
-
-
-def _value(node: ast.expr) -> Any:
-    """A literal; JSON's names for true, false and null are forgiven."""
-    match node:
-        case ast.Name(id="true" | "false" | "null" as name):
-            return {"true": True, "false": False, "null": None}[name]
-        case ast.List(elts=parts) | ast.Tuple(elts=parts):
-            return [_value(part) for part in parts]
-        case ast.Dict(keys=keys, values=values):
-            return {ast.literal_eval(key or node): _value(part) for key, part in zip(keys, values, strict=True)}
-    return ast.literal_eval(node)
-
-
-TOOL_PARSERS: dict[str, type[ToolParser]] = {
-    "deepseek_v3": DeepSeekV3Parser,
-    "hermes": HermesParser,
-    "llama3_json": Llama3JsonParser,
-    "mistral": MistralParser,
-    "pythonic": PythonicParser,
-}
-
-# What a chat template of each format holds, the most telling first.
-_SIGNS = (
-    ("<｜tool▁call▁begin｜>", "deepseek_v3"),
-    ("[TOOL_CALLS]", "mistral"),
-    ("<function=", None),  # calls in XML, partly with the markers of Hermes
-    ("<arg_key>", None),
-    ("<tool_call>", "hermes"),
-    ("<|python_start|>", "pythonic"),
-    ("[func_name1(", "pythonic"),
-    ('"parameters": dictionary', "llama3_json"),
-    ("<|python_tag|>", "llama3_json"),
-)
-
-
-def tool_parser_of(template: str) -> str | None:
-    """The name of the parser for what a chat template shows the model; None for no format known here."""
-    return next((name for sign, name in _SIGNS if sign in template), None)
+@hookimpl
+def register_tool_parsers(register: Register) -> None:
+    """Add the formats that come with sophserve."""
+    register("deepseek_v3", DeepSeekV3Parser)
+    register("hermes", HermesParser)
+    register("llama3_json", Llama3JsonParser)
+    register("mistral", MistralParser)
+    register("pythonic", PythonicParser)

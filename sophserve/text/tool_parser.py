@@ -10,11 +10,15 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import uuid4
 
 from sophserve.text.answer import ArgumentsDelta, CallStart, ContentDelta, Event
 from sophserve.text.json_stream import JsonCopy, json_value, parse_json, to_json
 from sophserve.text.reader import NotACallError, Reader, Reading
+
+if TYPE_CHECKING:
+    from sophserve.text.tool_grammar import ToolGrammar
 
 # Under these keys an object has the arguments of a call.
 _ARGUMENTS = ("parameters", "arguments")
@@ -27,12 +31,15 @@ class ToolParser(ABC):
 
     markers: texts that begin a call anywhere. inner: further texts of the format that may be special tokens. bare: a
     character that begins a call at the beginning of the answer and behind another call, if the name is that of a tool.
-    Whitespace around calls belongs to them.
+    signs: what chat templates that show this format hold, one of them at least; other_signs: what only those of other
+    formats hold. Whitespace around calls belongs to them.
     """
 
     markers: ClassVar[tuple[str, ...]]
     inner: ClassVar[tuple[str, ...]] = ()
     bare: ClassVar[str] = ""
+    signs: ClassVar[tuple[str, ...]] = ()
+    other_signs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(names)
@@ -44,6 +51,22 @@ class ToolParser(ABC):
         self._marker = re.compile("|".join(map(re.escape, self.markers)))
         self._longest = max(map(len, self.markers))
         self._run = self._parse()
+
+    @classmethod
+    def reads(cls, template: str) -> bool:
+        """Whether a chat template shows the model this format."""
+        return any(sign in template for sign in cls.signs) and not any(sign in template for sign in cls.other_signs)
+
+    @classmethod
+    def grammar(cls, writer: ToolGrammar, several: bool) -> str:
+        """The expression for one call, or for at least one, with writer's help. Raises ValueError where there is none:
+        such a model cannot be made to call a tool, but may."""
+        raise ValueError("the format of this model's calls has no grammar")
+
+    @classmethod
+    def call_id(cls, prefix: str) -> str:
+        """A new id of a call."""
+        return f"{prefix}{uuid4().hex}"
 
     def feed(self, text: str) -> list[Event]:
         """What more text makes certain."""

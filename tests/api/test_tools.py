@@ -253,7 +253,7 @@ async def test_demanded_calls(app: Any) -> None:
     await assert_same_streamed(app, **FIELDS, tool_choice=named)
     only = app.engine.params[-1].structured
     assert [grammar.kind for grammar in (several, one, only)] == ["lark"] * 3
-    assert "call)*" in several.value and "call)*" not in one.value and "call)*" not in only.value
+    assert [bool(re.search(r"call_\d+\)\*", grammar.value)) for grammar in (several, one, only)] == [True, False, False]
     assert r"{\"name\": \"f\"" in one.value and r"{\"name\": \"f\"" not in only.value
     await assert_same_streamed(app, **FIELDS)
     assert app.engine.params[-1].structured is None
@@ -267,7 +267,8 @@ async def test_constraints_begin_behind_the_reasoning(app: Any) -> None:
         ("<think>\n", {"tool_choice": "required"}, "</think>", False),
         ("<think>\n", schema, "</think>", False),
         ("", {"tool_choice": "required"}, None, True),
-        ("", schema, None, False),
+        ("", schema, None, True),
+        ("", schema | {"tools": []}, None, False),
         ("<think>\n\n</think>\n\n", {"tool_choice": "required"}, None, False),
     ):
         body = FIELDS | {"chat_template_kwargs": {"begin": begin}} | fields
@@ -292,3 +293,71 @@ async def test_demands_that_cannot_be_met(app: Any, start_app: Any) -> None:
     function["parameters"] = {"type": "object", "properties": {"my-key": {}}}
     status, answer = await app.post("/v1/chat/completions", FIELDS | {"tools": tools, "tool_choice": "required"})
     assert status == 400 and answer["error"]["param"] == "tools" and "'my-key'" in answer["error"]["message"]
+
+
+def limited_to(*names: str, mode: str = "auto") -> dict[str, Any]:
+    allowed = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": allowed}}
+
+
+async def test_tools_that_are_strict_or_allowed(app: Any) -> None:
+    app.engine.text = CALLS
+    strict = [{"type": "function", "function": tool["function"] | {"strict": True}} for tool in TOOLS]
+    for fields, begins, names in (
+        ({"tools": strict}, "start: (calls", "fg"),
+        ({"tools": strict, "parallel_tool_calls": False}, "start: (calls_", "fg"),
+        ({"tool_choice": limited_to("g")}, "start: (calls", "g"),
+        ({"tool_choice": limited_to("g", mode="required")}, "start: /[ ", "g"),
+        ({"tool_choice": limited_to("f", "g"), "response_format": {"type": "json_object"}}, "start: /[ ", "fg"),
+        ({"response_format": {"type": "json_object"}}, "start: /[ ", "fg"),
+    ):
+        assert len((await assert_same_streamed(app, **FIELDS | fields)).message.tool_calls) >= 1
+        structured = app.engine.params[-1].structured
+        assert structured.kind == "lark" and structured.value.startswith(begins)
+        assert "".join(name for name in "fgh" if rf"{{\"name\": \"{name}\"" in structured.value) == names
+    for fields in ({"tool_choice": "none"}, {"tools": []}):
+        body = {**FIELDS, **fields, "response_format": {"type": "json_object"}}
+        await assert_same_streamed(app, **body)
+        assert app.engine.params[-1].structured.kind == "json_object"
+
+
+async def test_tools_that_cannot_be_limited(app: Any, start_app: Any) -> None:
+    for choice, words in (
+        (limited_to("h"), "allows 'h', which is not among tools"),
+        (limited_to(), "allows no tool"),
+        ({"type": "allowed_tools"}, "tool_choice.allowed_tools: is missing"),
+        (limited_to("f", mode="maybe"), "tool_choice.allowed_tools.mode"),
+    ):
+        status, answer = await app.post("/v1/chat/completions", FIELDS | {"tool_choice": choice})
+        assert status == 400 and words in answer["error"]["message"], answer
+    app = await start_app(tool_call_parser="pythonic")
+    function = {"name": "f", "strict": True, "parameters": {"type": "object", "properties": {"my-key": {}}}}
+    for fields in ({}, {"tool_choice": limited_to("f")}, {"response_format": {"type": "json_object"}}):
+        body = FIELDS | {"tools": [{"type": "function", "function": function}]} | fields
+        status, answer = await app.post("/v1/chat/completions", body)
+        assert status == 400 and "'my-key' is no name in Python" in answer["error"]["message"], answer
+
+
+async def test_reasoning_effort(app: Any) -> None:
+    app.serving.chat_template = ChatTemplate({"default": "{{ reasoning_effort }} {{ enable_thinking }}"}, {})
+    app.engine.text = "ok"
+    for effort, prompt in (("low", "low True"), ("none", "none False"), (None, " ")):
+        await app.post("/v1/chat/completions", {"messages": HELLO, "reasoning_effort": effort})
+        assert app.tokenizer.decode(app.engine.prompts[-1]) == prompt
+
+
+async def test_the_server_tells_its_parsers(app: Any, start_app: Any) -> None:
+    async def told(app: Any) -> Any:
+        async with app.http.get("/server_info") as response:
+            return (await response.json())["parsers"]
+
+    assert await told(app) == {"tool_calls": "hermes", "reasoning": None}
+    app = await start_app(tool_call_parser="none", reasoning_parser="mistral")
+    assert await told(app) == {"tool_calls": None, "reasoning": "mistral"}
+
+
+async def test_schemas_that_are_none(app: Any) -> None:
+    deep = '{"not":' * 5000 + "{}" + "}" * 5000
+    for schema in ("[1]", "{", deep):
+        status, answer = await app.post("/v1/chat/completions", FIELDS | {"guided_json": schema})
+        assert status == 400 and answer["error"]["type"] == "invalid_request_error", answer

@@ -1,4 +1,4 @@
-"""A package that sophserve knows nothing of adds an architecture by being installed."""
+"""A package that sophserve knows nothing of adds an architecture and parsers by being installed."""
 
 from __future__ import annotations
 
@@ -63,10 +63,41 @@ def test_it_is_registered_once_installed(environment, tmp_path):
     assert "ArceeForCausalLM" not in run(REGISTERED, tmp_path, os.environ | {"PYTHONPATH": str(ROOT)})
 
 
-def test_it_is_served(environment, make_checkpoint, start_server):
-    server = start_server(make_checkpoint("arcee"), environment={"PYTHONPATH": environment["PYTHONPATH"]})
-    answer = server.client().completions.create(model="tiny", prompt="Hello", max_tokens=5)
-    assert answer.usage.completion_tokens >= 1
+def test_it_is_served_with_its_parsers(environment, make_checkpoint, start_server, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{# <function= </thought> #}{{ messages[0].content }}")
+    model = make_checkpoint("arcee", max_position_embeddings=1024)
+    server = start_server(
+        model, "--chat-template", str(template), environment={"PYTHONPATH": environment["PYTHONPATH"]}
+    )
+    client = server.client()
+    assert client.get("/../server_info", cast_to=dict)["parsers"] == {
+        "tool_calls": "function_tag",
+        "reasoning": "thought",
+    }
+    parameters = {"type": "object", "properties": {"a": {"enum": ["é", 2]}}, "required": ["a"]}
+    parameters["additionalProperties"] = False
+    function = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    fields = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "tools": [function]}
+    forced = {"type": "function", "function": {"name": "f"}}
+    for seed in range(3):
+        message = client.chat.completions.create(**fields, tool_choice=forced, seed=seed).choices[0].message
+        [call] = message.tool_calls
+        assert call.function.name == "f" and json.loads(call.function.arguments)["a"] in ("é", 2)
+
+
+def test_names_that_are_not_installed(environment, make_checkpoint):
+    command = [sys.executable, "-m", "sophserve", "--model", str(make_checkpoint()), "--tool-call-parser", "xml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "function_tag, hermes" in done.stderr
+
+
+def test_it_is_listed(environment):
+    command = [sys.executable, "-m", "sophserve", "plugins"]
+    listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    _, parsers = listed.split("tool parsers:\n")
+    assert parsers.split()[:6] == ["deepseek_v3", "from", "sophserve", "function_tag", "from", "sophserve-arcee"]
+    assert parsers.split()[-3:] == ["thought", "from", "sophserve-arcee"]
 
 
 @pytest.mark.parametrize("bias", [False, True])

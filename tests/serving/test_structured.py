@@ -156,10 +156,33 @@ async def streamed(client: AsyncOpenAI, **request: Any) -> tuple[str, str | None
     return text, reason
 
 
+def as_arguments(schema: Schema) -> Schema:
+    """An object with a value of the schema, and its definitions where references find them."""
+    definitions = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    return closed({"value": {name: part for name, part in schema.items() if name not in definitions}}) | definitions
+
+
+async def called(client: AsyncOpenAI, number: int, schema: Schema) -> None:
+    """Demand a call with such arguments; every second time it is the one to call of two."""
+    name, parameters = f"tool_{number}", as_arguments(schema)
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}}]
+    tools.append({"type": "function", "function": {"name": "now", "parameters": closed({})}})
+    named = {"type": "function", "function": {"name": name}}
+    request = chat(tools=tools, seed=number, parallel_tool_calls=False)
+    answer = await client.chat.completions.create(**request, tool_choice=named if number % 2 else "required")
+    [choice] = answer.choices
+    assert choice.finish_reason == "tool_calls", (schema, choice)
+    [call] = choice.message.tool_calls or []
+    assert call.type == "function" and call.function.name in ((name,) if number % 2 else (name, "now"))
+    expected = parameters if call.function.name == name else closed({})
+    jsonschema.validate(json.loads(call.function.arguments), expected, jsonschema.Draft202012Validator)
+
+
 def test_every_answer_is_valid(model: Path, start_server: Callable[..., Any]) -> None:
-    """All schemas at once, with several seeds; the same seed gives the same answer, streamed or whole."""
+    """All schemas at once, with several seeds; the same seed gives the same answer, streamed or whole. So are calls
+    with arguments of these schemas."""
     assert len(SCHEMAS) == 50
-    server = start_server(model)
+    server = start_server(model, "--tool-call-parser", "hermes")
 
     async def answers(schema: Schema, client: AsyncOpenAI) -> set[str]:
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -176,6 +199,7 @@ def test_every_answer_is_valid(model: Path, start_server: Callable[..., Any]) ->
 
     async def everyone() -> list[set[str]]:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            await asyncio.gather(*(called(client, number, schema) for number, schema in enumerate(SCHEMAS)))
             return await asyncio.gather(*(answers(schema, client) for schema in SCHEMAS))
 
     assert sum(map(len, asyncio.run(everyone()))) > 100

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sophserve.text.tokenizer import Tokenizer
+
 FUNCTION = {
     "name": "get_weather",
     "parameters": {
@@ -30,13 +32,17 @@ SIGNS = {
 }
 
 
+START = {"llama3_json": "{", "pythonic": "["}
+
+
 @pytest.mark.parametrize("name", SIGNS)
-def test_demanded_calls(
+def test_calls_of_a_random_model(
     name: str, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any], tmp_path: Path
 ) -> None:
     template = tmp_path / "template.jinja"
     template.write_text(f"{{# {SIGNS[name]} #}}{{{{ messages[0].content }}}}")
-    server = start_server(make_checkpoint("qwen2", max_position_embeddings=1024), "--chat-template", str(template))
+    model = make_checkpoint("qwen2", max_position_embeddings=1024)
+    server = start_server(model, "--chat-template", str(template))
     create = server.client().chat.completions.create
     fields: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "tools": TOOLS}
     for seed in range(3):
@@ -53,3 +59,14 @@ def test_demanded_calls(
         assert "".join(delta.function.arguments for delta in deltas) == call.function.arguments
     answer = create(**fields, tool_choice="required", parallel_tool_calls=False)
     assert answer.choices[0].finish_reason == "tool_calls" and len(answer.choices[0].message.tool_calls) == 1
+    strict: Any = [{"type": "function", "function": tool["function"] | {"strict": True}} for tool in TOOLS]
+    fields |= {"tools": strict, "parallel_tool_calls": False, "max_tokens": 200}
+    for choice in ("auto", {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": TOOLS[:1]}}):
+        if name in START:  # what a call begins with makes it one, without a demand
+            [token] = Tokenizer.from_directory(model).encode(START[name])
+            fields["logit_bias"] = {token: 100}
+        answer = create(**fields, tool_choice=choice)
+        if name in START:
+            [call] = answer.choices[0].message.tool_calls
+            assert call.function.name in ("get_weather", *["now"] * (choice == "auto"))
+            assert call.function.name == "now" or json.loads(call.function.arguments).keys() == {"city", "days"}

@@ -10,13 +10,17 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from sophserve.text.answer import ParsedAnswer
+from sophserve.plugins import tool_parsers
+from sophserve.text.answer import ArgumentsDelta, CallStart, ParsedAnswer
+from sophserve.text.reader import Reader, Reading
+from sophserve.text.reasoning import ReasoningParser
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.text.tool_formats import TOOL_PARSERS
 from sophserve.text.tool_grammar import ToolGrammar
+from sophserve.text.tool_parser import ToolParser
 
 llguidance = pytest.importorskip("llguidance")
 
+PARSERS = {name: entry.value for name, entry in tool_parsers().items()}
 SCHEMA = {
     "type": "object",
     "properties": {"a": {"type": "integer"}, "b": {"$ref": "#/$defs/words"}, "c": {"type": "boolean"}},
@@ -54,11 +58,16 @@ class Vocabulary:
         return [self.tokens.index(bytes([byte])) for byte in (text if isinstance(text, bytes) else text.encode())]
 
 
+def writer(parser: str, template: str = "", special: bool = False, thinks: bool = False, **more: Any) -> ToolGrammar:
+    tools = {name.replace("-", "."): schema for name, schema in TOOLS.items()} if parser == "pythonic" else TOOLS
+    more = {"tools": tools, "thinking": ReasoningParser if thinks else None} | more
+    return ToolGrammar(PARSERS[parser], template, byte_tokenizer(special), **more)
+
+
 class Grammar:
-    def __init__(self, parser: str, template: str, special: bool, several: bool, may_think: bool) -> None:
+    def __init__(self, text: str, special: bool = False) -> None:
+        self.text = text
         self.tokenizer = byte_tokenizer(special)
-        tools = {name.replace("-", "."): schema for name, schema in TOOLS.items()} if parser == "pythonic" else TOOLS
-        self.text = ToolGrammar(parser, template, self.tokenizer, tools).text(several, may_think)
         tokens = llguidance.LLTokenizer(Vocabulary(self.tokenizer))
         grammar = llguidance.LLMatcher.grammar_from_lark(self.text)
         self.matcher = llguidance.LLMatcher(tokens, grammar, log_level=0)
@@ -90,8 +99,8 @@ BAD = [("f", "{}"), ("f", '{"b": ["z"]}'), ("g-z", '{"a": 1}'), ("other", "{}"),
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize(("parser", "template", "call", "between", "calls"), FORMATS)
 def test_formats(parser: str, template: str, call: str, between: str, calls: str, special: bool) -> None:
-    one = Grammar(parser, template, special, several=False, may_think=False)
-    several = Grammar(parser, template, special, several=True, may_think=True)
+    one = Grammar(writer(parser, template, special).demanded(several=False), special)
+    several = Grammar(writer(parser, template, special, thinks=True).demanded(several=True), special)
     for name, arguments in GOOD:
         assert one.takes(calls.format(call.format(name, arguments))), (name, arguments, one.text)
     for name, arguments in BAD:
@@ -103,18 +112,80 @@ def test_formats(parser: str, template: str, call: str, between: str, calls: str
         not several.takes("Text.") and not several.takes(f"Text.{text}") and not several.takes("<think>\nhm\n</think>")
     )
     answer = ParsedAnswer()
-    read = TOOL_PARSERS[parser](TOOLS)
+    read = PARSERS[parser](TOOLS)
     answer.add([*read.feed(text), *read.finish()])
     assert [(found.name, found.arguments) for found in answer.calls] == GOOD and not answer.content
 
 
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize(("parser", "template", "call", "between", "calls"), FORMATS)
+def test_calls_within_free_text(parser: str, template: str, call: str, between: str, calls: str, special: bool) -> None:
+    several = Grammar(writer(parser, template, special, thinks=True, strict=["f"]).free(several=True), special)
+    one = Grammar(writer(parser, template, special, strict=["f"]).free(several=False), special)
+    for text in ("", "Text, <b>{ok}</b> [1].\n", "x" * 50):
+        assert several.takes(text) and one.takes(text)
+    assert several.takes("<think>\nhm <tool_cal\n</think>\n\nText.")
+    lead = "" if PARSERS[parser].bare else "Let me see.\n"
+    for name, arguments in [*GOOD, ("g-z", '{"a": 1}')]:
+        text = lead + calls.format(call.format(name, arguments))
+        assert several.takes(text) and one.takes(text), (text, several.text)
+        assert several.takes(f"<think>\nhm\n</think>\n\n{text}")
+    for name, arguments in (("f", "{}"), ("f", '{"b": ["z"]}'), ("other", "{}"), ("h", "1")):
+        assert not several.takes(lead + calls.format(call.format(name, arguments)))
+    text = lead + calls.format(between.join(itertools.starmap(call.format, GOOD)))
+    assert several.takes(text) and not one.takes(text)
+    if not PARSERS[parser].bare:
+        assert several.takes(f"{text}\nAnd {text}. Done.")
+
+
+@pytest.mark.parametrize(
+    ("parser", "call"),
+    [
+        ("pythonic", "[h(), g.z()]"),
+        ("hermes", '<tool_call>\n{"name": "h", "arguments": {}}\n</tool_call>'),
+        ("llama3_json", '{"name": "h", "parameters": {}}; {"name": "g-z", "parameters": {}}'),
+    ],
+)
+def test_calls_or_json(parser: str, call: str) -> None:
+    grammar = Grammar(writer(parser, thinks=True).or_json(True, {"type": "array", "items": {"const": 7}}))
+    assert grammar.takes("[7, 7]") and grammar.takes("<think>\nhm\n</think>\n\n[7]")
+    assert not grammar.takes("[8]") and not grammar.takes("Text.") and not grammar.takes("[7] [7]")
+    assert grammar.takes(call) and grammar.takes(f"<think>\nhm\n</think>\n\n{call}") and not grammar.takes(f"[7]{call}")
+
+
+def test_bare_calls_within_free_text() -> None:
+    llama = Grammar(writer("llama3_json", strict=["f"]).free(several=True))
+    assert llama.takes('See: <|python_tag|>{"name": "g-z", "parameters": {}}')
+    assert not llama.takes('See: <|python_tag|>{"name": "f", "parameters": {}}')
+    assert llama.takes('See: {"name": "f"}') and not llama.takes(' {"name": "Bob"}')
+    python = Grammar(writer("pythonic", strict=["f"]).free(several=False))
+    assert python.takes("[g.z()]") and python.takes("See [1].") and not python.takes("[1]")
+    assert not python.takes('[f(b=["z"])]') and python.takes('<|python_start|>[f(b=["x"])]')
+
+
+class WithoutGrammar(ToolParser):
+    markers = ("<call>",)
+
+    def _read(self, reader: Reader) -> Reading[None]:
+        yield from reader.need("<call>")
+        yield from self._object()
+
+
+def test_a_format_without_grammar() -> None:
+    grammar = ToolGrammar(WithoutGrammar, "", byte_tokenizer(False), TOOLS)
+    with pytest.raises(ValueError, match="has no grammar"):
+        grammar.demanded(several=True)
+    [start, arguments] = WithoutGrammar(TOOLS).feed('<call>{"name": "f", "arguments": {}}')
+    assert isinstance(start, CallStart) and isinstance(arguments, ArgumentsDelta)
+
+
 def test_pythonic() -> None:
-    one = Grammar("pythonic", "", False, several=False, may_think=False)
+    one = Grammar(writer("pythonic").demanded(several=False))
     for text in ('f(a=1, b=["x"], c=true)', "f(b=[])", 'f(b=["y"], c=false)', "f(a=-3, b=[])", "g.z()", "h()"):
         assert one.takes(f"[{text}]"), text
     for text in ("f()", "f(a=1)", "f(b=[], a=1)", "f(a=1 b=[])", "f(, b=[])", "g.z(a=1)", 'f(b=["z"])', "other()"):
         assert not one.takes(f"[{text}]"), text
-    several = Grammar("pythonic", "", False, several=True, may_think=False)
+    several = Grammar(writer("pythonic").demanded(several=True))
     assert several.takes("[f(b=[]), h(), h()]") and not one.takes("[f(b=[]), h()]")
 
 
@@ -129,13 +200,13 @@ def test_pythonic() -> None:
 )
 def test_what_python_cannot_say(name: str, schema: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ToolGrammar("pythonic", "", byte_tokenizer(False), {name: schema}).text(True, False)
+        writer("pythonic", tools={name: schema}).demanded(several=True)
 
 
 def test_names_and_schemas_are_only_text() -> None:
     tools = {"f": {"type": "object", "description": '"\n%json // # /*', "properties": {'q"\n': {"const": "</x>\n"}}}}
-    for parser in TOOL_PARSERS.keys() - {"pythonic"}:
-        grammar = ToolGrammar(parser, "", byte_tokenizer(False), tools).text(True, True)
+    for parser in PARSERS.keys() - {"pythonic"}:
+        grammar = writer(parser, thinks=True, tools=tools).demanded(several=True)
         tokens = llguidance.LLTokenizer("byte")
         matcher = llguidance.LLMatcher(tokens, llguidance.LLMatcher.grammar_from_lark(grammar), log_level=0)
         assert not matcher.is_error(), (json.dumps(grammar), matcher.get_error())

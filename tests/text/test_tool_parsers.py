@@ -6,17 +6,20 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sophserve.config import ServerConfig
+from sophserve.errors import ConfigError
+from sophserve.plugins import reasoning_parsers, tool_parsers
 from sophserve.text.answer import AnswerParser, CallStart, ParsedAnswer, Parser
-from sophserve.text.reasoning import ReasoningParser, reasons
-from sophserve.text.tool_formats import TOOL_PARSERS, tool_parser_of
+from sophserve.text.parsers import check_parsers, chosen
+from sophserve.text.reasoning import MistralReasoningParser, ReasoningParser
 
+PARSERS = {name: entry.value for name, entry in tool_parsers().items()}
 NAMES = ("f", "get_weather", "a.b-c")
 Calls = list[tuple[str, dict[str, Any]]]
 
@@ -30,7 +33,7 @@ def parse(parser: Parser, parts: Sequence[str]) -> ParsedAnswer:
 
 
 def tools(name: str) -> Parser:
-    return TOOL_PARSERS[name](NAMES)
+    return PARSERS[name](NAMES)
 
 
 def assert_parsed(name: str, text: str, content: str, calls: Calls) -> None:
@@ -211,7 +214,7 @@ def cut(text: str, places: list[int]) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(ends)]
 
 
-@pytest.mark.parametrize("name", TOOL_PARSERS)
+@pytest.mark.parametrize("name", PARSERS)
 @settings(max_examples=400, deadline=None)
 @given(text=TEXTS, places=st.lists(st.integers(0, 500), max_size=20))
 def test_any_cut_gives_the_same_calls(name: str, text: str, places: list[int]) -> None:
@@ -233,11 +236,11 @@ def test_any_cut_gives_the_same_reasoning(text: str, places: list[int], inside: 
         assert whole == parse(tools("hermes"), [text])
 
 
-@pytest.mark.parametrize("name", TOOL_PARSERS)
+@pytest.mark.parametrize("name", PARSERS)
 @settings(max_examples=100, deadline=None)
 @given(text=st.text("ab <tool_cal｜[T.", max_size=60))
 def test_no_more_is_held_back_than_may_be_a_call(name: str, text: str) -> None:
-    parser = TOOL_PARSERS[name](NAMES)
+    parser = PARSERS[name](NAMES)
     out = ""
     for character in text:
         out += "".join(event.text for event in parser.feed(character))  # type: ignore[union-attr]
@@ -310,6 +313,12 @@ def test_reasoning(inside: bool, text: str, reasoning: str, content: str) -> Non
         assert (answer.reasoning, answer.content) == (reasoning, content)
 
 
+def test_other_marks() -> None:
+    for parts in (["[THINK]hm</think>[/THINK]Yes."], list("[THINK]hm</think>[/THINK]Yes.")):
+        answer = parse(AnswerParser(MistralReasoningParser(False), None), parts)
+        assert (answer.reasoning, answer.content) == ("hm</think>", "Yes.")
+
+
 def test_calls_behind_reasoning() -> None:
     text = 'hm <tool_call></think>\n<tool_call>{"name": "f"}</tool_call><tool_call>{"name": "g"}</tool_call>'
     answer = parse(AnswerParser(ReasoningParser(True), tools("hermes")), [text])
@@ -332,18 +341,34 @@ TEMPLATES = [
 ]
 
 
+def chosen_by(template: str) -> tuple[str | None, str | None]:
+    """The parsers of calls and of reasoning."""
+    found = [chosen("auto", registered, template) for registered in (tool_parsers(), reasoning_parsers())]
+    return found[0] and found[0].name, found[1] and found[1].name
+
+
 @pytest.mark.parametrize(("template", "name"), TEMPLATES)
 def test_the_template_tells_the_format(template: str, name: str | None) -> None:
-    assert tool_parser_of(template) == name
+    assert chosen_by(template) == (name, None)
+
+
+@pytest.mark.parametrize(("template", "name"), [("<think>", "qwen3"), ("x</think>", "qwen3"), ("[THINK]", "mistral")])
+def test_the_template_tells_the_marks(template: str, name: str) -> None:
+    assert chosen_by(template) == (None, name)
 
 
 @pytest.mark.parametrize(("folder", "thinks"), [("qwen2.5", False), ("qwq-32b", True)])
 def test_real_templates(shared_data: Path, folder: str, thinks: bool) -> None:
     config = json.loads((shared_data / folder / "tokenizer_config.json").read_text())
-    assert tool_parser_of(config["chat_template"]) == "hermes"
-    assert reasons(config["chat_template"]) == thinks
+    assert chosen_by(config["chat_template"]) == ("hermes", "qwen3" if thinks else None)
 
 
-def test_the_command_line_knows_every_parser() -> None:
-    kind = get_type_hints(ServerConfig)["tool_call_parser"]
-    assert set(get_args(kind)) == {"auto", "none", *TOOL_PARSERS}
+def test_names_of_parsers() -> None:
+    for name in ("auto", "none", *PARSERS):
+        check_parsers(ServerConfig(tool_call_parser=name))
+    with pytest.raises(ConfigError, match="xml is not installed; there are auto, none, deepseek_v3, h"):
+        check_parsers(ServerConfig(tool_call_parser="xml"))
+    with pytest.raises(
+        ConfigError, match="--reasoning-parser xml is not installed; there are auto, none, deepseek_r1, mistral, qwen3"
+    ):
+        check_parsers(ServerConfig(reasoning_parser="xml"))

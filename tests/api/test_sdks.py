@@ -1,0 +1,123 @@
+"""Turns with tool calls, streamed, through the libraries that applications are written with. Each is tried where it is
+installed: `pip install --target DIR langchain-openai litellm openai-agents`, and DIR in PYTHONPATH."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sophserve.text.chat_template import ChatTemplate
+
+pytestmark = pytest.mark.slow
+
+TEMPLATE = """\
+{%- for message in messages %}
+{{- message.role + ':' + message.content }}
+{%- for call in message.tool_calls %}{{- '<tool_call>' + (call.function | tojson) + '</tool_call>' }}{%- endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>' }}{%- endif %}"""
+QUESTION = "Weather?"
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln", "days": 2}}\n</tool_call>'
+REPLY = "Sunny in Köln."
+# What the second turn's prompt must be, whichever library brought the call and its result back.
+SECOND = f"user:{QUESTION}assistant:{CALL.replace(chr(10), '')}tool:sun<|im_start|>"
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+    "required": ["city", "days"],
+}
+FUNCTION = {"name": "weather", "description": "The weather.", "parameters": PARAMETERS}
+
+
+@pytest.fixture
+async def app(start_app: Any) -> Any:
+    app = await start_app()
+    app.serving.chat_template = ChatTemplate({"default": TEMPLATE}, {})
+    app.engine.text = CALL
+    return app
+
+
+def prompt_of(app: Any) -> str:
+    return app.tokenizer.decode(app.engine.prompts[-1], skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("responses", [False, True])
+async def test_langchain(app: Any, responses: bool) -> None:
+    openai = pytest.importorskip("langchain_openai")
+    from langchain_core.messages import HumanMessage, ToolMessage
+
+    model = openai.ChatOpenAI(
+        model="tiny", base_url=f"{app.url}/v1", api_key="none", max_retries=0, use_responses_api=responses
+    ).bind_tools([{"type": "function", "function": FUNCTION}])
+
+    async def turn(messages: list[Any]) -> Any:
+        chunks = [chunk async for chunk in model.astream(messages)]
+        message = chunks[0]
+        for chunk in chunks[1:]:
+            message += chunk
+        return message
+
+    messages: list[Any] = [HumanMessage(QUESTION)]
+    called = await turn(messages)
+    [call] = called.tool_calls
+    assert (call["name"], call["args"]) == ("weather", {"city": "Köln", "days": 2})
+    app.engine.text = REPLY
+    answer = await turn([*messages, called, ToolMessage("sun", tool_call_id=call["id"])])
+    assert answer.text == REPLY and not answer.tool_calls
+    assert prompt_of(app) == SECOND
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+async def test_litellm(app: Any, provider: str) -> None:
+    litellm = pytest.importorskip("litellm")
+    base = f"{app.url}/v1" if provider == "openai" else app.url
+
+    async def turn(messages: list[Any]) -> Any:
+        stream = await litellm.acompletion(
+            model=f"{provider}/tiny",
+            api_base=base,
+            api_key="none",
+            messages=messages,
+            tools=[{"type": "function", "function": FUNCTION}],
+            max_tokens=150,
+            stream=True,
+        )
+        chunks = [chunk async for chunk in stream]
+        return litellm.stream_chunk_builder(chunks, messages=messages).choices[0]
+
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    choice = await turn(messages)
+    [call] = choice.message.tool_calls
+    assert choice.finish_reason == "tool_calls" and call.function.name == "weather"
+    assert json.loads(call.function.arguments) == {"city": "Köln", "days": 2}
+    app.engine.text = REPLY
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sun"}
+    choice = await turn([*messages, choice.message.model_dump(), result])
+    assert (choice.message.content, choice.finish_reason) == (REPLY, "stop")
+    assert prompt_of(app) == SECOND
+
+
+@pytest.mark.parametrize("responses", [False, True])
+async def test_openai_agents(app: Any, responses: bool) -> None:
+    agents = pytest.importorskip("agents")
+    agents.set_tracing_disabled(True)
+    calls = []
+
+    @agents.function_tool
+    def weather(city: str, days: int) -> str:
+        """The weather."""
+        calls.append((city, days))
+        app.engine.text = REPLY
+        return "sun"
+
+    kind = agents.OpenAIResponsesModel if responses else agents.OpenAIChatCompletionsModel
+    agent = agents.Agent(name="Sky", tools=[weather], model=kind(model="tiny", openai_client=app.openai))
+    run = agents.Runner.run_streamed(agent, QUESTION)
+    text = ""
+    async for event in run.stream_events():
+        if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
+            text += event.data.delta
+    assert calls == [("Köln", 2)] and run.final_output == text == REPLY
+    assert prompt_of(app) == SECOND
