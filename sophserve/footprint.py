@@ -18,7 +18,7 @@ class FootprintRequest(msgspec.Struct, kw_only=True):
     """What to measure.
 
     directory: holds config.json. memory: bytes of each device; None for what this machine's has now. search: also find
-    the fewest devices that hold the model and one sequence of max_model_len tokens.
+    the fewest devices that hold the model and one sequence of max_model_len tokens, see Footprint.devices_needed.
     """
 
     directory: str
@@ -43,8 +43,8 @@ class Footprint(msgspec.Struct, kw_only=True):
     """What rank 0 takes and does. Sizes in bytes; its products in operations, two for each multiplication.
 
     step_bytes: weights that every step reads. product_flops: of the layers, for each token; head_flops: of the head,
-    for each row of logits. free_memory: what was left for weights and KV cache. num_blocks: KV blocks, 0 if not even
-    the weights fit. ranks_needed: see FootprintRequest.search; None if no size would do.
+    for each row of logits. kv_budget: what the KV cache may take. num_blocks: its blocks, 0 if there is no room. needs:
+    what the model and one sequence take of each of so many devices.
     """
 
     architecture: str
@@ -62,7 +62,11 @@ class Footprint(msgspec.Struct, kw_only=True):
     head_flops: int
     attention: list[Attention]
     device_memory: int
-    ranks_needed: int | None = None
+    needs: dict[int, int] = {}
+
+    def devices_needed(self, memory: int) -> int | None:
+        """The fewest devices with so much memory, of those numbers that were tried."""
+        return next((count for count, size in self.needs.items() if size <= memory), None)
 
     def decode_bytes(self, batch: int, length: int) -> int:
         """Bytes that a step of `batch` decoding sequences of `length` tokens reads."""

@@ -180,9 +180,9 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
     ]
     if problem := _problem(answer, found, config):
         lines.append(problem)
-    if found.ranks_needed:
+    if count := found.devices_needed(found.device_memory):
         lines.append(
-            f"fewest devices   {found.ranks_needed} with {size(found.device_memory)} each for the weights and one "
+            f"fewest devices   {count} with {size(found.device_memory)} each for the weights and one "
             f"sequence of {found.max_model_len} tokens"
         )
     titles = ["length", "sequences", "decode, one", "decode, all", "prefill"]

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from device.interface import CanonicalWeight, Device, PackedWeight
 from sophserve.checkpoint import read_config
-from sophserve.config import EngineConfig
 from sophserve.errors import SophserveError
 from sophserve.footprint import Attention, Footprint, FootprintRequest
 from sophserve.model.config import resolve_dtype
@@ -109,12 +108,14 @@ def footprint(request: FootprintRequest) -> Footprint:
     if memory is None:
         memory = device.memory()[0]
         shared = config.tensor_parallel_size if device.torch_device.type == "cpu" else 1
-    left = max(0, memory - model.nbytes * shared)
+    weights = model.nbytes
+    left = max(0, memory - weights * shared)
     budget = config.kv_cache_bytes or int(left * KV_SHARE) // shared
     block_bytes = token_bytes(model) * config.block_size
-    needed = None
+    needs = {}
     if request.search:
-        needed = _ranks_needed(directory, settings, model_class, context, config, memory, max_model_len)
+        tokens = -(-max_model_len // config.block_size) * config.block_size
+        needs = _needs(directory, settings, model_class, context, config.quantization, memory, tokens)
     given = quantization_config(directory, settings)
     untied = 0 if model.tied else model.embedding.nbytes
     return Footprint(
@@ -124,8 +125,8 @@ def footprint(request: FootprintRequest) -> Footprint:
         layout=device.name,
         context_length=longest,
         max_model_len=max_model_len,
-        weight_bytes=model.nbytes,
-        step_bytes=model.nbytes - untied,
+        weight_bytes=weights,
+        step_bytes=weights - untied,
         kv_token_bytes=token_bytes(model),
         kv_budget=budget,
         num_blocks=block_count(budget, block_bytes, config, max_model_len) if budget <= left else 0,
@@ -133,7 +134,7 @@ def footprint(request: FootprintRequest) -> Footprint:
         head_flops=_flops(model.head.weight),
         attention=_attention(model),
         device_memory=memory,
-        ranks_needed=needed,
+        needs=needs,
     )
 
 
@@ -173,27 +174,26 @@ def _expected_tensors(model: CausalLM, scheme: Scheme | None, dtype: torch.dtype
     return tensors
 
 
-def _ranks_needed(
+def _needs(
     directory: Path,
     settings: dict[str, Any],
     model_class: type[CausalLM],
     context: ModelContext,
-    config: EngineConfig,
+    asked: str | None,
     memory: int,
-    max_model_len: int,
-) -> int | None:
-    """The fewest ranks, each with `memory`, that hold the weights and one sequence of max_model_len tokens."""
+    tokens: int,
+) -> dict[int, int]:
+    """Bytes of the weights and of a sequence of so many tokens, by the number of ranks, up to one that has room."""
+    found: dict[int, int] = {}
     # Other numbers of devices are not built into machines.
     for ranks in (2**power for power in range(MOST_RANKS.bit_length())):
-        if not divides(model_class, settings, context, ranks):
-            continue
-        model = _load(
-            directory, settings, model_class, replace(context, communicator=RankOf(ranks)), config.quantization
-        )
-        blocks = -(-max_model_len // config.block_size)
-        if model.nbytes + blocks * config.block_size * token_bytes(model) <= memory:
-            return ranks
-    return None
+        if divides(model_class, settings, context, ranks):
+            of_ranks = replace(context, communicator=RankOf(ranks))
+            model = _load(directory, settings, model_class, of_ranks, asked)
+            found[ranks] = model.nbytes + tokens * token_bytes(model)
+            if found[ranks] <= memory:
+                break
+    return found
 
 
 def _flops(weight: PackedWeight) -> int:
