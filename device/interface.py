@@ -342,7 +342,10 @@ class Device(Protocol):
         """Wait until every queued operator has run."""
 
     def pack(self, weight: CanonicalWeight) -> PackedWeight:
-        """Put a canonical weight into this device's layout. Raises UnsupportedOperator for a kind it lacks."""
+        """Put a canonical weight into this device's layout. Raises UnsupportedOperator for a kind it lacks.
+
+        A weight whose values are on torch's meta device, which has shapes only, gives one that has its sizes only.
+        """
 
     def state_of(self, weight: PackedWeight) -> tuple[dict[str, int], dict[str, Tensor]] | None:
         """Numbers and tensors from which restore makes the packed weight; None for one that is packed quickly."""

@@ -13,6 +13,7 @@ INDEX = "model.safetensors.index.json"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]  # also in folders: * is any text
+_CONFIGURATION = ["config.json", "quantize_config.json", "quant_config.json"]
 # Folders hold other formats, but for 1_Pooling/config.json; consolidated files the same weights under other names.
 _NOT_DOWNLOADED = ["[!1]*/*", "1[!_]*/*", "1_Pooling/[!c]*", "consolidated*"]
 
@@ -22,17 +23,30 @@ def resolve_model(model: str) -> Path:
 
     Raises CheckpointError if there is none, or if it lacks a file.
     """
+    directory = _find(model, _DOWNLOADED)
+    _check_files(directory)
+    return directory
+
+
+def resolve_config(model: str) -> Path:
+    """As resolve_model, but all that the directory must have, and all that is downloaded, is the configuration."""
+    directory = _find(model, _CONFIGURATION)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory} has no config.json")
+    return directory
+
+
+def _find(model: str, files: list[str]) -> Path:
     directory = Path(model).expanduser()
     if directory.is_file():
         raise CheckpointError(f"{model} is a file; give the directory that holds it and its config.json")
-    if not directory.is_dir():
-        if not _HUB_ID.fullmatch(model):
-            raise CheckpointError(
-                f"there is no directory {model}; give a checkpoint's directory, or a Hub id like org/name"
-            )
-        directory = _download(model)
-    _check_files(directory)
-    return directory
+    if directory.is_dir():
+        return directory
+    if not _HUB_ID.fullmatch(model):
+        raise CheckpointError(
+            f"there is no directory {model}; give a checkpoint's directory, or a Hub id like org/name"
+        )
+    return _download(model, files)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,12 +110,12 @@ def _check_files(directory: Path) -> None:
         raise CheckpointError(f"{directory} has no tokenizer.json, no tokenizer.model and no vocab.json")
 
 
-def _download(model: str) -> Path:
+def _download(model: str, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_DOWNLOADED, ignore_patterns=_NOT_DOWNLOADED))
+        return Path(snapshot_download(model, allow_patterns=files, ignore_patterns=_NOT_DOWNLOADED))
     except GatedRepoError:
         raise CheckpointError(
             f"{model} is a gated model: accept its licence on the Hub and set HF_TOKEN to an access token"

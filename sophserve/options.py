@@ -18,6 +18,7 @@ COMMANDS = {
     "plugins": "sophserve.commands:list_plugins",
     "quantize": "sophserve.commands:quantize",
     "cache": "sophserve.commands:cache",
+    "plan": "sophserve.plan:plan",
 }
 """Where each command is: a function of its arguments that returns the exit code."""
 
@@ -43,6 +44,20 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
         raise ConfigError("--model is required: a directory with a checkpoint, or a Hub id")
     engine, server = (_convert(config, values, file) for config in _CONFIGS)
     return engine, server
+
+
+def add_engine_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Give a command some of the server's options, by the names of EngineConfig's fields."""
+    fields = {field.name: field for field in msgspec.structs.fields(EngineConfig)}
+    group = parser.add_argument_group("as the server's")
+    for name in names:
+        _add_option(group, fields[name])
+
+
+def engine_config(values: dict[str, Any]) -> EngineConfig:
+    """The configuration with these options of a command. Raises ConfigError."""
+    config: EngineConfig = _convert(EngineConfig, values, None)
+    return config
 
 
 def _convert(config: type[Any], values: dict[str, Any], file: str | None) -> Any:

@@ -46,8 +46,11 @@ class PanelWeight:
         self.out_features, self.in_features = values.shape
         self.piece = 2 if values.dtype == torch.bfloat16 else 1
         self.depth = _round_up(self.in_features, 32) if values.dtype == torch.bfloat16 else self.in_features
-        self.panels = torch.empty(_round_up(self.out_features, PANEL) * self.depth, dtype=values.dtype)
+        size = _round_up(self.out_features, PANEL) * self.depth
+        self.panels = torch.empty(size, dtype=values.dtype, device=values.device)
         self.nbytes = self.panels.nbytes
+        if values.is_meta:
+            return
         kernels.prefer_huge_pages(self.panels.data_ptr(), self.nbytes)
         check_status(
             "pack",
@@ -88,10 +91,12 @@ class QuantizedWeight:
             self.inputs = self.in_features
             self.scales = self._spread(weight.scales.float(), weight.group_size)
         size = _round_up(self.out_features, PANEL) * _round_up(self.inputs, 32) * bits // 8
-        self.codes = torch.empty(size, dtype=torch.uint8)
-        kernels.prefer_huge_pages(self.codes.data_ptr(), size)
+        self.codes = torch.empty(size, dtype=torch.uint8, device=weight.values.device)
         kept = (self.codes, self.scales, self.shifts, self.order)
         self.nbytes = sum(tensor.nbytes for tensor in kept if tensor is not None)
+        if weight.values.is_meta:
+            return
+        kernels.prefer_huge_pages(self.codes.data_ptr(), size)
         check_status(
             "pack",
             kernels.pack_codes(

@@ -4,7 +4,7 @@
     qzeros   int32 [groups, outputs / 8]    likewise
     scales   float16 [groups, outputs]
 
-The tensors say which layers are quantized, so `modules_to_not_convert` of the config need not be read.
+The tensors say which layers are quantized; `modules_to_not_convert` of the config is read only where there are none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from device.interface import CanonicalWeight
 from sophserve.errors import CheckpointError
 from sophserve.model.canonical import even_groups, int_weight
 from sophserve.model.module import ParameterSpec
-from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, WeightPart, unpack_words
+from sophserve.model.quantization import (
+    DenseFormat,
+    Scheme,
+    WeightFormat,
+    WeightPart,
+    filled_words,
+    no_values,
+    unpack_words,
+)
 from sophserve.model.weights import StoredTensor
 from sophserve.plugins import Register, hookimpl
 
@@ -63,6 +71,7 @@ class AWQ(Scheme):
     """Layers with a qweight are quantized, the others are not."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        self._plain = config.get("modules_to_not_convert") or []
         bits = config.get("bits") or config.get("w_bit") or 4
         self._group_size = config.get("group_size") or config.get("q_group_size") or -1
         version = str(config.get("version") or "gemm").lower()
@@ -72,6 +81,18 @@ class AWQ(Scheme):
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
         """That of its tensors."""
         return AWQFormat(stored, self._group_size) if "qweight" in stored else DenseFormat()
+
+    def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """All layers but the head and those of modules_to_not_convert, with zero points anywhere."""
+        if name.endswith("lm_head") or any(each in name for each in self._plain):
+            return None
+        outputs, inputs = shape
+        groups = -(-inputs // self._group_size) if self._group_size > 0 else 1
+        return {
+            "qweight": no_values((inputs, outputs // 8), torch.int32),
+            "qzeros": filled_words((groups, outputs // 8), 0),
+            "scales": no_values((groups, outputs), torch.float16),
+        }
 
 
 @hookimpl

@@ -21,11 +21,21 @@ import torch
 from torch import Tensor
 
 from device.interface import CanonicalWeight
-from model_plugins.quantization.float8 import Float8Format
+from model_plugins.quantization.float8 import Float8Format, block_scales, expected_float8
 from sophserve.errors import CheckpointError
 from sophserve.model.canonical import even_groups, int_weight
 from sophserve.model.module import ParameterSpec
-from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, WeightPart, is_dense, unpack_words
+from sophserve.model.quantization import (
+    DenseFormat,
+    Scheme,
+    WeightFormat,
+    WeightPart,
+    expected_groups,
+    filled_words,
+    is_dense,
+    no_values,
+    unpack_words,
+)
 from sophserve.model.weights import StoredTensor
 from sophserve.plugins import Register, hookimpl
 
@@ -88,6 +98,7 @@ class CompressedTensors(Scheme):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         groups = config.get("config_groups") or {}
+        self._config = config
         formats = {group.get("format") or config.get("format") for group in groups.values()} or {config.get("format")}
         if unknown := sorted(str(name) for name in formats if name not in _FORMATS and name != "dense"):
             raise CheckpointError(
@@ -116,6 +127,33 @@ class CompressedTensors(Scheme):
         if "weight" not in stored or is_dense(stored):
             return DenseFormat()
         return Float8Format(name, stored, "weight_scale", self._block)
+
+    def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """All linear layers but those that `ignore` names; scales have the checkpoint's dtype."""
+        for each in self._config.get("ignore") or []:
+            if re.match(each[3:], name) if each.startswith("re:") else each == name:
+                return None
+        groups = list((self._config.get("config_groups") or {}).values())
+        if len(groups) != 1 or groups[0].get("targets") != ["Linear"]:
+            raise CheckpointError("config.json's config_groups differ between layers in a way that only files show")
+        (outputs, inputs), weights = shape, groups[0].get("weights") or {}
+        if weights.get("type", "int") == "float":
+            channels = (outputs, 1) if weights.get("strategy") == "channel" else (1,)
+            scales = block_scales(shape, self._block) if self._block else channels
+            return expected_float8(shape, "weight_scale", scales, dtype)
+        # Only this one stores an order; the others put the inputs in it.
+        in_order = weights.get("actorder") != "group"
+        group_of = expected_groups(inputs, self._group_size, in_order=in_order)
+        count = int(group_of.max()) + 1
+        tensors = {
+            "weight_packed": no_values((outputs, -(-inputs * self._bits // 32)), torch.int32),
+            "weight_scale": no_values((outputs, count), dtype),
+        }
+        if not weights.get("symmetric", True):
+            tensors["weight_zero_point"] = filled_words((-(-outputs * self._bits // 32), count), 0)
+        if not in_order:
+            tensors["weight_g_idx"] = group_of
+        return tensors
 
 
 @hookimpl

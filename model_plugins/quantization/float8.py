@@ -12,8 +12,20 @@ from device.interface import CanonicalWeight
 from sophserve.errors import CheckpointError
 from sophserve.model.canonical import float8_weight
 from sophserve.model.module import ParameterSpec
-from sophserve.model.quantization import WeightFormat, WeightPart
+from sophserve.model.quantization import WeightFormat, WeightPart, no_values
 from sophserve.model.weights import FLOATS, StoredTensor
+
+
+def expected_float8(
+    shape: tuple[int, int], scale_name: str, scale_shape: tuple[int, ...], scale_dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What `Scheme.expected` says of a layer."""
+    return {"weight": no_values(shape, torch.float8_e4m3fn), scale_name: no_values(scale_shape, scale_dtype)}
+
+
+def block_scales(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
+    """The shape of the scales of blocks."""
+    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
 
 
 class Float8Format(WeightFormat):
@@ -37,7 +49,7 @@ class Float8Format(WeightFormat):
         outputs, inputs = part.shape
         allowed: list[tuple[int, ...]] = [(), (1,), (outputs,), (outputs, 1)]
         if self._block is not None:
-            allowed = [(-(-outputs // self._block[0]), -(-inputs // self._block[1]))]
+            allowed = [block_scales(part.shape, self._block)]
         if self._scale_shape not in allowed:
             raise CheckpointError(
                 f"{self._name}.{self._scale_name} has shape {list(self._scale_shape)}; a weight of {outputs} x "

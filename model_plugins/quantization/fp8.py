@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from model_plugins.quantization.float8 import Float8Format
+from model_plugins.quantization.float8 import Float8Format, block_scales, expected_float8
 from model_plugins.quantization.round_to_nearest import BLOCK, RoundedFloat8Format, round_to_float8
 from sophserve.errors import CheckpointError
 from sophserve.model.convert import linear_weights, write_checkpoint
@@ -34,6 +35,7 @@ class FP8(Scheme):
         if config.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
             raise CheckpointError(f"config.json's float8 format is {config['fmt']!r}; supported: e4m3")
         self._block = (block[0], block[1]) if block else None
+        self._plain = [*(config.get("modules_to_not_convert") or []), *(config.get("ignored_layers") or [])]
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
         """That of its tensors."""
@@ -42,6 +44,14 @@ class FP8(Scheme):
         if "weight_scale_inv" in stored:
             return Float8Format(name, stored, "weight_scale_inv", self._block)
         return Float8Format(name, stored, "weight_scale", None)
+
+    def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """All layers but the head and those that the config names."""
+        if name.endswith("lm_head") or any(each in name for each in self._plain):
+            return None
+        if self._block is None:
+            return expected_float8(shape, "weight_scale", (), torch.float32)
+        return expected_float8(shape, "weight_scale_inv", block_scales(shape, self._block), torch.float32)
 
     @classmethod
     def for_dense(cls) -> Scheme:

@@ -25,7 +25,17 @@ from sophserve.errors import CheckpointError
 from sophserve.model.canonical import even_groups, int_weight
 from sophserve.model.convert import linear_weights, write_checkpoint
 from sophserve.model.module import ParameterSpec
-from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, WeightPart, is_dense, unpack_words
+from sophserve.model.quantization import (
+    DenseFormat,
+    Scheme,
+    WeightFormat,
+    WeightPart,
+    expected_groups,
+    filled_words,
+    is_dense,
+    no_values,
+    unpack_words,
+)
 from sophserve.model.weights import StoredTensor
 from sophserve.plugins import Register, hookimpl
 
@@ -100,12 +110,36 @@ class GPTQ(Scheme):
             )
         self._zero_offset = 0 if layout == "gptq_v2" else 1
         self._group_size = config.get("group_size") or -1
+        self._config = config
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
         """That of its tensors."""
         if "qweight" not in stored:
             return DenseFormat()
         return GPTQFormat(name, stored, self._zero_offset, self._group_size)
+
+    def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """Symmetric layers have all zero points in the middle, and no others need be kept."""
+        if self._config.get("dynamic"):
+            raise CheckpointError("config.json's dynamic gives layers settings of their own, which only files show")
+        chosen = [each for group in self._config.get("modules_in_block_to_quantize") or [] for each in group]
+        if name.endswith("lm_head"):
+            if not self._config.get("lm_head"):
+                return None
+        elif chosen and not any(name.endswith(each) for each in chosen):
+            return None
+        (outputs, inputs), bits = shape, int(self._config.get("bits") or 4)
+        in_order = not self._config.get("desc_act") or bool(self._config.get("static_groups"))
+        group_of = expected_groups(inputs, self._group_size, in_order=in_order)
+        groups = int(group_of.max()) + 1
+        middle = (1 << (bits - 1)) - self._zero_offset if self._config.get("sym", True) else 0
+        octet = middle if bits == 8 else middle | middle << 4
+        return {
+            "qweight": no_values((inputs * bits // 32, outputs), torch.int32),
+            "qzeros": filled_words((groups, -(-outputs * bits // 32)), octet),
+            "scales": no_values((groups, outputs), torch.float16),
+            "g_idx": group_of,
+        }
 
     @classmethod
     def for_dense(cls) -> Scheme:

@@ -36,7 +36,7 @@ def round_to_int4(values: Tensor, group_size: int | None = None) -> IntWeight:
     Of some ranges for each group the one with the smallest squared error is taken.
     """
     size = group_size or group_size_for([values.shape[1]]) or values.shape[1]
-    rows = max(1, _ELEMENTS // values.shape[1])
+    rows = len(values) if values.is_meta else max(1, _ELEMENTS // values.shape[1])
     pieces = [_round_rows(part.float().unflatten(1, (-1, size))) for part in values.split(rows)]
     codes, scales = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return IntWeight(pack_bits(codes, 4), scales, torch.full(scales.shape, MIDDLE, dtype=torch.uint8), size)
@@ -63,7 +63,7 @@ def round_to_float8(values: Tensor) -> tuple[Tensor, Tensor]:
     """float8_e4m3 values and the float32 scales of blocks of 128 x 128, the last of which may be cut."""
     outputs, inputs = values.shape
     rows, columns = -(-outputs // BLOCK), -(-inputs // BLOCK)
-    padded = torch.zeros(rows * BLOCK, columns * BLOCK)
+    padded = values.new_zeros(rows * BLOCK, columns * BLOCK, dtype=torch.float32)
     padded[:outputs, :inputs] = values
     blocks = padded.unflatten(0, (rows, BLOCK)).unflatten(2, (columns, BLOCK))
     scales = blocks.abs().amax((1, 3)).clamp(min=1e-12) / _LARGEST_FLOAT8
@@ -100,7 +100,9 @@ class RoundedFloat8Format(DenseFormat):
 
 
 def log_error(name: str, values: Tensor, weight: CanonicalWeight) -> None:
-    """Say how much memory the weight takes, and how far it is from what it was."""
+    """Say how much memory the weight takes, and how far it is from what it was, if it has values."""
+    if values.is_meta:
+        return
     exact = values.float()
     error = float((dequantize(weight) - exact).norm() / exact.norm().clamp(min=1e-12))
     assert isinstance(weight, IntWeight | Float8Weight)

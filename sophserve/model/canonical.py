@@ -20,6 +20,8 @@ _GROUP_UNIT = 32
 def stack_tensors(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """A copy with the parts one over the other, converted on the way so that no second one is made."""
     shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    if parts[0].is_meta:
+        return torch.empty(shape, dtype=dtype, device="meta")
     # Pages of its own: among packed weights on the heap, freed copies would leave holes of a tenth of the model.
     pages = mmap(-1, prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
     stacked = torch.frombuffer(pages, dtype=dtype).view(shape)

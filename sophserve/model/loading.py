@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from device.interface import Device, SingleRank
 from sophserve.checkpoint import read_config
 from sophserve.errors import CheckpointError, ConfigError
@@ -17,7 +19,7 @@ from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.layers import Linear, LMHead
 from sophserve.model.module import CannotSplit, Module
-from sophserve.model.packed_weights import PackedWeights
+from sophserve.model.packed_weights import PackedWeights, WeightCache
 from sophserve.model.quantization import Scheme, find_scheme
 from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors
 from sophserve.plugins import architectures
@@ -25,12 +27,15 @@ from sophserve.plugins import architectures
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+Wanted = dict[str, tuple[StoredTensor, tuple[slice, ...]]]
+Read = Callable[[Wanted], dict[str, Tensor]]
+"""From parts of stored tensors to tensors, by the same keys; see read_tensors."""
 
 # Tables that older checkpoints carry along and that every model computes itself.
 _HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 
-# Sizes of a tensor-parallel group that are tried to advise the user.
-_MOST_RANKS = 64
+MOST_RANKS = 64
+"""Sizes of a tensor-parallel group up to this one are tried to advise the user."""
 
 
 def find_architecture(config: dict[str, Any]) -> type[CausalLM]:
@@ -94,20 +99,21 @@ def build_model(model_class: type[CausalLM], config: dict[str, Any], context: Mo
     try:
         return model_class(config, context)
     except CannotSplit as error:
-        sizes = [str(ranks) for ranks in range(1, _MOST_RANKS + 1) if _divides(model_class, config, context, ranks)]
+        sizes = [str(ranks) for ranks in range(1, MOST_RANKS + 1) if divides(model_class, config, context, ranks)]
         raise ConfigError(f"{error}; --tensor-parallel-size can be {', '.join(sizes)} for this model") from None
 
 
-class _RankOf(SingleRank):
-    """Stands for rank 0 of a group that does not exist, to see whether a model could be split so."""
+class RankOf(SingleRank):
+    """Stands for rank 0 of a group that does not exist, to see how a model would be split."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
 
 
-def _divides(model_class: type[CausalLM], config: dict[str, Any], context: ModelContext, ranks: int) -> bool:
+def divides(model_class: type[CausalLM], config: dict[str, Any], context: ModelContext, ranks: int) -> bool:
+    """Whether so many ranks can share the model."""
     try:
-        model_class(config, replace(context, communicator=_RankOf(ranks), max_positions=1))
+        model_class(config, replace(context, communicator=RankOf(ranks), max_positions=1))
     except CannotSplit:
         return False
     return True
@@ -118,10 +124,14 @@ def load_weights(
     directory: Path,
     on_progress: Progress | None = None,
     scheme: Scheme | None = None,
-    cache: PackedWeights | None = None,
+    cache: WeightCache | None = None,
+    source: tuple[dict[str, StoredTensor], Read] | None = None,
 ) -> None:
-    """Load every leaf of the model; quantized ones from the cache, if it has them. Raises CheckpointError."""
-    stored = find_tensors(directory)
+    """Load every leaf of the model; quantized ones from the cache, if it has them. Raises CheckpointError.
+
+    source: what there is and how to read it; by default the directory's files.
+    """
+    stored, read = source or (find_tensors(directory), read_tensors)
     if scheme is not None:
         _choose_formats(model, scheme, stored)
     sources = _match(model, stored, directory, scheme)
@@ -132,7 +142,7 @@ def load_weights(
         if specs
     ]
 
-    def size(job: tuple[str, Module, dict[str, tuple[StoredTensor, tuple[slice, ...]]]]) -> int:
+    def size(job: tuple[str, Module, Wanted]) -> int:
         return sum(stored.nbytes for stored, _ in job[2].values())
 
     # The largest first: a leaf's working copy then never exceeds what is still to come, and the peak is the model.
@@ -143,9 +153,9 @@ def load_weights(
         packed = cache.get(path) if cache and isinstance(module, Linear | LMHead) else None
         if packed is not None and isinstance(module, Linear | LMHead):
             biases = {name: place for name, place in wanted.items() if name.endswith("bias")}
-            module.load_packed(packed, read_tensors(biases))
+            module.load_packed(packed, read(biases))
         else:
-            module.load(read_tensors(wanted))
+            module.load(read(wanted))
             if cache and isinstance(module, Linear | LMHead):
                 cache.keep(path, module.weight)
         done += size(job)

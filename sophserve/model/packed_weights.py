@@ -6,6 +6,7 @@ import logging
 from math import prod
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,19 @@ from sophserve.model.context import ModelContext
 from sophserve.reorder_cache import SUFFIX, Blob, CacheReader, CacheWriter, Packed, cache_directory, fingerprint
 
 log = logging.getLogger(__name__)
+
+
+class WeightCache(Protocol):
+    """Packed weights by the paths of their modules."""
+
+    def get(self, path: str) -> PackedWeight | None:
+        """The packed weight of a module, if it is known."""
+
+    def keep(self, path: str, weight: PackedWeight) -> None:
+        """Note a weight that was packed."""
+
+    def commit(self) -> None:
+        """All weights are loaded."""
 
 
 class PackedWeights:

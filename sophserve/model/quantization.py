@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,6 +70,17 @@ class Scheme(ABC):
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
         """The format of linear layer `name`. stored: its tensors by the last component of their names."""
 
+    def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """The tensors that a checkpoint with this config holds of linear layer `name`, by the last component of their
+        names; None for a plain weight. `shape` is that of the whole weight, dtype that of the checkpoint.
+
+        They are on the meta device but for those whose values decide the size of what is loaded. Raises CheckpointError
+        where only the files themselves can tell.
+        """
+        raise CheckpointError(
+            f"{type(self).__name__} does not say what a checkpoint holds, so only loading it shows what it takes"
+        )
+
     @classmethod
     def for_dense(cls) -> Scheme | None:
         """A scheme that quantizes the layers of a plain checkpoint as they are loaded; None where there is none."""
@@ -128,6 +140,24 @@ def find_scheme(directory: Path, config: Mapping[str, Any], asked: str | None = 
         able = ", ".join(name for name, entry in known.items() if entry.value.for_dense() is not None)
         raise CheckpointError(f"--quantization {asked} cannot quantize a plain checkpoint; use one of {able or 'none'}")
     return found
+
+
+def no_values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that has no values, for `Scheme.expected`."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def filled_words(shape: tuple[int, ...], octet: int) -> Tensor:
+    """int32 words of equal octets, for `Scheme.expected`; they take no memory."""
+    return torch.full((4,), octet, dtype=torch.uint8).view(torch.int32).expand(shape)
+
+
+@cache
+def expected_groups(inputs: int, group_size: int, *, in_order: bool) -> Tensor:
+    """int32 `[inputs]`: the group of each input, for `Scheme.expected`. Where activations decide it, a random one
+    stands for it."""
+    groups = torch.arange(inputs, dtype=torch.int32) // (group_size if group_size > 0 else inputs)
+    return groups if in_order else groups[torch.randperm(inputs, generator=torch.Generator().manual_seed(inputs))]
 
 
 def unpack_words(words: Tensor, bits: int) -> Tensor:

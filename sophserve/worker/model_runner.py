@@ -18,12 +18,12 @@ from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
-from sophserve.model.layers import PagedAttention
 from sophserve.model.loading import find_architecture, load_model
 from sophserve.sampling import StructuredOutput
 from sophserve.worker.batch import BatchBuilder, FlatBatch, PooledChunk, RequestState
 from sophserve.worker.captured_decode import CapturedDecode
 from sophserve.worker.grammar_masks import GrammarMasks, RowMasks
+from sophserve.worker.kv_memory import KV_SHARE, attention_layers, block_count, token_bytes
 from sophserve.worker.messages import (
     Embedding,
     LoadModel,
@@ -38,8 +38,6 @@ from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tok
 
 log = logging.getLogger(__name__)
 
-# The part of the device's free memory, after loading, that the KV cache takes when no size is given.
-KV_SHARE = 0.6
 # Rows of logits held at once for prompt logprobs: a row is as long as the vocabulary.
 LOGITS_ROWS = 128
 # The order in which --device auto looks.
@@ -58,7 +56,7 @@ class ModelRunner:
         log.info("device: %s", self.device.describe())
         model_config = read_config(directory)
         model_class = find_architecture(model_config)
-        max_model_len = _max_model_len(config, model_class.max_model_len(model_config))
+        max_model_len = resolve_max_model_len(config, model_class.max_model_len(model_config))
         dtype = resolve_dtype(model_config, config.dtype)
         context = ModelContext(self.device, self.communicator, dtype, max_model_len, beat)
         on_progress(Progress("loading weights"))
@@ -145,12 +143,11 @@ class ModelRunner:
         return int(self.device.memory()[0] * KV_SHARE) // shared
 
     def _make_kv_caches(self, config: EngineConfig, max_model_len: int, dtype: torch.dtype) -> tuple[int, int]:
-        layers = [module for module in self.model.modules() if isinstance(module, PagedAttention)]
-        token_bytes = sum(2 * layer.kv_heads * layer.head_dim * dtype.itemsize for layer in layers)
-        block_bytes = token_bytes * config.block_size
+        layers = attention_layers(self.model)
+        block_bytes = token_bytes(self.model) * config.block_size
         budget = config.kv_cache_bytes or self._free_memory()
         blocks_per_sequence = -(-max_model_len // config.block_size)
-        num_blocks = min(budget // block_bytes, blocks_per_sequence * config.max_num_seqs)
+        num_blocks = block_count(budget, block_bytes, config, max_model_len)
         num_blocks = int(self.communicator.all_gather(torch.tensor([num_blocks])).min())
         if num_blocks < blocks_per_sequence:
             raise ConfigError(
@@ -215,7 +212,8 @@ def _communicator(load: LoadModel, collectives: int) -> Communicator:
         raise ConfigError(f"--tensor-parallel-size is {load.world_size}, but {error}") from error
 
 
-def _max_model_len(config: EngineConfig, longest: int) -> int:
+def resolve_max_model_len(config: EngineConfig, longest: int) -> int:
+    """The longest sequence that is served of a model whose context is `longest`. Raises ConfigError."""
     wanted = config.max_model_len or longest
     if wanted > longest:
         raise ConfigError(f"--max-model-len is {wanted}, but the model's context is {longest}; lower it")
