@@ -14,6 +14,7 @@ from sophserve.api.health import health, live, ping, version
 from sophserve.api.live_requests import cancel_request, list_requests
 from sophserve.api.messages import count_tokens, messages
 from sophserve.api.models import get_model, list_models
+from sophserve.api.profile import start_profile, stop_profile
 from sophserve.api.responses import count_input_tokens, create_response, delete_response, get_response
 from sophserve.api.server_info import server_info
 from sophserve.api.serving import SERVING, Serving
@@ -38,6 +39,8 @@ def create_app(serving: Serving) -> web.Application:
             web.get("/server_info", server_info),
             web.get("/metrics", metrics),
             web.post("/reset_prefix_cache", reset_prefix_cache),
+            web.post("/start_profile", start_profile),
+            web.post("/stop_profile", stop_profile),
             web.get("/requests", list_requests),
             web.post("/requests/{id}/cancel", cancel_request),
             web.delete("/requests/{id}", cancel_request),

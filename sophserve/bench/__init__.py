@@ -1,0 +1,1 @@
+"""Tools that measure: benchmarks, a load client, profiles."""
