@@ -17,6 +17,7 @@ COMMANDS = {
     "plugins": "sophserve.commands:list_plugins",
     "quantize": "sophserve.commands:quantize",
     "cache": "sophserve.commands:cache",
+    "profile": "sophserve.bench.profile:main",
 }
 """Where each command is: a function of its arguments that returns the exit code."""
 

@@ -1,4 +1,4 @@
-"""Profiles: what is recorded of a model, and what `sophserve profile` makes of it."""
+"""Profiles: what is recorded of a model."""
 
 from __future__ import annotations
 
