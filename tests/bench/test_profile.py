@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -209,3 +210,22 @@ def test_enable_profile_needs_a_place_to_write(checkpoint: Path) -> None:
     assert done.returncode == 1
     assert "cannot write a profile to /proc" in done.stderr and "ENABLE_PROFILE" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_commands_take_up_their_steps(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """On a model of half a gigabyte all but a twentieth of a step is within commands, prefill or decode."""
+    shape = {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 12}
+    directory = make_checkpoint("qwen2", dtype="bfloat16", **shape)
+    with LLM(str(directory), max_model_len=256, enable_prefix_caching=False) as llm:
+        prompts = [[token] * 100 for token in range(5, 9)]
+        llm.generate(prompts, ANSWER, use_tqdm=False)
+        with sophserve.profile(llm, directory=tmp_path) as (folder,):
+            llm.generate(prompts, ANSWER, use_tqdm=False)
+    (profile,) = read_profile(folder)
+    check_records(profile)
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    for step in profile.steps:
+        busy = sum(command.duration for command in step.commands or [])
+        shares[step.tokens == step.sequences].append(busy / step.duration)
+    assert min(median(shares[True]), median(shares[False])) >= 0.95, shares
