@@ -48,8 +48,8 @@ class Header(msgspec.Struct, kw_only=True):
     max_record_num: int
     started: float
     start: int
-    bytes_per_second: float | None = None
-    operations_per_second: float | None = None
+    bytes_per_second: Annotated[float, Meta(gt=0)] | None = None
+    operations_per_second: Annotated[float, Meta(gt=0)] | None = None
 
 
 class Command(msgspec.Struct, array_like=True):

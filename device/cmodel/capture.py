@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from ctypes import Structure, addressof, byref, c_int64, c_void_p
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from ctypes import Array, Structure, addressof, byref, c_int64, c_void_p
 from typing import Any, ClassVar
 
 import torch
@@ -45,7 +45,7 @@ class CommandList:
     on_replay: told the commands and the times between them, in ns of the monotonic clock; see profiling.py.
     """
 
-    on_replay: ClassVar[Callable[[Calls, Sequence[int]], None] | None] = None
+    on_replay: ClassVar[Callable[[Calls, Array[c_int64]], None] | None] = None
 
     def __init__(self, library: ctypes.CDLL, calls: Calls, rows: int, result: Tensor) -> None:
         self._run = library.cmodel_run_commands

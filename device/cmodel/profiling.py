@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from ctypes import c_int32, c_int64
+from collections.abc import Callable, Iterable
+from ctypes import Array, c_int32, c_int64
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +27,7 @@ class KernelProfile(OperatorRecorder):
     def __init__(self, ops: Ops, operators: Iterable[str], detailed: bool) -> None:
         super().__init__(ops, [name for name in operators if not _has_kernel(ops, name)])
         self._detailed = detailed
-        self._replays: list[tuple[Calls, Sequence[int]]] = []
+        self._replays: list[tuple[Calls, Array[c_int64]]] = []
         Kernel.intercept = self._call
         CommandList.on_replay = self._note_replay
 
@@ -51,7 +51,7 @@ class KernelProfile(OperatorRecorder):
         self.records.append(self._record(kernel, arguments, start, time.monotonic_ns()))
         return status
 
-    def _note_replay(self, calls: Calls, times: Sequence[int]) -> None:
+    def _note_replay(self, calls: Calls, times: Array[c_int64]) -> None:
         # What each command had to do is worked out after the step, not within it.
         self._replays.append((calls, times))
 
@@ -101,8 +101,9 @@ def _rms_norm(a: Any) -> tuple[int, int]:
 
 
 def _paged_attention(a: Any) -> tuple[int, int]:
-    lengths = ((c_int32 * a.sequences).from_address(address) for address in (a.input_lengths, a.cached_lengths))
-    read, pairs = seen_positions(*lengths, a.window or None)
+    numbers = c_int32 * a.sequences
+    lengths, cached = numbers.from_address(a.input_lengths), numbers.from_address(a.cached_lengths)
+    read, pairs = seen_positions(lengths, cached, a.window or None)
     # New keys and values come in and go to the cache; q comes in, the result goes out.
     position = a.kv_heads * (a.head_dim + a.v_dim)
     moved = (read + 2 * a.tokens) * position + a.tokens * a.heads * (a.head_dim + a.v_dim)

@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks at the device's memory, each of which takes a tenth of a millisecond.
 MEMORY_PERIOD = 0.05
-# The products by which the limits are measured: one that is bound by reads, far larger than caches, and one by
-# operations. (rows, outputs, inputs)
-READING = (1, 8192, 8192)
+# The products by which the limits are measured: one that is bound by reads, of a weight larger than most caches, and
+# one that is bound by operations: (rows, outputs, inputs).
+READ_BYTES = 128 << 20
 COMPUTING = (512, 2048, 1024)
 
 
@@ -124,9 +124,8 @@ def measure_limits(device: Device, dtype: torch.dtype) -> tuple[float, float] | 
         return min(times)
 
     try:
-        _, outputs, inputs = READING
-        reading = outputs * inputs * dtype.itemsize / seconds(*READING)
         rows, outputs, inputs = COMPUTING
+        reading = READ_BYTES / seconds(1, READ_BYTES // (8192 * dtype.itemsize), 8192)
         return reading, 2 * rows * outputs * inputs / seconds(*COMPUTING)
     except (OutOfDeviceMemory, MemoryError, UnsupportedOperator):
         return None

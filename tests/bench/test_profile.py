@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -20,14 +17,15 @@ import pytest
 import sophserve
 from sophserve import LLM, AsyncLLM, SamplingParams
 from sophserve.bench.profile_records import RankProfile, read_profile
+from sophserve.engine.profile import Profiling
 from sophserve.errors import ConfigError, RequestError, SophserveError
+from sophserve.worker.messages import Profiled, StartProfile, StopProfile
 
 LAYERS = 3
 # A layer has two norms, four products and attention; embedding, the last norm, the head and sampling are around them.
 STEP = Counter(
     {"rms_norm": 2 * LAYERS + 1, "linear": 4 * LAYERS + 1, "paged_attention": LAYERS, "embedding": 1, "sample": 1}
 )
-MOST = 3 * STEP.total() + 1
 ANSWER = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 
@@ -38,18 +36,17 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of profiles: two prompts of 20 tokens, and 8 tokens each."""
-    found = {}
-    options = {"mode 0": {"mode": 0}, "mode 1": {}, "mode 2": {"mode": 2}, "short": {"max_record_num": MOST}}
+def llm(checkpoint: Path) -> Iterator[LLM]:
     with LLM(str(checkpoint), enable_prefix_caching=False) as llm:
-        for name, given in options.items():
-            directory = tmp_path_factory.mktemp(name)
-            with sophserve.profile(llm, directory=directory, **given) as (folder,):
-                llm.generate([[5] * 20, [9] * 20], ANSWER, use_tqdm=False)
-            llm.generate("not in the profile", ANSWER, use_tqdm=False)
-            found[name] = folder
-    return found
+        yield llm
+
+
+def take_profile(llm: LLM, directory: Path, **options: int) -> Path:
+    """The folder of a profile of two prompts of 20 tokens, and 8 tokens each."""
+    with sophserve.profile(llm, directory=directory, **options) as (folder,):
+        llm.generate([[5] * 20, [9] * 20], ANSWER, use_tqdm=False)
+    llm.generate("not in the profile", ANSWER, use_tqdm=False)
+    return folder
 
 
 def check_records(profile: RankProfile) -> None:
@@ -66,9 +63,9 @@ def check_records(profile: RankProfile) -> None:
 
 
 @pytest.mark.parametrize("mode", [1, 2])
-def test_every_command_of_every_step_is_recorded(folders: dict[str, Path], mode: int) -> None:
-    folder = folders[f"mode {mode}"]
-    assert folder.name == "cdm_profile_data_dev0-0"
+def test_every_command_of_every_step_is_recorded(llm: LLM, tmp_path: Path, mode: int) -> None:
+    folder = take_profile(llm, tmp_path, mode=mode)
+    assert folder == tmp_path / "cdm_profile_data_dev0-0"
     (profile,) = read_profile(folder)
     check_records(profile)
     assert not profile.torn and (profile.header.rank, profile.header.mode) == (0, mode)
@@ -82,14 +79,50 @@ def test_every_command_of_every_step_is_recorded(folders: dict[str, Path], mode:
     assert 0 < used < total
 
 
-def test_mode_0_counts(folders: dict[str, Path]) -> None:
-    (profile,) = read_profile(folders["mode 0"])
+def test_mode_0_counts(llm: LLM, tmp_path: Path) -> None:
+    (profile,) = read_profile(take_profile(llm, tmp_path, mode=0))
     assert all(step.commands is None for step in profile.steps)
     counts: Counter[str] = Counter()
     for operator, sums in profile.sums().items():
         counts[operator.split()[0]] += sums.count
         assert sums.duration > 0 and sums.bytes > 0
     assert counts == {operator: count * len(profile.steps) for operator, count in STEP.items()}
+
+
+def test_no_more_than_max_record_num(llm: LLM, tmp_path: Path) -> None:
+    (profile,) = read_profile(take_profile(llm, tmp_path, max_record_num=3 * STEP.total() + 1))
+    recorded = [len(step.commands or []) for step in profile.steps]
+    assert recorded[:3] == [STEP.total()] * 3 and recorded[3:] == [0] * (len(profile.steps) - 3)
+    assert len(profile.steps) >= 8
+
+
+def test_what_cannot_be_profiled_is_refused(llm: LLM, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no profile is being recorded"):
+        llm.stop_profile()
+    with pytest.raises(ConfigError, match=r"`int` <= 2 - at `\$\.mode`"):
+        llm.start_profile(mode=3)
+    with pytest.raises(RequestError, match=r"cannot write a profile to .*nowhere.*No such file"):
+        llm.start_profile(directory=tmp_path / "nowhere")
+    assert llm.start_profile(directory=tmp_path) == [tmp_path / "cdm_profile_data_dev0-0"]
+    with pytest.raises(RequestError, match="already"):
+        llm.start_profile(directory=tmp_path)
+    llm.stop_profile()
+    assert llm.start_profile(directory=str(tmp_path)) == [tmp_path / "cdm_profile_data_dev0-1"]
+    llm.stop_profile()
+    closed = LLM.__new__(LLM)
+    closed._closed = True
+    with pytest.raises(SophserveError, match="closed"):
+        closed.start_profile()
+
+
+async def test_an_engine_that_runs_in_the_same_loop(checkpoint: Path, tmp_path: Path) -> None:
+    async with AsyncLLM(str(checkpoint)) as llm:
+        (folder,) = await llm.start_profile(directory=tmp_path)
+        async for _ in llm.generate([7] * 20, ANSWER):
+            pass
+        # It ends with the engine.
+    (profile,) = read_profile(folder)
+    assert sum(step.tokens for step in profile.steps) >= 20 + 7
 
 
 def work(profile: RankProfile) -> Counter[str]:
@@ -100,24 +133,11 @@ def work(profile: RankProfile) -> Counter[str]:
     )
 
 
-def test_a_replayed_step_does_the_work_of_its_operators(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    profiles = []
-    for eager in ("0", "1"):
-        monkeypatch.setenv("DISABLE_CACHE", eager)
-        with LLM(str(checkpoint)) as llm, sophserve.profile(llm, directory=tmp_path) as (folder,):
-            llm.generate([[7] * 20], ANSWER, use_tqdm=False)
-        profiles += read_profile(folder)
-        check_records(profiles[-1])
+def test_a_replayed_step_does_the_work_of_its_operators(llm: LLM, checkpoint: Path, tmp_path: Path) -> None:
+    with LLM(str(checkpoint), enable_prefix_caching=False, enforce_eager=True) as eager:
+        profiles = [read_profile(take_profile(which, tmp_path))[0] for which in (llm, eager)]
+    check_records(profiles[1])
     assert work(profiles[0]) == work(profiles[1])
-
-
-def test_no_more_than_max_record_num(folders: dict[str, Path]) -> None:
-    (profile,) = read_profile(folders["short"])
-    recorded = [len(step.commands or []) for step in profile.steps]
-    assert recorded[:3] == [STEP.total()] * 3 and recorded[3:] == [0] * (len(profile.steps) - 3)
-    assert len(profile.steps) >= 8
 
 
 def test_two_ranks(checkpoint: Path, tmp_path: Path) -> None:
@@ -131,27 +151,6 @@ def test_two_ranks(checkpoint: Path, tmp_path: Path) -> None:
     assert (first.header.rank, second.header.rank) == (0, 1)
     assert "sample" in first.sums() and "sample" not in second.sums()
     assert first.sums()["all_reduce"].count == second.sums()["all_reduce"].count > 0
-
-
-async def test_what_cannot_be_profiled_is_refused(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with AsyncLLM(str(checkpoint)) as llm:
-        with pytest.raises(RequestError, match="no profile is being recorded"):
-            await llm.stop_profile()
-        with pytest.raises(ConfigError, match=r"`int` <= 2 - at `\$\.mode`"):
-            await llm.start_profile(mode=3)
-        with pytest.raises(RequestError, match=r"cannot write a profile to .*nowhere.*No such file"):
-            await llm.start_profile(directory=tmp_path / "nowhere")
-        assert await llm.start_profile(directory=tmp_path) == [tmp_path / "cdm_profile_data_dev0-0"]
-        with pytest.raises(RequestError, match="already"):
-            await llm.start_profile(directory=tmp_path)
-        await llm.stop_profile()
-        assert await llm.start_profile(directory=tmp_path) == [tmp_path / "cdm_profile_data_dev0-1"]
-    blocking = LLM.__new__(LLM)
-    blocking._closed = True
-    with pytest.raises(SophserveError, match="closed"):
-        blocking.start_profile()
 
 
 def test_a_server_is_profiled_on_demand(checkpoint: Path, tmp_path: Path, start_server: Callable[..., Any]) -> None:
@@ -203,13 +202,22 @@ def test_a_profile_goes_on_with_the_worker_that_replaces_a_lost_one(
     assert read_profile(tmp_path)[0].folder == found[1].folder
 
 
-def test_enable_profile_needs_a_place_to_write(checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "sophserve", "--model", str(checkpoint), "--port", "0"]
-    environment = os.environ | {"ENABLE_PROFILE": "1"}
-    done = subprocess.run(command, cwd="/proc", env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "cannot write a profile to /proc" in done.stderr and "ENABLE_PROFILE" in done.stderr
-    assert "Traceback" not in done.stderr
+async def test_enable_profile_needs_a_place_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    class Workers:
+        async def ask(self, message: object) -> list[Profiled]:
+            asked.append(message)
+            return [Profiled(error="cannot write a profile to /data: Permission denied")]
+
+    monkeypatch.setenv("ENABLE_PROFILE", "1")
+    profiling = Profiling()
+    with pytest.raises(ConfigError, match="Permission denied, as ENABLE_PROFILE=1 asks"):
+        await profiling.resume(Workers())  # type: ignore[arg-type]
+    assert [type(message) for message in asked] == [StartProfile, StopProfile]
+    monkeypatch.setenv("ENABLE_PROFILE", "0")
+    await Profiling().resume(Workers())  # type: ignore[arg-type]
+    assert len(asked) == 2
 
 
 @pytest.mark.slow
