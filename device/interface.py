@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -318,6 +318,21 @@ class SingleRank:
         return x
 
 
+class CommandRecord(NamedTuple):
+    """One command as a profile knows it: when it ran, by the host's monotonic clock, and what it had to do at least.
+
+    operator: its name, and for a product the shape of the weight after a space, as in `linear 1152x896`. bytes: read
+    from and written to memory, everything once. operations: multiplications and additions. detail: for people.
+    """
+
+    operator: str
+    start_ns: int
+    duration_ns: int
+    bytes: int
+    operations: int
+    detail: str = ""
+
+
 class Device(Protocol):
     """One accelerator, or the host as one. Registered by name: `register("cmodel", CmodelDevice)`.
 
@@ -364,3 +379,17 @@ class Device(Protocol):
         Returns a function that runs them on what the same tensors hold then, for their first n rows, and gives n rows
         of the result. None where the device cannot record, or fn computes with more than the device's operators.
         """
+
+    def start_profile(self, max_records: int, mode: int) -> None:
+        """Begin to note every command; mode 2 asks for more about each of them than modes 0 and 1.
+
+        A device with a profiler of its own starts it with both numbers. `device.profiling.OperatorProfile` has this and
+        the next two for any device.
+        """
+
+    def profile_records(self) -> list[CommandRecord]:
+        """The commands since the last call, in the order in which they ran; they do not overlap. Call it after each
+        step: what a recording works on is only known until its next replay."""
+
+    def stop_profile(self) -> None:
+        """Note nothing any more."""

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sophserve.llm import LLM, AsyncLLM, CompletionOutput, RequestOutput
+    from sophserve.profiling import profile
     from sophserve.sampling import SamplingParams, StructuredOutput
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutput"]
+__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutput", "profile"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +17,8 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("sophserve")
     if name in ("SamplingParams", "StructuredOutput"):
         return getattr(import_module("sophserve.sampling"), name)
+    if name == "profile":
+        return import_module("sophserve.profiling").profile
     if name in __all__:
         return getattr(import_module("sophserve.llm"), name)
     raise AttributeError(f"module 'sophserve' has no attribute {name!r}")

@@ -22,6 +22,7 @@ from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import ConfigError, SophserveError
+from sophserve.profiling import ProfileOptions
 from sophserve.sampling import SamplingParams, sampling_defaults
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
@@ -118,6 +119,20 @@ class AsyncLLM:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def start_profile(
+        self, max_record_num: int = 1_000_000, mode: int = 1, directory: str | Path = "."
+    ) -> list[Path]:
+        """Record what the device does, as `sophserve.profile`; returns the folders, one for each rank."""
+        try:
+            options = msgspec.convert({"max_record_num": max_record_num, "mode": mode}, ProfileOptions)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{error}; see sophserve.profile") from None
+        return await self.engine.profiling.start(options, Path(directory))
+
+    async def stop_profile(self) -> list[Path]:
+        """End it; returns the folders, more than before if the worker was restarted."""
+        return await self.engine.profiling.stop()
 
     def default_sampling_params(self) -> SamplingParams:
         """The checkpoint's own sampling parameters (generation_config.json)."""
@@ -217,6 +232,16 @@ class LLM:
         calls = [partial(self._llm.chat, chat, **template_options) for chat in many]  # type: ignore[arg-type]
         return self._answer(calls, sampling_params, use_tqdm)
 
+    def start_profile(self, max_record_num: int = 1_000_000, mode: int = 1, directory: str | Path = ".") -> list[Path]:
+        """Record what the device does, as `sophserve.profile`; returns the folders, one for each rank."""
+        self._check_open()
+        return self._run(self._llm.start_profile(max_record_num, mode, directory))
+
+    def stop_profile(self) -> list[Path]:
+        """End it; returns the folders, more than before if the worker was restarted."""
+        self._check_open()
+        return self._run(self._llm.stop_profile())
+
     def default_sampling_params(self) -> SamplingParams:
         """The checkpoint's own sampling parameters (generation_config.json)."""
         return self._llm.default_sampling_params()
@@ -247,8 +272,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        if self._closed:
-            raise SophserveError("this LLM is closed")
+        self._check_open()
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params: list[SamplingParams | None] = [sampling_params] * len(calls)
         else:
@@ -256,6 +280,10 @@ class LLM:
             if len(params) != len(calls):
                 raise ConfigError(f"{len(calls)} prompts but {len(params)} sampling_params; give one or as many")
         return self._run(_gather(calls, params, use_tqdm))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SophserveError("this LLM is closed")
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

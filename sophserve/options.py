@@ -15,10 +15,11 @@ from sophserve.errors import ConfigError
 
 COMMANDS = {
     "load": "sophserve.bench.load:load",
-    "plugins": "sophserve.commands:list_plugins",
+    "profile": "sophserve.bench.profile:main",
+    "plan": "sophserve.plan:plan",
     "quantize": "sophserve.commands:quantize",
     "cache": "sophserve.commands:cache",
-    "plan": "sophserve.plan:plan",
+    "plugins": "sophserve.commands:list_plugins",
 }
 """Where each command is: a function of its arguments that returns the exit code."""
 

@@ -115,7 +115,7 @@ def _save_tokenizer(directory: Path) -> None:
 class Server:
     """`sophserve` in a process of its own, on a free port. Its log goes to `log`."""
 
-    def __init__(self, *options: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, *options: str, environment: dict[str, str] | None = None, cwd: Path | None = None) -> None:
         self.log: list[str] = []
         self._address = threading.Event()
         self._ready = threading.Event()
@@ -125,6 +125,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | (environment or {}),
+            cwd=cwd,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -167,7 +168,7 @@ def start_server() -> Iterator[Callable[..., Server]]:
     """`start_server(directory, *options)`: a server that is ready, stopped after the test."""
     servers = []
 
-    def start(directory: Path, *options: str, ready: bool = True, **more: dict[str, str]) -> Server:
+    def start(directory: Path, *options: str, ready: bool = True, **more: Any) -> Server:
         server = Server("--model", str(directory), *options, **more)
         servers.append(server)
         if ready:

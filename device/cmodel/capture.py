@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from ctypes import Structure, addressof, byref, c_int64, c_void_p
-from typing import Any
+from ctypes import Array, Structure, addressof, byref, c_int64, c_void_p
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,14 +35,21 @@ class _RunCommands(Structure):
     )
 
 
+Calls = list[tuple[Kernel, Arguments]]
+
+
 class CommandList:
     """The kernels that fn calls on tensors of `rows` rows, for any number of rows up to that.
 
     Intermediate results have room for `rows` rows, and are kept.
+    on_replay: told the commands and the times between them, in ns of the monotonic clock; see profiling.py.
     """
 
-    def __init__(self, library: ctypes.CDLL, calls: list[tuple[Kernel, Arguments]], rows: int, result: Tensor) -> None:
+    on_replay: ClassVar[Callable[[Calls, Array[c_int64]], None] | None] = None
+
+    def __init__(self, library: ctypes.CDLL, calls: Calls, rows: int, result: Tensor) -> None:
         self._run = library.cmodel_run_commands
+        self._time = library.cmodel_time_commands
         self._calls = calls
         self._result = result
         self._done = c_int64()
@@ -56,20 +63,31 @@ class CommandList:
     def __call__(self, rows: int) -> Tensor:
         """Run them; returns the first `rows` rows of the result, which the next call overwrites."""
         self._arguments.rows = rows
-        if status := self._run(byref(self._arguments)):
+        if CommandList.on_replay is None:
+            status = self._run(byref(self._arguments))
+        else:
+            times = (c_int64 * (len(self._calls) + 1))()
+            status = self._time(byref(self._arguments), times)
+            CommandList.on_replay(self._calls[: self._done.value], times)
+        if status:
             check_status(self._calls[self._done.value][0].name, status)
         return self._result[:rows]
 
 
 def record(library: ctypes.CDLL, fn: Callable[[], Tensor], rows: int) -> CommandList | None:
     """Record what fn calls, without running it. None if some of its work is not a kernel's, or not done row by row."""
-    calls: list[tuple[Kernel, Arguments]] = []
-    Kernel.recorded = calls
+    calls: Calls = []
+
+    def keep(kernel: Kernel, arguments: Arguments) -> int:
+        calls.append((kernel, arguments))
+        return 0
+
+    before, Kernel.intercept = Kernel.intercept, keep
     try:
         with _ViewsOnly() as watch:
             result = fn()
     finally:
-        Kernel.recorded = None
+        Kernel.intercept = before
     if watch.computes or any(_per_row(arguments, rows) is None for _, arguments in calls):
         return None
     return CommandList(library, calls, rows, result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -13,10 +14,12 @@ from device.cmodel.kernels import load_kernels, native_library
 from device.cmodel.kv_cache import native_cache, paired_cache
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, TorchOps
+from device.cmodel.profiling import KernelProfile
 from device.cmodel.threads import thread_count
 from device.cmodel.weights import LAYOUT, QuantizedWeight, TorchWeight, pack
 from device.interface import (
     CanonicalWeight,
+    CommandRecord,
     DenseWeight,
     KVCache,
     Ops,
@@ -63,6 +66,7 @@ class CmodelDevice:
             self.ops = TorchOps()
         else:
             self.ops = NativeOps(self._kernels)
+        self._profile: KernelProfile | None = None
 
     def describe(self) -> str:
         """One line for the log: what computes, and what would be faster."""
@@ -124,4 +128,22 @@ class CmodelDevice:
     def capture(self, fn: Callable[[], Tensor], rows: int) -> Callable[[int], Tensor] | None:
         """Record the kernels that fn calls; None where there are none."""
         library = native_library() if self._kernels else None
-        return None if library is None else record(library, fn, rows)
+        if library is None:
+            return None
+        with self._profile.paused() if self._profile else nullcontext():
+            return record(library, fn, rows)
+
+    def start_profile(self, max_records: int, mode: int) -> None:
+        """Time every kernel, and every operator that has none."""
+        self.stop_profile()
+        self._profile = KernelProfile(self.ops, self.operators, detailed=mode == 2)
+
+    def profile_records(self) -> list[CommandRecord]:
+        """What ran since the last call."""
+        return self._profile.take() if self._profile else []
+
+    def stop_profile(self) -> None:
+        """Time nothing any more."""
+        if self._profile:
+            self._profile.close()
+        self._profile = None

@@ -18,7 +18,7 @@ from device import checks
 from device.cmodel import arguments
 from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""
@@ -50,10 +50,10 @@ _COMMON_KERNELS: dict[str, type[arguments.Arguments]] = {
 class Kernel:
     """A C function that takes a structure of parameters.
 
-    recorded: where calls go instead of being run; see capture.py.
+    intercept: what is called instead of running it; see capture.py and profiling.py.
     """
 
-    recorded: ClassVar[list[tuple[Kernel, arguments.Arguments]] | None] = None
+    intercept: ClassVar[Callable[[Kernel, arguments.Arguments], int] | None] = None
 
     def __init__(self, name: str, function: Callable[..., int], parameters: type[arguments.Arguments]) -> None:
         self.name = name
@@ -64,9 +64,12 @@ class Kernel:
     def __call__(self, **values: Any) -> int:
         """Run it on the structure's fields, given by name. Returns 0, BAD_ARGUMENT or NO_MEMORY."""
         parameters = self._parameters(**values)
-        if Kernel.recorded is not None:
-            Kernel.recorded.append((self, parameters))
-            return 0
+        if Kernel.intercept is not None:
+            return Kernel.intercept(self, parameters)
+        return self._function(byref(parameters))
+
+    def run(self, parameters: arguments.Arguments) -> int:
+        """Run it, whatever intercepts calls."""
         return self._function(byref(parameters))
 
 

@@ -44,6 +44,12 @@ class Status(TypedDict):
     status: Literal["ok"]
 
 
+class ProfileFolders(TypedDict):
+    """Where the records of each rank are."""
+
+    folders: list[str]
+
+
 class Version(TypedDict):
     """The version of sophserve."""
 

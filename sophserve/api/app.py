@@ -15,6 +15,7 @@ from sophserve.api.live_requests import cancel_request, list_requests
 from sophserve.api.messages import count_tokens, messages
 from sophserve.api.models import get_model, list_models
 from sophserve.api.openapi import openapi
+from sophserve.api.profile import start_profile, stop_profile
 from sophserve.api.responses import count_input_tokens, create_response, delete_response, get_response
 from sophserve.api.server_info import server_info
 from sophserve.api.serving import SERVING, Serving
@@ -31,6 +32,8 @@ ROUTES = [
     web.get("/server_info", server_info),
     web.get("/metrics", metrics),
     web.post("/reset_prefix_cache", reset_prefix_cache),
+    web.post("/start_profile", start_profile),
+    web.post("/stop_profile", stop_profile),
     web.get("/requests", list_requests),
     web.post("/requests/{id}/cancel", cancel_request),
     web.delete("/requests/{id}", cancel_request),

@@ -20,14 +20,17 @@ from sophserve.api.response_input import InputRequest, ResponsesRequest
 from sophserve.api.serving import SERVING
 from sophserve.api.tokenize import ConversationRequest, DetokenizeRequest, TokenizeRequest
 from sophserve.config import ServerConfig
+from sophserve.profiling import ProfileOptions
 
 
 class Operation(NamedTuple):
-    """The types of an answer and of a body. streams: whether the answer may also be server-sent events."""
+    """The types of an answer and of a body. streams: whether the answer may also be server-sent events. required: whether
+    the body is."""
 
     answer: Any
     body: type[msgspec.Struct] | None = None
     streams: bool = False
+    required: bool = True
 
 
 OPERATIONS = {
@@ -41,6 +44,8 @@ OPERATIONS = {
     "GET /server_info": Operation(answers.ServerInfo),
     "GET /metrics": Operation(str),
     "POST /reset_prefix_cache": Operation(answers.Status),
+    "POST /start_profile": Operation(answers.ProfileFolders, ProfileOptions, required=False),
+    "POST /stop_profile": Operation(answers.ProfileFolders),
     "GET /requests": Operation(answers.LiveRequests),
     "POST /requests/{id}/cancel": Operation(answers.Cancelled),
     "DELETE /requests/{id}": Operation(answers.Cancelled),
@@ -108,7 +113,7 @@ def describe(config: ServerConfig, routes: Iterable[web.AbstractRoute]) -> dict[
 def _operation(
     config: ServerConfig, route: web.AbstractRoute, path: str, operation: Operation, schemas: dict[str, Any]
 ) -> dict[str, Any]:
-    answer, body, streams = operation
+    answer, body, streams, required = operation
     error = schemas[repr(answers.AnthropicErrorBody if path.startswith(ANTHROPIC_PATH) else answers.ErrorBody)]
     failed = {"description": "An error, and what to change.", "content": {"application/json": {"schema": error}}}
     good: dict[str, Any] = {"description": "The answer."}
@@ -127,7 +132,7 @@ def _operation(
         described["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
     if body is not None:
         content = {"application/json": {"schema": schemas[repr(body)]}}
-        described["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {"required": required, "content": content}
     if config.keys and path in HEALTH_PATHS:
         described["security"] = []
     return described

@@ -1,1 +1,1 @@
-"""Tools that measure: the load client and the offline benchmark."""
+"""Tools that measure: benchmarks, a load client, profiles."""

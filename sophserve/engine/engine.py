@@ -19,6 +19,7 @@ from sophserve.engine.block_pool import salt_key
 from sophserve.engine.checks import bad_word_ids, check_input, check_request
 from sophserve.engine.grammar_check import GrammarCheck
 from sophserve.engine.output import OutputDelta
+from sophserve.engine.profile import Profiling
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.engine.sequence import Sequence
@@ -43,8 +44,6 @@ log = logging.getLogger(__name__)
 PLANS_IN_FLIGHT = 2
 # Losing the worker more than max_restarts times in this many seconds ends the engine.
 RESTART_PERIOD = 600.0
-# Seconds between two lines of statistics in the log.
-REPORT_PERIOD = 10.0
 _SEED_MASK = 2**63 - 1
 
 
@@ -71,6 +70,7 @@ class Engine:
         self._beat = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._grammars: GrammarCheck | None = None
+        self.profiling = Profiling()
 
     @property
     def ready(self) -> bool:
@@ -127,7 +127,7 @@ class Engine:
         )
         self._scheduler = Scheduler(limits, self._info.num_blocks)
         self.metrics = EngineMetrics(self._scheduler, model_name or self.config.model, self._info.max_model_len)
-        self._tasks = [asyncio.create_task(work) for work in (self._run(), self._watch_pulse(), self._report())]
+        self._tasks = [asyncio.create_task(work) for work in (self._run(), self._watch_pulse(), self.metrics.report())]
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)
 
@@ -140,6 +140,7 @@ class Engine:
         self._end_all("abort")
         if self._grammars:
             await self._grammars.close()
+        await self.profiling.close()
         await self._close_workers(kill=False)
 
     def check(self, prompt: list[int], params: SamplingParams) -> None:
@@ -293,12 +294,6 @@ class Engine:
             timeline = self._sequences[added.id].timeline
             timeline.scheduled = timeline.scheduled or time.monotonic()
 
-    async def _report(self) -> None:
-        while True:
-            await asyncio.sleep(REPORT_PERIOD)
-            if line := self.metrics.log_line():
-                log.info(line)
-
     async def _watch_pulse(self) -> None:
         """See whether the workers still move while they have something to do."""
         timeout = self.config.step_timeout
@@ -355,7 +350,9 @@ class Engine:
         assert self._workers is not None
         self._loaded = asyncio.get_running_loop().create_future()
         self._workers.watch(self._on_message, self._on_exit)
-        return await self._loaded
+        info = await self._loaded
+        await self.profiling.resume(self._workers)
+        return info
 
     def _on_message(self, message: FromWorker) -> None:
         match message:

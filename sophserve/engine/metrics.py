@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +14,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from sophserve.engine.scheduler import Scheduler
 from sophserve.engine.sequence import Timeline
+
+log = logging.getLogger(__name__)
+
+# Seconds between two lines of statistics in the log.
+REPORT_PERIOD = 10.0
 
 # Buckets as vLLM has them, in seconds.
 _FIRST_TOKEN = [
@@ -124,6 +131,13 @@ class EngineMetrics:
         self._prompt_length.observe(prompt_tokens)
         self._answer_length.observe(answer_tokens)
         self._max_tokens.observe(most)
+
+    async def report(self) -> None:
+        """Log what log_line says, time and again."""
+        while True:
+            await asyncio.sleep(REPORT_PERIOD)
+            if line := self.log_line():
+                log.info(line)
 
     def log_line(self) -> str | None:
         """Throughput since the last call and the present state; None when nothing happened since and nothing runs."""

@@ -8,6 +8,7 @@ import msgspec
 
 from sophserve.config import EngineConfig
 from sophserve.engine.output import TokenLogprob
+from sophserve.profiling import ProfileOptions
 from sophserve.sampling import SamplingParams, StructuredOutput
 
 # How the hidden states of a prompt become one vector: that of its last token, or their mean.
@@ -66,6 +67,18 @@ class CompileGrammar(msgspec.Struct, array_like=True, tag="grammar"):
     """A request with this grammar is on its way: compile it beside the steps until it comes."""
 
     structured: StructuredOutput
+
+
+class StartProfile(msgspec.Struct, array_like=True, tag="start_profile"):
+    """Record every step from now on, in a folder of `directory` with `index` in its name."""
+
+    directory: str
+    index: int
+    options: ProfileOptions
+
+
+class StopProfile(msgspec.Struct, array_like=True, tag="stop_profile"):
+    """Record no more steps."""
 
 
 class SampledToken(msgspec.Struct, array_like=True):
@@ -132,8 +145,15 @@ class LoadFailed(msgspec.Struct, array_like=True, tag="failed"):
     message: str
 
 
-ToWorker = LoadModel | StepPlan | CompileGrammar
-FromWorker = Progress | ModelInfo | LoadFailed | StepResult
+class Profiled(msgspec.Struct, array_like=True, tag="profiled"):
+    """A rank's answer to StartProfile, with the folder that it records in or why it cannot, and to StopProfile."""
+
+    folder: str = ""
+    error: str = ""
+
+
+ToWorker = LoadModel | StepPlan | CompileGrammar | StartProfile | StopProfile
+FromWorker = Progress | ModelInfo | LoadFailed | StepResult | Profiled
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

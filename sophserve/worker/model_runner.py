@@ -52,6 +52,7 @@ class ModelRunner:
     ) -> None:
         config, directory = load.config, Path(load.directory)
         self.device = open_device(config.device, load.rank)
+        self.device_index = _device_index(load.rank)
         self.communicator = _communicator(load, collectives)
         log.info("device: %s", self.device.describe())
         model_config = read_config(directory)

@@ -19,6 +19,9 @@ from sophserve.worker.messages import (
     LoadFailed,
     LoadModel,
     ModelInfo,
+    Profiled,
+    StartProfile,
+    StopProfile,
     ToWorker,
     decode_from_worker,
     encode,
@@ -120,6 +123,9 @@ class WorkerGroup:
         os.close(collectives)
         self._loading = set(range(size))
         self._info: ModelInfo | None = None
+        self._answers: dict[int, Profiled] = {}
+        self._answered: asyncio.Future[list[Profiled]] | None = None
+        self._ended = False
 
     @property
     def pulse(self) -> list[int]:
@@ -136,12 +142,18 @@ class WorkerGroup:
                 self._info = message if rank == 0 else self._info
                 if not self._loading and self._info:
                     on_message(self._info)
+            elif isinstance(message, Profiled):
+                self._answers[rank] = message
+                if len(self._answers) == len(self._workers):
+                    self._end_asking()
             elif rank == 0 or isinstance(message, LoadFailed):
                 on_message(message)
 
         def ended(rank: int, cause: str) -> None:
             for worker in self._workers:
                 worker.stop_watching()
+            self._ended = True
+            self._end_asking()
             who = "the worker process" if len(self._workers) == 1 else f"the worker process of rank {rank}"
             on_exit(f"{who} {cause}")
 
@@ -154,8 +166,22 @@ class WorkerGroup:
         for worker in self._workers:
             worker.send(encoded)
 
+    async def ask(self, message: StartProfile | StopProfile) -> list[Profiled]:
+        """Send a message to every rank and wait for all answers, or for fewer if a worker ends. One at a time."""
+        if self._ended:
+            return []
+        self._answers, self._answered = {}, asyncio.get_running_loop().create_future()
+        self.send(message)
+        return await self._answered
+
+    def _end_asking(self) -> None:
+        if self._answered and not self._answered.done():
+            self._answered.set_result([self._answers[rank] for rank in sorted(self._answers)])
+
     async def close(self, kill: bool) -> None:
         """Let the workers exit, or kill them, and release everything that was shared with them."""
+        self._ended = True
+        self._end_asking()
         await asyncio.gather(*(worker.close(kill) for worker in self._workers))
 
 

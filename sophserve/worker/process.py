@@ -22,8 +22,11 @@ from sophserve.worker.messages import (
     CompileGrammar,
     LoadFailed,
     LoadModel,
+    Profiled,
     Progress,
+    StartProfile,
     StepPlan,
+    StopProfile,
     ToWorker,
     decode_to_worker,
     encode,
@@ -32,6 +35,7 @@ from sophserve.worker.pulse import Pulse
 
 if TYPE_CHECKING:
     from sophserve.worker.model_runner import ModelRunner
+    from sophserve.worker.profile import Profile
 
 log = logging.getLogger("sophserve.worker")
 
@@ -51,12 +55,19 @@ def main(arguments: list[str]) -> None:
     if runner is None:
         return
     results.send(encode(runner.info))
+    profile: Profile | None = None
     for message in messages:
         if isinstance(message, CompileGrammar):
             runner.compile_grammar(message.structured)
             continue
+        if isinstance(message, StartProfile | StopProfile):
+            if profile is not None:
+                profile.close()
+            profile, answer = _start_profile(runner, load, message)
+            results.send(encode(answer))
+            continue
         assert isinstance(message, StepPlan)
-        result = runner.execute(message)
+        result = (profile or runner).execute(message)
         if load.rank == 0:
             results.send(encode(result))
 
@@ -87,6 +98,21 @@ def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: int) -> M
     except MemoryError:
         results.send(encode(LoadFailed("the model does not fit in memory; use a smaller one or a smaller --dtype")))
     return None
+
+
+def _start_profile(
+    runner: ModelRunner, load: LoadModel, message: StartProfile | StopProfile
+) -> tuple[Profile | None, Profiled]:
+    if isinstance(message, StopProfile):
+        return None, Profiled()
+    from sophserve.worker.profile import Profile
+
+    try:
+        profile = Profile(runner, load, message)
+    except OSError as error:
+        where = error.filename or message.directory
+        return None, Profiled(error=f"cannot write a profile to {where}: {error.strerror}")
+    return profile, Profiled(str(profile.folder))
 
 
 def _messages(reader: Reader) -> Iterator[ToWorker]:

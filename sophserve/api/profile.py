@@ -1,0 +1,24 @@
+"""/start_profile and /stop_profile: record what the device does."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from sophserve.api.body import json_response, read_body, warn_unknown
+from sophserve.api.serving import SERVING
+from sophserve.profiling import ProfileOptions
+
+
+async def start_profile(request: web.Request) -> web.Response:
+    """Begin; the body, if there is one, has fields of ProfileOptions. Answers with the folders of the ranks."""
+    options, unknown = ProfileOptions(), list[str]()
+    if await request.read():
+        options, unknown = await read_body(request, ProfileOptions)
+    folders = await request.app[SERVING].engine.profiling.start(options)
+    return json_response({"folders": list(map(str, folders))}, warn_unknown(unknown))
+
+
+async def stop_profile(request: web.Request) -> web.Response:
+    """End it. Answers with the folders that it has left."""
+    folders = await request.app[SERVING].engine.profiling.stop()
+    return json_response({"folders": list(map(str, folders))})
