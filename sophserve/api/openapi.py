@@ -24,7 +24,7 @@ from sophserve.profiling import ProfileOptions
 
 
 class Operation(NamedTuple):
-    """The types of an answer and of a body. streams: whether the answer may also be server-sent events. required: whether
+    """The types of an answer and of a body. streams: whether the answer may also be server-sent events. required: that
     the body is."""
 
     answer: Any
