@@ -248,7 +248,9 @@ def _parse_arguments(call: Any, where: str) -> Any:
         arguments = None
     if not isinstance(arguments, dict):
         raise RequestError(f"{where} has arguments that are not a JSON object; send one as a string", "messages")
-    return call | {"function": function | {"arguments": arguments}}
+    # The name first, as models write it, in templates that print the object as it is.
+    named = {"name": function["name"]} if "name" in function else {}
+    return call | {"function": named | function | {"arguments": arguments}}
 
 
 def _mark_end(message: Message) -> tuple[Message, str]:

@@ -394,6 +394,15 @@ def test_damaged_chat_template_files(write_tokenizer: Callable[..., Path]) -> No
 CALLED = [USER, CALLS, *RESULTS]
 
 
+def test_the_name_of_a_call_comes_first() -> None:
+    template = ChatTemplate(
+        {"default": "{% for c in messages[0].tool_calls %}{{ c.function | tojson }}{% endfor %}"}, {}
+    )
+    function = {"arguments": '{"days": 2}', "name": "f"}
+    message = {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+    assert template.render([message]) == '{"name": "f", "arguments": {"days": 2}}'
+
+
 @pytest.mark.parametrize(
     ("source", "text"),
     [
