@@ -31,6 +31,9 @@ from sophserve.sampling import SamplingParams, sampling_defaults
 
 log = logging.getLogger(__name__)
 
+# Connections that may wait to be accepted: a client beyond them is not refused, but tries again after seconds.
+_BACKLOG = 2048
+
 
 def run(engine: Engine, config: ServerConfig, started: float) -> None:
     """Serve an engine whose worker has been started, until SIGINT or SIGTERM.
@@ -126,10 +129,10 @@ async def _listen(runner: web.AppRunner, config: ServerConfig, context: ssl.SSLC
     site: web.BaseSite
     if config.uds:
         where, advice = config.uds, "--uds"
-        site = web.UnixSite(runner, config.uds, ssl_context=context)
+        site = web.UnixSite(runner, config.uds, ssl_context=context, backlog=_BACKLOG)
     else:
         where, advice = f"{config.host} port {config.port}", "--host and --port"
-        site = web.TCPSite(runner, config.host, config.port, ssl_context=context)
+        site = web.TCPSite(runner, config.host, config.port, ssl_context=context, backlog=_BACKLOG)
     try:
         await site.start()
     except OSError as error:
