@@ -14,6 +14,7 @@ from sophserve.config import EngineConfig, ServerConfig, option
 from sophserve.errors import ConfigError
 
 COMMANDS = {
+    "bench": "sophserve.bench.offline:bench",
     "load": "sophserve.bench.load:load",
     "profile": "sophserve.bench.profile:main",
     "plan": "sophserve.plan:plan",

@@ -111,6 +111,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sophserve.plan.measure", footprint)
+
+
+@pytest.mark.usefixtures("in_process")
 def test_the_page_it_prints(make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     directory = str(make_checkpoint("qwen2", dtype="bfloat16"))
     limits = ["--bandwidth", "10GB/s", "--rate", "1TFLOP/s", "--lengths", "64,256,4096"]
@@ -123,8 +129,10 @@ def test_the_page_it_prints(make_checkpoint: Callable[..., Path], capsys: pytest
     assert rows[2] == ["4096", "0", "-", "-", "-"] and "-" not in rows[0] + rows[1]
     assert plan([directory, "--device-memory", "100KiB"]) == 0
     assert "the weights alone exceed a device's memory" in capsys.readouterr().out
-    assert plan(["--model", directory, "--device-memory", "600KiB"]) == 0
-    assert "a server needs --max-model-len" in capsys.readouterr().out
+    # Room for 93 tokens, which is 5 blocks.
+    memory = planned(make_checkpoint("qwen2", dtype="bfloat16")).weight_bytes + 60_000
+    assert plan(["--model", directory, "--device-memory", str(memory)]) == 0
+    assert "a sequence of 256 tokens; a server needs --max-model-len 80 or more memory" in capsys.readouterr().out
 
 
 def test_fewest_devices(make_checkpoint: Callable[..., Path]) -> None:
@@ -186,6 +194,7 @@ def test_configs_that_cannot_be_served(
         planned(tmp_path)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_bad_arguments(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     directory = str(make_checkpoint("qwen2"))
     for arguments, words in (
