@@ -234,13 +234,15 @@ OPTIONS = {
 }
 
 
-def outputs_of(directory: Path, **options: Any) -> list[list[CompletionOutput]]:
+def outputs_of(directory: Path, **options: Any) -> tuple[list[list[CompletionOutput]], int]:
+    """The answers, and how often one was preempted."""
     prompts = PROMPTS + [prompt * 3 for prompt in PROMPTS]
     params = [GREEDY] * len(PROMPTS) + [
         SamplingParams(n=3, seed=number, max_tokens=30, ignore_eos=True, logprobs=1) for number in range(len(PROMPTS))
     ]
     with LLM(str(directory), **options) as llm:
-        return [result.outputs for result in llm.generate(prompts, params, use_tqdm=False)]
+        outputs = [result.outputs for result in llm.generate(prompts, params, use_tqdm=False)]
+        return outputs, llm._llm.engine._scheduler.stats.preemptions
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -248,14 +250,14 @@ def test_options_do_not_change_answers(
     dtype: str, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = make_checkpoint("qwen2", dtype=dtype)
-    expected = outputs_of(directory)
+    expected, _ = outputs_of(directory)
     for case, options in OPTIONS.items():
         with monkeypatch.context() as patched:
             if case == "one step at a time":
                 patched.setattr("sophserve.engine.engine.PLANS_IN_FLIGHT", 1)
-            assert outputs_of(directory, **options) == expected, case
-        preemptions = llm._llm.engine._scheduler.stats.preemptions
-    assert preemptions >= 3 if "little" in case else preemptions == 0
+            outputs, preemptions = outputs_of(directory, **options)
+        assert outputs == expected, case
+        assert preemptions >= 3 if "little" in case else preemptions == 0, case
 
 
 def structured(kind: Any, value: str = "", **more: Any) -> SamplingParams:

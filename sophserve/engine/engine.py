@@ -325,7 +325,6 @@ class Engine:
             self.start_worker()
             try:
                 await self._load()
-                self._lost = None
             except EngineDeadError as error:
                 self._lost = str(error)
         log.info("the worker is back")
@@ -363,6 +362,8 @@ class Engine:
                 if self.on_progress:
                     self.on_progress()
             case ModelInfo() if self._loaded and not self._loaded.done():
+                # Not when the engine's task wakes up: by then the worker may be lost again.
+                self._lost = None
                 self._loaded.set_result(message)
             case LoadFailed() if self._loaded and not self._loaded.done():
                 self._loaded.set_exception(ConfigError(message.message))

@@ -14,7 +14,7 @@ from sophserve.engine.engine import Engine
 from sophserve.errors import RequestAborted
 from sophserve.sampling import SamplingParams
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import ModelInfo, StepPlan
+from sophserve.worker.messages import FromWorker, ModelInfo, StepPlan
 
 INFO = ModelInfo(
     max_model_len=64, vocab_size=512, dtype="float32", device="none", block_size=16, num_blocks=8, kv_cache_bytes=0
@@ -46,14 +46,54 @@ class EngineAlone(Engine):
         return INFO
 
 
+class MortalWorkers(Workers):
+    """Load at once, and end with the first plan, in the moment in which they are loaded, or never."""
+
+    def __init__(self, death: str | None) -> None:
+        super().__init__()
+        self.death = death
+        self.ended = False
+
+    def watch(self, on_message: Callable[[FromWorker], None], on_exit: Callable[[str], None]) -> None:
+        self.on_exit = on_exit
+        on_message(INFO)
+        if self.death == "loaded":
+            self._end()
+
+    def send(self, message: Any) -> None:
+        assert not self.ended
+        super().send(message)
+        if self.death == "plan":
+            asyncio.get_running_loop().call_soon(self._end)
+
+    def _end(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self.on_exit("the worker process was killed by signal 9")
+
+
+class EngineThatLoses(Engine):
+    """An engine that loses its first three groups of workers."""
+
+    deaths = ("plan", "loaded", "loaded", None)
+
+    def __init__(self, config: EngineConfig, directory: Path) -> None:
+        super().__init__(config, directory)
+        self.groups: list[MortalWorkers] = []
+
+    def start_worker(self) -> None:
+        self.groups.append(MortalWorkers(self.deaths[len(self.groups)]))
+        self._workers: Any = self.groups[-1]
+
+
 @pytest.fixture
 async def start_engine(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Callable[..., Any]]:
-    """`await start_engine(**options)`."""
+    """`await start_engine(EngineAlone, **options)`."""
     engines = []
 
-    async def start(**options: Any) -> EngineAlone:
+    async def start(kind: type[Engine] = EngineAlone, **options: Any) -> Engine:
         directory = make_checkpoint("qwen2")
-        engine = EngineAlone(EngineConfig(model=str(directory), **options), directory)
+        engine = kind(EngineConfig(model=str(directory), **options), directory)
         await engine.start(Tokenizer.from_directory(directory))
         engines.append(engine)
         return engine
@@ -92,3 +132,15 @@ async def test_abort(start_engine: Callable[..., Any]) -> None:
         with pytest.raises(RequestAborted, match="enough"):
             await asyncio.wait_for(task, 5)
     assert engine.sequences == [] and (engine.num_running, engine.num_waiting) == (0, 0)
+
+
+async def test_a_worker_that_is_lost_as_soon_as_it_is_loaded(start_engine: Callable[..., Any]) -> None:
+    engine = await start_engine(EngineThatLoses)
+    task = asyncio.create_task(read(engine, "one"))
+    async with asyncio.timeout(5):
+        while len(engine.groups) < 4 or not engine.groups[3].plans:
+            assert not engine.died.is_set()
+            await asyncio.sleep(0.005)
+    assert [bool(group.plans) for group in engine.groups] == [True, False, False, True]
+    assert engine.ready
+    task.cancel()
