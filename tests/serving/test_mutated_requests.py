@@ -64,7 +64,7 @@ def test_every_broken_request_has_a_proper_answer(
     make_checkpoint: Callable[..., Path], start_server: Callable[..., Any], warm_up: int, count: int
 ) -> None:
     posts = {route.path.replace("{id}", "x") for route in ROUTES if route.method == "POST"}
-    assert posts - {"/ping"} == BODIES.keys()
+    assert posts - {"/ping", "/start_profile", "/stop_profile"} == BODIES.keys()
     options = ["--tool-call-parser", "hermes", "--reasoning-parser", "qwen3", "--trust-request-chat-template"]
     options += ["--response-store-memory", "1MiB", "--kv-cache-memory", "16MiB"]
     server = start_server(make_checkpoint("qwen2"), *options)

@@ -38,7 +38,7 @@ def test_no_answer_breaks_the_schema(
     server = start_server(make_checkpoint("qwen2"))
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     tried = 0
-    for found in schema.get_all_operations():
+    for found in schema.exclude(path_regex="_profile$").get_all_operations():  # which write files
         operation = found.ok()
 
         @seed(1)
