@@ -9,21 +9,25 @@ from aiohttp.typedefs import Middleware
 
 from sophserve.api.errors import HEALTH_PATHS, ApiError, Handler
 from sophserve.api.health import unavailable
+from sophserve.api.playground import PATHS
 from sophserve.api.quota import Account
 from sophserve.api.record import current_record
 from sophserve.api.serving import SERVING
 from sophserve.keys import ApiKey, digest_of
 
+# The health checks speak for themselves, and the playground shows what they say.
+OPEN_PATHS = HEALTH_PATHS | PATHS
+
 
 def require_key(keys: list[ApiKey]) -> Middleware:
-    """Middleware that asks every request but the health checks for one of the keys, as `Authorization: Bearer KEY` or
+    """Middleware that asks every request but those of OPEN_PATHS for one of the keys, as `Authorization: Bearer KEY` or
     `x-api-key: KEY`, and notes whose it is."""
     accounts = [Account(key) for key in keys]
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         record = current_record.get()
-        if accounts and record.path not in HEALTH_PATHS:
+        if accounts and record.path not in OPEN_PATHS:
             given = digest_of(_given_key(request))
             # Digests of equal length, each one compared: the time says nothing about any key.
             found = [account for account in accounts if hmac.compare_digest(given, account.key.digest)]
@@ -50,8 +54,8 @@ def _given_key(request: web.Request) -> str:
 @web.middleware
 async def require_ready(request: web.Request, handler: Handler) -> web.StreamResponse:
     """503 for every request until the model is loaded, and again once the server stops or the engine is lost. The
-    health checks speak for themselves."""
-    if current_record.get().path not in HEALTH_PATHS and (error := unavailable(request.app[SERVING])) is not None:
+    health checks speak for themselves, and the playground shows what they say."""
+    if current_record.get().path not in OPEN_PATHS and (error := unavailable(request.app[SERVING])) is not None:
         raise error
     return await handler(request)
 

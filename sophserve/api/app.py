@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from sophserve.api import playground
 from sophserve.api.access import allow_origins, require_key, require_ready
 from sophserve.api.chat import chat_completions
 from sophserve.api.completions import completions
@@ -65,6 +66,8 @@ def create_app(serving: Serving) -> web.Application:
     app.add_routes(ROUTES)
     if config.root_path:  # a proxy may take it off the path, or not
         app.add_routes([web.route(route.method, config.root_path + route.path, route.handler) for route in ROUTES])
+    if config.ui:
+        app.add_routes(playground.routes(config.root_path))
     if config.allowed_origins:
         allow_origins(app, config.allowed_origins)
     return app

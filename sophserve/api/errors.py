@@ -20,6 +20,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_BODY_BYTES = 32 * 1024**2
 MAX_MESSAGE = 500
 HEALTH_PATHS = frozenset({"/health", "/ready", "/live", "/ping"})
+_QUIET_PATHS = HEALTH_PATHS | {"/metrics"}  # asked for every few seconds
 
 
 _RESPONSES_PATH, ANTHROPIC_PATH = "/v1/responses", "/v1/messages"
@@ -110,7 +111,7 @@ def answer_errors(root_path: str) -> Middleware:
 
 
 def _log(request: web.Request, status: int, record: Record) -> None:
-    quiet = record.path in HEALTH_PATHS or record.error_code == "loading"
+    quiet = record.path in _QUIET_PATHS or record.error_code == "loading"
     asked = {"method": request.method, "path": request.rel_url.raw_path, "status": status}
     line = " ".join(map(str, asked.values()))
     fields = {"fields": {**asked, **record.fields()}}

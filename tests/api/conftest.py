@@ -47,6 +47,7 @@ class FakeEngine(Engine):
         self.gate.set()
         self.failure: Exception | None = None
         self.text: str | None = None
+        self.context = CONTEXT
         self.params: list[SamplingParams] = []
         self.scheduling: list[tuple[int, str]] = []
         self.prompts: list[list[int]] = []
@@ -65,7 +66,7 @@ class FakeEngine(Engine):
     async def start(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._info = ModelInfo(
-            max_model_len=CONTEXT,
+            max_model_len=self.context,
             vocab_size=512,
             dtype="float32",
             device="fake",
@@ -88,7 +89,7 @@ class FakeEngine(Engine):
         self.params.append(params)
         self.scheduling.append((priority, cache_salt))
         self.prompts.append(prompt)
-        room = CONTEXT - len(prompt)
+        room = self.context - len(prompt)
         most = room if params.max_tokens is None else min(room, params.max_tokens)
         request = Request(len(self.params), prompt, params, 0, most, [*params.stop_token_ids, END])
         request.blocks = [0]
