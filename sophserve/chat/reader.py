@@ -37,7 +37,7 @@ def piped_line(more: bool) -> str:
 def terminal_line(more: bool) -> str:
     """A line that is typed. Raises EOFError, and KeyboardInterrupt for Ctrl-C."""
     # The marks tell readline what of the prompt takes no room.
-    return input("\001\x1b[2m\002… \001\x1b[0m\002" if more else "\001\x1b[1;32m\002> \001\x1b[0m\002")
+    return input("\001\x1b[2m\002. \001\x1b[0m\002" if more else "\001\x1b[1;32m\002> \001\x1b[0m\002")
 
 
 def keep_history(commands: Sequence[str]) -> None:

@@ -163,7 +163,7 @@ async def open_page(driver: Any, tmp_path: Path) -> AsyncIterator[Callable[..., 
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     sent = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
     for url in sent:
-        assert url.startswith((*(page.url for page in pages), "about:", "chrome:")), url
+        assert url.startswith((*(page.url for page in pages), "about:", "chrome:", "data:")), url
     messages = [entry["message"] for entry in driver.get_log("browser")]
     # A request that fails - not ready, no key, an error - is shown there, and no page can prevent it.
     assert [text for text in messages if not re.search(r"status of (401|500|503)", text)] == []
