@@ -72,6 +72,7 @@ async def _connect(stack: AsyncExitStack, given: dict[str, Any]) -> Client:
     await stack.enter_async_context(client)
     try:
         models = await client.models(_waiting)
+        _waiting("")
     except NotListening:
         if "url" in given:
             raise
@@ -100,6 +101,7 @@ async def _load(stack: AsyncExitStack, given: dict[str, Any]) -> Client:
 
 
 def _waiting(reason: str) -> None:
+    """Show why there is nothing to see yet, in place of the last reason."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{reason}")
         sys.stderr.flush()
