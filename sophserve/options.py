@@ -14,6 +14,7 @@ from sophserve.config import EngineConfig, ServerConfig, option
 from sophserve.errors import ConfigError
 
 COMMANDS = {
+    "chat": "sophserve.chat.command:chat",
     "bench": "sophserve.bench.offline:bench",
     "load": "sophserve.bench.load:load",
     "profile": "sophserve.bench.profile:main",

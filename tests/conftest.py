@@ -163,6 +163,12 @@ class Server:
         return status
 
 
+@pytest.fixture(scope="session")
+def server_class() -> type[Server]:
+    """For servers that several tests share; their fixture stops them."""
+    return Server
+
+
 @pytest.fixture
 def start_server() -> Iterator[Callable[..., Server]]:
     """`start_server(directory, *options)`: a server that is ready, stopped after the test."""

@@ -65,7 +65,7 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
     serving = Serving(engine, config)
     stop = _stop_on_signal()
     runner = make_runner(serving)
-    loading = asyncio.create_task(_load(serving))
+    loading = asyncio.create_task(load(serving))
     background: list[asyncio.Task[None]] = [loading]
     address = None
     try:
@@ -150,7 +150,8 @@ async def _listen(runner: web.AppRunner, config: ServerConfig, context: ssl.SSLC
     return f"{'https' if context else 'http'}://{host}:{port}"
 
 
-async def _load(serving: Serving) -> None:
+async def load(serving: Serving) -> None:
+    """Make the model ready, and show how far that is. Raises SophserveError."""
     # Reading a large tokenizer.json holds the interpreter's lock for a third of a second, and the worker takes longer
     # anyway: answer first who has been waiting for the port.
     await asyncio.sleep(0.3)

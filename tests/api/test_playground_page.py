@@ -148,8 +148,7 @@ class Page:
 
 @pytest.fixture
 async def open_page(driver: Any, tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Page]]]:
-    """`await open_page(app, ...)`. The page must fetch nothing from elsewhere and write nothing to the console; tests
-    add to `page.excused` what it is to write."""
+    """`await open_page(app, ...)`. The page must fetch nothing from elsewhere and write nothing to the console."""
     pages: list[Page] = []
     for kind in ("browser", "performance"):
         driver.get_log(kind)
@@ -161,9 +160,10 @@ async def open_page(driver: Any, tmp_path: Path) -> AsyncIterator[Callable[..., 
 
     yield open_it
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    sent = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
-    for url in sent:
-        assert url.startswith((*(page.url for page in pages), "about:", "chrome:")), url
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    for request in sent:
+        if not request["documentURL"].startswith("chrome"):  # the browser's own first page
+            assert request["request"]["url"].startswith((*(page.url for page in pages), "about:", "data:")), request
     messages = [entry["message"] for entry in driver.get_log("browser")]
     # A request that fails - not ready, no key, an error - is shown there, and no page can prevent it.
     assert [text for text in messages if not re.search(r"status of (401|500|503)", text)] == []

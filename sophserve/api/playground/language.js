@@ -13,8 +13,8 @@ const WORDS = {
       "Compare TCP and UDP in a small table.",
     ],
     server: "Server", generation: "Generated", prompts: "Prompts read", requests: "Requests",
-    kv: "KV cache", hits: "Prefix cache hits", per_second: "tokens/s", running: "running", waiting: "waiting",
-    used: "in use", of_tokens: "of looked-up tokens",
+    kv: "KV cache", hits: "Prefix cache", per_second: "tokens/s", running: "running", waiting: "waiting",
+    used: "in use", of_tokens: "of tokens found",
     sampling: "Sampling", system: "System prompt", system_hint: "You are a helpful assistant.",
     temperature: "Temperature", top_p: "Top p", top_k: "Top k", max_tokens: "Longest answer, tokens", seed: "Seed",
     auto: "default", random: "random", probabilities: "Token probabilities", reset: "Reset to defaults",
@@ -27,7 +27,6 @@ const WORDS = {
     count: "{n} tokens", speed: "{n} tokens/s", first: "first after {n} s", cached: "{n} cached",
     cut: "cut at the token limit", stopped: "stopped", answered: "The answer is complete.",
     lost: "The connection to the server was lost. Try again once it is back.",
-    other: "The token that was chosen is not among the most probable.",
   },
   zh: {
     skip: "跳到输入框", new: "新对话", panel: "面板", language: "English", model: "模型",
@@ -37,8 +36,8 @@ const WORDS = {
     greeting_more: "内容只在此浏览器与此服务器之间传递。",
     examples: ["解释 KV 缓存为何能加快文本生成。", "写一个合并两个有序列表的 Python 函数。", "用一个小表格比较 TCP 和 UDP。"],
     server: "服务器", generation: "生成", prompts: "读取提示", requests: "请求",
-    kv: "KV 缓存", hits: "前缀缓存命中", per_second: "词元/秒", running: "运行", waiting: "等待",
-    used: "已用", of_tokens: "占查询词元",
+    kv: "KV 缓存", hits: "前缀缓存", per_second: "词元/秒", running: "运行", waiting: "等待",
+    used: "已用", of_tokens: "词元命中",
     sampling: "采样", system: "系统提示词", system_hint: "你是一个乐于助人的助手。",
     temperature: "温度", top_p: "Top p", top_k: "Top k", max_tokens: "最长回答（词元）", seed: "随机种子",
     auto: "默认", random: "随机", probabilities: "词元概率", reset: "恢复默认",
@@ -51,7 +50,6 @@ const WORDS = {
     count: "{n} 个词元", speed: "{n} 词元/秒", first: "首词元 {n} 秒", cached: "缓存 {n}",
     cut: "达到长度上限", stopped: "已停止", answered: "回答完毕。",
     lost: "与服务器的连接已断开，恢复后请重试。",
-    other: "所选词元不在最可能的词元之列。",
   },
 };
 

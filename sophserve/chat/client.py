@@ -1,0 +1,171 @@
+"""Asks an OpenAI-compatible server, over TCP or the socket of a model in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from sophserve.errors import SophserveError
+
+Message = dict[str, str]
+
+
+class ChatError(SophserveError):
+    """The server cannot be reached, or refuses."""
+
+
+class NotListening(ChatError):
+    """Nothing answers at the address."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What an answer gains; the last one says what it took."""
+
+    content: str = ""
+    reasoning: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class Client:
+    """Use as an asynchronous context. model: what is asked for; the server's first one unless it is given."""
+
+    def __init__(self, url: str, api_key: str | None = None, model: str | None = None) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.model = model or ""
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._socket: Path | None = None
+
+    @classmethod
+    def over_socket(cls, path: Path) -> Client:
+        """A client of the server at this Unix socket."""
+        client = cls("http://localhost")
+        client._socket = path
+        return client
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+            connector=aiohttp.UnixConnector(str(self._socket)) if self._socket else None,
+            read_bufsize=2**20,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def models(self, waiting: Callable[[str], None]) -> list[str]:
+        """The server's models, once it is ready; waiting is told why it is not. Raises ChatError."""
+        while True:
+            response = await self._request("GET", "/v1/models")
+            async with response:
+                text = await response.read()
+                if response.status != 503:
+                    break
+                waiting(_reason(text, response.status))
+            await asyncio.sleep(0.5)
+        if response.status != 200:
+            raise ChatError(_reason(text, response.status))
+        try:
+            return [model.id for model in msgspec.json.decode(text, type=_Models).data]
+        except msgspec.DecodeError:
+            raise ChatError(f"{self.url}/v1/models is not a list of models; check --url") from None
+
+    async def stream(self, messages: list[Message], parameters: dict[str, Any]) -> AsyncGenerator[Piece, None]:
+        """The answer as it comes. Closing the generator ends it on the server, too. Raises ChatError."""
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        body = {"model": self.model, "messages": messages, **options, **parameters}
+        async with await self._request("POST", "/v1/chat/completions", json=body) as response:
+            if response.status != 200:
+                raise ChatError(_reason(await response.read(), response.status))
+            try:
+                async for line in response.content:
+                    if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
+                        yield _piece(line[5:])
+            except (aiohttp.ClientError, OSError) as error:
+                raise ChatError(f"the connection broke off: {error}") from None
+
+    async def _request(self, method: str, path: str, **options: Any) -> aiohttp.ClientResponse:
+        try:
+            return await self._session.request(method, self.url + path, **options)
+        except aiohttp.InvalidURL:
+            raise ChatError(f"--url must look like http://localhost:8000, got {self.url!r}") from None
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            raise NotListening(f"nothing answers at {self.url}; check --url, or start a server there") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ChatError(f"{self.url} does not answer as a server should: {error}") from None
+
+
+def _piece(data: bytes) -> Piece:
+    try:
+        chunk = msgspec.json.decode(data, type=_Chunk)
+    except msgspec.DecodeError:
+        raise ChatError(f"the server sent what is no chunk of an answer: {data[:100]!r}") from None
+    if chunk.error:
+        raise ChatError(_reason(data, 500))
+    choice = chunk.choices[0] if chunk.choices else _Choice()
+    delta, usage = choice.delta or _Delta(), chunk.usage or _Usage()
+    return Piece(
+        delta.content or "",
+        delta.reasoning or delta.reasoning_content or "",
+        choice.finish_reason,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens_details.cached_tokens or 0 if usage.prompt_tokens_details else 0,
+    )
+
+
+def _reason(text: bytes, status: int) -> str:
+    """What an error's body says, in whichever of the usual shapes it is."""
+    try:
+        body = msgspec.json.decode(text)
+        error = body.get("error", body)
+        found = error.get("message") if isinstance(error, dict) else error
+    except (msgspec.DecodeError, AttributeError):
+        found = None
+    return str(found or f"the server answers with HTTP status {status}")

@@ -1,0 +1,67 @@
+"""Reads what is asked: from a terminal with a history, or line by line from a file or a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_QUOTES = '"""'
+_HISTORY_LENGTH = 1000
+
+
+def read_question(line: Callable[[bool], str]) -> str:
+    """One question. line(more) reads a line; more says that it goes on: behind a backslash at the end, or between
+    three quotation marks. Raises EOFError."""
+    text = line(False)
+    if text.lstrip().startswith(_QUOTES):
+        text = text.lstrip().removeprefix(_QUOTES)
+        while not text.rstrip().endswith(_QUOTES):
+            text += "\n" + line(True)
+        return text.rstrip().removesuffix(_QUOTES).strip("\n")
+    while text.endswith("\\"):
+        text = text[:-1] + "\n" + line(True)
+    return text
+
+
+def piped_line(more: bool) -> str:
+    """The next line of standard input. Raises EOFError."""
+    text = sys.stdin.readline()
+    if not text:
+        raise EOFError
+    return text.rstrip("\r\n")
+
+
+def terminal_line(more: bool) -> str:
+    """A line that is typed. Raises EOFError, and KeyboardInterrupt for Ctrl-C."""
+    # The marks tell readline what of the prompt takes no room.
+    return input("\001\x1b[2m\002. \001\x1b[0m\002" if more else "\001\x1b[1;32m\002> \001\x1b[0m\002")
+
+
+def keep_history(commands: Sequence[str]) -> None:
+    """Let the terminal's lines be edited, remembered, and completed to commands."""
+    try:
+        import atexit
+        import readline
+    except ImportError:  # Python can be built without it
+        return
+    path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "sophserve/chat_history"
+
+    def write() -> None:
+        with suppress(OSError):  # no place for it: the next chat begins without one
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(path)
+
+    def complete(text: str, number: int) -> str | None:
+        found = [name for name in commands if text and name.startswith(text)]
+        return found[number] if number < len(found) else None
+
+    with suppress(OSError):  # the first time there is none
+        readline.read_history_file(path)
+    readline.set_history_length(_HISTORY_LENGTH)
+    readline.set_completer_delims(" ")
+    readline.set_completer(complete)
+    readline.parse_and_bind("tab: complete")
+    atexit.register(write)
