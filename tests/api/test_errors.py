@@ -358,7 +358,7 @@ async def test_models(app: Any) -> None:
 async def test_routes_and_methods(app: Any) -> None:
     for method, path, status in (
         ("GET", "/nowhere", 404),
-        ("POST", "/nowhere", 404),
+        ("POST", "/", 405),
         ("GET", "/v1/%0Aforged", 404),
         ("GET", TEXT, 405),
         ("PUT", CHAT, 405),
