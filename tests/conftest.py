@@ -17,7 +17,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-# arcee comes from the third-party package in tests/plugins.
+# arcee comes from the package of docs/writing-a-model-plugin.md.
 ARCHITECTURES = {"arcee": "Arcee", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 SHAPE = {
@@ -110,6 +110,25 @@ def _save_tokenizer(directory: Path) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def write_page() -> Callable[[str, Path], None]:
+    """`write_page("docs/x.md", directory)` writes the files that a page shows, in fences such as ```python name.py. The
+    pieces of a file are put together in the order of the page."""
+
+    def write(page: str, directory: Path) -> None:
+        files: dict[str, list[str]] = {}
+        for name, code in re.findall(r"^```\w+ (\S+)\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S):
+            files.setdefault(name, []).append(code)
+        assert files, f"{page} shows no files"
+        for name, pieces in files.items():
+            (directory / name).write_text("\n\n".join(pieces))
+
+    return write
 
 
 class Server:

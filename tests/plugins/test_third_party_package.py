@@ -1,11 +1,10 @@
-"""A package that sophserve knows nothing of adds an architecture and parsers by being installed."""
+"""The package of docs/writing-a-model-plugin.md, which sophserve knows nothing of, adds an architecture and parsers."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = Path(__file__).parent / "sophserve_arcee"
 
 GENERATE = """
 import json, sys
@@ -36,12 +34,12 @@ print(json.dumps({name: found.distribution for name, found in architectures().it
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment(tmp_path_factory, write_page):
     """Environment variables of a process that has the package installed."""
     if not (importlib.util.find_spec("pip") and importlib.util.find_spec("setuptools")):
         pytest.skip("needs pip and setuptools")
-    # Building leaves files beside the sources.
-    source = shutil.copytree(PACKAGE, tmp_path_factory.mktemp("source") / PACKAGE.name)
+    source = tmp_path_factory.mktemp("source")
+    write_page("docs/writing-a-model-plugin.md", source)
     target = tmp_path_factory.mktemp("installed")
     options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", target, source], check=True)
