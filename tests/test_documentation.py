@@ -1,0 +1,91 @@
+"""The pages say what is true: links lead somewhere, both READMEs agree, quoted errors exist."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+PAGES = [
+    *READMES,
+    *sorted(
+        str(path.relative_to(ROOT)) for name in ("docs", "deploy", "benchmarks") for path in (ROOT / name).rglob("*.md")
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A block of code: what stands behind the backticks, and the code."""
+
+    info: str
+    code: str
+
+
+def fences(page: str) -> list[Fence]:
+    found = re.findall(r"^```([^\n]*)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    return [Fence(info, code) for info, code in found]
+
+
+def prose(page: str) -> str:
+    return re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def headings(page: str) -> list[tuple[int, str]]:
+    return [(len(marks), text) for marks, text in re.findall(r"^(#+) (.*)$", prose(page), re.M)]
+
+
+def anchors(page: str) -> set[str]:
+    """As GitHub makes them."""
+    kept = (re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for _, text in headings(page))
+    return set(kept)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        path = ((ROOT / page).parent / file).resolve() if file else ROOT / page
+        assert path.exists(), f"{page} links to {target}"
+        if anchor:
+            assert anchor in anchors(str(path.relative_to(ROOT))), f"{page} links to {target}"
+
+
+def test_every_page_can_be_found() -> None:
+    linked = {target for page in READMES for target in re.findall(r"\]\((docs/[\w.-]+\.md)", prose(page))}
+    assert {page for page in PAGES if page.startswith("docs/")} == linked
+    for page in READMES:
+        assert linked == set(re.findall(r"\]\((docs/[\w.-]+\.md)", prose(page)))
+
+
+def neutral(fence: Fence) -> Fence:
+    """Without comments and texts, which are in the page's language."""
+    code = re.sub(r'"[^"\n]*[^\x00-\x7f"\n][^"\n]*"|"[A-Z][^"\n]*"', '""', fence.code)
+    return Fence(fence.info, re.sub(r"\s*#.*", "", code))
+
+
+def test_the_readmes_agree() -> None:
+    ours, theirs = READMES
+    assert [level for level, _ in headings(ours)] == [level for level, _ in headings(theirs)]
+    assert [neutral(fence) for fence in fences(ours)] == [neutral(fence) for fence in fences(theirs)]
+    pictures = [re.findall(r"!\[.*\]\((.*)\)", prose(page)) for page in READMES]
+    assert pictures[0] == pictures[1] != []
+
+
+def test_quoted_errors_exist() -> None:
+    sources = " ".join(path.read_text() for path in sorted((ROOT / "sophserve").rglob("*.py")))
+    sources += " ".join(path.read_text() for path in sorted((ROOT / "device").rglob("*.py")))
+    # As one text, whatever lines and values it is made of.
+    joined = re.sub(r"\{[^{}]*\}", "", re.sub(r'"\s*\n\s*f?"', "", sources))
+    quoted = [text for _, text in headings("docs/troubleshooting.md") if text.startswith("`")]
+    assert len(quoted) > 10
+    for text in quoted:
+        for part in text.strip("`").split("..."):
+            if len(part.strip(" ,;")) > 7:
+                assert part.strip(" ,;") in joined, text
