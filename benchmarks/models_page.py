@@ -1,4 +1,4 @@
-"""Writes docs/models.md: what the models of the seed system's list take, by benchmarks/models.toml.
+"""Writes docs/models.md: what the models take that sophserve is made for, by benchmarks/models.toml.
 
 Run `python benchmarks/models_page.py` after a change of an architecture, a format or a layout.
 """
@@ -29,7 +29,7 @@ MEMORIES = (64, 128)
 HEAD = """\
 # What models take
 
-The models of the seed system's list, as `sophserve plan` sees them: weights as the cmodel packs them, keys and values
+The models that sophserve is made for, as `sophserve plan` sees them: weights as the cmodel packs them, keys and values
 of one token in all layers, and how many devices of 64 and of 128 GiB hold the weights and one sequence of the model's
 whole context (devices come in powers of two, as far as the heads divide). Written by `benchmarks/models_page.py` from
 `benchmarks/models.toml`.

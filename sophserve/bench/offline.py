@@ -1,4 +1,4 @@
-"""`sophserve bench`: loads one model and measures batches offline, twice each, as the seed system's test_model.py."""
+"""`sophserve bench`: loads one model and measures batches offline, twice each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sophserve.footprint import Footprint, FootprintRequest, measure
 from sophserve.llm import AsyncLLM
 from sophserve.options import CommandParser, add_engine_options, add_switch, engine_config
 
-# As the server's; the other options of the engine follow from the batch, or have the seed system's names.
+# As the server's; the other options of the engine follow from the batch, or have the names of Sophgo's vLLM port.
 ENGINE_OPTIONS = ("device", "block_size", "kv_cache_memory", "enforce_eager", "reorder_cache_dir")
 DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 SIZES = {"batch": "batch", "input-length": "input_length", "max-new-tokens": "max_new_tokens"}
