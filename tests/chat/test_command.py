@@ -169,7 +169,9 @@ def test_a_terminal(server: Any, tmp_path: Path) -> None:
     terminal.until("there is no command /nothing.*" + PROMPT)
     terminal.send("\x1b[A\x1b[A\r")  # two lines up in the history
     terminal.until(r"Hi[^\n]*\n[^\n]+\n.*" + PROMPT)
-    terminal.send("half a line\x03")
+    terminal.send("half a line")
+    terminal.until("half a line")  # the editor has it: an interrupt before would be none of its
+    terminal.send("\x03")
     terminal.until(PROMPT)
     terminal.send("\x04")
     assert terminal.status() == 0
