@@ -1,0 +1,56 @@
+"""The model that is trained is the Qwen2 of transformers, and it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+
+from training.export import export
+from training.model import DemoModel, Shape
+from training.optimizer import Optimizer, orthogonal
+from training.text import trained_tokenizer
+from training.train import schedule
+
+SHAPE = Shape(vocab_size=600, hidden_size=64, intermediate_size=96, num_hidden_layers=2, max_position_embeddings=128)
+
+
+def test_a_checkpoint_is_the_qwen2_of_transformers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DemoModel(SHAPE)
+    for parameter in model.parameters():
+        # What is rounded to bfloat16 in the file shall be the same here; biases are made as zeros.
+        parameter.data = (parameter.data + 0.1 * torch.randn_like(parameter)).bfloat16().float()
+    export(model, SHAPE, trained_tokenizer(600, 1, 200), tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.randint(0, 600, (2, 50))
+    with torch.no_grad():
+        ours = model.model(ids) @ model.model.embed_tokens.weight.T
+        torch.testing.assert_close(ours, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_it_learns() -> None:
+    torch.manual_seed(0)
+    model = DemoModel(SHAPE)
+    optimizer = Optimizer(model)
+    ids, weights = torch.randint(0, 600, (2, 33)), torch.ones(2, 33)
+    losses = []
+    for _ in range(30):
+        loss = model.loss(ids, weights) / 64
+        loss.backward()
+        optimizer.step(1.0)
+        losses.append(float(loss.detach()))
+    assert losses[0] > 6 and losses[-1] < 0.5
+
+
+def test_orthogonal_steps() -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 16, 16), (2, 16, 48), (2, 48, 16)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_schedule() -> None:
+    factors = [schedule(step / 100) for step in range(100)]
+    assert factors[0] < 0.1 and factors[10] == factors[50] == 1.0 and 0 < factors[99] < 0.05

@@ -1,0 +1,132 @@
+"""The demo model in plain PyTorch: Qwen2 (https://arxiv.org/abs/2407.10671), named as its checkpoints name tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of the model, named as in config.json."""
+
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    intermediate_size: int = 512
+    num_hidden_layers: int = 5
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and biases on q, k and v."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.num_key_value_heads * shape.head_dim
+        self.q_proj = nn.Linear(shape.hidden_size, shape.hidden_size)
+        self.k_proj = nn.Linear(shape.hidden_size, width)
+        self.v_proj = nn.Linear(shape.hidden_size, width)
+        self.o_proj = nn.Linear(shape.hidden_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        """x: `[batch, tokens, hidden]`; the angles' cosines and sines: `[tokens, head_dim]`."""
+        q, k, v = (
+            projected.unflatten(-1, (-1, self.shape.head_dim)).transpose(1, 2)
+            for projected in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        )
+        groups = self.shape.num_attention_heads // self.shape.num_key_value_heads
+        k, v = rotated(k, cosines, sines).repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        y = functional.scaled_dot_product_attention(rotated(q, cosines, sines), k, v, is_causal=True)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+def rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """x `[..., tokens, head_dim]` turned by its positions' angles, halves paired."""
+    first, second = x.chunk(2, -1)
+    return x * cosines + torch.cat([-second, first], -1) * sines
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate) * up)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[batch, tokens, hidden]`."""
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm and added to what came in."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.mlp = GatedMLP(shape)
+
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        """x: `[batch, tokens, hidden]`."""
+        x = x + self.self_attn(self.input_layernorm(x), cosines, sines)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, norm."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.num_hidden_layers))
+        self.norm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Hidden states `[batch, tokens, hidden]` of token ids `[batch, tokens]`."""
+        exponents = torch.arange(0, self.shape.head_dim, 2) / self.shape.head_dim
+        angles = torch.outer(torch.arange(ids.shape[1]), self.shape.rope_theta**-exponents).repeat(1, 2)
+        cosines, sines = angles.cos().to(ids.device), angles.sin().to(ids.device)
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x, cosines, sines)
+        return self.norm(x)
+
+
+class DemoModel(nn.Module):
+    """The decoder under the name that checkpoints give it; the head is the embedding."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.model = Decoder(shape)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.data /= (2 * shape.num_hidden_layers) ** 0.5
+
+    def loss(self, ids: Tensor, weights: Tensor) -> Tensor:
+        """Sum of the cross-entropies of the tokens behind the first, each by its weight; both `[batch, tokens]`."""
+        logits = functional.linear(self.model(ids[:, :-1]), self.model.embed_tokens.weight)
+        losses = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        return losses @ weights[:, 1:].flatten()

@@ -1,0 +1,86 @@
+"""The corpus as tokens: documents through the chat template and the tokenizer, packed into rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from sophserve.text.chat_template import ChatTemplate
+from training.corpus.dialogue import document
+
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+END_OF_TEXT, START, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TOOL_TOKENS = ("<tool_call>", "</tool_call>")
+# Digits one at a time, Chinese characters in runs, and words with the space before them.
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Learning to ask is of less use than learning to answer.
+WEIGHT_OF_QUESTIONS = 0.1
+
+_ANSWER = re.compile(re.escape(START) + r"assistant\n(.*?" + re.escape(END) + ")", re.S)
+
+
+def documents(seed: int) -> Iterator[str]:
+    """Endless documents, ended by no token yet; the same for the same seed."""
+    random = Random(seed)
+    template = ChatTemplate({"default": TEMPLATE.read_text(encoding="utf-8")}, {})
+    while True:
+        made = document(random)
+        if isinstance(made, str):
+            yield made
+        else:
+            messages, tools = made
+            yield template.render(messages, tools=tools or None, add_generation_prompt=False).removesuffix("\n")
+
+
+def trained_tokenizer(vocab_size: int, seed: int, texts: int) -> Tokenizer:
+    """A byte-level BPE tokenizer of the corpus."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(TOOL_TOKENS),
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    source = documents(seed)
+    special = re.compile("|".join(map(re.escape, SPECIAL_TOKENS + TOOL_TOKENS)))
+    tokenizer.train_from_iterator((special.sub("", next(source)) for _ in range(texts)), trainer)
+    tokenizer.add_tokens(list(TOOL_TOKENS))
+    return tokenizer
+
+
+def weighted_tokens(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[float]]:
+    """Token ids of a document, its end included, and the weight of each in the loss."""
+    encoding = tokenizer.encode(text + END_OF_TEXT, add_special_tokens=False)
+    answers = [match.span(1) for match in _ANSWER.finditer(text)]
+    if not answers:
+        return encoding.ids, [1.0] * len(encoding.ids)
+    weights = [WEIGHT_OF_QUESTIONS] * len(encoding.ids)
+    for first, last in answers:
+        for index in range(encoding.char_to_token(first), encoding.char_to_token(last - 1) + 1):
+            weights[index] = 1.0
+    return encoding.ids, weights
+
+
+def rows(tokenizer: Tokenizer, seed: int, length: int) -> Iterator[tuple[list[int], list[float]]]:
+    """Endless rows of `length` tokens and weights. Each begins with a document and is filled up with further ones; the
+    last one is cut off."""
+    source = documents(seed)
+    while True:
+        ids: list[int] = []
+        weights: list[float] = []
+        while len(ids) < length:
+            more_ids, more_weights = weighted_tokens(tokenizer, next(source))
+            ids += more_ids
+            weights += more_weights
+        yield ids[:length], weights[:length]

@@ -1,0 +1,81 @@
+"""Trains the demo model: `python -m training.train DIRECTORY`.
+
+The corpus is made while the model learns, so no row comes twice, and the same seed gives the same model on the same
+machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from training.export import export
+from training.model import DemoModel, Shape
+from training.optimizer import Optimizer
+from training.text import rows, trained_tokenizer
+
+TOKENS_A_STEP = 4096
+# What runs through the model at once: little enough for the caches of a processor.
+TOKENS_AT_ONCE = 1024
+# Up to which part of the steps rows have which length: most is learned from short ones, which are quicker.
+LENGTHS = ((0.86, 512), (0.97, 1024), (1.0, 2048))
+TEXTS_FOR_TOKENIZER = 30_000
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def main() -> None:
+    """Train, reporting the loss, and write the checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
+    parser.add_argument("directory", type=Path, help="where the checkpoint goes")
+    parser.add_argument("--steps", type=int, default=2000, help="each of 4096 tokens")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    given = parser.parse_args()
+    torch.manual_seed(given.seed)
+    torch.set_flush_denormal(True)
+    shape = Shape()
+    tokenizer = trained_tokenizer(shape.vocab_size, given.seed, TEXTS_FOR_TOKENIZER)
+    model = DemoModel(shape).to(given.device)
+    optimizer = Optimizer(model)
+    loss_of = torch.compile(model.loss)
+    batches = {length: batched(rows(tokenizer, given.seed + length, length + 1)) for _, length in LENGTHS}
+    started = time.monotonic()
+    for step in range(given.steps):
+        length = next(length for end, length in LENGTHS if step < end * given.steps)
+        parts = list(itertools.islice(batches[length], TOKENS_A_STEP // max(TOKENS_AT_ONCE, length)))
+        weight = sum(float(weights[:, 1:].sum()) for _, weights in parts)
+        total = 0.0
+        for ids, weights in parts:
+            loss = loss_of(ids.to(given.device), weights.to(given.device)) / weight
+            loss.backward()
+            total += float(loss.detach())
+        optimizer.step(schedule(step / given.steps))
+        if step % 20 == 0:
+            rate = (step + 1) * TOKENS_A_STEP / (time.monotonic() - started)
+            print(f"step {step}: loss {total:.3f}, {rate:.0f} tokens/s", flush=True)
+        if step % 250 == 249 or step == given.steps - 1:
+            export(model, shape, tokenizer, given.directory)
+
+
+def batched(source: Iterator[tuple[list[int], list[float]]]) -> Iterator[Batch]:
+    """Rows put together to what runs at once: ids and weights, `[rows, tokens]`."""
+    while True:
+        first = next(source)
+        count = max(1, TOKENS_AT_ONCE // len(first[0]))
+        ids, weights = zip(first, *itertools.islice(source, count - 1), strict=True)
+        yield torch.tensor(ids), torch.tensor(weights)
+
+
+def schedule(done: float) -> float:
+    """Which part of the full learning rate holds when a part of the steps is done: up, level, down to nothing."""
+    return min(1.0, done / 0.02 + 0.02, (1 - done) / 0.5)
+
+
+if __name__ == "__main__":
+    main()
