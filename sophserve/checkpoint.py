@@ -10,6 +10,8 @@ from typing import Any
 from sophserve.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
+SHIPPED = {name: Path(__file__).with_name("shipped") / name for name in ("demo", "demo-gptq")}
+"""The models that are part of the package, by name."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]  # also in folders: * is any text
@@ -19,7 +21,7 @@ _NOT_DOWNLOADED = ["[!1]*/*", "1[!_]*/*", "1_Pooling/[!c]*", "consolidated*"]
 
 
 def resolve_model(model: str) -> Path:
-    """The directory of a checkpoint: `model` itself, or where the Hub's model of that name was downloaded to.
+    """The directory of a checkpoint: `model` itself, a shipped one, or where the Hub's model was downloaded to.
 
     Raises CheckpointError if there is none, or if it lacks a file.
     """
@@ -37,14 +39,14 @@ def resolve_config(model: str) -> Path:
 
 
 def _find(model: str, files: list[str]) -> Path:
-    directory = Path(model).expanduser()
+    directory = SHIPPED.get(model) or Path(model).expanduser()
     if directory.is_file():
         raise CheckpointError(f"{model} is a file; give the directory that holds it and its config.json")
     if directory.is_dir():
         return directory
     if not _HUB_ID.fullmatch(model):
         raise CheckpointError(
-            f"there is no directory {model}; give a checkpoint's directory, or a Hub id like org/name"
+            f"there is no directory {model}; give a checkpoint's directory, a Hub id like org/name, or demo"
         )
     return _download(model, files)
 

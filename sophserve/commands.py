@@ -32,7 +32,7 @@ def list_plugins(argv: Sequence[str]) -> int:
 def quantize(argv: Sequence[str]) -> int:
     """Write a plain checkpoint quantized."""
     parser = CommandParser("quantize", "Write a plain checkpoint quantized, in the method's standard format.")
-    parser.add_argument("model", metavar="MODEL", help="a directory with a checkpoint, or a Hub id")
+    parser.add_argument("model", metavar="MODEL", help="a directory with a checkpoint, a Hub id, or demo")
     parser.add_argument("target", metavar="OUT", help="the directory to write, which must be empty or not exist")
     parser.add_argument(
         "--method",

@@ -18,7 +18,7 @@ from sophserve.keys import ApiKey, Limits, read_keys
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options of DESIGN's command line that concern the engine and its workers. Raises ConfigError."""
 
-    model: Annotated[str, Meta(description="a directory with a checkpoint, or a Hub id")]
+    model: Annotated[str, Meta(description="a directory with a checkpoint, a Hub id, or demo or demo-gptq")]
     device: Annotated[str, Meta(description="auto, or a device that a plugin provides, such as cmodel")] = "auto"
     dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Meta(description="auto: as in config.json")] = (
         "auto"

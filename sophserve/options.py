@@ -44,7 +44,7 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     file = given.pop("config", None)
     values = (_read_file(file) if file is not None else {}) | given
     if "model" not in values:
-        raise ConfigError("--model is required: a directory with a checkpoint, or a Hub id")
+        raise ConfigError("--model is required: a directory with a checkpoint, a Hub id, or demo")
     engine, server = (_convert(config, values, file) for config in _CONFIGS)
     return engine, server
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from sophserve.checkpoint import SHIPPED
+
 log = logging.getLogger(__name__)
 
 SUFFIX = ".packed"
@@ -52,8 +54,10 @@ class Packed:
 
 
 def cache_directory(model: Path, option: str | None) -> Path:
-    """Where the packed weights of a checkpoint are kept."""
+    """Where the packed weights of a checkpoint are kept: beside it, those of shipped models in the user's cache."""
     root = Path(option).expanduser() if option else model.resolve().parent / ".reorder_cache"
+    if not option and model in SHIPPED.values():
+        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sophserve"
     return root / model.resolve().name
 
 

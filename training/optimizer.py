@@ -21,7 +21,9 @@ class Muon:
         self._groups: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
             self._groups[parameter.shape].append(parameter)
-        self._buffers = {shape: torch.zeros_like(torch.stack(group)) for shape, group in self._groups.items()}
+        self._buffers = {
+            shape: torch.zeros(len(group), *shape, device=group[0].device) for shape, group in self._groups.items()
+        }
 
     @torch.no_grad()
     def step(self) -> None:

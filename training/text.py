@@ -65,10 +65,13 @@ def weighted_tokens(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[fl
     answers = [match.span(1) for match in _ANSWER.finditer(text)]
     if not answers:
         return encoding.ids, [1.0] * len(encoding.ids)
-    weights = [WEIGHT_OF_QUESTIONS] * len(encoding.ids)
-    for first, last in answers:
-        for index in range(encoding.char_to_token(first), encoding.char_to_token(last - 1) + 1):
-            weights[index] = 1.0
+    parts = iter([*answers, (encoding.offsets[-1][1],) * 2])
+    first, last = next(parts)
+    weights = []
+    for start, end in encoding.offsets:
+        if start >= last:
+            first, last = next(parts)
+        weights.append(1.0 if start < last and end > first else WEIGHT_OF_QUESTIONS)
     return encoding.ids, weights
 
 

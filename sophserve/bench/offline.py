@@ -80,7 +80,9 @@ def bench(argv: Sequence[str]) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser("bench", "Measure a model offline: the time to the first token (FTL) and tokens/s (TPS).")
     add = parser.add_argument
-    add("--model", "--model-id", required=True, metavar="MODEL", help="a directory with a checkpoint, or a Hub id")
+    add(
+        "--model", "--model-id", required=True, metavar="MODEL", help="a directory with a checkpoint, a Hub id, or demo"
+    )
     add("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16", *DTYPES), help="default: auto")
     add("--quantize", "--quantization", default=None, metavar="METHOD", help="as the server's --quantization")
     add("--batch", type=_count, default=1, metavar="N", help="prompts answered together (default: 1)")

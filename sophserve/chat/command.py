@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     parser = CommandParser("chat", "Chat with a server in the terminal, or, where none runs, with a model of its own.")
     group = parser.add_argument_group("server")
     group.add_argument("--url", metavar="TEXT", help=f"an OpenAI-compatible server (default: {DEFAULT_URL})")
-    text = "the server's name of it (default: its first); a directory or Hub id is loaded where no server runs"
+    text = "the server's name of it (default: its first); a directory, Hub id or demo is loaded where no server runs"
     group.add_argument("--model", metavar="TEXT", help=text)
     group.add_argument("--api-key", metavar="TEXT", help="default: SOPHSERVE_API_KEY")
     group = parser.add_argument_group("conversation")
@@ -77,7 +77,9 @@ async def _connect(stack: AsyncExitStack, given: dict[str, Any]) -> Client:
         if "url" in given:
             raise
         if not name:
-            raise ChatError(f"no server runs at {DEFAULT_URL}; give --url, or --model DIR to load a model") from None
+            raise ChatError(
+                f"no server runs at {DEFAULT_URL}; give --url, or --model DIR or --model demo to load a model"
+            ) from None
         return await _load(stack, given)
     if name and name not in models:
         if "url" not in given:

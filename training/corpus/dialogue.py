@@ -97,7 +97,7 @@ def chat(random: Random, language: str, topics: int) -> list[Message]:
     for _ in range(topics):
         english = language == "english" or (language == "both" and random.random() < 0.5)
         modules = list((ENGLISH if english else CHINESE).values())
-        topic = FIRST_ONLY
+        topic: Topic = FIRST_ONLY
         while topic is FIRST_ONLY:
             topic = weighted(
                 random, random.choices([each for each, _ in modules], [weight for _, weight in modules])[0]
