@@ -33,6 +33,8 @@ MODEL = re.compile(r"(?:/data/|/tmp/|\bQwen/)([\w.-]+)|\b(tiny-checkpoint)\b")
 SHORTER = {
     "--duration 60": "--duration 2",
     "--num-requests 200": "--num-requests 20",
+    "--max-new-tokens 128": "--max-new-tokens 8",
+    "--input-length 4096": "--input-length 256",
     "benchmarks/kernels.py": "benchmarks/kernels.py --seconds 0.01 --dtypes bfloat16",
 }
 # What may be missing where the tests run, and how to see it in a command.
