@@ -46,7 +46,8 @@ def _find(model: str, files: list[str]) -> Path:
         return directory
     if not _HUB_ID.fullmatch(model):
         raise CheckpointError(
-            f"there is no directory {model}; give a checkpoint's directory, a Hub id like org/name, or demo"
+            f"there is no directory {model}; give a checkpoint's directory, a Hub id like org/name, or demo",
+            help="no-directory",
         )
     return _download(model, files)
 
@@ -107,7 +108,7 @@ def _check_files(directory: Path) -> None:
     if not has("*.safetensors", INDEX):
         found = next((name for name in ("*.gguf", "*.bin", "*.pth", "*.pt") if has(name)), None)
         reason = f"; its {found} files cannot be served, convert them to safetensors" if found else ""
-        raise CheckpointError(f"{directory} has no *.safetensors file{reason}")
+        raise CheckpointError(f"{directory} has no *.safetensors file{reason}", help="no-safetensors")
     if not has("tokenizer.json", "tokenizer.model", "vocab.json"):
         raise CheckpointError(f"{directory} has no tokenizer.json, no tokenizer.model and no vocab.json")
 
@@ -120,17 +121,20 @@ def _download(model: str, files: list[str]) -> Path:
         return Path(snapshot_download(model, allow_patterns=files, ignore_patterns=_NOT_DOWNLOADED))
     except GatedRepoError:
         raise CheckpointError(
-            f"{model} is a gated model: accept its licence on the Hub and set HF_TOKEN to an access token"
+            f"{model} is a gated model: accept its licence on the Hub and set HF_TOKEN to an access token",
+            help="gated-model",
         ) from None
     except RepositoryNotFoundError:
         raise CheckpointError(
             f"there is no directory {model} and no public model of that name on the Hub; "
-            "for a private one set HF_TOKEN to an access token"
+            "for a private one set HF_TOKEN to an access token",
+            help="no-directory",
         ) from None
     except LocalEntryNotFoundError:
         raise CheckpointError(
             f"there is no directory {model}, and the model cannot be downloaded: the Hub is not reachable "
-            "or HF_HUB_OFFLINE is set, and the local cache has nothing of that name"
+            "or HF_HUB_OFFLINE is set, and the local cache has nothing of that name",
+            help="no-directory",
         ) from None
     # What else can go wrong depends on the HTTP library beneath, which differs between versions.
     except Exception as error:

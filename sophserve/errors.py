@@ -1,8 +1,19 @@
 """Errors that are meant for the user: one sentence that says what to change, shown without a traceback."""
 
+TROUBLESHOOTING = "docs/troubleshooting.md"
+
+
+def see(anchor: str) -> str:
+    """What points to a place of the page about errors, in brackets."""
+    return f"(see {TROUBLESHOOTING}#{anchor})"
+
 
 class SophserveError(Exception):
-    """Base of every error whose message is for the user."""
+    """Base of every error whose message is for the user. help: where in docs/troubleshooting.md there is more, which
+    the message then ends with."""
+
+    def __init__(self, message: str = "", *, help: str | None = None) -> None:
+        super().__init__(message if help is None else f"{message} {see(help)}")
 
 
 class ConfigError(SophserveError):

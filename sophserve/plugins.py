@@ -76,7 +76,8 @@ def plugin_manager(group: str = PROJECT) -> pluggy.PluginManager:
         manager.check_pending()
     except Exception as error:
         raise ConfigError(
-            f"a sophserve plugin failed to load: {type(error).__name__}: {error}; repair or uninstall it"
+            f"a sophserve plugin failed to load: {type(error).__name__}: {error}; repair or uninstall it",
+            help="plugin",
         ) from error
     return manager
 

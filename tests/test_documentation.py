@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from sophserve.errors import TROUBLESHOOTING, ConfigError
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
@@ -40,9 +45,9 @@ def headings(page: str) -> list[tuple[int, str]]:
 
 
 def anchors(page: str) -> set[str]:
-    """As GitHub makes them."""
-    kept = (re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for _, text in headings(page))
-    return set(kept)
+    """Those that the page sets, and those that GitHub makes of headings."""
+    made = {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for _, text in headings(page)}
+    return made | set(re.findall(r'<a id="([\w-]+)"></a>', prose(page)))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -89,3 +94,32 @@ def test_quoted_errors_exist() -> None:
         for part in text.strip("`").split("..."):
             if len(part.strip(" ,;")) > 7:
                 assert part.strip(" ,;") in joined, text
+
+
+def places_in_errors() -> Iterator[str]:
+    """What is given to see(), or as help of an error that is raised."""
+    for path in sorted((ROOT / "sophserve").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            given: list[ast.expr] = []
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                given = [keyword.value for keyword in node.exc.keywords if keyword.arg == "help"]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "see":
+                given = node.args
+            yield from (each.value for each in given if isinstance(each, ast.Constant))
+
+
+def test_errors_point_to_places_that_exist() -> None:
+    assert (ROOT / TROUBLESHOOTING).is_file()
+    text = (ROOT / TROUBLESHOOTING).read_text(encoding="utf-8")
+    places = re.findall(r'^<a id="([\w-]+)"></a>\n\n### `', text, re.M)
+    assert sorted(places) == sorted(set(places_in_errors()))
+    # What keeps a server from starting, or ends it. The other sections are about answers and warnings.
+    for section in ("The model", "Memory", "Starting"):
+        [part] = re.findall(rf"^## {section}\n(.*?)(?=^## )", text, re.M | re.S)
+        assert part.count("\n### `") == part.count("<a id="), f"{section}: an error without a place"
+
+
+def test_an_error_points_to_its_place() -> None:
+    error = ConfigError("port 80 is in use", help="port")
+    assert str(error) == f"port 80 is in use (see {TROUBLESHOOTING}#port)" == str(copy.copy(error))
+    assert str(ConfigError("as it was")) == "as it was"

@@ -137,7 +137,9 @@ async def _listen(runner: web.AppRunner, config: ServerConfig, context: ssl.SSLC
         await site.start()
     except OSError as error:
         if error.errno == errno.EADDRINUSE and not config.uds:
-            raise ConfigError(f"port {config.port} is in use; stop what uses it or choose another --port") from None
+            raise ConfigError(
+                f"port {config.port} is in use; stop what uses it or choose another --port", help="port"
+            ) from None
         # asyncio puts the address into the text, and "while attempting to bind".
         reason = error.strerror or str(error)
         if error.errno is not None and not isinstance(error, socket.gaierror):

@@ -117,7 +117,8 @@ def _refuse_unknown(known: set[str], config: dict[str, Any]) -> None:
         ):
             raise CheckpointError(
                 f"config.json sets {key} to {reprlib.repr(value)}, which sophserve's {_architecture(config)} does not "
-                "implement"
+                "implement",
+                help="config-json",
             )
 
 

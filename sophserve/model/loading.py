@@ -49,7 +49,8 @@ def find_architecture(config: dict[str, Any]) -> type[CausalLM]:
             return supported[name].value
     raise CheckpointError(
         f"{names[0]} is not a supported architecture; supported: {', '.join(supported) or 'none'}; "
-        "a plugin can add another"
+        "a plugin can add another",
+        help="architecture",
     )
 
 
@@ -100,7 +101,9 @@ def build_model(model_class: type[CausalLM], config: dict[str, Any], context: Mo
         return model_class(config, context)
     except CannotSplit as error:
         sizes = [str(ranks) for ranks in range(1, MOST_RANKS + 1) if divides(model_class, config, context, ranks)]
-        raise ConfigError(f"{error}; --tensor-parallel-size can be {', '.join(sizes)} for this model") from None
+        raise ConfigError(
+            f"{error}; --tensor-parallel-size can be {', '.join(sizes)} for this model", help="split"
+        ) from None
 
 
 class RankOf(SingleRank):

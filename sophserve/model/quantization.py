@@ -124,7 +124,8 @@ def find_scheme(directory: Path, config: Mapping[str, Any], asked: str | None = 
         if method not in known:
             raise CheckpointError(
                 f"the checkpoint is quantized with {method!r}, which is not supported; supported: "
-                f"{', '.join(known) or 'none'}"
+                f"{', '.join(known) or 'none'}",
+                help="quantization",
             )
         if asked is not None and asked != method:
             raise CheckpointError(

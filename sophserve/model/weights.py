@@ -97,7 +97,9 @@ def _read_header(file: Path) -> list[StoredTensor]:
                 StoredTensor(name, file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
             ]
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated or not a safetensors file ({error}); download it again") from None
+        raise CheckpointError(
+            f"{file} is truncated or not a safetensors file ({error}); download it again", help="truncated"
+        ) from None
 
 
 def listed(names: list[str]) -> str:

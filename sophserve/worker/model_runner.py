@@ -154,7 +154,8 @@ class ModelRunner:
             raise ConfigError(
                 f"the KV cache may take {_readable(budget)}, room for {num_blocks * config.block_size} tokens, but one "
                 f"sequence of {max_model_len} tokens takes {_readable(blocks_per_sequence * block_bytes)}; lower "
-                f"--max-model-len to at most {num_blocks * config.block_size} or raise --kv-cache-memory"
+                f"--max-model-len to at most {num_blocks * config.block_size} or raise --kv-cache-memory",
+                help="kv-cache",
             )
         try:
             for layer in layers:
@@ -184,7 +185,9 @@ def open_device(name: str, rank: int = 0) -> Device:
     if name == "auto":
         name = next((known for known in DEVICE_ORDER if known in installed), "auto")
     if name not in installed:
-        raise ConfigError(f"there is no device {name!r}; --device takes auto or one of: {', '.join(installed)}")
+        raise ConfigError(
+            f"there is no device {name!r}; --device takes auto or one of: {', '.join(installed)}", help="no-device"
+        )
     try:
         return installed[name].value(_device_index(rank))
     except RuntimeError as error:
@@ -221,7 +224,8 @@ def resolve_max_model_len(config: EngineConfig, longest: int) -> int:
     if not config.enable_chunked_prefill and wanted > config.max_num_batched_tokens:
         raise ConfigError(
             f"without chunked prefill a prompt must fit in one step: raise --max-num-batched-tokens "
-            f"({config.max_num_batched_tokens}) to the context of {wanted}, or lower --max-model-len"
+            f"({config.max_num_batched_tokens}) to the context of {wanted}, or lower --max-model-len",
+            help="chunked-prefill",
         )
     return wanted
 

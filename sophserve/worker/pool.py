@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from sophserve.config import EngineConfig
+from sophserve.errors import see
 from sophserve.logs import in_json
 from sophserve.worker.channel import Reader, Ring, Writer
 from sophserve.worker.messages import (
@@ -187,5 +188,5 @@ class WorkerGroup:
 
 def _cause(returncode: int) -> str:
     if returncode < 0:
-        return f"was killed by signal {-returncode}"
+        return f"was killed by signal {-returncode} {see('killed')}"
     return f"exited with status {returncode}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from openai import AsyncOpenAI, AuthenticationError, InternalServerError, RateLi
 
 from sophserve.config import ServerConfig
 from sophserve.errors import ConfigError
+from sophserve.keys import Limits, digest_of, read_keys
 from sophserve.worker.messages import Progress
 
 TEXT = "/v1/completions"
@@ -134,6 +136,13 @@ def test_key_files_that_cannot_be_used(tmp_path: Path, text: str, words: str) ->
     with pytest.raises(ConfigError, match=words) as caught:
         ServerConfig(api_key_file=str(path))
     assert "secret" not in str(caught.value)
+
+
+def test_the_documented_key_file(write_page: Callable[[str, Path], None], tmp_path: Path) -> None:
+    write_page("docs/security.md", tmp_path)
+    [key] = read_keys([], str(tmp_path / "keys.toml"), Limits(max_tokens_per_minute=1))
+    assert (key.name, key.digest, key.priority) == ("alice", digest_of("sk-alice"), -1)
+    assert (key.max_concurrent_requests, key.max_tokens_per_minute) == (8, 100_000)
 
 
 async def test_everything_answers_503_while_loading(start_app: Any) -> None:

@@ -205,7 +205,7 @@ def change(path: Path, **fields: Any) -> None:
 
 
 def test_wrong_paths(checkpoint: Path) -> None:
-    assert_refused(run("--model", "/no/such/model"), "/no/such/model")
+    assert_refused(run("--model", "/no/such/model"), "/no/such/model", "(see docs/troubleshooting.md#no-directory)")
     assert_refused(run("--model", str(checkpoint / "config.json")), "is a file")
     (checkpoint / "config.json").write_text("{")
     assert_refused(run("--model", str(checkpoint)), "config.json", "JSON")
@@ -239,7 +239,11 @@ def test_addresses_that_cannot_be_used(checkpoint: Path, tmp_path: Path) -> None
     model = ("--model", str(checkpoint))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert_refused(run(*model, "--host", "127.0.0.1", "--port", port), f"port {port} is in use", "--port")
+        assert_refused(
+            run(*model, "--host", "127.0.0.1", "--port", port),
+            f"port {port} is in use",
+            "--port (see docs/troubleshooting.md#port)",
+        )
     assert_refused(run(*model, "--host", "no.such.host.invalid"), "no.such.host.invalid", "--host")
     assert_refused(run(*model, "--host", "192.0.2.1"), "192.0.2.1", "--host")
     assert_refused(run(*model, "--uds", str(tmp_path / "absent" / "socket")), "--uds")

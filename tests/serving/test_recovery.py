@@ -126,7 +126,10 @@ def test_too_many_restarts_end_the_server(
     server.workers[0].kill()
     assert server.process.wait(10) == 1
     server.stop()
-    assert "the worker process was killed by signal 9, and 1 restarts in 10 minutes are all" in "".join(server.log)
+    reason = (
+        "the worker process was killed by signal 9 (see docs/troubleshooting.md#killed), and 1 restarts in 10 minutes"
+    )
+    assert f"{reason} are all" in "".join(server.log)
 
 
 POISON = '''
