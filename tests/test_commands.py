@@ -97,7 +97,7 @@ class Reader:
     @property
     def url(self) -> str:
         if self.own is None and self.shared is None:
-            self.shared = self.start("--model", str(self._model("shared")))
+            self.shared = self.start("--model", "demo")
         return (self.own or self.shared).url
 
     def start(self, *options: str, **environment: str) -> Server:
