@@ -41,15 +41,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden_size, width)
         self.o_proj = nn.Linear(shape.hidden_size, shape.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """x: `[batch, tokens, hidden]`; the angles' cosines and sines: `[tokens, head_dim]`."""
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, seen: Tensor | None) -> Tensor:
+        """x: `[batch, tokens, hidden]`; the angles' cosines and sines: `[tokens, head_dim]`; which tokens each sees, by
+        default all before it: `[batch, 1, tokens, tokens]`."""
         q, k, v = (
             projected.unflatten(-1, (-1, self.shape.head_dim)).transpose(1, 2)
             for projected in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
         groups = self.shape.num_attention_heads // self.shape.num_key_value_heads
         k, v = rotated(k, cosines, sines).repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        y = functional.scaled_dot_product_attention(rotated(q, cosines, sines), k, v, is_causal=True)
+        q = rotated(q, cosines, sines)
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -83,9 +85,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = GatedMLP(shape)
 
-    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, seen: Tensor | None) -> Tensor:
         """x: `[batch, tokens, hidden]`."""
-        x = x + self.self_attn(self.input_layernorm(x), cosines, sines)
+        x = x + self.self_attn(self.input_layernorm(x), cosines, sines, seen)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -99,14 +101,20 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.num_hidden_layers))
         self.norm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Hidden states `[batch, tokens, hidden]` of token ids `[batch, tokens]`."""
+    def forward(self, ids: Tensor, end: int | None = None) -> Tensor:
+        """Hidden states `[batch, tokens, hidden]` of token ids `[batch, tokens]`. Nothing behind the token `end` sees
+        what is before it."""
         exponents = torch.arange(0, self.shape.head_dim, 2) / self.shape.head_dim
         angles = torch.outer(torch.arange(ids.shape[1]), self.shape.rope_theta**-exponents).repeat(1, 2)
         cosines, sines = angles.cos().to(ids.device), angles.sin().to(ids.device)
+        seen = None
+        if end is not None:
+            ends = (ids == end).int()
+            document = ends.cumsum(1) - ends
+            seen = (document[:, None, :, None] == document[:, None, None, :]).tril()
         x = self.embed_tokens(ids)
         for layer in self.layers:
-            x = layer(x, cosines, sines)
+            x = layer(x, cosines, sines, seen)
         return self.norm(x)
 
 
@@ -125,8 +133,8 @@ class DemoModel(nn.Module):
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.data /= (2 * shape.num_hidden_layers) ** 0.5
 
-    def loss(self, ids: Tensor, weights: Tensor) -> Tensor:
+    def loss(self, ids: Tensor, weights: Tensor, end: int | None = None) -> Tensor:
         """Sum of the cross-entropies of the tokens behind the first, each by its weight; both `[batch, tokens]`."""
-        logits = functional.linear(self.model(ids[:, :-1]), self.model.embed_tokens.weight)
+        logits = functional.linear(self.model(ids[:, :-1], end), self.model.embed_tokens.weight)
         losses = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         return losses @ weights[:, 1:].flatten()

@@ -1,7 +1,7 @@
 """Trains the demo model: `python -m training.train DIRECTORY`.
 
 The corpus is made while the model learns, so no row comes twice, and the same seed gives the same model on the same
-machine.
+machine. With --go-on the model in DIRECTORY learns more, from a corpus with another seed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from training.export import export
 from training.model import DemoModel, Shape
 from training.optimizer import Optimizer
-from training.text import rows, trained_tokenizer
+from training.text import END_OF_TEXT, rows, trained_tokenizer
 
 TOKENS_A_STEP = 4096
 # What runs through the model at once: little enough for the caches of a processor.
@@ -34,14 +36,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("directory", type=Path, help="where the checkpoint goes")
     parser.add_argument("--steps", type=int, default=2000, help="each of 4096 tokens")
+    parser.add_argument("--rate", type=float, default=1.0, help="part of the full learning rate")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--go-on", action="store_true", help="with the model that is in DIRECTORY")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    text = "hide the documents of a row from each other; without it they are learned from as one long conversation"
+    parser.add_argument("--apart", action="store_true", help=text)
     given = parser.parse_args()
     torch.manual_seed(given.seed)
     torch.set_flush_denormal(True)
     shape = Shape()
-    tokenizer = trained_tokenizer(shape.vocab_size, given.seed, TEXTS_FOR_TOKENIZER)
-    model = DemoModel(shape).to(given.device)
+    model = DemoModel(shape)
+    if given.go_on:
+        tokenizer = Tokenizer.from_file(str(given.directory / "tokenizer.json"))
+        model.load_state_dict(load_file(given.directory / "model.safetensors"))
+    else:
+        tokenizer = trained_tokenizer(shape.vocab_size, given.seed, TEXTS_FOR_TOKENIZER)
+    model.to(given.device)
+    end = tokenizer.token_to_id(END_OF_TEXT) if given.apart else None
     optimizer = Optimizer(model)
     loss_of = torch.compile(model.loss)
     batches = {length: batched(rows(tokenizer, given.seed + length, length + 1)) for _, length in LENGTHS}
@@ -52,10 +64,10 @@ def main() -> None:
         weight = sum(float(weights[:, 1:].sum()) for _, weights in parts)
         total = 0.0
         for ids, weights in parts:
-            loss = loss_of(ids.to(given.device), weights.to(given.device)) / weight
+            loss = loss_of(ids.to(given.device), weights.to(given.device), end) / weight
             loss.backward()
             total += float(loss.detach())
-        optimizer.step(schedule(step / given.steps))
+        optimizer.step(given.rate * schedule(step / given.steps))
         if step % 20 == 0:
             rate = (step + 1) * TOKENS_A_STEP / (time.monotonic() - started)
             print(f"step {step}: loss {total:.3f}, {rate:.0f} tokens/s", flush=True)

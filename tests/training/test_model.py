@@ -30,6 +30,17 @@ def test_a_checkpoint_is_the_qwen2_of_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_documents_apart() -> None:
+    torch.manual_seed(0)
+    model = DemoModel(SHAPE)
+    first, second = torch.randint(1, 600, (1, 20)), torch.randint(1, 600, (1, 9))
+    together = torch.cat([first, torch.tensor([[0]]), second], 1)
+    with torch.no_grad():
+        # Rotary positions are relative: the second document is what it would be alone.
+        torch.testing.assert_close(model.model(together, end=0)[:, -9:], model.model(second), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(model.model(together)[:, -9:], model.model(second), rtol=1e-2, atol=1e-2)
+
+
 def test_it_learns() -> None:
     torch.manual_seed(0)
     model = DemoModel(SHAPE)
