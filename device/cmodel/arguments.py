@@ -17,10 +17,12 @@ class Arguments(Structure):
     row_counts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **values: Any) -> None:
-        self.tensors = [value for value in values.values() if isinstance(value, Tensor)]
-        super().__init__(
-            **{name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in values.items()}
-        )
+        self.tensors = []
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                self.tensors.append(value)
+                values[name] = value.data_ptr()
+        super().__init__(**values)
 
 
 def _pointers(names: str) -> list[tuple[str, type]]:

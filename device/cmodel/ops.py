@@ -317,7 +317,10 @@ _SAMPLE_DTYPES = {
 
 
 def _typed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype).contiguous()
+    # Asked first: a conversion that does nothing costs microseconds all the same.
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(dtype).contiguous()
 
 
 def _rope_arguments(rope: Rope | None) -> dict[str, Any]:

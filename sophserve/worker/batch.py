@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from sophserve.worker.penalties import PenaltyState
 
 if TYPE_CHECKING:
     from sophserve.engine.grammar import AnswerGrammar
+
+_DTYPES = {"i": torch.int32, "q": torch.int64, "f": torch.float32}
 
 
 class Pooler:
@@ -42,9 +45,9 @@ class Pooler:
 
 
 class RequestState:
-    """A request on the worker: its tokens, how many of them are in the KV cache, and its row of the block tables."""
+    """A request on the worker: its tokens, how many of them are in the KV cache, and the blocks that it has there."""
 
-    def __init__(self, added: AddedRequest, row: int) -> None:
+    def __init__(self, added: AddedRequest) -> None:
         self.id = added.id
         self.params = added.params
         self.seed = added.seed
@@ -54,8 +57,7 @@ class RequestState:
         self.tokens = array("i", added.token_ids)
         self.computed = added.computed
         self.pooler = Pooler(added.pooling) if added.pooling else None
-        self.row = row
-        self.num_blocks = 0
+        self.blocks = array("i")
         self.grammar: AnswerGrammar | None = None
         self.penalties = PenaltyState(self.tokens, self.prompt_length) if PenaltyState.needed(self.params) else None
 
@@ -117,64 +119,68 @@ class FlatBatch:
 class BatchBuilder:
     """Holds the request states and turns each step plan into a flat batch."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+    def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.states: dict[int, RequestState] = {}
-        self._free_rows = list(range(max_num_seqs))
-        max_blocks = -(-max_model_len // block_size)
-        self._block_tables = torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32)
 
     def build(self, plan: StepPlan) -> FlatBatch:
         """Apply the plan to the states and lay out its tokens."""
         for identity in plan.dropped:
-            if state := self.states.pop(identity, None):
-                self._free_rows.append(state.row)
+            self.states.pop(identity, None)
         for added in plan.added:
-            self.states[added.id] = RequestState(added, self._free_rows.pop())
-        token_ids: list[int] = []
-        rows, input_lengths, cached_lengths, sampled, sample_rows = [], [], [], [], []
-        chunks, pooled = [], []
+            self.states[added.id] = RequestState(added)
+        # Arrays, not tensors: the model's weights have driven torch's code out of the caches, and a single operator
+        # takes a hundred microseconds then.
+        token_ids, sample_rows = array("q"), array("q")
+        input_lengths, cached_lengths, slots = array("i"), array("i"), array("i")
+        scheduled_states, sampled, chunks, pooled = [], [], [], []
         for scheduled in plan.scheduled:
             state = self.states[scheduled.id]
             start, end = state.computed, state.computed + scheduled.count
-            self._append_blocks(state, scheduled.new_blocks)
-            chunk = _prompt_chunk(state, len(token_ids), start, end)
-            if chunk:
-                chunks.append(chunk)
+            state.blocks.extend(scheduled.new_blocks)
             first_row = len(token_ids)
-            token_ids.extend(state.tokens[start:end])
-            rows.append(state.row)
+            if chunk := _prompt_chunk(state, first_row, start, end):
+                chunks.append(chunk)
+            token_ids.extend(state.tokens[start:end].tolist())
+            scheduled_states.append(state)
             input_lengths.append(scheduled.count)
             cached_lengths.append(start)
+            slots.extend(self._slots(state.blocks, start, end))
             state.computed = end
             if state.pooler:
                 pooled.append(PooledChunk(state, slice(first_row, len(token_ids)), end == len(state.tokens)))
             elif end == len(state.tokens):
                 sampled.append(state)
                 sample_rows.append(len(token_ids) - 1)
-        meta = self._meta(rows, input_lengths, cached_lengths)
-        rows_to_sample = torch.tensor(sample_rows, dtype=torch.int64)
-        return FlatBatch(torch.tensor(token_ids), meta, sampled, rows_to_sample, chunks, pooled)
+        longest = max(state.computed for state in scheduled_states)
+        tables = as_tensor(self._tables(scheduled_states, longest)).view(len(scheduled_states), -1)
+        meta = AttentionMeta(as_tensor(input_lengths), as_tensor(cached_lengths), tables, as_tensor(slots), longest)
+        return FlatBatch(as_tensor(token_ids), meta, sampled, as_tensor(sample_rows), chunks, pooled)
 
-    def _append_blocks(self, state: RequestState, blocks: list[int]) -> None:
-        if blocks:
-            end = state.num_blocks + len(blocks)
-            self._block_tables[state.row, state.num_blocks : end] = torch.tensor(blocks, dtype=torch.int32)
-            state.num_blocks = end
+    def _slots(self, blocks: array[int], start: int, end: int) -> Iterator[int]:
+        """Where the positions from start to end lie in the cache."""
+        while start < end:
+            index, offset = divmod(start, self.block_size)
+            count = min(self.block_size - offset, end - start)
+            slot = blocks[index] * self.block_size + offset
+            yield from range(slot, slot + count)
+            start += count
 
-    def _meta(self, rows: list[int], input_lengths: list[int], cached_lengths: list[int]) -> AttentionMeta:
-        lengths = torch.tensor(input_lengths, dtype=torch.int32)
-        cached = torch.tensor(cached_lengths, dtype=torch.int32)
-        longest = int((lengths + cached).max())
-        tables = self._block_tables[torch.tensor(rows), : -(-longest // self.block_size)]
-        # Not repeat_interleave, which wakes torch's threads for however few tokens: they would spin beside ours.
-        ends = lengths.cumsum(0)
-        tokens = torch.arange(int(ends[-1]))
-        sequences = torch.searchsorted(ends, tokens, right=True)
-        positions = tokens + (cached - ends + lengths)[sequences]
-        blocks = tables[sequences, positions // self.block_size]
-        slots = blocks * self.block_size + (positions % self.block_size).int()
-        return AttentionMeta(lengths, cached, tables, slots, longest)
+    def _tables(self, states: list[RequestState], longest: int) -> array[int]:
+        """The states' block tables one after the other, each wide enough for `longest` tokens."""
+        width = -(-longest // self.block_size)
+        tables = array("i")
+        for state in states:
+            blocks = state.blocks[:width]
+            tables += blocks
+            tables.frombytes(bytes((width - len(blocks)) * tables.itemsize))
+        return tables
+
+
+def as_tensor(values: array[Any]) -> Tensor:
+    """The numbers of an array, which must not grow any more, as a tensor that shares their memory."""
+    dtype = _DTYPES[values.typecode]
+    return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
 
 
 def _prompt_chunk(state: RequestState, first_row: int, start: int, end: int) -> PromptChunk | None:

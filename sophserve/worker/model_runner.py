@@ -86,7 +86,7 @@ class ModelRunner:
         )
         first = self.communicator.rank == 0
         self._grammars = GrammarMasks(directory, self.model.vocab_size) if first else None
-        self._batches = BatchBuilder(config.max_num_seqs, max_model_len, config.block_size)
+        self._batches = BatchBuilder(config.block_size)
         eager = config.enforce_eager or os.environ.get("DISABLE_CACHE", "0") not in ("", "0")
         max_blocks = -(-max_model_len // config.block_size)
         self._captured = None if eager else CapturedDecode(self.device, self.model, config.max_num_seqs, max_blocks)

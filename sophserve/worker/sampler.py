@@ -3,6 +3,7 @@ messages."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from device.interface import SampleParams, SampleResult
 from sophserve.engine.grammar import as_mask, bits
 from sophserve.engine.output import TokenLogprob
-from sophserve.worker.batch import RequestState
+from sophserve.worker.batch import RequestState, as_tensor
 from sophserve.worker.messages import SampledToken
 
 _NOTHING: Mapping[int, Any] = MappingProxyType({})
@@ -36,17 +37,17 @@ def sample_params(states: list[RequestState], vocab_size: int, masks: Mapping[in
     params = [state.params for state in states]
 
     def floats(name: str) -> Tensor:
-        return torch.tensor([getattr(each, name) for each in params], dtype=torch.float32)
+        return as_tensor(array("f", [getattr(each, name) for each in params]))
 
     penalties = _penalties(states)
     bias = _bias(states, masks)
     return SampleParams(
         temperature=floats("temperature"),
-        top_k=torch.tensor([each.top_k for each in params], dtype=torch.int32),
+        top_k=as_tensor(array("i", [each.top_k for each in params])),
         top_p=floats("top_p"),
         min_p=floats("min_p"),
-        seeds=torch.tensor([state.seed for state in states], dtype=torch.int64),
-        positions=torch.tensor([len(state.tokens) for state in states], dtype=torch.int64),
+        seeds=as_tensor(array("q", [state.seed for state in states])),
+        positions=as_tensor(array("q", [len(state.tokens) for state in states])),
         repetition=floats("repetition_penalty") if penalties else None,
         presence=floats("presence_penalty") if penalties else None,
         frequency=floats("frequency_penalty") if penalties else None,
@@ -91,18 +92,18 @@ def _penalties(states: list[RequestState]) -> tuple[Tensor, Tensor, Tensor] | No
 
 
 def _bias(states: list[RequestState], masks: Mapping[int, bytes]) -> tuple[Tensor, Tensor, Tensor] | None:
-    rows: list[int] = []
-    ids: list[int] = []
-    values: list[float] = []
+    rows, ids, values = array("q"), array("q"), array("f")
     for row, state in enumerate(states):
         banned = [] if row in masks else state.banned_token_ids()
+        if not banned and not state.params.logit_bias:
+            continue
         biases = state.params.logit_bias | dict.fromkeys(banned, float("-inf"))
-        rows += [row] * len(biases)
-        ids += biases.keys()
-        values += biases.values()
+        rows.extend([row] * len(biases))
+        ids.extend(biases.keys())
+        values.extend(biases.values())
     if not rows:
         return None
-    return torch.tensor(rows), torch.tensor(ids), torch.tensor(values, dtype=torch.float32)
+    return as_tensor(rows), as_tensor(ids), as_tensor(values)
 
 
 def _mask(states: list[RequestState], vocab_size: int, masks: Mapping[int, bytes]) -> Tensor | None:
