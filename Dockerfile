@@ -14,7 +14,6 @@ COPY CMakeLists.txt LICENSE README.md pyproject.toml ./
 COPY device device
 COPY model_plugins model_plugins
 COPY sophserve sophserve
-# hadolint ignore=DL3042
 RUN pip wheel . --no-deps --wheel-dir dist
 
 # Wheels and Debian packages of the chip's software; see the folder's README.md.
@@ -24,14 +23,12 @@ COPY ${TPUV7}/ /tpuv7/
 # An index with torch for CPUs, which has no CUDA libraries, and which torch: torch_tpu loads with one version only.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH=torch
-# hadolint ignore=DL3013
 RUN python -m venv /opt/sophserve \
     && find /tpuv7 -name '*.whl' -exec /opt/sophserve/bin/pip install --no-cache-dir --no-deps {} + \
     && /opt/sophserve/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "${TORCH}" dist/*.whl
 
 FROM python:${PYTHON}-slim
 
-# hadolint ignore=DL3008
 RUN --mount=type=bind,from=builder,source=/tpuv7,target=/tpuv7 \
     if [ -n "$(find /tpuv7 -name '*.deb')" ]; then \
         apt-get update \
@@ -51,8 +48,8 @@ USER 1000:1000
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000
-# Loading may take minutes; no proxy stands between the server and itself.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
-    CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/health', timeout=4)"]
+# Loading may take minutes. Where the CPU is busy, starting Python takes its time as well.
+HEALTHCHECK --interval=15s --timeout=15s --start-period=10m --retries=3 \
+    CMD ["python", "-c", "from http.client import HTTPConnection as Server; s = Server('127.0.0.1', 8000, timeout=5); s.request('GET', '/health'); raise SystemExit(s.getresponse().status != 200)"]
 ENTRYPOINT ["sophserve"]
 CMD ["--help"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 from sophserve.errors import SophserveError
@@ -15,6 +16,8 @@ from sophserve.options import COMMANDS, parse
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the process's exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    # torch says so once where NumPy, which nothing here needs, is not installed.
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")
     try:
         if argv and argv[0] in COMMANDS:
             module, _, function = COMMANDS[argv[0]].partition(":")

@@ -1,0 +1,148 @@
+"""What deploys the server fits the server: the image, compose.yaml, and the files in deploy/."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sophserve.options import parse
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Those of the Dockerfile: the word and what follows it, as one line."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines if line.strip())]
+
+
+def arguments() -> dict[str, str]:
+    """The defaults of the build arguments."""
+    return dict(rest.split("=", 1) for word, rest in instructions() if word == "ARG")
+
+
+def manifests() -> dict[str, Any]:
+    return {found["kind"]: found for found in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+
+
+def test_the_build_context_holds_what_the_image_copies() -> None:
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = set()
+    for word, rest in instructions():
+        if word == "COPY" and not rest.startswith("--from="):
+            *sources, _ = rest.split()
+            copied |= {re.sub(r"\$\{(\w+)\}", lambda name: arguments()[name[1]], source) for source in sources}
+    copied = {source.rstrip("/") for source in copied}
+    assert copied == let_in
+    assert all((ROOT / source).exists() for source in copied)
+
+
+@pytest.mark.parametrize("script", [rest for word, rest in instructions() if word == "RUN"])
+def test_scripts_of_the_image_are_valid(script: str) -> None:
+    script = re.sub(r"^--mount=\S+\s+", "", script)
+    subprocess.run(["sh", "-n", "-c", script], check=True)
+
+
+def test_the_documented_build_arguments_exist() -> None:
+    table = re.findall(r"^\| `([A-Z0-9_]+)` \|.*\|.*\|$", (ROOT / "docs/deployment.md").read_text(), re.M)
+    assert set(table) == set(arguments())
+
+
+def test_options_are_accepted() -> None:
+    parse(["--config", str(DEPLOY / "sophserve.toml")])
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    parse(compose["services"]["sophserve"]["command"])
+    parse(manifests()["Deployment"]["spec"]["template"]["spec"]["containers"][0]["args"])
+
+
+def test_stopping_outlasts_draining() -> None:
+    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    _, server = parse(container["args"])
+    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert pod["terminationGracePeriodSeconds"] > pause + server.drain_timeout
+    _, default = parse(["--model", "x"])
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    unit = (DEPLOY / "sophserve.service").read_text()
+    pages = (ROOT / "docs/deployment.md").read_text()
+    grace = [compose["services"]["sophserve"]["stop_grace_period"].rstrip("s")]
+    grace += re.findall(r"TimeoutStopSec=(\d+)", unit) + re.findall(r"--stop-timeout (\d+)", pages)
+    assert len(grace) > 2 and all(int(seconds) > default.drain_timeout for seconds in grace)
+
+
+def test_compose_mounts_what_exists() -> None:
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    mounts = [mount.split(":")[0] for name in ("prometheus", "grafana") for mount in services[name]["volumes"]]
+    assert mounts and all((ROOT / mount).exists() for mount in mounts)
+    (scrape,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    assert scrape["static_configs"][0]["targets"][0].split(":")[0] in services
+    source = yaml.safe_load((DEPLOY / "grafana/datasource.yml").read_text())["datasources"][0]
+    assert re.findall(r"http://(\w+):", source["url"])[0] in services
+    dashboard = (DEPLOY / "grafana/sophserve.json").read_text()
+    assert set(re.findall(r'"uid": "(prometheus)"', dashboard)) == {source["uid"]}
+
+
+def test_kubernetes_names_agree() -> None:
+    found = manifests()
+    deployment = found["Deployment"]["spec"]
+    pod = deployment["template"]
+    (container,) = pod["spec"]["containers"]
+    labels = pod["metadata"]["labels"].items()
+    assert deployment["selector"]["matchLabels"].items() <= labels
+    assert found["Service"]["spec"]["selector"].items() <= labels
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports[found["Service"]["spec"]["ports"][0]["targetPort"]] == parse(container["args"])[1].port
+    key = container["env"][0]["valueFrom"]["secretKeyRef"]
+    assert key["name"] == found["Secret"]["metadata"]["name"] and key["key"] in found["Secret"]["stringData"]
+    volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+    assert volumes == {mount["name"] for mount in container["volumeMounts"]}
+
+
+def healthy(url: str) -> bool:
+    """What the image's health check says of a server."""
+    (check,) = (rest for word, rest in instructions() if word == "HEALTHCHECK")
+    port = url.rpartition(":")[2]
+    command = json.loads(re.sub(r"^.*?CMD ", "", check).replace("8000", port))
+    assert command[0] == "python" and port in command[2]
+    # A proxy that answers nothing must not be asked.
+    environment = os.environ | {"http_proxy": "http://127.0.0.1:9"}
+    return subprocess.run([sys.executable, *command[1:]], stderr=subprocess.DEVNULL, env=environment).returncode == 0
+
+
+def status(url: str) -> int:
+    with urllib.request.urlopen(url) as answer:
+        return answer.status
+
+
+def test_checks_and_metrics(make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]) -> None:
+    server = start_server(make_checkpoint("qwen2"), "--api-key", "secret", ready=False)
+    server.wait_until_listening()
+    assert not healthy(server.url)
+    server.wait_until_ready()
+    assert healthy(server.url)
+    (container,) = manifests()["Deployment"]["spec"]["template"]["spec"]["containers"]
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert status(server.url + container[probe]["httpGet"]["path"]) == 200
+    client = server.client().with_options(api_key="secret")
+    client.completions.create(model="tiny", prompt="Hi", max_tokens=2)
+    (scrape,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    request = urllib.request.Request(server.url + scrape["metrics_path"], headers={"Authorization": "Bearer secret"})
+    with urllib.request.urlopen(request) as answer:
+        served = set(re.findall(r"^([\w:]+)\{", answer.read().decode(), re.M))
+    shown = (DEPLOY / "grafana/sophserve.json").read_text() + (ROOT / "docs/deployment.md").read_text()
+    named = set(re.findall(r"\b(?:vllm|sophserve):\w+", shown))
+    assert len(named) > 10 and named <= served
+    assert server.stop() == 0
+    assert not healthy(server.url)
