@@ -30,26 +30,26 @@ from training.corpus.tools import Message
 
 # How often a topic of each module comes.
 ENGLISH: dict[str, tuple[dict[Topic, float], float]] = {
-    "stories": (stories.TOPICS, 8),
-    "about": (about.TOPICS, 4),
-    "about_demo": (about_demo.TOPICS, 0.8),
-    "about_engine": (about_engine.TOPICS, 2.5),
-    "about_options": (about_options.TOPICS, 1.2),
-    "about_usage": (about_usage.TOPICS, 2),
+    "stories": (stories.TOPICS, 7),
+    "about": (about.TOPICS, 3),
+    "about_demo": (about_demo.TOPICS, 0.5),
+    "about_engine": (about_engine.TOPICS, 1.2),
+    "about_options": (about_options.TOPICS, 0.4),
+    "about_usage": (about_usage.TOPICS, 1),
     "facts": (facts.TOPICS, 8),
-    "lists": (lists.TOPICS, 6),
-    "numbers": (numbers.TOPICS, 9),
+    "lists": (lists.TOPICS, 8),
+    "numbers": (numbers.TOPICS, 16),
     "talk": (talk.TOPICS, 8),
     "things": (things_talk.TOPICS, 7),
-    "unknown": (unknown.TOPICS, 3.5),
+    "unknown": (unknown.TOPICS, 2),
 }
 CHINESE: dict[str, tuple[dict[Topic, float], float]] = {
     "stories": (chinese_stories.TOPICS, 3),
-    "talk": (chinese_talk.TOPICS, 4),
+    "talk": (chinese_talk.TOPICS, 3),
     "facts": (chinese_facts.TOPICS, 4),
-    "numbers": (chinese_numbers.TOPICS, 3),
+    "numbers": (chinese_numbers.TOPICS, 4),
     "lists": (chinese_lists.TOPICS, 1),
-    "about": (about_chinese.TOPICS, 3.5),
+    "about": (about_chinese.TOPICS, 2),
 }
 # What is said about oneself is remembered, so this is only true at the beginning.
 FIRST_ONLY = talk.not_told
@@ -79,12 +79,12 @@ def document(random: Random) -> tuple[list[Message], list[Message]] | str:
     if kind < 0.02:
         return stories.plain_stories(random)
     offered: list[Message] = []
-    if kind < 0.12:
+    if kind < 0.10:
         messages, offered = tools.conversation(random, lambda: chat(random, "english", 1))
-    elif kind < 0.14:
+    elif kind < 0.12:
         messages, offered = tools.without_call(random, lambda: chat(random, "english", random.choice((1, 2))))
     else:
-        language = random.choices(("english", "chinese", "both"), (0.74, 0.22, 0.04))[0]
+        language = random.choices(("english", "chinese", "both"), (0.78, 0.18, 0.04))[0]
         messages = chat(random, language, random.choices((1, 2, 3, 4, 6), (50, 25, 13, 8, 4))[0])
     if random.random() < 0.4:
         messages = [{"role": "system", "content": random.choice(SYSTEM_PROMPTS)}, *messages]
