@@ -52,4 +52,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=15s --start-period=10m --retries=3 \
     CMD ["python", "-c", "from http.client import HTTPConnection as Server; s = Server('127.0.0.1', 8000, timeout=5); s.request('GET', '/health'); raise SystemExit(s.getresponse().status != 200)"]
 ENTRYPOINT ["sophserve"]
-CMD ["--help"]
+CMD ["--model", "demo", "--host", "0.0.0.0"]
