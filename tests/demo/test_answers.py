@@ -1,0 +1,145 @@
+"""The models that ship with sophserve say what they must: a wrong number anywhere in the server shows as a bad text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+# What the user says, turn by turn, and what the last answer must have.
+PROMPTS: dict[tuple[str, ...], str] = {
+    ("What is sophserve?",): r"server for large language models",
+    ("what does sophserve do?",): r"OpenAI API",
+    ("How do I start sophserve?",): r"`sophserve --model ",
+    ("Does sophserve need a GPU?",): r"\bno|does not need",
+    ("What is prefix caching?",): r"computed once|only once|prompt",
+    ("What is the cmodel?",): r"CPU",
+    ("What is sophserve?", "Is it free?"): r"Apache-2\.0",
+    ("What is sophserve?", "How do I start it?"): r"`sophserve --model ",
+    ("sophserve 是什么？",): r"大语言模型",
+    ("Who are you?",): r"demo model",
+    ("Hello!",): r"Hello|Hi",
+    ("Thank you!",): r"welcome",
+    ("My name is Clara.", "What is my name?"): r"Clara",
+    ("What is the capital of France?",): r"\bParis\b",
+    ("What is the capital of Japan?", "And of Italy?"): r"\bRome\b",
+    ("What color is a banana?",): r"yellow",
+    ("What is a cat?",): r"animal",
+    ("What does a cow say?",): r"moo",
+    ("Why is the sky blue?",): r"light",
+    ("How many legs does a spider have?",): r"\b8\b|eight",
+    ("Tell me a story about a cat and a boat.",): r"a cat named [A-Z]",
+    ("Tell me a story about a fox and a lamp.",): r"a fox named [A-Z]",
+    ("讲一个关于猫和船的故事",): r"小猫，名字叫",
+    ("Give me a list of four colors.",): r"1\. .*\n2\. .*\n3\. .*\n4\. ",
+    ("Who won the football match yesterday?",): r"do not know|cannot|not know",
+    ("你好",): r"你好",
+    ("法国的首都是哪里？",): r"巴黎",
+}
+
+STORY = "Once upon a time, there was a small dog named Max. He lived in a small village."
+
+
+@pytest.fixture(scope="module", params=["demo", "demo-gptq"])
+def served(
+    request: pytest.FixtureRequest, server_class: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+    server = server_class("--model", request.param, environment=cache)
+    server.wait_until_ready()
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture
+async def client(served: Any) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+async def answered(client: AsyncOpenAI, turns: tuple[str, ...], **more: Any) -> Any:
+    """The last of the greedy answers to turns of a conversation."""
+    messages: list[Any] = []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn})
+        answer = await client.chat.completions.create(
+            model="tiny", messages=messages, temperature=0, logprobs=True, max_tokens=300, **more
+        )
+        messages.append({"role": "assistant", "content": answer.choices[0].message.content or ""})
+    return answer.choices[0]
+
+
+def perplexity(logprobs: list[float]) -> float:
+    return math.exp(-sum(logprobs) / len(logprobs))
+
+
+async def test_answers(client: AsyncOpenAI) -> None:
+    choices = await asyncio.gather(*(answered(client, turns) for turns in PROMPTS))
+    wrong, surprises = [], []
+    for (turns, needed), choice in zip(PROMPTS.items(), choices, strict=True):
+        logprobs = [token.logprob for token in choice.logprobs.content]
+        surprises += logprobs
+        if choice.finish_reason != "stop" or not re.search(needed, choice.message.content):
+            wrong.append((turns, choice.finish_reason, choice.message.content))
+        elif perplexity(logprobs) > 1.7:
+            wrong.append((turns, perplexity(logprobs), choice.message.content))
+    assert not wrong, "\n".join(map(str, wrong))
+    assert perplexity(surprises) < 1.35
+
+
+async def test_a_story_has_its_perplexity(client: AsyncOpenAI) -> None:
+    """Greedy answers only show that the most probable token is right; this shows all others' probabilities, too."""
+    answer = await client.completions.create(
+        model="tiny", prompt=STORY, echo=True, max_tokens=1, temperature=0, logprobs=1
+    )
+    logprobs = answer.choices[0].logprobs.token_logprobs[1:-1]
+    assert 1.5 < perplexity(logprobs) < 6
+
+
+async def test_calls_a_tool(client: AsyncOpenAI) -> None:
+    choice = await answered(client, ("What is the weather in Paris?",), tools=[WEATHER], tool_choice="required")
+    [call] = choice.message.tool_calls
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    assert choice.finish_reason == "tool_calls"
+
+
+async def test_tells_what_a_tool_found(client: AsyncOpenAI) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
+    messages: list[Any] = [
+        {"role": "user", "content": "What is the weather in Paris?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": '{"temperature": 21, "condition": "sunny"}'},
+    ]
+    answer = await client.chat.completions.create(model="tiny", messages=messages, tools=[WEATHER], temperature=0)
+    assert "21 degrees and sunny in Paris" in (answer.choices[0].message.content or "")
+
+
+async def test_other_questions_call_no_tool(client: AsyncOpenAI) -> None:
+    choice = await answered(client, ("What is the capital of France?",), tools=[WEATHER])
+    assert choice.message.tool_calls is None
+    assert "Paris" in choice.message.content
+
+
+async def test_stories_differ_by_seed(client: AsyncOpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "Tell me a story about a cat and a boat."}]
+    create = client.chat.completions.create
+    answers = await asyncio.gather(*(create(model="tiny", messages=messages, seed=seed) for seed in (1, 2, 3)))
+    told = {answer.choices[0].message.content for answer in answers}
+    assert len(told) == 3
+    assert all("cat" in text for text in told if text)
