@@ -41,7 +41,10 @@ def test_directory_with_a_checkpoint(directory, files):
     [
         ((), "has no config.json"),
         (("model.safetensors", "tokenizer.json"), "has no config.json"),
-        (("config.json", "tokenizer.json"), r"has no \*.safetensors file \(see docs"),
+        (
+            ("config.json", "tokenizer.json"),
+            r"has no \*.safetensors file \(see \S+#no-safetensors\)$",
+        ),
         (("config.json", "tokenizer.json", "pytorch_model.bin"), r"its \*.bin files cannot be served"),
         (("config.json", "tokenizer.json", "model.Q4_0.gguf"), r"its \*.gguf files cannot be served"),
         (("config.json", "model.safetensors"), "has no tokenizer.json, no tokenizer.model and no vocab.json"),
