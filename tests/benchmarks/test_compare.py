@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-compare = importlib.import_module("benchmarks.compare")
-machine = importlib.import_module("benchmarks.machine")
-protocol = importlib.import_module("benchmarks.peers.protocol")
-setup = importlib.import_module("benchmarks.peers.setup")
+from benchmarks import compare, machine
+from benchmarks.peers import protocol, setup
 
 SHAPE = machine.Shape(hidden=4, intermediate=6, layers=2, heads=2, kv_heads=1, head_dim=2, vocab=10)
 LAYER_WEIGHTS = 2 * (4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 6)  # q, k and v, o, and the MLP of both layers

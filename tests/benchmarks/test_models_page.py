@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-models_page = importlib.import_module("benchmarks.models_page")
+from benchmarks import models_page
 
 
 def test_the_page_is_up_to_date() -> None:
