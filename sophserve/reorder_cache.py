@@ -55,9 +55,12 @@ class Packed:
 
 def cache_directory(model: Path, option: str | None) -> Path:
     """Where the packed weights of a checkpoint are kept: beside it, those of shipped models in the user's cache."""
-    root = Path(option).expanduser() if option else model.resolve().parent / ".reorder_cache"
-    if not option and model in SHIPPED.values():
+    if option:
+        root = Path(option).expanduser()
+    elif model in SHIPPED.values():
         root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sophserve"
+    else:
+        root = model.resolve().parent / ".reorder_cache"
     return root / model.resolve().name
 
 

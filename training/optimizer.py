@@ -8,6 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+MUON_RATE = 0.02
+ADAM_RATE = 0.004
+
 
 class Muon:
     """Momentum whose steps are made orthogonal (https://kellerjordan.github.io/posts/muon/).
@@ -15,8 +18,7 @@ class Muon:
     torch.optim.Muon does the same in bfloat16, which takes 40 times as long on processors without it.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, momentum: float = 0.95) -> None:
-        self.rate = rate
+    def __init__(self, parameters: Iterable[nn.Parameter], momentum: float = 0.95) -> None:
         self._momentum = momentum
         self._groups: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
@@ -26,14 +28,14 @@ class Muon:
         }
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, rate: float) -> None:
         """One step against the gradients."""
         for shape, group in self._groups.items():
             gradients = torch.stack([parameter.grad for parameter in group if parameter.grad is not None])
             buffer = self._buffers[shape].lerp_(gradients, 1 - self._momentum)
             updates = orthogonal(gradients.lerp(buffer, self._momentum)) * max(1, shape[0] / shape[1]) ** 0.5
             for parameter, update in zip(group, updates, strict=True):
-                parameter.sub_(update, alpha=self.rate)
+                parameter.sub_(update, alpha=rate)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -55,14 +57,12 @@ class Optimizer:
         matrices = [parameter for name, parameter in named if parameter.ndim == 2 and "layers" in name]
         others = [parameter for name, parameter in named if parameter.ndim != 2 or "layers" not in name]
         self._model = model
-        self._muon = Muon(matrices, rate=0.02)
-        self._adam = torch.optim.AdamW(others, lr=0.004, betas=(0.9, 0.95), weight_decay=0.0)
-        self._rates = self._muon.rate, 0.004
+        self._muon = Muon(matrices)
+        self._adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
 
     def step(self, factor: float) -> None:
         """One step at a part of the full rates; forgets the gradients."""
-        self._muon.rate = factor * self._rates[0]
-        self._adam.param_groups[0]["lr"] = factor * self._rates[1]
-        self._muon.step()
+        self._adam.param_groups[0]["lr"] = factor * ADAM_RATE
+        self._muon.step(factor * MUON_RATE)
         self._adam.step()
         self._model.zero_grad(set_to_none=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from training.corpus.conversation import Topic, Turn, filled
@@ -198,15 +199,9 @@ def joke(random: Random) -> list[Turn]:
         "Say something funny.",
         "Tell me a short joke.",
     )
-    jokes = random.sample(JOKES, 2)
-    turns = [Turn(requested(random, random.choice(questions)), jokes[0])]
-    if random.random() < 0.3:
-        turns.append(
-            Turn(
-                random.choice(("Another one, please.", "One more.", "Tell me another joke.", "Another joke?")), jokes[1]
-            )
-        )
-    return turns
+    return _perhaps_two(
+        random, questions, JOKES, ("Another one, please.", "One more.", "Tell me another joke.", "Another joke?")
+    )
 
 
 def interesting(random: Random) -> list[Turn]:
@@ -218,14 +213,19 @@ def interesting(random: Random) -> list[Turn]:
         "Give me an interesting fact.",
         "Tell me something new.",
     )
-    facts = random.sample(INTERESTING, 2)
-    turns = [Turn(requested(random, random.choice(questions)), facts[0])]
+    return _perhaps_two(
+        random, questions, INTERESTING, ("Another one, please.", "One more.", "Tell me another fact.", "And another?")
+    )
+
+
+def _perhaps_two(
+    random: Random, questions: Sequence[str], entries: Sequence[str], further: Sequence[str]
+) -> list[Turn]:
+    """One of the entries, and sometimes, asked for further ones, another."""
+    first, second = random.sample(entries, 2)
+    turns = [Turn(requested(random, random.choice(questions)), first)]
     if random.random() < 0.3:
-        turns.append(
-            Turn(
-                random.choice(("Another one, please.", "One more.", "Tell me another fact.", "And another?")), facts[1]
-            )
-        )
+        turns.append(Turn(random.choice(further), second))
     return turns
 
 
