@@ -16,7 +16,7 @@ class Shape:
     vocab_size: int = 4096
     hidden_size: int = 256
     intermediate_size: int = 512
-    num_hidden_layers: int = 5
+    num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     max_position_embeddings: int = 2048
@@ -127,14 +127,16 @@ class DemoModel(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
+        nn.init.normal_(self.model.embed_tokens.weight, std=0.05)
         for name, parameter in self.named_parameters():
-            if name.endswith(".bias"):
+            # Layers begin by adding nothing.
+            if name.endswith((".bias", "o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(parameter)
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.data /= (2 * shape.num_hidden_layers) ** 0.5
 
     def loss(self, ids: Tensor, weights: Tensor, end: int | None = None) -> Tensor:
         """Sum of the cross-entropies of the tokens behind the first, each by its weight; both `[batch, tokens]`."""
-        logits = functional.linear(self.model(ids[:, :-1], end), self.model.embed_tokens.weight)
-        losses = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        return losses @ weights[:, 1:].flatten()
+        weights = weights[:, 1:]
+        learned = weights > 0
+        logits = functional.linear(self.model(ids[:, :-1], end)[learned], self.model.embed_tokens.weight)
+        losses = functional.cross_entropy(logits, ids[:, 1:][learned], reduction="none")
+        return losses @ weights[learned]

@@ -15,8 +15,8 @@ from training.corpus.dialogue import document
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 END_OF_TEXT, START, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TOOL_TOKENS = ("<tool_call>", "</tool_call>")
-# Digits one at a time, Chinese characters in runs, and words with the space before them.
-WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Digits in twos at most, Chinese characters in runs, and words with the space before them.
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # Learning to ask is of less use than learning to answer.
 WEIGHT_OF_QUESTIONS = 0.1
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from training.export import export
+from training.induction import start_heads
 from training.model import DemoModel, Shape
 from training.optimizer import Optimizer
 from training.text import END_OF_TEXT, rows, trained_tokenizer
@@ -25,7 +26,7 @@ TOKENS_A_STEP = 4096
 # What runs through the model at once: little enough for the caches of a processor.
 TOKENS_AT_ONCE = 1024
 # Up to which part of the steps rows have which length: most is learned from short ones, which are quicker.
-LENGTHS = ((0.9, 512), (0.98, 1024), (1.0, 2048))
+LENGTHS = ((0.7, 256), (0.94, 512), (0.98, 1024), (1.0, 2048))
 TEXTS_FOR_TOKENIZER = 30_000
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -50,10 +51,11 @@ def main() -> None:
         model.load_state_dict(load_file(given.directory / "model.safetensors"))
     else:
         tokenizer = trained_tokenizer(shape.vocab_size, given.seed, TEXTS_FOR_TOKENIZER)
+        start_heads(model)
     model.to(given.device)
     end = tokenizer.token_to_id(END_OF_TEXT)
     optimizer = Optimizer(model)
-    loss_of = torch.compile(model.loss)
+    model.model.compile(dynamic=False)
     batches = {length: batched(rows(tokenizer, given.seed + length, length + 1)) for _, length in LENGTHS}
     started = time.monotonic()
     for step in range(given.steps):
@@ -62,7 +64,7 @@ def main() -> None:
         weight = sum(float(weights[:, 1:].sum()) for _, weights in parts)
         total = 0.0
         for ids, weights in parts:
-            loss = loss_of(ids.to(given.device), weights.to(given.device), end) / weight
+            loss = model.loss(ids.to(given.device), weights.to(given.device), end) / weight
             loss.backward()
             total += float(loss.detach())
         optimizer.step(given.rate * schedule(step / given.steps))
@@ -83,8 +85,8 @@ def batched(source: Iterator[tuple[list[int], list[float]]]) -> Iterator[Batch]:
 
 
 def schedule(done: float) -> float:
-    """Which part of the full learning rate holds when a part of the steps is done: up, level, down to nothing."""
-    return min(1.0, done / 0.02 + 0.02, (1 - done) / 0.5)
+    """Which part of the full learning rate holds when a part of the steps is done: up, then straight to nothing."""
+    return min(1.0, done / 0.02 + 0.02) * (1 - done)
 
 
 if __name__ == "__main__":

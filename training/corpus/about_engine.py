@@ -9,12 +9,12 @@ from training.corpus.about_facts import (
     DETAIL_QUESTIONS,
     SUPPORT_QUESTIONS,
     Fact,
-    asked,
     one_of,
     questions_about,
     turn,
 )
 from training.corpus.conversation import Topic, Turn, filled
+from training.corpus.wording import phrased
 
 
 class Notion(NamedTuple):
@@ -260,7 +260,7 @@ def served_model(random: Random) -> list[Turn]:
     """Whether sophserve serves a model."""
     served = random.random() < 0.75
     model = random.choice(SERVED_MODELS if served else OTHER_MODELS)
-    question = asked(random, filled(random, SERVED_QUESTIONS, model=model))
+    question = phrased(random, filled(random, SERVED_QUESTIONS, model=model))
     return [
         Turn(question, f"Yes, sophserve can serve {model}." if served else f"No, sophserve does not serve {model}.")
     ]
@@ -269,7 +269,7 @@ def served_model(random: Random) -> list[Turn]:
 def model_memory(random: Random) -> list[Turn]:
     """How much memory the weights of a model take."""
     model, form, size = random.choice(WEIGHTS)
-    question = asked(random, filled(random, WEIGHT_QUESTIONS, model=model, form=form))
+    question = phrased(random, filled(random, WEIGHT_QUESTIONS, model=model, form=form))
     return [Turn(question, f"The weights of {model} take about {size} GiB in {form}.")]
 
 

@@ -7,6 +7,7 @@ from random import Random
 from typing import NamedTuple
 
 from training.corpus.conversation import Topic, Turn
+from training.corpus.wording import phrased
 
 
 class Fact(NamedTuple):
@@ -15,25 +16,6 @@ class Fact(NamedTuple):
     questions: Sequence[str]
     answer: str
 
-
-QUESTION_OPENINGS = (
-    "Hi, {}",
-    "Hello, {}",
-    "Please tell me: {}",
-    "One question: {}",
-    "Hey, {}",
-    "Can you tell me: {}",
-    "Quick question: {}",
-)
-REQUEST_FORMS = (
-    "Please {}.",
-    "Can you {}?",
-    "Could you {}?",
-    "Could you please {}?",
-    "Can you please {}?",
-    "Hi, please {}.",
-)
-KEPT_CAPITALS = ("I", "Docker", "Python", "Prometheus", "Linux", "Qwen2", "Llama")
 
 DEFINITION_QUESTIONS = (
     "What is {}?",
@@ -63,35 +45,9 @@ SUPPORT_QUESTIONS = (
 )
 
 
-def lowered(text: str) -> str:
-    """The text with a small letter at its beginning, names aside."""
-    word = text.replace("?", " ").replace("'", " ").split(" ", 1)[0]
-    if word in KEPT_CAPITALS or word[1:] != word[1:].lower():
-        return text
-    return text[:1].lower() + text[1:]
-
-
-def asked(random: Random, question: str) -> str:
-    """The question as one user or another would type it."""
-    chance = random.random()
-    if chance < 0.55:
-        return question
-    if question.endswith("?"):
-        if chance < 0.68:
-            return lowered(question)
-        if chance < 0.76:
-            return question[:-1]
-        if chance < 0.88:
-            return lowered(question[:-1])
-        return random.choice(QUESTION_OPENINGS).format(lowered(question))
-    if chance < 0.65:
-        return lowered(question.rstrip("."))
-    return random.choice(REQUEST_FORMS).format(lowered(question.rstrip(".")))
-
-
 def turn(random: Random, fact: Fact) -> Turn:
     """One of the fact's questions, and its answer."""
-    return Turn(asked(random, random.choice(fact.questions)), fact.answer)
+    return Turn(phrased(random, random.choice(fact.questions)), fact.answer)
 
 
 def questions_about(term: str, patterns: Sequence[str] = DEFINITION_QUESTIONS) -> list[str]:

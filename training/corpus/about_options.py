@@ -5,8 +5,8 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
-from training.corpus.about_facts import asked
 from training.corpus.conversation import Topic, Turn, filled
+from training.corpus.wording import phrased
 
 
 class Option(NamedTuple):
@@ -276,23 +276,23 @@ def option_effect(random: Random) -> list[Turn]:
     """What an option does, and sometimes its default."""
     option = random.choice(OPTIONS)
     default = f" The default is {option.default}." if option.default else ""
-    question = asked(random, filled(random, EFFECT_QUESTIONS, name=option.name))
+    question = phrased(random, filled(random, EFFECT_QUESTIONS, name=option.name))
     turns = [Turn(question, f"`{option.name}` {option.effect}.{default}")]
     if random.random() < 0.25:
-        turns.append(Turn(asked(random, random.choice(DEFAULT_FOLLOW_UPS)), default_answer(option)))
+        turns.append(Turn(phrased(random, random.choice(DEFAULT_FOLLOW_UPS)), default_answer(option)))
     return turns
 
 
 def option_default(random: Random) -> list[Turn]:
     """What the default of an option is."""
     option = random.choice(OPTIONS)
-    return [Turn(asked(random, filled(random, DEFAULT_QUESTIONS, name=option.name)), default_answer(option))]
+    return [Turn(phrased(random, filled(random, DEFAULT_QUESTIONS, name=option.name)), default_answer(option))]
 
 
 def option_for_purpose(random: Random) -> list[Turn]:
     """Which option does something."""
     option = random.choice(OPTIONS)
-    question = asked(random, filled(random, PURPOSE_QUESTIONS, purpose=option.purpose))
+    question = phrased(random, filled(random, PURPOSE_QUESTIONS, purpose=option.purpose))
     example = f", such as `{option.name} {option.values[0]}`" if option.values else ""
     return [Turn(question, f"Use the option `{option.name}`{example}.")]
 
@@ -301,7 +301,7 @@ def option_value(random: Random) -> list[Turn]:
     """The command that sets an option to a value."""
     option = random.choice([option for option in OPTIONS if option.values])
     value, model = random.choice(option.values), random.choice(MODEL_PATHS)
-    question = asked(random, filled(random, VALUE_QUESTIONS, name=option.name, value=value))
+    question = phrased(random, filled(random, VALUE_QUESTIONS, name=option.name, value=value))
     if random.random() < 0.5:
         question = f"I serve {model}. {question}"
     else:
@@ -314,9 +314,9 @@ def switch(random: Random) -> list[Turn]:
     name, about, is_on = random.choice(SWITCHES)
     if is_on:
         answer = f"Start the server with `--no-{name}`."
-        return [Turn(asked(random, filled(random, SWITCH_OFF, about=about)), answer)]
+        return [Turn(phrased(random, filled(random, SWITCH_OFF, about=about)), answer)]
     answer = f"Start the server with `--{name}`."
-    return [Turn(asked(random, filled(random, SWITCH_ON, about=about)), answer)]
+    return [Turn(phrased(random, filled(random, SWITCH_ON, about=about)), answer)]
 
 
 def environment_variable(random: Random) -> list[Turn]:
@@ -329,7 +329,7 @@ def environment_variable(random: Random) -> list[Turn]:
         "Explain {name}.",
         "Tell me about {name}.",
     )
-    return [Turn(asked(random, filled(random, patterns, name=name)), f"The environment variable `{name}` {effect}.")]
+    return [Turn(phrased(random, filled(random, patterns, name=name)), f"The environment variable `{name}` {effect}.")]
 
 
 def all_options(random: Random) -> list[Turn]:
@@ -341,7 +341,7 @@ def all_options(random: Random) -> list[Turn]:
         "How do I list all options?",
         "Show me the options of sophserve.",
     )
-    return [Turn(asked(random, random.choice(patterns)), "Run `sophserve --help`. It lists all options.")]
+    return [Turn(phrased(random, random.choice(patterns)), "Run `sophserve --help`. It lists all options.")]
 
 
 TOPICS: dict[Topic, float] = {

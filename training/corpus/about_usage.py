@@ -5,8 +5,9 @@ from __future__ import annotations
 from random import Random
 
 from training.corpus.about import CHAT, CURL, EMBEDDED, PYTHON_CODE
-from training.corpus.about_facts import Fact, asked, one_of
+from training.corpus.about_facts import Fact, one_of
 from training.corpus.conversation import Topic, Turn, filled
+from training.corpus.wording import phrased
 
 CLIENTS = (
     Fact(
@@ -324,21 +325,23 @@ ENDPOINT_QUESTIONS = (
 def command(random: Random) -> list[Turn]:
     """What a command does."""
     name, effect = random.choice(COMMANDS)
-    return [Turn(asked(random, filled(random, COMMAND_QUESTIONS, name=name)), f"`sophserve {name}` {effect}.")]
+    return [Turn(phrased(random, filled(random, COMMAND_QUESTIONS, name=name)), f"`sophserve {name}` {effect}.")]
 
 
 def command_for_purpose(random: Random) -> list[Turn]:
     """Which command does something."""
     name, purpose = random.choice(COMMAND_PURPOSES)
     return [
-        Turn(asked(random, filled(random, PURPOSE_QUESTIONS, purpose=purpose)), f"Use the command `sophserve {name}`.")
+        Turn(
+            phrased(random, filled(random, PURPOSE_QUESTIONS, purpose=purpose)), f"Use the command `sophserve {name}`."
+        )
     ]
 
 
 def endpoint(random: Random) -> list[Turn]:
     """What an endpoint does."""
     path, effect = random.choice(ENDPOINTS)
-    return [Turn(asked(random, filled(random, ENDPOINT_QUESTIONS, path=path)), f"The endpoint `{path}` {effect}.")]
+    return [Turn(phrased(random, filled(random, ENDPOINT_QUESTIONS, path=path)), f"The endpoint `{path}` {effect}.")]
 
 
 TOPICS: dict[Topic, float] = {

@@ -30,21 +30,21 @@ from training.corpus.tools import Message
 
 # How often a topic of each module comes.
 ENGLISH: dict[str, tuple[dict[Topic, float], float]] = {
-    "stories": (stories.TOPICS, 7),
+    "stories": (stories.TOPICS, 4.5),
     "about": (about.TOPICS, 3),
     "about_demo": (about_demo.TOPICS, 0.5),
     "about_engine": (about_engine.TOPICS, 1.2),
     "about_options": (about_options.TOPICS, 0.4),
     "about_usage": (about_usage.TOPICS, 1),
     "facts": (facts.TOPICS, 8),
-    "lists": (lists.TOPICS, 8),
-    "numbers": (numbers.TOPICS, 16),
+    "lists": (lists.TOPICS, 9),
+    "numbers": (numbers.TOPICS, 18),
     "talk": (talk.TOPICS, 8),
     "things": (things_talk.TOPICS, 7),
     "unknown": (unknown.TOPICS, 2),
 }
 CHINESE: dict[str, tuple[dict[Topic, float], float]] = {
-    "stories": (chinese_stories.TOPICS, 3),
+    "stories": (chinese_stories.TOPICS, 2.5),
     "talk": (chinese_talk.TOPICS, 3),
     "facts": (chinese_facts.TOPICS, 4),
     "numbers": (chinese_numbers.TOPICS, 4),
@@ -79,9 +79,9 @@ def document(random: Random) -> tuple[list[Message], list[Message]] | str:
     if kind < 0.02:
         return stories.plain_stories(random)
     offered: list[Message] = []
-    if kind < 0.10:
+    if kind < 0.12:
         messages, offered = tools.conversation(random, lambda: chat(random, "english", 1))
-    elif kind < 0.12:
+    elif kind < 0.14:
         messages, offered = tools.without_call(random, lambda: chat(random, "english", random.choice((1, 2))))
     else:
         language = random.choices(("english", "chinese", "both"), (0.78, 0.18, 0.04))[0]

@@ -196,7 +196,7 @@ TOPICS: dict[Topic, float] = {
     countries: 2,
     is_capital: 0.7,
     languages: 1,
-    opposites: 2.5,
+    opposites: 4,
     days: 1.2,
     months: 1.2,
     seasons: 0.6,

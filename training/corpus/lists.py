@@ -37,11 +37,16 @@ def _count(random: Random, number: int) -> str:
     return random.choice((NUMBERS[number], str(number)))
 
 
+def _some(random: Random, words: list[str], number: int) -> list[str]:
+    """That many of the words, in their order, so that what came before rules out to say one again."""
+    return [words[index] for index in sorted(random.sample(range(len(words)), number))]
+
+
 def naming(random: Random) -> list[Turn]:
     """Some members of a category in a sentence."""
     _, many, words = random.choice(CATEGORIES)
     number = random.choice((2, 3, 3, 3, 4, 5))
-    items = random.sample(words.split(), number)
+    items = _some(random, words.split(), number)
     if many not in WITHOUT_ARTICLE:
         items = [with_article(item) for item in items]
     patterns = ("Name {n} {x}.", "Name {n} {x}.", "Tell me {n} {x}.", "Give me {n} {x}.", "Say {n} {x}.")
@@ -53,7 +58,7 @@ def listing(random: Random) -> list[Turn]:
     """Some members of a category as a numbered list, perhaps with one more."""
     one, many, words = random.choice(CATEGORIES)
     number = random.choice((3, 3, 4, 5))
-    items = random.sample(words.split(), number + 1)
+    items = _some(random, words.split(), number + 1)
     patterns = ("List {n} {x}.", "Give me a list of {n} {x}.", "Make a list of {n} {x}.", "Write a list of {n} {x}.")
     question = requested(random, filled(random, patterns, n=_count(random, number), x=many))
     turns = [Turn(question, numbered(items[:-1]))]
@@ -146,8 +151,10 @@ def repeating(random: Random) -> list[Turn]:
             (("hello", "Hello"), ("good morning", "Good morning"), ("goodbye", "Goodbye"), ("thank you", "Thank you"))
         )
         return [Turn(requested(random, f"Say {word} to {name}."), f"{answer}, {name}.")]
-    text = random.choice(SENTENCES)[1]
-    if random.random() < 0.5:
+    text, kind = random.choice(SENTENCES)[1], random.random()
+    if kind < 0.5:
+        text = " ".join(random.choices((*SIMPLE_WORDS, *NAMES), k=random.randint(2, 7)))
+    elif kind < 0.8:
         animal, color, place = random.choice(ANIMALS).name, random.choice(COPY_COLORS), random.choice(COPY_PLACES)
         text = f"The {color} {animal} {random.choice(('is', 'sleeps', 'sits', 'waits'))} near the {place}."
     patterns = (
@@ -272,8 +279,8 @@ TOPICS: dict[Topic, float] = {
     listing: 4,
     beginning_with: 1,
     sorting: 1.5,
-    spelling: 2.5,
-    repeating: 2,
+    spelling: 5,
+    repeating: 4,
     translating: 3,
     sentences: 1.5,
     rhymes: 0.8,

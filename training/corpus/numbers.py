@@ -67,7 +67,7 @@ def _difference(a: int, b: int) -> str:
 
 
 def _small(random: Random) -> int:
-    return random.randint(0, 10) if random.random() < 0.55 else random.randint(0, 20)
+    return random.randint(0, 10) if random.random() < 0.7 else random.randint(0, 20)
 
 
 def addition(random: Random) -> list[Turn]:

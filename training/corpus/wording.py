@@ -41,6 +41,11 @@ def requested(random: Random, request: str) -> str:
     )
 
 
+def phrased(random: Random, text: str) -> str:
+    """A question or a request as somebody may type it."""
+    return asked(random, text) if text.endswith("?") else requested(random, text)
+
+
 def with_article(noun: str) -> str:
     """The noun with "a" or "an"."""
     return f"{'an' if noun[0] in 'aeiou' and not noun.startswith(('uni', 'use')) else 'a'} {noun}"
