@@ -22,6 +22,8 @@ def export(model: DemoModel, shape: Shape, tokenizer: Tokenizer, directory: Path
     (directory / "chat_template.jinja").write_text(TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")
     weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    # save_file lets only the owner read it.
+    (directory / "model.safetensors").chmod(0o644)
     end, end_of_text = tokenizer.token_to_id(END), tokenizer.token_to_id(END_OF_TEXT)
     config = {
         "architectures": ["Qwen2ForCausalLM"],

@@ -18,7 +18,7 @@ TOOL_TOKENS = ("<tool_call>", "</tool_call>")
 # Digits in twos at most, Chinese characters in runs, and words with the space before them.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # Learning to ask is of less use than learning to answer.
-WEIGHT_OF_QUESTIONS = 0.1
+WEIGHT_OF_QUESTIONS = 0.0
 
 _ANSWER = re.compile(re.escape(START) + r"assistant\n(.*?" + re.escape(END) + ")", re.S)
 

@@ -63,6 +63,8 @@ def write_checkpoint(
                 done += stored[name].nbytes
                 on_progress(done, total)
         save_file(tensors, target / file.name, metadata={"format": "pt"})
+        # save_file lets only the owner read it.
+        shutil.copymode(file, target / file.name)
         weight_map |= dict.fromkeys(tensors, file.name)
     if len(files) > 1:
         size = sum((target / file.name).stat().st_size for file in files)

@@ -56,12 +56,15 @@ def test_a_written_checkpoint_equals_one_quantized_on_loading(
         assert [answer[0] for answer in two] == tokens  # type: ignore[index]
 
 
-def test_refusals(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_refusals_and_access(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = make_checkpoint("qwen2", **SHAPE)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "give a directory that is empty" in quantize(source, tmp_path / "full", "gptq").stderr
+    [weights] = source.glob("*.safetensors")
+    weights.chmod(0o640)
     assert quantize(source, tmp_path / "out", "gptq").returncode == 0
+    assert (tmp_path / "out" / weights.name).stat().st_mode == weights.stat().st_mode
     assert "is quantized already" in quantize(tmp_path / "out", tmp_path / "again", "fp8").stderr
     with pytest.raises(ConfigError, match="quantized with 'gptq' already; leave out --quantization fp8"):
         answers(tmp_path / "out", quantization="fp8")
