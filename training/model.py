@@ -133,10 +133,8 @@ class DemoModel(nn.Module):
             if name.endswith((".bias", "o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(parameter)
 
-    def loss(self, ids: Tensor, weights: Tensor, end: int | None = None) -> Tensor:
-        """Sum of the cross-entropies of the tokens behind the first, each by its weight; both `[batch, tokens]`."""
-        weights = weights[:, 1:]
-        learned = weights > 0
+    def loss(self, ids: Tensor, learned: Tensor, end: int | None = None) -> Tensor:
+        """Sum of the cross-entropies of the tokens to be learned, the first of a row aside; both `[batch, tokens]`."""
+        learned = learned[:, 1:]
         logits = functional.linear(self.model(ids[:, :-1], end)[learned], self.model.embed_tokens.weight)
-        losses = functional.cross_entropy(logits, ids[:, 1:][learned], reduction="none")
-        return losses @ weights[learned]
+        return functional.cross_entropy(logits, ids[:, 1:][learned], reduction="sum")

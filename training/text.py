@@ -17,8 +17,9 @@ END_OF_TEXT, START, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|
 TOOL_TOKENS = ("<tool_call>", "</tool_call>")
 # Digits in twos at most, Chinese characters in runs, and words with the space before them.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# Learning to ask is of less use than learning to answer.
-WEIGHT_OF_QUESTIONS = 0.0
+
+# Token ids, and which of them are to be learned.
+Tokens = tuple[list[int], list[bool]]
 
 _ANSWER = re.compile(re.escape(START) + r"assistant\n(.*?" + re.escape(END) + ")", re.S)
 
@@ -59,31 +60,31 @@ def trained_tokenizer(vocab_size: int, seed: int, texts: int) -> Tokenizer:
     return tokenizer
 
 
-def weighted_tokens(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[float]]:
-    """Token ids of a document, its end included, and the weight of each in the loss."""
+def tokens(tokenizer: Tokenizer, text: str) -> Tokens:
+    """Those of a document, its end included. Of a conversation only answers are to be learned."""
     encoding = tokenizer.encode(text + END_OF_TEXT, add_special_tokens=False)
     answers = [match.span(1) for match in _ANSWER.finditer(text)]
     if not answers:
-        return encoding.ids, [1.0] * len(encoding.ids)
+        return encoding.ids, [True] * len(encoding.ids)
     parts = iter([*answers, (encoding.offsets[-1][1],) * 2])
     first, last = next(parts)
-    weights = []
+    learned = []
     for start, end in encoding.offsets:
         if start >= last:
             first, last = next(parts)
-        weights.append(1.0 if start < last and end > first else WEIGHT_OF_QUESTIONS)
-    return encoding.ids, weights
+        learned.append(start < last and end > first)
+    return encoding.ids, learned
 
 
-def rows(tokenizer: Tokenizer, seed: int, length: int) -> Iterator[tuple[list[int], list[float]]]:
-    """Endless rows of `length` tokens and weights. Each begins with a document and is filled up with further ones; the
-    last one is cut off."""
+def rows(tokenizer: Tokenizer, seed: int, length: int) -> Iterator[Tokens]:
+    """Endless rows of `length` tokens. Each begins with a document and is filled up with further ones; the last one is
+    cut off."""
     source = documents(seed)
     while True:
         ids: list[int] = []
-        weights: list[float] = []
+        learned: list[bool] = []
         while len(ids) < length:
-            more_ids, more_weights = weighted_tokens(tokenizer, next(source))
+            more_ids, more_learned = tokens(tokenizer, next(source))
             ids += more_ids
-            weights += more_weights
-        yield ids[:length], weights[:length]
+            learned += more_learned
+        yield ids[:length], learned[:length]

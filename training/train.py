@@ -20,7 +20,7 @@ from training.export import export
 from training.induction import start_heads
 from training.model import DemoModel, Shape
 from training.optimizer import Optimizer
-from training.text import END_OF_TEXT, rows, trained_tokenizer
+from training.text import END_OF_TEXT, Tokens, rows, trained_tokenizer
 
 TOKENS_A_STEP = 4096
 # What runs through the model at once: little enough for the caches of a processor.
@@ -36,7 +36,7 @@ def main() -> None:
     """Train, reporting the loss, and write the checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("directory", type=Path, help="where the checkpoint goes")
-    parser.add_argument("--steps", type=int, default=2000, help="each of 4096 tokens")
+    parser.add_argument("--steps", type=int, default=4500, help="each of 4096 tokens")
     parser.add_argument("--rate", type=float, default=1.0, help="part of the full learning rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--go-on", action="store_true", help="with the model that is in DIRECTORY")
@@ -61,10 +61,10 @@ def main() -> None:
     for step in range(given.steps):
         length = next(length for end, length in LENGTHS if step < end * given.steps)
         parts = list(itertools.islice(batches[length], TOKENS_A_STEP // max(TOKENS_AT_ONCE, length)))
-        weight = sum(float(weights[:, 1:].sum()) for _, weights in parts)
+        count = sum(int(learned[:, 1:].sum()) for _, learned in parts)
         total = 0.0
-        for ids, weights in parts:
-            loss = model.loss(ids.to(given.device), weights.to(given.device), end) / weight
+        for ids, learned in parts:
+            loss = model.loss(ids.to(given.device), learned.to(given.device), end) / count
             loss.backward()
             total += float(loss.detach())
         optimizer.step(given.rate * schedule(step / given.steps))
@@ -75,13 +75,13 @@ def main() -> None:
             export(model, shape, tokenizer, given.directory)
 
 
-def batched(source: Iterator[tuple[list[int], list[float]]]) -> Iterator[Batch]:
-    """Rows put together to what runs at once: ids and weights, `[rows, tokens]`."""
+def batched(source: Iterator[Tokens]) -> Iterator[Batch]:
+    """Rows put together to what runs at once: ids and which are to be learned, `[rows, tokens]`."""
     while True:
         first = next(source)
         count = max(1, TOKENS_AT_ONCE // len(first[0]))
-        ids, weights = zip(first, *itertools.islice(source, count - 1), strict=True)
-        yield torch.tensor(ids), torch.tensor(weights)
+        ids, learned = zip(first, *itertools.islice(source, count - 1), strict=True)
+        yield torch.tensor(ids), torch.tensor(learned)
 
 
 def schedule(done: float) -> float:

@@ -11,7 +11,7 @@ import jsonschema
 
 from sophserve.text.chat_template import ChatTemplate
 from training.corpus.dialogue import document
-from training.text import END, START, TEMPLATE, documents, rows, trained_tokenizer, weighted_tokens
+from training.text import END, START, TEMPLATE, documents, rows, tokens, trained_tokenizer
 
 
 def some(seed: int, count: int) -> list[str]:
@@ -50,18 +50,19 @@ def test_calls_are_of_offered_functions() -> None:
     assert called > 100
 
 
-def test_answers_weigh_more_than_questions() -> None:
+def test_answers_are_learned_and_questions_are_not() -> None:
     tokenizer = trained_tokenizer(600, 1, 200)
     text = f"{START}user\nHi{END}\n{START}assistant\nHello.{END}"
-    ids, weights = weighted_tokens(tokenizer, text)
-    learned = [token for token, weight in zip(ids, weights, strict=True) if weight == 1.0]
-    assert tokenizer.decode(learned, skip_special_tokens=False) == f"Hello.{END}"
-    assert len(ids) == len(weights)
+    ids, learned = tokens(tokenizer, text)
+    answer = list(itertools.compress(ids, learned))
+    assert tokenizer.decode(answer, skip_special_tokens=False) == f"Hello.{END}"
+    assert len(ids) == len(learned)
+    assert all(tokens(tokenizer, "Once upon a time.")[1])
 
 
 def test_rows_begin_with_documents() -> None:
     tokenizer = trained_tokenizer(600, 1, 200)
     found = list(itertools.islice(rows(tokenizer, 3, 64), 20))
-    assert all(len(ids) == len(weights) == 64 for ids, weights in found)
+    assert all(len(ids) == len(learned) == 64 for ids, learned in found)
     starts = [tokenizer.decode(ids[:1], skip_special_tokens=False) for ids, _ in found]
     assert starts.count(START) >= 18

@@ -75,10 +75,10 @@ def test_it_learns() -> None:
     torch.manual_seed(0)
     model = DemoModel(SHAPE)
     optimizer = Optimizer(model)
-    ids, weights = torch.randint(0, 600, (2, 33)), torch.ones(2, 33)
+    ids, learned = torch.randint(0, 600, (2, 33)), torch.ones(2, 33, dtype=torch.bool)
     losses = []
     for _ in range(30):
-        loss = model.loss(ids, weights) / 64
+        loss = model.loss(ids, learned) / 64
         loss.backward()
         optimizer.step(1.0)
         losses.append(float(loss.detach()))
