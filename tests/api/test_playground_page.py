@@ -263,9 +263,7 @@ async def test_what_is_sent(served: Any, open_page: Any) -> None:
     params = served.engine.params[-1]
     assert (params.temperature, params.top_k, params.seed, params.logprobs) == (1.0, 0, None, None)
     assert served.engine.prompts[-1] == served.tokenizer.encode(
-        served.serving.chat_template.render(
-            [{"role": "user", "content": "Explain how a KV cache speeds up text generation."}]
-        ),
+        served.serving.chat_template.render([{"role": "user", "content": "Tell me a story about a cat and a boat."}]),
         add_special_tokens=False,
     )
 
