@@ -23,23 +23,22 @@ NEIGHBOR, COPY = 0.1, 0.04
 @torch.no_grad()
 def start_heads(model: DemoModel) -> None:
     """Add these heads to a new model, each as the first of its layer."""
-    layers = model.model.layers
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
     size = model.model.shape.head_dim
-    see_token_before(layers[0].self_attn, model.model.shape.rope_theta)
-    pass_on(layers[0].self_attn, size, NEIGHBOR)
+    see_token_before(attentions[0])
+    pass_on(attentions[0], size, NEIGHBOR)
     slow = [*range(size // 4, size // 2), *range(3 * size // 4, size)]
-    for part, layer in enumerate(LAYERS_THAT_MATCH):
-        attention = layers[layer].self_attn
+    for part, attention in enumerate(attentions[layer] for layer in LAYERS_THAT_MATCH):
         for index, channel in enumerate(slow, part * len(slow)):
             attention.q_proj.weight[channel, index] += MATCH
             attention.k_proj.weight[channel, size + index] += MATCH
         pass_on(attention, 0, COPY)
 
 
-def see_token_before(attention: Attention, theta: float) -> None:
+def see_token_before(attention: Attention) -> None:
     """Give q and k biases that agree most where the rotation of one position lies between them."""
     size = attention.shape.head_dim
-    angles = theta ** -(torch.arange(FAST_PLANES) * 2 / size)
+    angles = attention.shape.rope_theta ** -(torch.arange(FAST_PLANES) * 2 / size)
     attention.k_proj.bias[:FAST_PLANES] += PULL
     attention.q_proj.bias[:FAST_PLANES] += PULL * angles.cos()
     attention.q_proj.bias[size // 2 : size // 2 + FAST_PLANES] -= PULL * angles.sin()
