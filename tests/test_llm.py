@@ -245,7 +245,7 @@ def outputs_of(directory: Path, **options: Any) -> tuple[list[list[CompletionOut
         return outputs, llm._llm.engine._scheduler.stats.preemptions
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_options_do_not_change_answers(
     dtype: str, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,8 +24,15 @@ def answer(llm: LLM, beside: list[list[int]] | None = None) -> list[object]:
     return [output.token_ids, entries]
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        ("qwen2", "float32"),
+        ("qwen3", "bfloat16"),
+        pytest.param("qwen2", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("qwen3", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_bits_do_not_depend_on_how_a_prompt_is_served(
     make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, architecture: str, dtype: str
 ) -> None:

@@ -64,7 +64,9 @@ def status_of(url: str) -> int:
         return error.code
 
 
-@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "with_signal", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.slow), signal.SIGSTOP]
+)
 def test_streams_go_on_after_the_worker_is_lost(
     with_signal: int, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
 ) -> None:

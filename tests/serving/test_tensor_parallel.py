@@ -71,8 +71,15 @@ def test_chip_map_must_name_every_rank(make_checkpoint: Callable[..., Path], mon
         assert llm.generate("x", GREEDY, use_tqdm=False)[0].finished
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("with_signal", "rank"),
+    [
+        (signal.SIGKILL, 0),
+        (signal.SIGSTOP, 1),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_rank_costs_no_stream(
     rank: int, with_signal: int, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
 ) -> None:
