@@ -115,8 +115,8 @@ class Client:
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=aiohttp.ClientTimeout(),
-            # A connection that the server closes while a request goes out is an error: keep none for long.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
+            # A kept connection may be one that the server closes while the next request goes out: llama.cpp's does.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
         )
         return self
 
