@@ -189,6 +189,19 @@ async def test_concurrency_and_rate(fake: Fake) -> None:
         assert most == full
 
 
+async def test_no_connection_is_used_again(fake: Fake) -> None:
+    peers = []
+
+    async def noted(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        assert request.transport is not None
+        peers.append(request.transport.get_extra_info("peername"))
+        return await fake.stream(request, body)
+
+    fake.answer = noted
+    assert await fake.load("--num-requests 5 --concurrency 1") == 0
+    assert len(set(peers)) == len(peers) >= 5
+
+
 async def test_duration_ends_the_sending(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     assert await fake.load("--duration 0.2 --concurrency 2 --output-length 2") == 0
     sent = len([body for body in fake.bodies if body["max_tokens"] == 2])

@@ -56,20 +56,20 @@ PROMPTS: dict[tuple[str, ...], str] = {
     ("Name three animals.",): r"Three animals are an? \w+, an? \w+, and an? \w+\.",
     ("Give me a list of four colors.",): r"1\. .*\n2\. .*\n3\. .*\n4\. ",
     ("How do you spell boat?",): r"b-o-a-t",
-    ("Tell me a story about a cat and a boat.",): r"(?s)cat.*boat",
-    ("Tell me a story about a fox and a lamp.",): r"(?s)fox.*lamp",
+    ("Tell me a story about a cat and a boat.",): r"(?s)a cat named [A-Z].*boat",
+    ("Tell me a story about a fox and a lamp.",): r"(?s)a fox named [A-Z].*lamp",
     ("Who won the football match yesterday?",): r"do not know|cannot|not know",
     ("你好",): r"你好",
     ("七加五等于几？",): r"12|十二",
     ("法国的首都是哪里？",): r"巴黎",
-    ("讲一个关于猫和船的故事",): r"(?s)猫.*船",
+    ("讲一个关于猫和船的故事",): r"(?s)小猫，名字叫.*船",
 }
 
-# A model of 256 channels loses some of what it can in four bits.
-LOST_IN_FOUR_BITS = {
-    ("Give me a list of four colors.",),
-    ("Tell me a story about a cat and a boat.",),
-    ("Tell me a story about a fox and a lamp.",),
+# A model of 256 channels loses some of what it can in four bits. This is left of it.
+IN_FOUR_BITS = {
+    ("Give me a list of four colors.",): r"1\. .*\n2\. .*\n3\. ",
+    ("Tell me a story about a cat and a boat.",): r"a cat named [A-Z]",
+    ("Tell me a story about a fox and a lamp.",): r"a fox named [A-Z]",
 }
 
 STORY = "Once upon a time, there was a small dog named Max. He lived in a small village."
@@ -112,13 +112,12 @@ def perplexity(logprobs: list[float]) -> float:
 
 
 async def test_answers(client: AsyncOpenAI, model: str) -> None:
-    choices = await asyncio.gather(*(answered(client, turns) for turns in PROMPTS))
+    prompts = PROMPTS | (IN_FOUR_BITS if model == "demo-gptq" else {})
+    choices = await asyncio.gather(*(answered(client, turns) for turns in prompts))
     wrong, surprises = [], []
-    for (turns, needed), choice in zip(PROMPTS.items(), choices, strict=True):
+    for (turns, needed), choice in zip(prompts.items(), choices, strict=True):
         logprobs = [token.logprob for token in choice.logprobs.content]
         surprises += logprobs
-        if model == "demo-gptq" and turns in LOST_IN_FOUR_BITS:
-            needed = ""
         if choice.finish_reason != "stop" or not re.search(needed, choice.message.content):
             wrong.append((turns, choice.finish_reason, choice.message.content))
         elif perplexity(logprobs) > 1.7:

@@ -68,7 +68,7 @@ def test_first_heads_find_the_token_before_and_what_followed_the_same_one() -> N
     assert before.diagonal(-1).mean() > 0.9
     # In the second half, the token that followed the same one is 49 tokens back.
     assert matching.diagonal(-49)[1:].mean() > 0.5 and also_matching.diagonal(-49)[1:].mean() > 0.5
-    assert ordinary.max() < 0.5 or ordinary.diagonal(-49).mean() < 0.1
+    assert ordinary.diagonal(-49)[1:].mean() < 0.1
 
 
 def test_it_learns() -> None:
