@@ -8,6 +8,7 @@ import time
 
 from tests.loop_probe import LoopProbe
 
+
 async def test_the_probe_sees_work_on_the_loop_and_calls_that_hold_the_lock() -> None:
     async with LoopProbe() as probe:
         sum(range(10**7))
