@@ -114,6 +114,11 @@ class _ViewsOnly(TorchDispatchMode):
         super().__init__()
         self.computes = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch imports its compiler, which takes a second, to keep it away from this class.
+        return False
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

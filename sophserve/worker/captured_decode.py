@@ -31,8 +31,7 @@ class CapturedDecode:
         self._replay: Callable[[int], Tensor]
         self._token_ids: Tensor
         self._meta: AttentionMeta
-        # The first recording takes a second, which would look like a worker that hangs.
-        self._record(1)
+        self._record(1)  # while loading: what of the device is slow the first time delays no request
 
     def logits(self, batch: FlatBatch) -> Tensor | None:
         """float `[sequences, vocab]`, until the next call; None for a batch that is no decode step, or where the

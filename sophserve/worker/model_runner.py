@@ -89,7 +89,10 @@ class ModelRunner:
         self._batches = BatchBuilder(config.block_size)
         eager = config.enforce_eager or os.environ.get("DISABLE_CACHE", "0") not in ("", "0")
         max_blocks = -(-max_model_len // config.block_size)
-        self._captured = None if eager else CapturedDecode(self.device, self.model, config.max_num_seqs, max_blocks)
+        self._captured = None
+        if not eager:
+            on_progress(Progress("recording a decode step"))
+            self._captured = CapturedDecode(self.device, self.model, config.max_num_seqs, max_blocks)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
