@@ -144,6 +144,7 @@ class AsyncLLM:
         """Yield everything generated so far after each step. Closing the iterator aborts the request."""
         params = sampling_params or self.default_sampling_params()
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self.engine.check(token_ids, params)
         text = prompt if isinstance(prompt, str) else None
         outputs = [CompletionOutput(index) for index in range(params.n)]
         request = RequestOutput(request_id or uuid4().hex, text, token_ids, outputs)

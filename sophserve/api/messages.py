@@ -12,6 +12,7 @@ from aiohttp import web
 from sophserve.api.body import json_response, read_body, warn_unknown
 from sophserve.api.chat import chat_generation, chat_params, template_messages
 from sophserve.api.events import Event, Exchange, OutputFormat
+from sophserve.api.params import check_texts
 from sophserve.api.parts import Part, PartWriter
 from sophserve.api.prompts import encode_chat
 from sophserve.api.requests import ChatRequest, ContentPart, Message
@@ -106,6 +107,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, MessagesRequest)
     model = serving.check_model(body.model)
+    check_texts("stop", body.stop_sequences, "stop_sequences")
     chat = _chat(body)
     chat.stop, chat.temperature, chat.top_p, chat.top_k = body.stop_sequences, body.temperature, body.top_p, body.top_k
     params = chat_params(serving, chat, body.max_tokens)

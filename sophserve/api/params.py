@@ -15,7 +15,9 @@ from sophserve.sampling import SamplingParams
 LONGEST_TIMEOUT = 86_400
 
 _SAME_NAME = [name for name in SamplingParams.__struct_fields__ if name in GenerationRequest.__struct_fields__]
-_MOST = {"stop": 64, "stop_token_ids": 1024, "logit_bias": 1024, "bad_words": 128, "allowed_token_ids": 100_000}
+_MOST = {"stop_token_ids": 1024, "logit_bias": 1024, "allowed_token_ids": 100_000}
+# Of texts: how many, and how many characters each may have and all together.
+_MOST_TEXTS = {"stop": (64, 1000, 8000), "bad_words": (128, 200, 8000)}
 
 
 def sampling_params(
@@ -50,6 +52,24 @@ def _check_supported(body: GenerationRequest) -> None:
     if body.timeout is not None and not 0 < body.timeout <= LONGEST_TIMEOUT:
         raise RequestError(f"timeout must be above 0 and at most {LONGEST_TIMEOUT}, got {body.timeout:g}", "timeout")
     for name, most in _MOST.items():
-        value = getattr(body, name)
-        if value is not None and not isinstance(value, str) and len(value) > most:
-            raise RequestError(f"{name} has {len(value)} entries; at most {most} are possible", name)
+        if (value := getattr(body, name)) is not None:
+            _check_count(name, len(value), most)
+    for name in _MOST_TEXTS:
+        check_texts(name, getattr(body, name))
+
+
+def check_texts(name: str, texts: str | list[str] | None, field: str | None = None) -> None:
+    """Raise RequestError for texts that are too many or too long. field: what the API calls those of that name."""
+    count, most, together = _MOST_TEXTS[name]
+    texts, field = [texts] if isinstance(texts, str) else texts or [], field or name
+    _check_count(field, len(texts), count)
+    longest = max(map(len, texts), default=0)
+    if longest > most:
+        raise RequestError(f"{field} has a text of {longest} characters; at most {most} are possible", field)
+    if (total := sum(map(len, texts))) > together:
+        raise RequestError(f"{field} has {total} characters together; at most {together} are possible", field)
+
+
+def _check_count(name: str, count: int, most: int) -> None:
+    if count > most:
+        raise RequestError(f"{name} has {count} entries; at most {most} are possible", name)

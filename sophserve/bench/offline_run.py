@@ -59,6 +59,7 @@ def phases(times: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
 
 async def _answer(llm: AsyncLLM, prompt: list[int], params: SamplingParams, start: float) -> Answer:
     answer = Answer([], [], "")
+    llm.engine.check(prompt, params)
     async with aclosing(llm.engine.generate(prompt, params, "bench")) as deltas:
         async for delta in deltas:
             _take(answer, delta, perf_counter() - start)
@@ -78,6 +79,7 @@ async def logprobs_of(llm: AsyncLLM, prompt: list[int], token_ids: list[int]) ->
     """The log-probability of each token of an answer under the model, in one prefill."""
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
     entries: list[list[TokenLogprob] | None] = []
+    llm.engine.check(prompt + token_ids, params)
     async with aclosing(llm.engine.generate(prompt + token_ids, params, "bench")) as deltas:
         async for delta in deltas:
             entries = delta.prompt_logprobs or entries

@@ -160,12 +160,12 @@ class Engine:
 
         priority counts with the scheduling policy of that name: lower numbers go first. KV blocks are only shared
         between requests with the same cache_salt.
-        Closing the iterator aborts the request at once. Raises RequestError for a request that cannot be served,
-        RequestAborted when it was cancelled or waited too long, EngineDeadError when the worker is lost.
+        `check` the prompt first, once for all its answers. Closing the iterator aborts the request at once. Raises
+        RequestError for a form that cannot be kept to, RequestAborted when it was cancelled or waited too long,
+        EngineDeadError when the worker is lost.
         """
         if not self.loaded:
             raise EngineDeadError("the engine is not running")
-        self.check(prompt, params)
         await self.compile(params.structured)
         sequence = self._add(prompt, params, request_id, index, priority, cache_salt)
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from weakref import WeakValueDictionary
 
 from sophserve.text.tokenizer import Tokenizer
 
@@ -26,7 +27,8 @@ class IncrementalDetokenizer:
         spaces_between_special_tokens: bool = True,
         shown: Collection[int] = (),
     ) -> None:
-        self._skipped = tokenizer.special_ids.difference(shown) if skip_special_tokens else frozenset()
+        hidden = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = hidden.difference(shown) if shown else hidden
         byte_level = tokenizer.decoder_types == ("ByteLevel",)
         self._text: _ByteText | _WindowText = _ByteText(tokenizer) if byte_level else _WindowText(tokenizer)
 
@@ -93,34 +95,86 @@ class _WindowText:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
+class StopTexts:
+    """What a search for several texts needs to know of them (Aho and Corasick's automaton). State 0 is the beginning of
+    every text; every other state is a beginning of one or more.
+
+    depth: how many characters a state stands for. ending: the longest text that ends there, None if none does.
+    """
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._next: dict[tuple[int, str], int] = {}
+        self.depth = [0]
+        self.ending: list[str | None] = [None]
+        parents: list[tuple[int, str]] = [(0, "")]
+        for stop in filter(None, stops):
+            state = 0
+            for character in stop:
+                following = self._next.get((state, character))
+                if following is None:
+                    following = self._next[state, character] = len(self.depth)
+                    self.depth.append(self.depth[state] + 1)
+                    self.ending.append(None)
+                    parents.append((state, character))
+                state = following
+            self.ending[state] = stop
+        # Where to go on if no text goes on with a character: to the longest beginning that also ends a state's text.
+        self._shorter = [0] * len(self.depth)
+        for state in sorted(range(1, len(self.depth)), key=self.depth.__getitem__):
+            parent, character = parents[state]
+            if parent:
+                self._shorter[state] = self.after(self._shorter[parent], character)
+            self.ending[state] = self.ending[state] or self.ending[self._shorter[state]]
+
+    def after(self, state: int, character: str) -> int:
+        """The state after one more character. Takes constant time, on average over a text."""
+        while (following := self._next.get((state, character))) is None:
+            if not state:
+                return 0
+            state = self._shorter[state]
+        return following
+
+
+# Tables that some answer is using.
+_known: WeakValueDictionary[tuple[str, ...], StopTexts] = WeakValueDictionary()
+
+
+def _tables(stops: Sequence[str]) -> StopTexts:
+    key = tuple(stops)
+    tables = _known.get(key)
+    if tables is None:
+        tables = _known[key] = StopTexts(key)
+    return tables
+
+
 class StopTextBuffer:
     """Finds the first stop text in a text that comes in parts, however it is cut into parts.
 
     The first is the one that is complete first; of those that end at the same character, the longest. What may be the
-    beginning of a stop text is held back. Takes time linear in the text (Knuth, Morris and Pratt's search for each
-    stop text). include_stop_str_in_output leaves the stop text itself in the output.
+    beginning of a stop text is held back. Takes time linear in the text, however many stop texts there are.
+    include_stop_str_in_output leaves the stop text itself in the output.
     """
 
     def __init__(self, stops: Sequence[str], include_stop_str_in_output: bool = False) -> None:
-        self._stops = [stop for stop in stops if stop]
-        self._borders = [_borders(stop) for stop in self._stops]
-        self._matched = [0] * len(self._stops)
+        self._tables = _tables(stops) if stops else None
+        self._state = 0
         self._include = include_stop_str_in_output
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
         """Take more text. Returns the text to give out, and the stop text that was found: no push may follow it."""
-        if not self._stops:
+        if self._tables is None:
             return text, None
+        state, after, ending = self._state, self._tables.after, self._tables.ending
         for position, character in enumerate(text):
-            found = [stop for number, stop in enumerate(self._stops) if self._advance(number, character)]
-            if found:
-                stop = max(found, key=len)
+            state = after(state, character)
+            if (stop := ending[state]) is not None:
                 text = self._held + text[: position + 1]
                 self._held = ""
                 return (text if self._include else text[: -len(stop)]), stop
+        self._state = state
         text = self._held + text
-        keep = len(text) - max(self._matched)
+        keep = len(text) - self._tables.depth[state]
         self._held = text[keep:]
         return text[:keep], None
 
@@ -128,24 +182,3 @@ class StopTextBuffer:
         """Return what was held back: the text ended without a stop text."""
         rest, self._held = self._held, ""
         return rest
-
-    def _advance(self, number: int, character: str) -> bool:
-        """Whether that stop text is complete with this character."""
-        stop, matched = self._stops[number], self._matched[number]
-        while matched and stop[matched] != character:
-            matched = self._borders[number][matched - 1]
-        matched += stop[matched] == character
-        self._matched[number] = matched
-        return matched == len(stop)
-
-
-def _borders(stop: str) -> list[int]:
-    """For each prefix of stop, the length of its longest proper prefix that also ends it."""
-    borders = [0] * len(stop)
-    length = 0
-    for index in range(1, len(stop)):
-        while length and stop[index] != stop[length]:
-            length = borders[length - 1]
-        length += stop[index] == stop[length]
-        borders[index] = length
-    return borders

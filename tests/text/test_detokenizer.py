@@ -249,3 +249,12 @@ def test_long_stop_texts_take_linear_time() -> None:
     out = "".join(buffer.push("a" * 100)[0] for _ in range(1000))
     assert out == "a" * 50_000
     assert buffer.push("b") == ("", "a" * 50_000 + "b")
+
+
+def test_answers_to_one_request_share_what_is_known_of_their_stop_texts() -> None:
+    stops = ["the end", "stop"]
+    first, second = StopTextBuffer(stops), StopTextBuffer(list(stops))
+    assert first._tables is second._tables
+    assert first.push("the ") == ("", None)
+    assert second.push("stop") == ("", "stop")
+    assert first.push("end") == ("", "the end")
