@@ -53,9 +53,9 @@ def _find(model: str, files: list[str]) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError."""
+    """The object in a JSON file; a whole number that is written as 8192.0 is an int. Raises CheckpointError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_float=_number)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
@@ -63,6 +63,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -78,11 +83,25 @@ def read_generation_config(directory: Path) -> dict[str, Any]:
 
 def end_token_ids(directory: Path, tokenizer_eos: int | None) -> list[int]:
     """The tokens that end an answer: eos_token_id, a number or a list, of generation_config.json, else config.json,
-    and the tokenizer's own."""
-    found = (config.get("eos_token_id") for config in (read_generation_config(directory), read_config(directory)))
-    ids: Any = next((each for each in found if each is not None), [])
-    ids = ids if isinstance(ids, list) else [ids]
+    and the tokenizer's own. Raises CheckpointError for what is no token id."""
+    ids: list[int] = []
+    for name, config in (
+        ("generation_config.json", read_generation_config(directory)),
+        ("config.json", read_config(directory)),
+    ):
+        given = config.get("eos_token_id")
+        if given is not None:
+            ids = [_token_id(each, directory / name) for each in (given if isinstance(given, list) else [given])]
+            break
     return list(dict.fromkeys(ids if tokenizer_eos is None else [*ids, tokenizer_eos]))
+
+
+def _token_id(value: Any, path: Path) -> int:
+    if isinstance(value, str) and value.isdecimal() and value.isascii():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise CheckpointError(f"{path}: eos_token_id must be a token id or a list of them, got {value!r}")
+    return value
 
 
 def read_pooling(directory: Path) -> str:

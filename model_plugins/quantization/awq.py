@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from sophserve.model.quantization import (
     WeightPart,
     filled_words,
     no_values,
+    read_settings,
     unpack_words,
 )
 from sophserve.model.weights import StoredTensor
@@ -67,14 +69,25 @@ class AWQFormat(WeightFormat):
         return int_weight(codes.contiguous(), tensors["scales"].T, zeros, groups[part.columns], 4)
 
 
+class AWQConfig(msgspec.Struct):
+    """The keys of the quantization config that are obeyed; w_bit and q_group_size are AWQ's first names of two."""
+
+    bits: int = 0
+    w_bit: int = 4
+    group_size: int = 0
+    q_group_size: int = -1
+    version: str = "gemm"
+    modules_to_not_convert: list[str] = []
+
+
 class AWQ(Scheme):
     """Layers with a qweight are quantized, the others are not."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._plain = config.get("modules_to_not_convert") or []
-        bits = config.get("bits") or config.get("w_bit") or 4
-        self._group_size = config.get("group_size") or config.get("q_group_size") or -1
-        version = str(config.get("version") or "gemm").lower()
+        settings = read_settings(AWQConfig, config)
+        self._plain = settings.modules_to_not_convert
+        self._group_size = settings.group_size or settings.q_group_size
+        bits, version = settings.bits or settings.w_bit, settings.version.lower()
         if bits != 4 or version != "gemm":
             raise CheckpointError(f"AWQ is supported with 4 bits and version gemm, not {bits} bits and {version}")
 

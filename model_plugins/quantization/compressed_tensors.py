@@ -17,13 +17,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from device.interface import CanonicalWeight
 from model_plugins.quantization.float8 import Float8Format, block_scales, expected_float8
 from sophserve.errors import CheckpointError
-from sophserve.model.canonical import even_groups, int_weight
+from sophserve.model.canonical import even_groups, int_weight, stored_groups
 from sophserve.model.module import ParameterSpec
 from sophserve.model.quantization import (
     DenseFormat,
@@ -34,123 +35,169 @@ from sophserve.model.quantization import (
     filled_words,
     is_dense,
     no_values,
+    read_settings,
     unpack_words,
 )
-from sophserve.model.weights import StoredTensor
+from sophserve.model.weights import INDICES, StoredTensor
 from sophserve.plugins import Register, hookimpl
 
 _FORMATS = ("pack-quantized", "float-quantized")
 
 
-class PackedFormat(WeightFormat):
-    """One layer of whole numbers of 4 or 8 bits."""
+class Weights(msgspec.Struct):
+    """How the weights of a group of layers are quantized."""
 
-    def __init__(self, name: str, stored: Mapping[str, StoredTensor], bits: int, group_size: int) -> None:
+    num_bits: int = 8
+    type: str = "int"
+    strategy: str | None = None
+    symmetric: bool = True
+    group_size: int | None = None
+    block_structure: tuple[int, int] | None = None
+    actorder: str | bool | None = None
+
+
+class Group(msgspec.Struct):
+    """Layers, and how they are quantized."""
+
+    targets: list[str] = []
+    weights: Weights | None = None
+    format: str | None = None
+
+
+class CompressedConfig(msgspec.Struct):
+    """The keys of the quantization config that are obeyed or refused."""
+
+    config_groups: dict[str, Group] = {}
+    format: str | None = None
+    ignore: list[str] = []
+    transform_config: dict[str, Any] = {}
+    sparsity_config: dict[str, Any] = {}
+
+
+class PackedFormat(WeightFormat):
+    """One layer of whole numbers of 4 or 8 bits; its sizes are those of its tensors."""
+
+    def __init__(self, name: str, stored: Mapping[str, StoredTensor], group_size: int) -> None:
         self._name = name
-        self._bits = bits
+        self._words = stored["weight_packed"].shape[-1]
         self._group_size = group_size
         self._groups = stored["weight_scale"].shape[-1] if "weight_scale" in stored else 1
         self._has_zeros = "weight_zero_point" in stored
         self._has_order = "weight_g_idx" in stored
 
+    def _bits(self, part: WeightPart) -> int:
+        inputs = part.shape[1]
+        for bits in (4, 8):
+            if self._words == -(-inputs * bits // 32):
+                return bits
+        raise CheckpointError(
+            f"{self._name}.weight_packed has {self._words} words for {inputs} inputs; compressed-tensors are supported "
+            "with 4 and 8 bits"
+        )
+
     def _held_words(self, part: WeightPart) -> slice:
-        per_word = 32 // self._bits
+        per_word = 32 // self._bits(part)
         return slice(part.columns.start // per_word, -(-part.columns.stop // per_word))
 
     def parameters(self, part: WeightPart) -> dict[str, ParameterSpec]:
         """The words that hold the rank's inputs; all zero points, which are packed down the outputs."""
         outputs, inputs = part.shape
-        words = -(-inputs * self._bits // 32)
         specs = {
-            "weight_packed": ParameterSpec((outputs, words), (part.rows, self._held_words(part)), ("I32",)),
+            "weight_packed": ParameterSpec((outputs, self._words), (part.rows, self._held_words(part)), ("I32",)),
             "weight_scale": ParameterSpec((outputs, self._groups), (part.rows, slice(0, self._groups))),
         }
         if self._has_zeros:
-            down = -(-outputs * self._bits // 32)
+            down = -(-outputs * self._bits(part) // 32)
             specs["weight_zero_point"] = ParameterSpec((down, self._groups), dtypes=("I32",))
         if self._has_order:
-            specs["weight_g_idx"] = ParameterSpec((inputs,), dtypes=("I32",))
+            specs["weight_g_idx"] = ParameterSpec((inputs,), dtypes=INDICES)
         return specs
 
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
         """The rank's codes, with the inputs of a group side by side."""
-        first = part.columns.start - self._held_words(part).start * (32 // self._bits)
-        codes = unpack_words(tensors["weight_packed"], self._bits)
+        bits = self._bits(part)
+        first = part.columns.start - self._held_words(part).start * (32 // bits)
+        codes = unpack_words(tensors["weight_packed"], bits)
         codes = codes[:, first : first + part.columns.stop - part.columns.start]
         scales = tensors["weight_scale"]
-        zeros = torch.full(scales.shape, 1 << (self._bits - 1), dtype=torch.uint8)
+        zeros = torch.full(scales.shape, 1 << (bits - 1), dtype=torch.uint8)
         if self._has_zeros:
-            zeros = unpack_words(tensors["weight_zero_point"].T, self._bits).T[part.rows]
+            zeros = unpack_words(tensors["weight_zero_point"].T, bits).T[part.rows]
         groups = even_groups(part.shape[1], self._groups, self._group_size)
         if self._has_order:
-            groups = tensors["weight_g_idx"].long()
-            if not 0 <= int(groups.min()) <= int(groups.max()) < self._groups:
-                raise CheckpointError(
-                    f"{self._name}.weight_g_idx names groups beyond the {self._groups} that there are"
-                )
-        return int_weight(codes, scales, zeros, groups[part.columns], self._bits)
+            groups = stored_groups(f"{self._name}.weight_g_idx", tensors["weight_g_idx"], groups, self._groups)
+        return int_weight(codes, scales, zeros, groups[part.columns], bits)
 
 
 class CompressedTensors(Scheme):
     """Layers with a weight_packed or a float8 weight are quantized, the others are not."""
 
-    ignored = re.compile(r"weight_shape|input_scale|input_zero_point|input_global_scale|[kv]_scale")
+    ignored = re.compile(r"weight_shape|input_scale|input_zero_point|input_global_scale")
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        groups = config.get("config_groups") or {}
-        self._config = config
-        formats = {group.get("format") or config.get("format") for group in groups.values()} or {config.get("format")}
+        self._config = settings = read_settings(CompressedConfig, config)
+        if settings.transform_config.get("config_groups"):
+            raise CheckpointError("compressed-tensors with a transform_config (rotated activations) are not supported")
+        if settings.sparsity_config.get("format", "dense") != "dense":
+            raise CheckpointError(
+                f"compressed-tensors of sparsity format {settings.sparsity_config['format']!r} are not supported"
+            )
+        groups = list(settings.config_groups.values())
+        formats = {group.format or settings.format for group in groups} or {settings.format}
         if unknown := sorted(str(name) for name in formats if name not in _FORMATS and name != "dense"):
             raise CheckpointError(
                 f"compressed-tensors of format {', '.join(unknown)} are not supported; supported: {', '.join(_FORMATS)}"
             )
-        self._bits, self._group_size = 4, -1
-        self._block: tuple[int, int] | None = None
-        for group in groups.values():
-            weights = group.get("weights") or {}
-            bits = weights.get("num_bits", 4)
-            if weights.get("type", "int") == "int":
-                self._bits, self._group_size = bits, weights.get("group_size") or -1
-            if bits not in (4, 8) or (weights.get("type") == "float" and bits != 8):
+        self._weights = [group.weights or Weights(num_bits=4) for group in groups]
+        for weights in self._weights:
+            if weights.num_bits not in (4, 8) or (weights.type == "float" and weights.num_bits != 8):
                 raise CheckpointError(
-                    f"compressed-tensors weights of {bits} bits ({weights.get('type', 'int')}) are not supported; "
+                    f"compressed-tensors weights of {weights.num_bits} bits ({weights.type}) are not supported; "
                     "supported: int of 4 or 8 bits, float of 8 bits"
                 )
-            if weights.get("strategy") == "block":
-                block = weights.get("block_structure") or [128, 128]
-                self._block = (block[0], block[1])
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
         """That of its tensors."""
         if "weight_packed" in stored:
-            return PackedFormat(name, stored, self._bits, self._group_size)
+            return PackedFormat(name, stored, self._group_size)
         if "weight" not in stored or is_dense(stored):
             return DenseFormat()
         return Float8Format(name, stored, "weight_scale", self._block)
 
+    @property
+    def _group_size(self) -> int:
+        """That of the layers whose number of groups it explains; the others have even ones."""
+        return next((weights.group_size or -1 for weights in self._weights if weights.type == "int"), -1)
+
+    @property
+    def _block(self) -> tuple[int, int] | None:
+        return next(
+            (weights.block_structure or (128, 128) for weights in self._weights if weights.strategy == "block"), None
+        )
+
     def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
         """All linear layers but those that `ignore` names; scales have the checkpoint's dtype."""
-        for each in self._config.get("ignore") or []:
+        for each in self._config.ignore:
             if re.match(each[3:], name) if each.startswith("re:") else each == name:
                 return None
-        groups = list((self._config.get("config_groups") or {}).values())
-        if len(groups) != 1 or groups[0].get("targets") != ["Linear"]:
+        groups = list(self._config.config_groups.values())
+        if len(groups) != 1 or groups[0].targets != ["Linear"]:
             raise CheckpointError("config.json's config_groups differ between layers in a way that only files show")
-        (outputs, inputs), weights = shape, groups[0].get("weights") or {}
-        if weights.get("type", "int") == "float":
-            channels = (outputs, 1) if weights.get("strategy") == "channel" else (1,)
+        (outputs, inputs), weights = shape, self._weights[0]
+        if weights.type == "float":
+            channels = (outputs, 1) if weights.strategy == "channel" else (1,)
             scales = block_scales(shape, self._block) if self._block else channels
             return expected_float8(shape, "weight_scale", scales, dtype)
         # Only this one stores an order; the others put the inputs in it.
-        in_order = weights.get("actorder") != "group"
+        in_order = weights.actorder != "group"
         group_of = expected_groups(inputs, self._group_size, in_order=in_order)
         count = int(group_of.max()) + 1
         tensors = {
-            "weight_packed": no_values((outputs, -(-inputs * self._bits // 32)), torch.int32),
+            "weight_packed": no_values((outputs, -(-inputs * weights.num_bits // 32)), torch.int32),
             "weight_scale": no_values((outputs, count), dtype),
         }
-        if not weights.get("symmetric", True):
-            tensors["weight_zero_point"] = filled_words((-(-outputs * self._bits // 32), count), 0)
+        if not weights.symmetric:
+            tensors["weight_zero_point"] = filled_words((-(-outputs * weights.num_bits // 32), count), 0)
         if not in_order:
             tensors["weight_g_idx"] = group_of
         return tensors

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -18,24 +19,34 @@ from model_plugins.quantization.float8 import Float8Format, block_scales, expect
 from model_plugins.quantization.round_to_nearest import BLOCK, RoundedFloat8Format, round_to_float8
 from sophserve.errors import CheckpointError
 from sophserve.model.convert import linear_weights, write_checkpoint
-from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, is_dense
+from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, is_dense, read_settings
 from sophserve.model.weights import StoredTensor
 from sophserve.plugins import Register, hookimpl
+
+
+class FP8Config(msgspec.Struct):
+    """The keys of the quantization config that are obeyed."""
+
+    weight_block_size: list[int] | None = None
+    fmt: str = "e4m3"
+    modules_to_not_convert: list[str] = []
+    ignored_layers: list[str] = []
 
 
 class FP8(Scheme):
     """Layers whose weight is float8 are quantized, the others are not."""
 
-    ignored = re.compile(r"input_scale|activation_scale|[kv]_scale")
+    ignored = re.compile(r"input_scale|activation_scale")
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        block = config.get("weight_block_size")
-        if block is not None and (len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block)):
+        settings = read_settings(FP8Config, config)
+        block = settings.weight_block_size
+        if block is not None and (len(block) != 2 or min(block) < 1):
             raise CheckpointError(f"config.json's weight_block_size must be two sizes, got {block!r}")
-        if config.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
-            raise CheckpointError(f"config.json's float8 format is {config['fmt']!r}; supported: e4m3")
+        if settings.fmt not in ("e4m3", "float8_e4m3fn"):
+            raise CheckpointError(f"config.json's float8 format is {settings.fmt!r}; supported: e4m3")
         self._block = (block[0], block[1]) if block else None
-        self._plain = [*(config.get("modules_to_not_convert") or []), *(config.get("ignored_layers") or [])]
+        self._plain = [*settings.modules_to_not_convert, *settings.ignored_layers]
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
         """That of its tensors."""
@@ -76,6 +87,27 @@ class FP8(Scheme):
         write_checkpoint(source, target, linear_weights(source), change, config, on_progress)
 
 
+class ModelOptConfig(msgspec.Struct):
+    """The keys of ModelOpt's quantization config that are obeyed."""
+
+    quant_algo: str = ""
+    exclude_modules: list[str] = []
+
+
+class ModelOpt(FP8):
+    """FP8 as NVIDIA's ModelOpt writes it: a float32 scale for each tensor, and input_scale."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        # config.json and hf_quant_config.json have the same keys on other levels.
+        inner = config.get("quantization")
+        settings = read_settings(ModelOptConfig, inner if isinstance(inner, dict) else config)
+        if settings.quant_algo.upper() != "FP8":
+            raise CheckpointError(
+                f"the checkpoint is quantized by ModelOpt with quant_algo {settings.quant_algo!r}; supported: FP8"
+            )
+        super().__init__({"ignored_layers": [name.strip("*") for name in settings.exclude_modules]})
+
+
 class RoundToFloat8(Scheme):
     """Quantizes plain layers as they are loaded, but for the head."""
 
@@ -89,5 +121,6 @@ class RoundToFloat8(Scheme):
 
 @hookimpl
 def register_quantizations(register: Register) -> None:
-    """Add FP8."""
+    """Add FP8 and ModelOpt's files of it."""
     register("fp8", FP8)
+    register("modelopt", ModelOpt)

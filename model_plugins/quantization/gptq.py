@@ -1,8 +1,7 @@
 """GPTQ (https://arxiv.org/abs/2210.17323) as AutoGPTQ and GPTQModel write it, of 4 and 8 bits.
 
     qweight  int32 [inputs * bits / 32, outputs]   an output's codes one below the other, the first in the lowest bits
-    qzeros   int32 [groups, outputs * bits / 32]   zero points, the first in the lowest bits; in files before
-                                                   `checkpoint_format: gptq_v2` one less than they are
+    qzeros   int32 [groups, outputs * bits / 32]   zero points, the first in the lowest bits; see ZeroPoints
     scales   float [groups, outputs]
     g_idx    int32 [inputs]                        the group of each input; with desc_act in no order
 
@@ -12,17 +11,20 @@ The tensors say which layers are quantized, with how many bits and in which grou
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import torch
 from torch import Tensor
 
 from device.interface import CanonicalWeight, IntWeight
 from model_plugins.quantization.round_to_nearest import RoundedInt4Format, group_size_for, round_to_int4
 from sophserve.errors import CheckpointError
-from sophserve.model.canonical import even_groups, int_weight
+from sophserve.model.canonical import even_groups, int_weight, stored_groups
 from sophserve.model.convert import linear_weights, write_checkpoint
 from sophserve.model.module import ParameterSpec
 from sophserve.model.quantization import (
@@ -34,25 +36,80 @@ from sophserve.model.quantization import (
     filled_words,
     is_dense,
     no_values,
+    read_settings,
     unpack_words,
 )
-from sophserve.model.weights import StoredTensor
+from sophserve.model.weights import INDICES, StoredTensor
 from sophserve.plugins import Register, hookimpl
 
-# "marlin" and others are packed for one device.
-_LAYOUTS = ("gptq", "gptq_v2")
+log = logging.getLogger(__name__)
+
+ZeroPoints = Literal["middle", "as stored", "a word less", "a field less", "less"]
+"""How a file keeps its zero points: not at all, as those of symmetric layers are in the middle whatever the file says
+(as others' kernels have it); as they are (`gptq_v2`); or one less (`gptq`), where the one was taken from the whole
+word, with borrow (GPTQModel), or from each field, without (AutoGPTQ). `less`: of the last two it is not known which;
+they differ where a zero point is 0."""
+
+
+class GPTQConfig(msgspec.Struct):
+    """The keys of the quantization config that are obeyed. `format` is GPTQModel's other name of checkpoint_format."""
+
+    bits: int = 4
+    group_size: int = -1
+    sym: bool | None = None
+    desc_act: bool = False
+    static_groups: bool = False
+    checkpoint_format: str = ""
+    format: str = ""
+    is_marlin_format: bool = False
+    lm_head: bool = False
+    dynamic: dict[str, Any] = {}
+    modules_in_block_to_quantize: list[list[str]] = []
+    meta: dict[str, Any] = {}
+
+    @property
+    def layout(self) -> str:
+        """`gptq` or `gptq_v2`. Raises CheckpointError for others, which are packed for one device."""
+        names = list(dict.fromkeys(name.lower() for name in (self.checkpoint_format, self.format) if name))
+        if len(names) > 1:
+            raise CheckpointError(
+                f"the checkpoint's quantization config has checkpoint_format {names[0]!r} and format {names[1]!r}; "
+                "leave in the one that is true"
+            )
+        layout = "marlin" if self.is_marlin_format else (names or ["gptq"])[0]
+        if layout not in ("gptq", "gptq_v2"):
+            raise CheckpointError(
+                f"the checkpoint's GPTQ layout is {layout!r}; supported: gptq, gptq_v2; convert it with the tool that "
+                "made it"
+            )
+        return layout
+
+    def zero_points(self, layer: str) -> ZeroPoints:
+        """How the zero points of a layer are kept. `dynamic` may say of some that they are symmetric, or are not."""
+        symmetric = self.sym
+        for pattern, changes in self.dynamic.items():
+            if re.match(pattern.removeprefix("+:"), layer) and isinstance(changes, dict):
+                symmetric = changes.get("sym", symmetric)
+                break
+        if symmetric:
+            return "middle"
+        if self.layout == "gptq_v2":
+            return "as stored"
+        quantizer = str(self.meta.get("quantizer", "")).lower()
+        return "a word less" if "gptqmodel" in quantizer else "a field less" if "autogptq" in quantizer else "less"
 
 
 class GPTQFormat(WeightFormat):
     """One layer; its sizes are those of its tensors."""
 
-    def __init__(self, name: str, stored: Mapping[str, StoredTensor], zero_offset: int, group_size: int) -> None:
+    def __init__(self, name: str, stored: Mapping[str, StoredTensor], zero_points: ZeroPoints, group_size: int) -> None:
         self._name = name
         self._group_size = group_size
         self._words = stored["qweight"].shape[0]
         self._groups = stored["scales"].shape[0] if "scales" in stored else 1
-        self._has_order = "g_idx" in stored
-        self._zero_offset = zero_offset
+        # Files of kernels that need no order keep an empty one.
+        self._has_order = "g_idx" in stored and stored["g_idx"].shape != (0,)
+        self._zero_points = zero_points
 
     def _bits(self, part: WeightPart) -> int:
         bits = 32 * self._words // part.shape[1]
@@ -78,7 +135,7 @@ class GPTQFormat(WeightFormat):
             "scales": ParameterSpec((self._groups, outputs), (everything, part.rows)),
         }
         if self._has_order:
-            specs["g_idx"] = ParameterSpec((inputs,), dtypes=("I32",))
+            specs["g_idx"] = ParameterSpec((inputs,), dtypes=INDICES)
         return specs
 
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
@@ -87,53 +144,64 @@ class GPTQFormat(WeightFormat):
         codes = unpack_words(tensors["qweight"].T, bits)
         first = part.columns.start - self._held_words(part).start * (32 // bits)
         codes = codes[:, first : first + part.columns.stop - part.columns.start]
-        zeros = unpack_words(tensors["qzeros"], bits)[:, part.rows] + self._zero_offset
-        if bits == 4:
-            zeros &= 15
+        zeros = self._zeros(tensors["qzeros"], bits)[:, part.rows]
         groups = even_groups(part.shape[1], self._groups, self._group_size)
         if self._has_order:
-            groups = tensors["g_idx"].long()
-            if not 0 <= int(groups.min()) <= int(groups.max()) < self._groups:
-                raise CheckpointError(f"{self._name}.g_idx names groups beyond the {self._groups} that there are")
+            groups = stored_groups(f"{self._name}.g_idx", tensors["g_idx"], groups, self._groups)
         return int_weight(codes, tensors["scales"].T, zeros.T, groups[part.columns], bits)
+
+    def _zeros(self, words: Tensor, bits: int) -> Tensor:
+        """uint8 `[groups, outputs]` of the words of qzeros."""
+        kept = unpack_words(words, bits)
+        one_in_each = 0x11111111 if bits == 4 else 0x01010101
+        match self._zero_points:
+            case "middle":
+                return torch.full_like(kept, 1 << (bits - 1))
+            case "as stored":
+                return kept
+            case "a word less":
+                return unpack_words(words + one_in_each, bits)
+        by_field = (kept + 1) & ((1 << bits) - 1)
+        if self._zero_points == "less" and not torch.equal(by_field, unpack_words(words + one_in_each, bits)):
+            log.warning(
+                "%s.qzeros holds zero points of 0, of which AutoGPTQ and GPTQModel mean different things, and the "
+                "quantization config's meta.quantizer does not tell which wrote them: they are read as AutoGPTQ's",
+                self._name,
+            )
+        return by_field
 
 
 class GPTQ(Scheme):
     """Layers with a qweight are quantized, the others are not."""
 
+    ignored = re.compile("g_idx")  # an empty one
+
     def __init__(self, config: Mapping[str, Any]) -> None:
-        layout = config.get("checkpoint_format") or "gptq"
-        if config.get("is_marlin_format") or layout not in _LAYOUTS:
-            raise CheckpointError(
-                f"the checkpoint's GPTQ layout is {layout!r}; supported: {', '.join(_LAYOUTS)}; convert it with the "
-                "tool that made it"
-            )
-        self._zero_offset = 0 if layout == "gptq_v2" else 1
-        self._group_size = config.get("group_size") or -1
-        self._config = config
+        self._config = read_settings(GPTQConfig, config)
+        self._config.layout  # noqa: B018 - raises for one that cannot be read
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
         """That of its tensors."""
         if "qweight" not in stored:
             return DenseFormat()
-        return GPTQFormat(name, stored, self._zero_offset, self._group_size)
+        return GPTQFormat(name, stored, self._config.zero_points(name), self._config.group_size)
 
     def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
-        """Symmetric layers have all zero points in the middle, and no others need be kept."""
-        if self._config.get("dynamic"):
+        """All that has a value of its own: the zero points of layers that are not symmetric."""
+        config = self._config
+        if config.dynamic:
             raise CheckpointError("config.json's dynamic gives layers settings of their own, which only files show")
-        chosen = [each for group in self._config.get("modules_in_block_to_quantize") or [] for each in group]
+        chosen = [each for group in config.modules_in_block_to_quantize for each in group]
         if name.endswith("lm_head"):
-            if not self._config.get("lm_head"):
+            if not config.lm_head:
                 return None
         elif chosen and not any(name.endswith(each) for each in chosen):
             return None
-        (outputs, inputs), bits = shape, int(self._config.get("bits") or 4)
-        in_order = not self._config.get("desc_act") or bool(self._config.get("static_groups"))
-        group_of = expected_groups(inputs, self._group_size, in_order=in_order)
+        (outputs, inputs), bits = shape, config.bits
+        group_of = expected_groups(inputs, config.group_size, in_order=not config.desc_act or config.static_groups)
         groups = int(group_of.max()) + 1
-        middle = (1 << (bits - 1)) - self._zero_offset if self._config.get("sym", True) else 0
-        octet = middle if bits == 8 else middle | middle << 4
+        # Zero points that are all in the middle need not be kept by a device.
+        octet = 0 if config.sym is False else 0x77 if bits == 4 else 0x7F
         return {
             "qweight": no_values((inputs * bits // 32, outputs), torch.int32),
             "qzeros": filled_words((groups, -(-outputs * bits // 32)), octet),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from device.interface import CanonicalWeight, DenseWeight, Float8Weight, IntWeight
 from device.reference import dequantize
+from sophserve.errors import CheckpointError
 
 # Devices compute with groups of a multiple of so many inputs.
 _GROUP_UNIT = 32
@@ -111,6 +112,17 @@ def even_groups(inputs: int, groups: int, group_size: int) -> Tensor:
     if group_size <= 0 or -(-inputs // group_size) != groups:
         group_size = -(-inputs // groups)
     return torch.arange(inputs) // group_size
+
+
+def stored_groups(name: str, stored: Tensor, in_order: Tensor, count: int) -> Tensor:
+    """int64 `[inputs]`: the group of each input as a tensor of that name has it, of which there are `count`. One that
+    is all -1 says that they come in order. Raises CheckpointError."""
+    groups = stored.long()
+    if bool((groups == -1).all()):
+        return in_order
+    if not 0 <= int(groups.min()) <= int(groups.max()) < count:
+        raise CheckpointError(f"{name} names groups beyond the {count} that there are")
+    return groups
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

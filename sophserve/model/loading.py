@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from device.interface import Device, SingleRank
@@ -31,8 +32,13 @@ Wanted = dict[str, tuple[StoredTensor, tuple[slice, ...]]]
 Read = Callable[[Wanted], dict[str, Tensor]]
 """From parts of stored tensors to tensors, by the same keys; see read_tensors."""
 
-# Tables that older checkpoints carry along and that every model computes itself.
-_HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+# What checkpoints carry along and no model here makes use of: tables that it computes itself; the scales of quantized
+# activations and KV caches, under every name that exporters gave them; the heads of reward and value models.
+_HARMLESS = re.compile(
+    r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$"
+    r"|\.([qkv]|kv|kv_cache|prob|output|prob_output)_(scale|zero_point)$"
+    r"|^(v_head|value_head)\."
+)
 
 MOST_RANKS = 64
 """Sizes of a tensor-parallel group up to this one are tried to advise the user."""
@@ -76,13 +82,28 @@ def load_model(
     unknown = unknown_keys(model_class.config_class, config)
     if unknown:
         log.warning("config.json has keys that are not known here and are ignored: %s", ", ".join(unknown))
+    stored = find_tensors(directory)
+    if config.get("tie_word_embeddings") and _has_own_head(model_class, stored):
+        log.warning("config.json ties the head to the embedding, but the files hold another head, which is used")
+        config = config | {"tie_word_embeddings": False}
     model = build_model(model_class, config, context)
+    source = stored, read_tensors
     if scheme is None:
-        load_weights(model, directory, on_progress)
+        load_weights(model, directory, on_progress, source=source)
     else:
         with PackedWeights(directory, cache_dir, context, quantization or "stored") as cache:
-            load_weights(model, directory, on_progress, scheme, cache)
+            load_weights(model, directory, on_progress, scheme, cache, source)
     return model
+
+
+def _has_own_head(model_class: type[CausalLM], stored: dict[str, StoredTensor]) -> bool:
+    """Whether a head is stored that differs from the embedding, as after training that did not keep them tied."""
+    names = {target: name for name, target in model_class.checkpoint_names.items()}
+    head, embedding = (stored.get(f"{names.get(part)}.weight") for part in ("head", "embedding"))
+    if head is None or embedding is None:
+        return any(name.startswith(f"{names.get('head')}.") for name in stored) and embedding is not None
+    both = read_tensors({"head": (head, ()), "embedding": (embedding, ())})
+    return not torch.equal(both["head"], both["embedding"])
 
 
 def check_operators(model_class: type[CausalLM], device: Device) -> None:
@@ -135,9 +156,10 @@ def load_weights(
     source: what there is and how to read it; by default the directory's files.
     """
     stored, read = source or (find_tensors(directory), read_tensors)
+    stored = {_full_name(model, name, stored): tensor for name, tensor in stored.items()}
     if scheme is not None:
         _choose_formats(model, scheme, stored)
-    sources = _match(model, stored, directory, scheme)
+    sources = _match(model, stored, directory, scheme, read)
     leaves = [(path, module, module.parameters()) for path, module in model.named_modules()]
     jobs = [
         (path, module, {name: (sources[f"{path}.{name}"], spec.shard) for name, spec in specs.items()})
@@ -168,6 +190,12 @@ def load_weights(
         cache.commit()
 
 
+def _full_name(model: CausalLM, name: str, stored: Mapping[str, StoredTensor]) -> str:
+    """A tensor's name in a whole model: files of a base model, such as embedding models are, leave out `model.`."""
+    full = f"model.{name}"
+    return full if full not in stored and not model.parameter_of(name) and model.parameter_of(full) else name
+
+
 def _choose_formats(model: CausalLM, scheme: Scheme, stored: dict[str, StoredTensor]) -> None:
     """Ask the scheme for the format of every linear weight."""
     by_layer: dict[str, dict[str, StoredTensor]] = {}
@@ -185,7 +213,7 @@ def _choose_formats(model: CausalLM, scheme: Scheme, stored: dict[str, StoredTen
 
 
 def _match(
-    model: CausalLM, stored: dict[str, StoredTensor], directory: Path, scheme: Scheme | None
+    model: CausalLM, stored: dict[str, StoredTensor], directory: Path, scheme: Scheme | None, read: Read
 ) -> dict[str, StoredTensor]:
     """The stored tensor of every parameter. Raises CheckpointError if one is missing, unexpected or unfit."""
     wanted = {
@@ -201,6 +229,9 @@ def _match(
             found.setdefault(parameter, tensor)
         elif not (_HARMLESS.search(name) or (scheme and scheme.ignored.fullmatch(name.rpartition(".")[2]))):
             unexpected.append(name)
+    # Exporters of 2023 gave every layer a bias.
+    biases = [name for name in unexpected if name.endswith(".bias") and model.parameter_of(name)]
+    unexpected = [name for name in unexpected if name not in biases or read({"": (stored[name], ())})[""].any()]
     sources = {taker: parameter for parameter, taker in model.tied.items()}
     missing = [model.tensor_of(sources.get(parameter, parameter)) for parameter in wanted if parameter not in found]
     if missing or unexpected:

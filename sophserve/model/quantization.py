@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from sophserve.errors import CheckpointError
 from sophserve.model.module import ParameterSpec
 from sophserve.model.weights import FLOATS, StoredTensor
 from sophserve.plugins import quantizations
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,15 @@ class Scheme(ABC):
         raise CheckpointError("this method reads checkpoints, it does not write any; use gptq or fp8")
 
 
+def read_settings(kind: type[S], config: Mapping[str, Any]) -> S:
+    """The keys of a quantization config that a scheme obeys, of the types that the struct gives them. null is as good
+    as absent. Raises CheckpointError."""
+    try:
+        return msgspec.convert({key: value for key, value in config.items() if value is not None}, kind)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"the checkpoint's quantization config cannot be used: {error}") from None
+
+
 def is_dense(stored: Mapping[str, StoredTensor]) -> bool:
     """Whether a layer's weight is a plain tensor."""
     return "weight" in stored and stored["weight"].dtype in FLOATS
@@ -105,10 +117,13 @@ def quantization_config(directory: Path, config: Mapping[str, Any]) -> dict[str,
             if not isinstance(given, dict):
                 raise CheckpointError(f"config.json's {key} must be an object, got {given!r}")
             return given
-    # Written by tools of 2023.
+    # Written by tools of 2023, and by ModelOpt.
     for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
         if (directory / name).is_file():
             return {"quant_method": method, **read_json(directory / name)}
+    if (directory / "hf_quant_config.json").is_file():
+        given = read_json(directory / "hf_quant_config.json").get("quantization")
+        return {"quant_method": "modelopt", **(given if isinstance(given, dict) else {})}
     return None
 
 

@@ -19,6 +19,8 @@ from sophserve.errors import CheckpointError
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 FLOATS = ("F32", "F16", "BF16")
 """safetensors' names of the dtypes of plain weights."""
+INDICES = ("I32", "I64")
+"""Those of tensors that hold indices."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,20 @@ class StoredTensor:
     def check_dtype(self, dtypes: tuple[str, ...]) -> None:
         """Raise CheckpointError if the dtype is none of these."""
         if self.dtype not in dtypes:
-            kind = "an unquantized checkpoint has" if dtypes == FLOATS else "config.json's quantization asks for"
-            raise CheckpointError(f"{self.name} in {self.file} is stored as {self.dtype}; {kind} {', '.join(dtypes)}")
+            raise CheckpointError(
+                f"{self.name} in {self.file} is stored as {self.dtype}; what can be read there is {', '.join(dtypes)}"
+            )
 
 
 def find_tensors(directory: Path) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint by its name. Only the files' headers are read. Raises CheckpointError."""
     found: dict[str, StoredTensor] = {}
-    for file in _files(directory):
+    files, places = _files(directory)
+    for file in files:
         for tensor in _read_header(file):
+            # Of what the index does not list, or lists elsewhere, nobody makes use.
+            if places is not None and places.get(tensor.name) != file.name:
+                continue
             if tensor.name in found:
                 raise CheckpointError(f"{tensor.name} is in both {found[tensor.name].file} and {file}; remove one")
             found[tensor.name] = tensor
@@ -71,14 +78,15 @@ def read_tensors(wanted: dict[str, tuple[StoredTensor, tuple[slice, ...]]]) -> d
     return tensors
 
 
-def _files(directory: Path) -> list[Path]:
+def _files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The files to read, and where an index has one, the file's name of each tensor."""
     single = directory / "model.safetensors"
     if single.is_file():
-        return [single]
+        return [single], None
     if not (directory / INDEX).is_file():
         # Files of the consolidated format repeat the weights under other names.
         files = sorted(directory.glob("*.safetensors"))
-        return [file for file in files if not file.name.startswith("consolidated")] or files
+        return [file for file in files if not file.name.startswith("consolidated")] or files, None
     weight_map = read_json(directory / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{directory / INDEX} has no weight_map; download it again")
@@ -86,7 +94,7 @@ def _files(directory: Path) -> list[Path]:
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise CheckpointError(f"{directory} lacks {listed(missing)}, which {INDEX} names; download it again")
-    return [directory / name for name in names]
+    return [directory / name for name in names], weight_map
 
 
 def _read_header(file: Path) -> list[StoredTensor]:

@@ -62,12 +62,15 @@ def test_progress_counts_every_byte(make_checkpoint, make_context):
     assert seen == sorted(seen) and len(seen) > 10
 
 
-def test_tied_head_reads_the_embedding_even_beside_a_head_of_its_own(copy_checkpoint, load):
+def test_a_tied_head_that_is_stored_as_well_is_used_where_it_differs(copy_checkpoint, load, caplog):
     directory = copy_checkpoint("llama", {"tie_word_embeddings": True})
-    model = load(directory)
     stored = load_file(directory / "model.safetensors")
-    assert not torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
-    assert torch.equal(model.head.weight.values, stored["model.embed_tokens.weight"])
+    assert torch.equal(load(directory).head.weight.values, stored["lm_head.weight"])
+    assert "the files hold another head, which is used" in caplog.text
+    caplog.clear()
+    same = {"lm_head.weight": stored["model.embed_tokens.weight"].clone()}
+    model = load(copy_checkpoint("llama", {"tie_word_embeddings": True}, tensors=same))
+    assert model.tied and not caplog.text
 
 
 def test_a_tied_weight_is_held_once(copy_checkpoint, load):
