@@ -1,159 +1,74 @@
-// The page: a conversation with the model.
+// The page: the list of conversations, the open one, and the panel.
 
+import { Chat } from "./chat.js";
+import { connectComposer } from "./composer.js";
 import { byId, make } from "./dom.js";
+import { History } from "./history.js";
 import { switchLanguage, t, translate } from "./language.js";
-import { MessageView, keepingEnd } from "./messages.js";
-import { ServerError, stream } from "./server.js";
-import { connectSettings, samplingFields, systemMessages, wrongSetting } from "./settings.js";
+import { connectSettings, wrongSetting } from "./settings.js";
 import { Status } from "./status.js";
-import { loadMessages, saveMessages } from "./store.js";
+import { Store } from "./store.js";
 
-const NARROW = matchMedia("(max-width: 60rem)");
-
-let messages = loadMessages();
-let views = [];
-let running = null; // the AbortController of the answer that is being written
+// Where there is no room for a column it lies over the conversation, and is closed at first.
+const SIDES = {
+  list: { toggle: byId("list-toggle"), narrow: matchMedia("(max-width: 75rem)"), closed: "without-list" },
+  panel: { toggle: byId("panel-toggle"), narrow: matchMedia("(max-width: 60rem)"), closed: "without-panel" },
+};
 
 connectSettings();
+const store = await Store.open();
 const status = new Status(show);
-
-function rebuild() {
-  views = messages.map((message) => new MessageView(message, { again, edit }));
-  byId("messages").replaceChildren(...views.map((view) => view.element));
-  show();
-  byId("scroll").scrollTop = byId("scroll").scrollHeight;
-}
+const chat = new Chat(store, { model: () => status.model, ready: () => status.ready && settingsAreRight(), onshow: show, onopen });
+const history = new History(store, chat, closeList);
+chat.onerror = (error) => status.fail(error);
+store.onchange = (change) => {
+  chat.changed(change);
+  history.changed(change);
+};
 
 function show() {
-  views.forEach((view, index) => view.show(index === views.length - 1, Boolean(running) && index === views.length - 1));
-  byId("empty").hidden = messages.length > 0 || !status.ready;
-  byId("send").hidden = Boolean(running);
-  byId("stop").hidden = !running;
+  byId("empty").hidden = chat.conversation.messages.length > 0 || !status.ready;
+  byId("send").hidden = chat.running;
+  byId("stop").hidden = !chat.running;
   byId("send").disabled = !status.ready || !byId("input").value.trim();
 }
 
-function add(message) {
-  messages.push(message);
-  views.push(new MessageView(message, { again, edit }));
-  byId("messages").append(views.at(-1).element);
+function onopen() {
+  history.show();
 }
 
-async function send() {
-  const content = byId("input").value.trim();
-  if (!content || running || !status.ready || !settingsAreRight()) return;
-  byId("input").value = "";
-  fit();
-  add({ role: "user", content });
-  await answer();
+function closeList() {
+  if (SIDES.list.narrow.matches) showSide("list", false);
+  byId("input").focus();
 }
 
 function settingsAreRight() {
   const wrong = wrongSetting();
   if (wrong) {
-    showPanel(true);
+    showSide("panel", true);
     wrong.reportValidity();
   }
   return !wrong;
 }
 
-async function answer() {
-  const history = messages.filter(({ role, content }) => role === "user" || content);
-  const body = {
-    model: status.model,
-    messages: [...systemMessages(), ...history.map(({ role, content }) => ({ role, content }))],
-    stream: true,
-    stream_options: { include_usage: true },
-    ...samplingFields(),
-  };
-  const message = { role: "assistant", content: "", reasoning: "", tokens: [] };
-  add(message);
-  running = new AbortController();
-  show();
-  byId("scroll").scrollTop = byId("scroll").scrollHeight;
-  try {
-    await read(body, message, running.signal);
-  } catch (error) {
-    if (error.name === "AbortError") message.stopped = true;
-    else {
-      message.error = error instanceof ServerError ? error.message : t("lost");
-      status.fail(error);
-    }
+function showSide(name, shown) {
+  const { toggle, closed } = SIDES[name];
+  document.body.classList.toggle(closed, !shown);
+  toggle.setAttribute("aria-expanded", shown);
+}
+
+/** Close what lies over the conversation; whether there was something. */
+function closeSides() {
+  const open = Object.keys(SIDES).filter((name) => SIDES[name].narrow.matches && isShown(name));
+  for (const name of open) {
+    showSide(name, false);
+    SIDES[name].toggle.focus();
   }
-  running = null;
-  byId("said").textContent = message.error ? "" : `${t("answered")} ${message.content}`;
-  keepingEnd(show);
-  saveMessages(messages);
+  return open.length > 0;
 }
 
-async function read(body, message, signal) {
-  const started = performance.now();
-  let first = 0;
-  let due = false;
-  const draw = () => {
-    due = false;
-    if (running) keepingEnd(() => views.at(-1).show(true, true));
-  };
-  for await (const { choices, usage } of stream("v1/chat/completions", body, signal)) {
-    const [choice] = choices;
-    if (choice?.delta.content || choice?.delta.reasoning) first ||= performance.now();
-    message.content += choice?.delta.content ?? "";
-    message.reasoning += choice?.delta.reasoning ?? choice?.delta.reasoning_content ?? "";
-    message.tokens.push(...(choice?.logprobs?.content ?? []));
-    message.finish = choice?.finish_reason ?? message.finish;
-    if (usage) message.stats = measure(usage, started, first);
-    if (!due) {
-      due = true;
-      requestAnimationFrame(draw);
-    }
-  }
-}
-
-function measure(usage, started, first) {
-  const seconds = (performance.now() - first) / 1000;
-  const tokens = usage.completion_tokens;
-  return {
-    tokens,
-    cached: usage.prompt_tokens_details?.cached_tokens ?? 0,
-    first: first && (first - started) / 1000,
-    speed: first && tokens > 1 ? (tokens - 1) / seconds : 0,
-  };
-}
-
-async function again() {
-  if (running || !status.ready || !settingsAreRight()) return;
-  if (messages.at(-1).role === "assistant") messages.pop();
-  rebuild();
-  await answer();
-}
-
-function edit(message) {
-  if (running) return;
-  messages = messages.slice(0, messages.indexOf(message));
-  saveMessages(messages);
-  rebuild();
-  byId("input").value = message.content;
-  fit();
-  byId("input").focus();
-}
-
-function startAnew() {
-  running?.abort();
-  messages = [];
-  saveMessages(messages);
-  rebuild();
-  byId("input").focus();
-}
-
-function fit() {
-  const input = byId("input");
-  input.style.height = "auto";
-  input.style.height = `${Math.min(input.scrollHeight, innerHeight * 0.4)}px`;
-  byId("send").disabled = !status.ready || !input.value.trim();
-}
-
-function showPanel(shown) {
-  document.body.classList.toggle("without-panel", !shown);
-  byId("panel-toggle").setAttribute("aria-expanded", shown);
+function isShown(name) {
+  return !document.body.classList.contains(SIDES[name].closed);
 }
 
 function speak() {
@@ -162,39 +77,43 @@ function speak() {
     ...t("examples").map((text) => {
       const onclick = () => {
         byId("input").value = text;
-        send();
+        chat.send();
       };
       return make("button", { type: "button", text, onclick });
     }),
   );
   status.show();
-  show();
+  history.show();
+  chat.draw();
 }
 
-byId("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  send();
-});
-byId("input").addEventListener("input", fit);
-byId("input").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  send();
-});
+for (const [name, { toggle, narrow }] of Object.entries(SIDES)) {
+  toggle.addEventListener("click", () => {
+    if (narrow.matches && !isShown(name)) closeSides();
+    showSide(name, !isShown(name));
+    if (name === "list" && isShown(name)) byId("search").focus();
+  });
+  narrow.addEventListener("change", () => showSide(name, !narrow.matches));
+  showSide(name, !narrow.matches);
+}
+connectComposer(() => {
+  chat.keepDraft();
+  show();
+}, () => chat.send());
 addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || byId("key").open) return;
-  if (running) running.abort();
-  else if (NARROW.matches) showPanel(false);
+  if (event.key !== "Escape" || byId("key").open || closeSides()) return;
+  chat.stop();
 });
-byId("stop").addEventListener("click", () => running?.abort());
-byId("new").addEventListener("click", startAnew);
+byId("stop").addEventListener("click", () => chat.stop());
+byId("new").addEventListener("click", () => {
+  chat.begin();
+  closeList();
+});
 byId("language").addEventListener("click", () => {
   switchLanguage();
   speak();
 });
-byId("panel-toggle").addEventListener("click", () => showPanel(document.body.classList.contains("without-panel")));
-NARROW.addEventListener("change", () => showPanel(!NARROW.matches));
-showPanel(!NARROW.matches);
+await chat.resume();
 speak();
-rebuild();
-byId("input").focus();
+history.load();
+if (document.activeElement === document.body) byId("input").focus(); // else the reader is already somewhere

@@ -17,6 +17,12 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
+/** Make a textarea as high as its text. */
+export function fitTo(area) {
+  area.style.height = "auto";
+  area.style.height = `${Math.min(area.scrollHeight, innerHeight * 0.4)}px`;
+}
+
 /** A button that copies what text() gives, and says so for a moment. */
 export function copyButton(t, text) {
   const button = make("button", { class: "quiet", text: t("copy"), type: "button" });

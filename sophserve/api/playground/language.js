@@ -1,5 +1,7 @@
 // What the page says, in English and Chinese.
 
+import { load, save } from "./local.js";
+
 const WORDS = {
   en: {
     skip: "Skip to the message", new: "New chat", panel: "Panel", language: "中文", model: "Model",
@@ -27,6 +29,19 @@ const WORDS = {
     count: "{n} tokens", speed: "{n} tokens/s", first: "first after {n} s", cached: "{n} cached",
     cut: "cut at the token limit", stopped: "stopped", answered: "The answer is complete.",
     lost: "The connection to the server was lost. Try again once it is back.",
+    cancel: "Cancel", branches: "Versions", before: "Previous version", after: "Next version",
+    unfinished: "not complete", close: "Close",
+    conversations: "Conversations", search: "Search", none: "Conversations are kept in this browser.",
+    nothing: "Nothing found.", rename: "Rename", save: "Export", save_all: "Export all", import: "Import",
+    remove: "Delete", removed: "“{title}” was deleted.", removed_many: "{n} conversations were deleted.", undo: "Undo",
+    name: "Name", imported: "“{title}” was imported.", imported_many: "{n} conversations were imported.",
+    no_import: "Nothing was imported: {file} holds no conversations. Expected {why}",
+    empty_import: "Nothing was imported: {file} holds no conversation.",
+    large_import: "Nothing was imported: {file} is larger than {n} MB.",
+    not_kept: "This browser keeps nothing for this page: conversations are gone when it is left. Export saves them.",
+    full: "This browser has no room left: the last messages are not kept. Export or delete some conversations.",
+    unkept: "The last change could not be kept: {why}",
+    gone: "This conversation was deleted in another tab.",
   },
   zh: {
     skip: "跳到输入框", new: "新对话", panel: "面板", language: "English", model: "模型",
@@ -50,10 +65,23 @@ const WORDS = {
     count: "{n} 个词元", speed: "{n} 词元/秒", first: "首词元 {n} 秒", cached: "缓存 {n}",
     cut: "达到长度上限", stopped: "已停止", answered: "回答完毕。",
     lost: "与服务器的连接已断开，恢复后请重试。",
+    cancel: "取消", branches: "版本", before: "上一版本", after: "下一版本",
+    unfinished: "未完成", close: "关闭",
+    conversations: "对话列表", search: "搜索", none: "对话保存在此浏览器中。",
+    nothing: "没有找到。", rename: "重命名", save: "导出", save_all: "全部导出", import: "导入",
+    remove: "删除", removed: "已删除“{title}”。", removed_many: "已删除 {n} 个对话。", undo: "撤销",
+    name: "名称", imported: "已导入“{title}”。", imported_many: "已导入 {n} 个对话。",
+    no_import: "未导入任何内容：{file} 不是对话文件。应为 {why}",
+    empty_import: "未导入任何内容：{file} 中没有对话。",
+    large_import: "未导入任何内容：{file} 超过 {n} MB。",
+    not_kept: "此浏览器不保存本页的内容：离开后对话即消失。可用“导出”保存。",
+    full: "浏览器存储空间已满：最后的消息未保存。请导出或删除一些对话。",
+    unkept: "最后的更改未能保存：{why}",
+    gone: "此对话已在另一标签页中删除。",
   },
 };
 
-let current = localStorage.getItem("sophserve.language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
+let current = load("sophserve.language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
 /** A phrase in the chosen language, with {name} filled in. */
 export function t(name, values = {}) {
@@ -64,7 +92,7 @@ export function t(name, values = {}) {
 /** Go on in the other language. */
 export function switchLanguage() {
   current = current === "en" ? "zh" : "en";
-  localStorage.setItem("sophserve.language", current);
+  save("sophserve.language", current);
 }
 
 /** A number as the language writes it. */

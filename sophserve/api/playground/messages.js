@@ -1,15 +1,16 @@
 // The conversation as it is shown.
 
-import { byId, copyButton, make } from "./dom.js";
+import { byId, copyButton, fitTo, make } from "./dom.js";
 import { number, t } from "./language.js";
 import { render } from "./markdown.js";
 import { hideTip, tokenView } from "./tokens.js";
 
-/** One message. `actions` are what the page does with it: again(), edit(message). */
+/** One message, at its place ({index, siblings}: which of the messages it is that were tried there).
+ *  `actions` are what the page does with it: again(message), show(message, button), and for the reader's own messages
+ *  edit(message), cancel(message), resend(message), edited() and edits, a Map from ids to texts that are being written. */
 export class MessageView {
-  constructor(message, actions) {
-    this.message = message;
-    this.actions = actions;
+  constructor(message, place, actions) {
+    Object.assign(this, { message, place, actions });
     this.byToken = false;
     this.who = make("h3", {});
     this.summary = make("summary", {});
@@ -22,48 +23,105 @@ export class MessageView {
     this.element = make("article", { class: `message ${message.role === "user" ? "user" : "answer"}` }, ...parts);
   }
 
-  /** Draw what the message now holds. last: whether nothing follows it; busy: whether it still grows. */
-  show(last, busy) {
+  /** Draw what the message now holds. last: whether nothing follows it; busy: whether an answer is being written;
+   *  growing: whether this is that answer. */
+  show({ last, busy, growing }) {
     const { message } = this;
     this.who.textContent = t(message.role === "user" ? "you" : "assistant");
-    this.element.classList.toggle("busy", busy);
-    this.element.setAttribute("aria-busy", busy);
+    this.element.classList.toggle("busy", growing);
+    this.element.setAttribute("aria-busy", growing);
     this.reasoning.hidden = !message.reasoning;
     if (message.reasoning) {
-      this.summary.textContent = t(busy && !message.content ? "thinking" : "reasoning");
-      render(this.thoughts, message.reasoning);
+      this.summary.textContent = t(growing && !message.content ? "thinking" : "reasoning");
+      render(this.thoughts, message.reasoning, growing && !message.content);
     }
-    if (message.role === "user") this.text.textContent = message.content;
-    else if (!this.byToken) render(this.text, message.content);
-    if (!busy) this.showFoot(last);
+    if (message.role === "user") this.showQuestion(busy);
+    else if (!this.byToken) render(this.text, message.content, growing);
+    if (!growing) this.showFoot(last, busy);
     else this.foot.replaceChildren();
   }
 
-  showFoot(last) {
-    const { message } = this;
-    const buttons = [copyButton(t, () => message.content)];
-    const button = (name, onclick) => make("button", { class: "quiet", type: "button", text: t(name), onclick });
-    if (message.role === "user") buttons.push(button("edit", () => this.actions.edit(message)));
-    else {
-      if (last) buttons.push(button("again", () => this.actions.again()));
-      if (message.tokens?.length) buttons.push(button(this.byToken ? "text" : "tokens", () => this.switchView(last)));
+  showQuestion(busy) {
+    const { message, actions } = this;
+    const editing = actions.edits.has(message.id);
+    this.element.classList.toggle("editing", editing);
+    if (!editing) {
+      this.editor = null;
+      this.text.textContent = message.content;
+      return;
+    }
+    if (!this.editor) {
+      this.editor = make("textarea", { rows: 1, "aria-label": t("edit") });
+      this.editor.value = actions.edits.get(message.id);
+      this.editor.addEventListener("input", () => {
+        actions.edits.set(message.id, this.editor.value);
+        actions.edited();
+        fitTo(this.editor);
+        this.sendButton.disabled = this.busy || !this.editor.value.trim();
+      });
+      this.editor.addEventListener("keydown", (event) => this.editorKey(event));
+      this.text.replaceChildren(this.editor);
+      requestAnimationFrame(() => fitTo(this.editor));
+    }
+    this.busy = busy;
+  }
+
+  editorKey(event) {
+    if (event.isComposing) return;
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      this.actions.cancel(this.message);
+    } else if (event.key === "Enter" && !event.shiftKey) {
+      event.preventDefault();
+      this.actions.resend(this.message);
+    }
+  }
+
+  showFoot(last, busy) {
+    const { message, actions } = this;
+    const button = (name, onclick, disabled = false) =>
+      make("button", { class: `quiet do-${name}`, type: "button", text: t(name), disabled, onclick });
+    const buttons = [];
+    if (this.editor) {
+      buttons.push(button("cancel", () => actions.cancel(message)));
+      this.sendButton = button("send", () => actions.resend(message), busy || !this.editor.value.trim());
+      buttons.push(this.sendButton);
+    } else {
+      buttons.push(copyButton(t, () => message.content));
+      if (message.role === "user") buttons.push(button("edit", () => actions.edit(message)));
+      if (message.role !== "user" || last) buttons.push(button("again", () => actions.again(message), busy));
+      if (message.tokens?.length) buttons.push(button(this.byToken ? "text" : "tokens", () => this.switchView(last, busy)));
+      if (this.place.siblings.length > 1) buttons.push(this.branches());
     }
     const error = message.error ? [make("p", { class: "error", role: "alert", text: message.error })] : [];
     const numbers = make("span", { class: "numbers", text: describe(message) });
     this.foot.replaceChildren(...error, make("div", { class: "buttons" }, ...buttons, numbers));
   }
 
-  switchView(last) {
+  /** ‹ 2/3 ›: goes through what else was asked or answered at this place. */
+  branches() {
+    const { siblings, index } = this.place;
+    const step = (name, mark, to) =>
+      make("button", {
+        class: `quiet do-${name}`, type: "button", text: mark, "aria-label": t(name), title: t(name), disabled: !siblings[to],
+        onclick: () => this.actions.show(siblings[to], name),
+      });
+    const where = make("span", { text: `${index + 1}/${siblings.length}` });
+    return make("span", { class: "branches", role: "group", "aria-label": t("branches") },
+      step("before", "‹", index - 1), where, step("after", "›", index + 1));
+  }
+
+  switchView(last, busy) {
     this.byToken = !this.byToken;
     hideTip();
     this.text.replaceChildren(...(this.byToken ? [tokenView(this.message.tokens)] : []));
-    this.show(last, false);
-    [...this.foot.querySelectorAll("button")].at(-1).focus();
+    this.show({ last, busy, growing: false });
+    this.foot.querySelector(".do-tokens, .do-text").focus();
   }
 }
 
 /** What an answer took: its tokens, its speed, why it ended. */
-function describe({ stats, finish, stopped }) {
+function describe({ stats, finish, stopped, partial }) {
   const parts = [];
   if (stats?.tokens) parts.push(t("count", { n: number(stats.tokens) }));
   if (stats?.speed) parts.push(t("speed", { n: number(stats.speed, stats.speed < 10 ? 1 : 0) }));
@@ -71,6 +129,7 @@ function describe({ stats, finish, stopped }) {
   if (stats?.cached) parts.push(t("cached", { n: number(stats.cached) }));
   if (finish === "length") parts.push(t("cut"));
   if (stopped) parts.push(t("stopped"));
+  if (partial) parts.push(t("unfinished"));
   return parts.join(" · ");
 }
 

@@ -1,5 +1,7 @@
 // Requests to the server that the page comes from.
 
+import { load, save } from "./local.js";
+
 const KEY = "sophserve.key";
 
 /** An answer other than 200, with the server's own words. */
@@ -13,18 +15,18 @@ export class ServerError extends Error {
 
 /** Keep an API key until the tab is closed. */
 export function useKey(key) {
-  sessionStorage.setItem(KEY, key);
+  save(KEY, key, "session");
 }
 
 /** Whether there is a key. */
 export function hasKey() {
-  return sessionStorage.getItem(KEY) !== null;
+  return load(KEY, "session") !== null;
 }
 
 /** Ask for a path relative to the page; throws ServerError. */
 export async function ask(path, options = {}) {
   const headers = { ...options.headers };
-  if (hasKey()) headers["Authorization"] = `Bearer ${sessionStorage.getItem(KEY)}`;
+  if (hasKey()) headers["Authorization"] = `Bearer ${load(KEY, "session")}`;
   const response = await fetch(path, { ...options, headers });
   if (response.ok) return response;
   throw new ServerError(response.status, await response.json().catch(() => null));

@@ -1,14 +1,15 @@
 // The controls of sampling.
 
 import { byId } from "./dom.js";
-import { loadSettings, saveSettings } from "./store.js";
+import { load, save } from "./local.js";
 
+const KEPT = "sophserve.settings";
 const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
 const FIELDS = [...NUMBERS, "system"];
 
 /** Show the kept settings, and keep every change. */
 export function connectSettings() {
-  const kept = loadSettings();
+  const kept = keptSettings();
   for (const name of FIELDS) {
     byId(name).value = kept[name] ?? "";
     byId(name).addEventListener("input", changed);
@@ -29,6 +30,14 @@ export function connectSettings() {
   changed();
 }
 
+function keptSettings() {
+  try {
+    return JSON.parse(load(KEPT)) ?? {};
+  } catch {
+    return {};
+  }
+}
+
 function changed() {
   for (const slider of document.querySelectorAll("input[type=range]")) {
     const { value } = byId(slider.dataset.for);
@@ -36,7 +45,7 @@ function changed() {
     slider.classList.toggle("unset", !value);
   }
   const fields = Object.fromEntries(FIELDS.map((name) => [name, byId(name).value]));
-  saveSettings({ ...fields, logprobs: byId("logprobs").checked });
+  save(KEPT, JSON.stringify({ ...fields, logprobs: byId("logprobs").checked }));
 }
 
 /** The first control with a value that cannot be sent. */
@@ -44,14 +53,30 @@ export function wrongSetting() {
   return NUMBERS.map(byId).find((input) => !input.checkValidity());
 }
 
+/** The system prompt. */
+export function system() {
+  return byId("system").value.trim();
+}
+
+/** Put another in its place. */
+export function setSystem(text) {
+  if (text === system()) return;
+  byId("system").value = text;
+  changed();
+}
+
 /** The system prompt's message, if there is one. */
 export function systemMessages() {
-  const content = byId("system").value.trim();
-  return content ? [{ role: "system", content }] : [];
+  return system() ? [{ role: "system", content: system() }] : [];
+}
+
+/** The numbers that the controls set. */
+export function numbers() {
+  const given = NUMBERS.filter((name) => byId(name).value !== "");
+  return Object.fromEntries(given.map((name) => [name, Number(byId(name).value)]));
 }
 
 /** The fields of a request that the controls set. */
 export function samplingFields() {
-  const given = NUMBERS.filter((name) => byId(name).value !== "").map((name) => [name, Number(byId(name).value)]);
-  return { ...Object.fromEntries(given), ...(byId("logprobs").checked && { logprobs: true, top_logprobs: 5 }) };
+  return { ...numbers(), ...(byId("logprobs").checked && { logprobs: true, top_logprobs: 5 }) };
 }
