@@ -2,8 +2,8 @@
 hold it up.
 
 It keeps one streamed completion running, asks /health every 20 ms, and lets a new client, on a new connection, send a
-long message and ask for a short answer twice a second. To each line on its standard input it answers with one of JSON on what was noticed since
-the line before, waits that are not over included.
+long message and ask for a short answer twice a second. To each line on its standard input it answers with one of JSON
+on what was noticed since the line before, waits that are not over included.
 """
 
 from __future__ import annotations
