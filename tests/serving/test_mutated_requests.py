@@ -1,5 +1,4 @@
-"""Thousands of broken requests: each gets a proper answer, nobody else waits for them, and the server is afterwards what
-it was."""
+"""Thousands of broken requests: each gets a proper answer, nobody waits for them, and the server is what it was."""
 
 from __future__ import annotations
 
