@@ -14,7 +14,7 @@ SCRIPT = Path(soak.__file__)
 
 
 def record(memory: list[float]) -> soak.Record:
-    samples = [soak.Sample(float(at), value, 20, 5, 100, 0) for at, value in enumerate(memory)]
+    samples = [soak.Sample(60.0 * at, value, 20, 5, 100, 0) for at, value in enumerate(memory)]
     return soak.Record(samples=samples)
 
 
