@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from sophserve.api.record import current_record
 from sophserve.api.serving import SERVING
+from sophserve.api.text_threads import INLINE
 from sophserve.errors import RequestError
+from sophserve.text.json_size import JsonTooLarge, check_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", bound=msgspec.Struct)
@@ -37,21 +43,58 @@ _UNSUPPORTED = frozenset(
     }
 )
 _LONGEST_NAME = 64
+_MOST_FIELDS = 10_000
 _NEUTRAL: dict[str, Any] = {"best_of": 1, "modalities": ["text"]}
+
+
+# Bytes that a field may have. What a conversation or a prompt is made of is only bounded together, with the body.
+_WITHOUT_LIMIT = frozenset({"messages", "prompt", "input", "content", "tokens", "documents"})
+_MOST_BYTES = {
+    **dict.fromkeys(("system", "instructions"), 1 << 22),
+    **dict.fromkeys(("response_format", "structured_outputs", "guided_decoding", "output_config", "text"), 1 << 21),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "output_format"), 1 << 21),
+    **dict.fromkeys(("tools", "allowed_token_ids", "chat_template"), 1 << 20),
+    "chat_template_kwargs": 1 << 18,
+}
+_MOST_BYTES_OF_OTHERS = 1 << 16
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
     """The body as a struct, and the names of fields in it that mean nothing here. Raises RequestError."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise RequestError("compressed bodies are not supported; leave out Content-Encoding")
-    fields = _decode(await request.read())
+    serving, body = request.app[SERVING], await request.read()
+    current_record.get().body_bytes = len(body)
+    return await serving.texts.run(lambda: _parsed(body, kind, serving.config.reject_unknown_fields))
+
+
+def _parsed(body: bytes, kind: type[T], reject_unknown: bool) -> tuple[T, list[str]]:
+    with _json_errors(body):
+        check_json(body) if len(body) > INLINE else body.decode()
+        fields = _fields(body)
+    if len(fields) > _MOST_FIELDS:
+        raise RequestError(f"the body has {len(fields)} fields; at most {_MOST_FIELDS} are possible")
     for name in sorted((_UNSUPPORTED & fields.keys()).difference(kind.__struct_fields__)):
-        if fields[name] and fields[name] != _NEUTRAL.get(name):
+        value = len(fields[name]) > _MOST_BYTES_OF_OTHERS or msgspec.json.decode(fields[name])
+        if value and value != _NEUTRAL.get(name):
             raise RequestError(f"{name} is not supported; leave it out", name, "unsupported_parameter")
-    unknown = sorted(fields.keys() - set(kind.__struct_fields__) - _WITHOUT_EFFECT - _UNSUPPORTED)
-    if unknown and request.app[SERVING].config.reject_unknown_fields:
+    known = set(kind.__struct_fields__)
+    unknown = sorted(fields.keys() - known - _WITHOUT_EFFECT - _UNSUPPORTED)
+    if unknown and reject_unknown:
         raise RequestError(f"{_shown(unknown)}: there is no such field; leave it out", unknown[0][:_LONGEST_NAME])
-    return checked(fields, kind), unknown
+    for name in (known & fields.keys()) - _WITHOUT_LIMIT:
+        most = _MOST_BYTES.get(name, _MOST_BYTES_OF_OTHERS)
+        if len(fields[name]) > most:
+            raise RequestError(f"{name} has {len(fields[name])} bytes of JSON; at most {most} are possible", name)
+    with _json_errors(body):
+        return _decoder(kind)(body), unknown
+
+
+@cache
+def _decoder(kind: type[T]) -> Callable[[bytes], T]:
+    return msgspec.json.Decoder(kind).decode
 
 
 def checked(fields: dict[str, Any], kind: type[T]) -> T:
@@ -80,20 +123,23 @@ def _shown(names: list[str]) -> str:
     return ", ".join(ascii(name[:_LONGEST_NAME]) for name in names[:20])
 
 
-def _decode(body: bytes) -> dict[str, Any]:
+@contextmanager
+def _json_errors(body: bytes) -> Iterator[None]:
     try:
-        body.decode()
-        fields = msgspec.json.decode(body)
+        yield
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    except JsonTooLarge as error:
+        raise RequestError(f"the body {error}") from None
     except RecursionError:
         raise RequestError("the body is nested too deeply") from None
+    except msgspec.ValidationError as error:
+        if not body.lstrip().startswith(b"{"):
+            raise RequestError("the body must be a JSON object") from None
+        raise _wrong_type(str(error)) from None
     except msgspec.MsgspecError as error:
         where = "" if "(byte " in str(error) else f" (byte {len(body)})"
         raise RequestError(f"the body is not JSON: {error}{where}") from None
-    if not isinstance(fields, dict):
-        raise RequestError("the body must be a JSON object")
-    return fields
 
 
 def _wrong_type(problem: str) -> RequestError:

@@ -30,42 +30,45 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, ChatRequest)
     model = serving.check_model(body.model)
-    params = chat_params(serving, body)
-    tools = ToolUse(serving, body)
-    messages = template_messages(body.messages)
-    async with serving.admitted(params.n, body.timeout):
-        generation, answers = await chat_generation(serving, messages, body, tools, params, "chatcmpl-")
-        style = ChatStyle(serving.tokenizer, params.logprobs is not None, answers, body.include_reasoning is not False)
+    plan = await serving.texts.run(lambda: ChatPlan(serving, body))
+    async with serving.admitted(plan.params.n, body.timeout):
+        generation, answers = await chat_generation(serving, plan, "chatcmpl-")
+        logprobs = plan.params.logprobs is not None
+        style = ChatStyle(serving.tokenizer, logprobs, answers, body.include_reasoning is not False)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
 
 
-def chat_params(serving: Serving, body: ChatRequest, max_tokens: int | None = None) -> SamplingParams:
-    """The sampling parameters of a chat request, once all is checked that can be checked before its prompt is made.
+class ChatPlan:
+    """A chat request once all is checked that can be checked before its prompt is made.
 
     max_tokens: a longest answer that is cut to what fits into the context. Raises RequestError.
     """
-    defaults = {"max_tokens": None} | serving.sampling_defaults
-    if max_tokens is not None:
-        defaults["max_tokens"] = max_tokens
-    return sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
+
+    def __init__(self, serving: Serving, body: ChatRequest, max_tokens: int | None = None) -> None:
+        defaults = {"max_tokens": None} | serving.sampling_defaults
+        if max_tokens is not None:
+            defaults["max_tokens"] = max_tokens
+        self.body = body
+        self.params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
+        self.tools = ToolUse(serving, body)
+        self.messages = template_messages(body.messages)
 
 
-async def chat_generation(
-    serving: Serving,
-    messages: list[dict[str, Any]],
-    body: ChatRequest,
-    tools: ToolUse,
-    params: SamplingParams,
-    prefix: str,
-) -> tuple[Generation, AnswerFormat]:
+async def chat_generation(serving: Serving, plan: ChatPlan, prefix: str) -> tuple[Generation, AnswerFormat]:
     """What a chat request asks of the engine, under an id with this prefix, and how to read the answers. Raises
     RequestError."""
-    prompt = await encode_chat(serving, messages, body)
-    params = fitted(params, body, prompt, serving.engine.info.max_model_len)
-    answers = AnswerFormat(serving, body, tools, prompt)
-    params = answers.asked(params)
-    await check_structured(serving.engine, body, params)
+    body = plan.body
     identity = name_request(prefix, body.request_id)
+
+    def prepare() -> tuple[list[int], SamplingParams, AnswerFormat]:
+        prompt = encode_chat(serving, plan.messages, body)
+        answers = AnswerFormat(serving, body, plan.tools, prompt)
+        params = answers.asked(fitted(plan.params, body, prompt, serving.engine.info.max_model_len))
+        serving.engine.check(prompt, params)
+        return prompt, params, answers
+
+    prompt, params, answers = await serving.texts.run(prepare)
+    await check_structured(serving.engine, body, params)
     return Generation(identity, [prompt], [params], body.priority or 0, body.cache_salt or ""), answers
 
 

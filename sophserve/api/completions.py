@@ -11,7 +11,7 @@ from sophserve.api.body import read_body, warn_unknown
 from sophserve.api.generation import Answer, Generation
 from sophserve.api.logprobs import CompletionLogprobs, Entries, prompt_logprobs
 from sophserve.api.params import fitted, sampling_params
-from sophserve.api.prompts import encode, listed, truncated
+from sophserve.api.prompts import each_in_slices, encode, listed, truncated
 from sophserve.api.record import name_request
 from sophserve.api.requests import CompletionRequest
 from sophserve.api.respond import Choice, Reply
@@ -19,6 +19,8 @@ from sophserve.api.serving import SERVING, Serving
 from sophserve.api.structured import check_structured
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import RequestError
+from sophserve.sampling import SamplingParams
+from sophserve.text.detokenizer import decode_in_slices
 from sophserve.text.tokenizer import Tokenizer
 
 
@@ -27,18 +29,23 @@ async def completions(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, CompletionRequest)
     model = serving.check_model(body.model)
-    texts = listed(body.prompt, "prompt")
-    best, keep = _best_of(body)
-    defaults = {"max_tokens": 16} | serving.sampling_defaults
-    params = sampling_params(best, defaults, best.logprobs, _prompt_logprobs(body))
-    async with serving.admitted(len(texts) * params.n, body.timeout):
-        await check_structured(serving.engine, body, params)
-        prompts = [await _encoded(serving, text, body) for text in texts]
-        each = [fitted(params, body, prompt, serving.engine.info.max_model_len) for prompt in prompts]
-        generation = Generation(
-            name_request("cmpl-", body.request_id), prompts, each, body.priority or 0, body.cache_salt or "", keep
+
+    def plan() -> tuple[list[str | list[int]], SamplingParams, int | None]:
+        best, keep = _best_of(body)
+        defaults = {"max_tokens": 16} | serving.sampling_defaults
+        return (
+            listed(body.prompt, "prompt"),
+            sampling_params(best, defaults, best.logprobs, _prompt_logprobs(body)),
+            keep,
         )
-        shown = texts if body.truncate_prompt_tokens is None else prompts
+
+    texts, params, keep = await serving.texts.run(plan)
+    async with serving.admitted(len(texts) * params.n, body.timeout):
+        identity = name_request("cmpl-", body.request_id)
+        await check_structured(serving.engine, body, params)
+        each = await each_in_slices(serving, texts, lambda text: _prompt(serving, text, body, params))
+        prompts, fitting, shown = zip(*each, strict=True)
+        generation = Generation(identity, list(prompts), list(fitting), body.priority or 0, body.cache_salt or "", keep)
         style = CompletionStyle(serving.tokenizer, body, shown, generation)
         return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
 
@@ -53,7 +60,7 @@ class CompletionStyle:
         self,
         tokenizer: Tokenizer,
         body: CompletionRequest,
-        texts: Sequence[str | list[int]],
+        texts: Sequence[str],
         generation: Generation,
     ) -> None:
         self._tokenizer = tokenizer
@@ -92,10 +99,7 @@ class CompletionStyle:
 
     def _echo(self, index: int, entries: Entries | None) -> Choice:
         number = index // self._generation.n
-        token_ids, text = self._generation.prompts[number], self._texts[number]
-        if not isinstance(text, str):
-            text = self._tokenizer.decode(text, self._generation.params[0].skip_special_tokens)
-        return self._shaped(index, text, token_ids, entries or [])
+        return self._shaped(index, self._texts[number], self._generation.prompts[number], entries or [])
 
     def _choice(self, index: int, text: str, entries: list[list[TokenLogprob]]) -> Choice:
         return self._shaped(index, text, [chosen.token_id for chosen, *_ in entries], entries)
@@ -118,11 +122,23 @@ def _best_of(body: CompletionRequest) -> tuple[CompletionRequest, int | None]:
     return replace(body, n=most, logprobs=body.logprobs or 0), n
 
 
-async def _encoded(serving: Serving, text: str | list[int], body: CompletionRequest) -> list[int]:
-    if isinstance(text, str):
+def _prompt(
+    serving: Serving, text: str | list[int], body: CompletionRequest, params: SamplingParams
+) -> tuple[list[int], SamplingParams, str]:
+    """The tokens of one prompt, its parameters, and what echo shows of it. Raises RequestError."""
+    context = serving.engine.info.max_model_len
+    tokens = text
+    if isinstance(tokens, str):
         special, bounded = body.add_special_tokens is not False, body.truncate_prompt_tokens is None
-        text = await encode(serving, text, special, bounded)
-    return truncated(text, body, serving.engine.info.max_model_len)
+        tokens = encode(serving, tokens, special, bounded)
+    tokens = truncated(tokens, body, context)
+    params = fitted(params, body, tokens, context)
+    serving.engine.check(tokens, params)
+    if not body.echo:
+        return tokens, params, ""
+    if isinstance(text, str) and body.truncate_prompt_tokens is None:
+        return tokens, params, text
+    return tokens, params, decode_in_slices(serving.tokenizer, tokens, params.skip_special_tokens)
 
 
 def _prompt_logprobs(body: CompletionRequest) -> int | None:

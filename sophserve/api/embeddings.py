@@ -12,7 +12,7 @@ from aiohttp import web
 
 from sophserve.api.body import json_response, read_body, warn_unknown
 from sophserve.api.generation import engine_errors
-from sophserve.api.prompts import cut, encode, listed, log_prompts
+from sophserve.api.prompts import cut, each_in_slices, encode, listed, log_prompts
 from sophserve.api.record import current_record, name_request
 from sophserve.api.serving import SERVING, Serving
 from sophserve.engine.checks import check_input
@@ -44,11 +44,9 @@ async def embeddings(request: web.Request) -> web.Response:
         raise RequestError("encoding_format must be float or base64", "encoding_format")
     if body.dimensions is not None and body.dimensions < 1:
         raise RequestError(f"dimensions must be at least 1, got {body.dimensions}", "dimensions")
-    texts = listed(body.input, "input")
+    texts = await serving.texts.run(lambda: listed(body.input, "input"))
     async with serving.admitted(len(texts), body.timeout):
-        inputs = [await _encoded(serving, text, body) for text in texts]
-        for tokens in inputs:
-            check_input(tokens, serving.engine.info)
+        inputs = await each_in_slices(serving, texts, lambda text: _tokens(serving, text, body))
         vectors = await _embed(serving, inputs, body)
     data = [
         {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else list(vector)}
@@ -59,12 +57,14 @@ async def embeddings(request: web.Request) -> web.Response:
     return json_response({"object": "list", "data": data, "model": model, "usage": usage}, warn_unknown(unknown))
 
 
-async def _encoded(serving: Serving, text: str | list[int], body: EmbeddingRequest) -> list[int]:
+def _tokens(serving: Serving, text: str | list[int], body: EmbeddingRequest) -> list[int]:
     if isinstance(text, str):
         special, bounded = body.add_special_tokens is not False, body.truncate_prompt_tokens is None
-        text = await encode(serving, text, special, bounded)
+        text = encode(serving, text, special, bounded)
     context = serving.engine.info.max_model_len
-    return cut(text, body.truncate_prompt_tokens, body.truncation_side or "left", context)
+    tokens = cut(text, body.truncate_prompt_tokens, body.truncation_side or "left", context)
+    check_input(tokens, serving.engine.info)
+    return tokens
 
 
 async def _embed(serving: Serving, inputs: list[list[int]], body: EmbeddingRequest) -> list[array[float]]:

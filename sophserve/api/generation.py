@@ -53,11 +53,6 @@ class Generation:
         """Tokens of all prompts."""
         return sum(map(len, self.prompts))
 
-    def check(self, engine: Engine) -> None:
-        """Raise RequestError if the engine could not generate one of the answers."""
-        for prompt, params in zip(self.prompts, self.params, strict=True):
-            engine.check(prompt, params)
-
     def chosen(self, answers: list[Answer]) -> list[tuple[int, Answer]]:
         """The answers to show, with the numbers of their choices."""
         numbered = list(enumerate(answers))

@@ -10,14 +10,14 @@ import msgspec
 from aiohttp import web
 
 from sophserve.api.body import json_response, read_body, warn_unknown
-from sophserve.api.chat import chat_generation, chat_params, template_messages
+from sophserve.api.chat import ChatPlan, chat_generation, template_messages
 from sophserve.api.events import Event, Exchange, OutputFormat
 from sophserve.api.params import check_texts
 from sophserve.api.parts import Part, PartWriter
 from sophserve.api.prompts import encode_chat
 from sophserve.api.requests import ChatRequest, ContentPart, Message
 from sophserve.api.respond import Usage
-from sophserve.api.serving import SERVING
+from sophserve.api.serving import SERVING, Serving
 from sophserve.api.tools import AnswerFormat, ToolUse
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
@@ -107,14 +107,9 @@ async def messages(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, MessagesRequest)
     model = serving.check_model(body.model)
-    check_texts("stop", body.stop_sequences, "stop_sequences")
-    chat = _chat(body)
-    chat.stop, chat.temperature, chat.top_p, chat.top_k = body.stop_sequences, body.temperature, body.top_p, body.top_k
-    params = chat_params(serving, chat, body.max_tokens)
-    tools = ToolUse(serving, chat)
-    turns = template_messages(chat.messages)
+    plan = await serving.texts.run(lambda: _plan(serving, body))
     async with serving.admitted(1):
-        generation, answers = await chat_generation(serving, turns, chat, tools, params, "msg_")
+        generation, answers = await chat_generation(serving, plan, "msg_")
         exchange = Exchange(request, generation, warn_unknown(unknown))
         shown = body.thinking is None or body.thinking.display != "omitted"
         writer = MessageWriter(generation.id, model, exchange.usage, answers, shown)
@@ -129,10 +124,14 @@ async def count_tokens(request: web.Request) -> web.Response:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, CountRequest)
     serving.check_model(body.model)
-    chat = _chat(body)
-    ToolUse(serving, chat)
-    tokens = await encode_chat(serving, template_messages(chat.messages), chat, bounded=False)
-    return json_response({"input_tokens": len(tokens)}, warn_unknown(unknown))
+
+    def work() -> int:
+        chat = _chat(body)
+        ToolUse(serving, chat)
+        return len(encode_chat(serving, template_messages(chat.messages), chat, bounded=False))
+
+    async with serving.admitted(1):
+        return json_response({"input_tokens": await serving.texts.run(work)}, warn_unknown(unknown))
 
 
 class MessageWriter(PartWriter):
@@ -231,6 +230,14 @@ def _signature(part: Part) -> str:
     return sha256(part.text.encode()).hexdigest()
 
 
+def _plan(serving: Serving, body: MessagesRequest) -> ChatPlan:
+    """Raises RequestError."""
+    check_texts("stop", body.stop_sequences, "stop_sequences")
+    chat = _chat(body)
+    chat.stop, chat.temperature, chat.top_p, chat.top_k = body.stop_sequences, body.temperature, body.top_p, body.top_k
+    return ChatPlan(serving, chat, body.max_tokens)
+
+
 def _chat(body: CountRequest) -> ChatRequest:
     """The same conversation as chat completions have it. Raises RequestError."""
     conversation: list[Message] = []
@@ -268,7 +275,7 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
         yield Message(turn.role, turn.content)
         return
     said = Message(turn.role)
-    parts = []
+    parts, calls, thoughts = [], [], []
     for index, block in enumerate(turn.content):
         where = f"{path}.content[{index}]"
         match block.type:
@@ -278,14 +285,15 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
             case "tool_use":
                 function = {"name": _given(block, "name", where), "arguments": block.input or {}}
                 call = {"id": _given(block, "id", where), "type": "function", "function": function}
-                said.tool_calls = [*(said.tool_calls or []), call]
+                calls.append(call)
             case "thinking":
-                said.reasoning_content = (said.reasoning_content or "") + (block.thinking or "")
+                thoughts.append(block.thinking or "")
             case "redacted_thinking":
                 pass  # what no one can read
             case _:
                 parts.append(ContentPart("text", _text(block, where)))
-    said.content = parts or None
+    said.content, said.tool_calls = parts or None, calls or None
+    said.reasoning_content = "".join(thoughts) if thoughts else None
     if parts or said.tool_calls or not turn.content:
         yield said
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,8 +18,11 @@ from sophserve.text.chat_template import ChatTemplate
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Shorter texts are done in less time than the thread takes to be heard when others compute.
-LONG_TEXT = 10_000
+# Characters of prompts that are tokenized in one go.
+_SLICE = 1 << 15
+# No text has more characters, nor more for each token of the context: the tokenizer takes 170 bytes for each.
+_MOST_CHARACTERS = 1 << 20
+_CHARACTERS_PER_TOKEN = 8
 _LOGGED_TOKENS = 2048
 _TRUNCATE = "truncate_prompt_tokens"
 
@@ -30,35 +33,56 @@ def listed(prompt: str | list[str | int | list[int]], name: str) -> list[str | l
         return [prompt]
     if not prompt:
         raise RequestError(f"{name} is empty; give a text or token ids", name)
-    if all(isinstance(item, int) for item in prompt):
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
         return [prompt]  # type: ignore[list-item]
-    if any(isinstance(item, int) for item in prompt):
+    if int in kinds:
         raise RequestError(f"{name} mixes token ids with texts or lists; give one kind", name)
     return prompt  # type: ignore[return-value]
 
 
-async def encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
-    """Token ids of a text. Raises RequestError; if bounded, for one that cannot fit in the context, too."""
-    return await in_text_thread(serving, len(text), lambda: _encode(serving, text, add_special_tokens, bounded))
+async def each_in_slices(
+    serving: Serving, items: list[str | list[int]], work: Callable[[str | list[int]], T]
+) -> list[T]:
+    """What work makes of each prompt. They are gone through a slice at a time: between two, others have their turn, and
+    a client that is gone is noticed."""
+    made: list[T] = []
+    while len(made) < len(items):
+        start, end, size = len(made), len(made), 0
+        while end < len(items) and (end == start or size + len(items[end]) <= _SLICE):
+            size += len(items[end])
+            end += 1
+        made += await serving.texts.run(partial(_each, work, items[start:end]), size)
+    return made
 
 
-async def encode_chat(
-    serving: Serving, messages: list[dict[str, Any]], body: ChatRequest, bounded: bool = True
-) -> list[int]:
+def _each(work: Callable[[str | list[int]], T], items: list[str | list[int]]) -> list[T]:
+    return list(map(work, items))
+
+
+def encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
+    """Token ids of a text. Raises RequestError for one that is too long; if bounded, for one that cannot fit in the
+    context."""
+    longest, per_token = serving.engine.info.max_model_len, serving.characters_per_token
+    if bounded and per_token and len(text) > longest * per_token:
+        raise RequestError(
+            f"the prompt has {len(text)} characters, at least {len(text) // per_token} tokens, and "
+            f"the context {longest}; shorten the prompt",
+            "prompt",
+            "context_length_exceeded",
+        )
+    most = max(_MOST_CHARACTERS, longest * _CHARACTERS_PER_TOKEN)
+    if len(text) > most:
+        raise RequestError(f"the prompt has {len(text)} characters; at most {most} are possible", "prompt")
+    return serving.tokenizer.encode(text, add_special_tokens)
+
+
+def encode_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest, bounded: bool = True) -> list[int]:
     """Token ids of a conversation in the chat template. Raises RequestError as encode does."""
-    render = _renderer(serving, messages, body)
+    text = render_chat(serving, messages, body)
     bounded = bounded and body.truncate_prompt_tokens is None
-
-    def work() -> list[int]:
-        tokens = _encode(serving, render(), bool(body.add_special_tokens), bounded)
-        return truncated(tokens, body, serving.engine.info.max_model_len)
-
-    return await in_text_thread(serving, sum(map(_length, messages)), work)
-
-
-async def render_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> str:
-    """A conversation in the chat template, as text. Raises RequestError."""
-    return await in_text_thread(serving, sum(map(_length, messages)), _renderer(serving, messages, body))
+    tokens = encode(serving, text, bool(body.add_special_tokens), bounded)
+    return truncated(tokens, body, serving.engine.info.max_model_len)
 
 
 def log_prompts(
@@ -94,39 +118,33 @@ def cut(prompt: list[int], most: int | None, side: str, fitting: int) -> list[in
     return prompt[:most] if side == "right" else prompt[-most:]
 
 
-def _renderer(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> Callable[[], str]:
-    """Check the template's options now; the function that is returned renders."""
+def render_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> str:
+    """A conversation in the chat template, as text. Raises RequestError."""
     continued = bool(body.continue_final_message)
     if continued and body.add_generation_prompt:
         raise RequestError(
             "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
         )
-
     if body.chat_template is not None and not serving.config.trust_request_chat_template:
         raise RequestError(
             "chat_template is only taken by a server that was started with --trust-request-chat-template; leave it out",
             "chat_template",
         )
-    generate = not continued if body.add_generation_prompt is None else body.add_generation_prompt
     kwargs = _effort(body) | (body.chat_template_kwargs or {})
     for name in ("tools", "documents", "add_generation_prompt", "continue_final_message"):
         if name in kwargs:
             raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
-
-    def render() -> str:
-        try:
-            return _template(serving, body).render(
-                messages,
-                tools=body.tools or None,
-                documents=body.documents,
-                add_generation_prompt=generate,
-                continue_final_message=continued,
-                **kwargs,
-            )
-        except RecursionError:
-            raise RequestError("messages are nested too deeply", "messages") from None
-
-    return render
+    try:
+        return _template(serving, body).render(
+            messages,
+            tools=body.tools or None,
+            documents=body.documents,
+            add_generation_prompt=not continued if body.add_generation_prompt is None else body.add_generation_prompt,
+            continue_final_message=continued,
+            **kwargs,
+        )
+    except RecursionError:
+        raise RequestError("messages are nested too deeply", "messages") from None
 
 
 def _effort(body: ChatRequest) -> dict[str, Any]:
@@ -143,27 +161,3 @@ def _template(serving: Serving, body: ChatRequest) -> ChatTemplate:
         return ChatTemplate({"default": body.chat_template}, serving.tokenizer.special_tokens)
     except CheckpointError as error:
         raise RequestError(f"chat_template: {error}", "chat_template") from None
-
-
-def _length(message: dict[str, Any]) -> int:
-    content = message.get("content", "")
-    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
-
-
-def _encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool) -> list[int]:
-    longest = serving.engine.info.max_model_len
-    if bounded and serving.characters_per_token and len(text) > longest * serving.characters_per_token:
-        raise RequestError(
-            f"the prompt has {len(text)} characters, at least {len(text) // serving.characters_per_token} tokens, and "
-            f"the context {longest}; shorten the prompt",
-            "prompt",
-            "context_length_exceeded",
-        )
-    return serving.tokenizer.encode(text, add_special_tokens)
-
-
-async def in_text_thread(serving: Serving, characters: int, work: Callable[[], T]) -> T:
-    """What work returns; done in the thread for texts if there are that many characters to go through."""
-    if characters <= LONG_TEXT:
-        return work()
-    return await asyncio.get_running_loop().run_in_executor(serving.text_thread, work)

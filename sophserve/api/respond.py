@@ -75,7 +75,6 @@ async def recorded_deltas(
 ) -> AsyncGenerator[tuple[int, OutputDelta], None]:
     """What every choice gains, counted in usage and in the request's record."""
     engine = serving.engine
-    generation.check(engine)
     log_prompts(serving, generation.id, generation.prompts, generation.params[0])
     record = current_record.get()
     record.prompt_tokens = generation.prompt_tokens

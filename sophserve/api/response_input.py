@@ -168,7 +168,8 @@ def _add_call(messages: list[Message], item: Item, path: str) -> None:
     if not messages or messages[-1].role != "assistant":
         messages.append(Message("assistant"))
     call = {"id": _given(item, "call_id", path), "type": "function", "function": function}
-    messages[-1].tool_calls = [*(messages[-1].tool_calls or []), call]
+    messages[-1].tool_calls = messages[-1].tool_calls or []
+    messages[-1].tool_calls.append(call)
 
 
 def _texts(content: str | list[ContentPart], path: str) -> str | list[ContentPart]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 from aiohttp import web
 
 from sophserve.api.body import json_response, read_body, warn_unknown
-from sophserve.api.chat import chat_generation, chat_params, template_messages
-from sophserve.api.errors import ApiError
+from sophserve.api.chat import ChatPlan, chat_generation, template_messages
+from sophserve.api.errors import MAX_BODY_BYTES, ApiError
 from sophserve.api.events import Event, Exchange
 from sophserve.api.prompts import encode_chat
+from sophserve.api.record import current_record
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.response_input import InputRequest, ResponsesRequest, conversation_of, function_tools
 from sophserve.api.response_output import ResponseWriter
-from sophserve.api.response_store import StoredResponse
+from sophserve.api.response_store import StoredResponse, joined, messages_of
 from sophserve.api.serving import SERVING, Serving
 from sophserve.api.tools import ToolUse
 from sophserve.engine.output import OutputDelta
@@ -30,27 +32,19 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     model = serving.check_model(body.model)
     if body.background:
         raise RequestError("background is not supported; leave it out and wait for the answer", "background")
-    conversation = _conversation(serving, body)
-    chat = _chat(body, conversation)
-    for name in set(_SAME_NAME) - {"model", "tools", "tool_choice"}:
-        setattr(chat, name, getattr(body, name))
-    if body.text and body.text.format:
-        chat.response_format = body.text.format.response_format()
-    if body.wants_logprobs:
-        chat.logprobs = True
-    params = chat_params(serving, chat, body.max_output_tokens)
-    tools = ToolUse(serving, chat)
-    messages = template_messages(chat.messages)
+    before = _stored(serving, body.previous_response_id)
+    plan, conversation = await serving.texts.run(lambda: _plan(serving, body, before))
     async with serving.admitted(1, body.timeout):
-        generation, answers = await chat_generation(serving, messages, chat, tools, params, "resp_")
+        generation, answers = await chat_generation(serving, plan, "resp_")
         exchange = Exchange(request, generation, warn_unknown(unknown))
-        writer = ResponseWriter(model, body, params, exchange.usage, serving.tokenizer, answers)
+        writer = ResponseWriter(model, body, plan.params, exchange.usage, serving.tokenizer, answers)
 
         def events(delta: OutputDelta) -> Iterator[Event]:
             yield from writer.events(delta)
             # Stored before the last event goes out, as the client may go on at once.
             if delta.finish_reason and body.store is not False:
-                stored = StoredResponse(writer.response(), [*conversation, writer.said()])
+                said = msgspec.json.encode([writer.said()])
+                stored = StoredResponse(msgspec.json.encode(writer.response()), joined(conversation, said))
                 serving.responses.add(writer.id, stored)
 
         if body.stream:
@@ -65,7 +59,7 @@ async def get_response(request: web.Request) -> web.Response:
     stored = request.app[SERVING].responses.get(identity)
     if stored is None:
         raise _not_found(identity)
-    return json_response(stored.body)
+    return web.Response(body=stored.body, content_type="application/json")
 
 
 async def delete_response(request: web.Request) -> web.Response:
@@ -81,27 +75,52 @@ async def count_input_tokens(request: web.Request) -> web.Response:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, InputRequest)
     serving.check_model(body.model)
-    chat = _chat(body, _conversation(serving, body))
-    ToolUse(serving, chat)
-    chat.chat_template_kwargs = body.chat_template_kwargs
-    tokens = await encode_chat(serving, template_messages(chat.messages), chat, bounded=False)
-    return json_response({"object": "response.input_tokens", "input_tokens": len(tokens)}, warn_unknown(unknown))
+    before = _stored(serving, body.previous_response_id)
+
+    def work() -> int:
+        chat = _chat(body, messages_of(before) + conversation_of(body.input))
+        ToolUse(serving, chat)
+        chat.chat_template_kwargs = body.chat_template_kwargs
+        return len(encode_chat(serving, template_messages(chat.messages), chat, bounded=False))
+
+    async with serving.admitted(1):
+        count = await serving.texts.run(work)
+        return json_response({"object": "response.input_tokens", "input_tokens": count}, warn_unknown(unknown))
 
 
-def _conversation(serving: Serving, body: InputRequest) -> list[Message]:
-    """What has been said, without the instructions, which hold for one answer only."""
-    before: list[Message] = []
-    if body.previous_response_id is not None:
-        stored = serving.responses.get(body.previous_response_id)
-        if stored is None:
-            raise RequestError(
-                f"the previous response {body.previous_response_id!r} is not stored any more; send the whole "
-                "conversation as input",
-                "previous_response_id",
-                "previous_response_not_found",
-            )
-        before = stored.conversation
-    return before + conversation_of(body.input)
+def _plan(serving: Serving, body: ResponsesRequest, before: bytes) -> tuple[ChatPlan, bytes]:
+    """The request as chat completions have it, and the conversation that its answer is stored with. Raises
+    RequestError."""
+    said = conversation_of(body.input)
+    stored = joined(before, msgspec.json.encode(said)) if body.store is not False else b""
+    chat = _chat(body, messages_of(before) + said)
+    for name in set(_SAME_NAME) - {"model", "tools", "tool_choice"}:
+        setattr(chat, name, getattr(body, name))
+    if body.text and body.text.format:
+        chat.response_format = body.text.format.response_format()
+    if body.wants_logprobs:
+        chat.logprobs = True
+    return ChatPlan(serving, chat, body.max_output_tokens), stored
+
+
+def _stored(serving: Serving, identity: str | None) -> bytes:
+    """The conversation so far, without the instructions, which hold for one answer only. Raises RequestError."""
+    if identity is None:
+        return b"[]"
+    stored = serving.responses.get(identity)
+    if stored is None:
+        raise RequestError(
+            f"the previous response {identity!r} is not stored any more; send the whole conversation as input",
+            "previous_response_id",
+            "previous_response_not_found",
+        )
+    record = current_record.get()
+    record.body_bytes += len(stored.conversation)
+    if record.body_bytes > MAX_BODY_BYTES:
+        raise RequestError(
+            f"the conversation has more than {MAX_BODY_BYTES >> 20} MiB; begin a new one", "previous_response_id"
+        )
+    return stored.conversation
 
 
 def _chat(body: InputRequest, conversation: list[Message]) -> ChatRequest:

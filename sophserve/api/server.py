@@ -92,7 +92,7 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
         await asyncio.gather(*background, return_exceptions=True)
         await runner.cleanup()
         await engine.close()
-        serving.text_thread.shutdown(wait=False, cancel_futures=True)
+        serving.texts.close()
         if config.uds and address:
             Path(config.uds).unlink(missing_ok=True)
 

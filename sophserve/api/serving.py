@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +13,7 @@ from aiohttp import web
 from sophserve.api.errors import ApiError
 from sophserve.api.record import current_record
 from sophserve.api.response_store import ResponseStore
+from sophserve.api.text_threads import TextThreads
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
 from sophserve.errors import RequestError
@@ -45,8 +45,7 @@ class Serving:
         self.created = int(time.time())
         self.responses = ResponseStore(config.response_store_bytes)
         self.draining = False
-        # One thread: long prompts wait for each other, and leave the other cores to the workers.
-        self.text_thread = ThreadPoolExecutor(1, "text")
+        self.texts = TextThreads()
         self._sequences = 0
         self._deadlines: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()

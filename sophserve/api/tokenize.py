@@ -9,10 +9,12 @@ from aiohttp import web
 
 from sophserve.api.body import json_response, read_body, warn_unknown
 from sophserve.api.chat import template_messages
-from sophserve.api.prompts import encode, encode_chat, in_text_thread, render_chat
+from sophserve.api.prompts import encode, encode_chat, render_chat
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.serving import SERVING, Serving
+from sophserve.engine.checks import check_ids
 from sophserve.errors import RequestError
+from sophserve.text.detokenizer import decode_in_slices
 
 
 class ConversationRequest(msgspec.Struct, kw_only=True):
@@ -52,21 +54,19 @@ async def tokenize(request: web.Request) -> web.Response:
     serving.check_model(body.model)
     if sum(given is not None for given in (body.prompt, body.content, body.messages)) != 1:
         raise RequestError("give one of prompt, messages and content", "prompt")
-    if body.messages is not None:
-        chat = _chat(body)
-        tokens = await encode_chat(serving, template_messages(chat.messages), chat, bounded=False)
-    elif body.prompt is not None:
-        tokens = await encode(serving, body.prompt, body.add_special_tokens is not False, bounded=False)
-    else:
-        tokens = await encode(serving, body.content or "", bool(body.add_special), bounded=False)
-    strings = [serving.tokenizer.vocabulary_entry(token) for token in tokens] if body.return_token_strs else None
-    answer = {
-        "count": len(tokens),
-        "max_model_len": serving.engine.info.max_model_len,
-        "tokens": tokens,
-        "token_strs": strings,
-    }
-    return json_response(answer, warn_unknown(unknown))
+
+    def work() -> dict[str, Any]:
+        tokens = _tokens(serving, body)
+        entry = serving.tokenizer.vocabulary_entry
+        return {
+            "count": len(tokens),
+            "max_model_len": serving.engine.info.max_model_len,
+            "tokens": tokens,
+            "token_strs": list(map(entry, tokens)) if body.return_token_strs else None,
+        }
+
+    async with serving.admitted(1):
+        return json_response(await serving.texts.run(work), warn_unknown(unknown))
 
 
 async def detokenize(request: web.Request) -> web.Response:
@@ -74,11 +74,14 @@ async def detokenize(request: web.Request) -> web.Response:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, DetokenizeRequest)
     serving.check_model(body.model)
-    _check_ids(serving, body.tokens)
-    text = await in_text_thread(
-        serving, len(body.tokens), lambda: serving.tokenizer.decode(body.tokens, skip_special_tokens=False)
-    )
-    return json_response({"prompt": text, "content": text}, warn_unknown(unknown))
+
+    def work() -> str:
+        check_ids("tokens", body.tokens, serving.engine.info.vocab_size)
+        return decode_in_slices(serving.tokenizer, body.tokens, skip_special_tokens=False)
+
+    async with serving.admitted(1):
+        text = await serving.texts.run(work)
+        return json_response({"prompt": text, "content": text}, warn_unknown(unknown))
 
 
 async def apply_template(request: web.Request) -> web.Response:
@@ -86,18 +89,24 @@ async def apply_template(request: web.Request) -> web.Response:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, ConversationRequest)
     serving.check_model(body.model)
-    chat = _chat(body)
-    prompt = await render_chat(serving, template_messages(chat.messages), chat)
-    return json_response({"prompt": prompt}, warn_unknown(unknown))
+
+    def work() -> str:
+        chat = _chat(body)
+        return render_chat(serving, template_messages(chat.messages), chat)
+
+    async with serving.admitted(1):
+        return json_response({"prompt": await serving.texts.run(work)}, warn_unknown(unknown))
+
+
+def _tokens(serving: Serving, body: TokenizeRequest) -> list[int]:
+    if body.messages is not None:
+        chat = _chat(body)
+        return encode_chat(serving, template_messages(chat.messages), chat, bounded=False)
+    if body.prompt is not None:
+        return encode(serving, body.prompt, body.add_special_tokens is not False, bounded=False)
+    return encode(serving, body.content or "", bool(body.add_special), bounded=False)
 
 
 def _chat(body: ConversationRequest) -> ChatRequest:
     fields = {name: getattr(body, name) for name in ConversationRequest.__struct_fields__}
     return ChatRequest(**fields | {"messages": body.messages or []})
-
-
-def _check_ids(serving: Serving, tokens: list[int]) -> None:
-    size = serving.engine.info.vocab_size
-    for token in tokens:
-        if not 0 <= token < size:
-            raise RequestError(f"tokens has the token id {token}; ids go from 0 to {size - 1}", "tokens")

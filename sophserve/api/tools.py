@@ -16,6 +16,7 @@ from sophserve.errors import RequestError
 from sophserve.plugins import Registered, reasoning_parsers, tool_parsers
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.answer import AnswerParser
+from sophserve.text.json_size import check_json
 from sophserve.text.parsers import chosen
 from sophserve.text.reasoning import ReasoningParser
 from sophserve.text.tool_grammar import ToolGrammar
@@ -167,6 +168,7 @@ class AnswerFormat:
         if use.forced:
             return StructuredOutput("lark", grammar.demanded(use.choice == "required" and use.parallel))
         if structured and structured.kind in ("json_object", "json_schema"):
+            check_json(structured.value.encode())
             schema = json.loads(structured.value or '{"type": "object"}')
             if not isinstance(schema, dict | bool):
                 raise ValueError("the form of the answer is no JSON schema, which is an object or a boolean")

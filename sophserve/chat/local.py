@@ -39,4 +39,4 @@ async def local_model(config: EngineConfig) -> AsyncIterator[Path]:
     finally:
         await runner.cleanup()
         await engine.close()
-        serving.text_thread.shutdown(wait=False, cancel_futures=True)
+        serving.texts.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sophserve.errors import CheckpointError, ConfigError, RequestError
+from sophserve.text.json_size import JsonTooLarge, check_json
 from sophserve.text.tokenizer import Tokenizer, read_json
 
 if TYPE_CHECKING:
@@ -243,7 +244,10 @@ def _parse_arguments(call: Any, where: str) -> Any:
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
     try:
+        check_json(function["arguments"].encode())
         arguments = json.loads(function["arguments"] or "{}")
+    except JsonTooLarge as error:
+        raise RequestError(f"{where}: the text of arguments {error}", "messages") from None
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):

@@ -8,6 +8,9 @@ from weakref import WeakValueDictionary
 
 from sophserve.text.tokenizer import Tokenizer
 
+# Ids.
+_SLICE = 4096
+
 
 class IncrementalDetokenizer:
     """Turns the ids of one sequence into text, step by step.
@@ -39,6 +42,13 @@ class IncrementalDetokenizer:
     def finish(self) -> str:
         """Return the rest. No push may follow."""
         return self._text.finish()
+
+
+def decode_in_slices(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    """What `tokenizer.decode` returns, by calls that hold up other threads for milliseconds at most."""
+    detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens)
+    texts = [detokenizer.push(ids[start : start + _SLICE]) for start in range(0, len(ids), _SLICE)]
+    return "".join([*texts, detokenizer.finish()])
 
 
 class _ByteText:

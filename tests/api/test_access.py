@@ -305,11 +305,11 @@ async def test_disconnect_while_waiting_for_the_tokenizer_aborts(app: Any) -> No
     import threading
 
     hold = threading.Event()
-    app.serving.text_thread.submit(hold.wait)
+    app.serving.texts._short.submit(0, hold.wait)
     before = len(app.engine.prompts)
     task = asyncio.create_task(app.post(TEXT, {"prompt": "fox " * 10_000}))
     await asyncio.sleep(0.05)
-    assert app.serving.text_thread._work_queue.qsize() == 1
+    assert len(app.serving.texts._short._jobs) == 1
     task.cancel()
     await asyncio.sleep(0.05)
     hold.set()

@@ -199,11 +199,12 @@ NOT_JSON = [
     (b'{"prompt": "\xff"}', "byte 12"),
     (b'{"prompt": "\\ud800"}', "byte"),
     (b'\xef\xbb\xbf{"prompt": "a"}', "byte 0"),
-    (b"[" * 100_000, "deeply"),
+    (b'{"prompt": "a", "x": ' + b"[" * 9000, "deeply"),
+    (b'{"prompt": "a", "x": ' + b"[" * 100_000, "deeply"),
     (b'{"prompt": "a", "temperature": 1e999}', "range"),
     (b"[1]", "object"),
     (b"null", "object"),
-    (b'{"prompt": "a", "x": ' + b"1" * 6000 + b"}", "range"),
+    (b'{"prompt": "a", "seed": ' + b"1" * 6000 + b"}", "range"),
 ]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from openai import APIError, BadRequestError, NotFoundError
 
-from sophserve.api.requests import Message
 from sophserve.api.response_store import ResponseStore, StoredResponse
 from sophserve.errors import EngineDeadError
 
@@ -141,7 +140,7 @@ async def test_responses_that_are_not_stored(start_app: Any) -> None:
 
 def test_the_store_is_bounded() -> None:
     def response(text: str) -> StoredResponse:
-        return StoredResponse({"text": text}, [Message("user", text)])
+        return StoredResponse(b'{"text": "%b"}' % text.encode(), b'["%b"]' % text.encode())
 
     store = ResponseStore(1000)
     for number in range(5):
