@@ -142,17 +142,9 @@ class AsyncLLM:
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield everything generated so far after each step. Closing the iterator aborts the request."""
-        params = sampling_params or self.default_sampling_params()
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self.engine.check(token_ids, params)
-        text = prompt if isinstance(prompt, str) else None
-        outputs = [CompletionOutput(index) for index in range(params.n)]
-        request = RequestOutput(request_id or uuid4().hex, text, token_ids, outputs)
-        answers = [self.engine.generate(token_ids, params, request.request_id, index) for index in range(params.n)]
-        async with aclosing(interleave(answers)) as deltas:
-            async for index, delta in deltas:
-                self._apply(request, index, delta)
-                yield replace(request, outputs=[replace(output) for output in outputs])
+        async with aclosing(self._answers(self._prompt(prompt), sampling_params, request_id)) as answers:
+            async for answer in answers:
+                yield answer.output()
 
     async def chat(
         self,
@@ -162,30 +154,83 @@ class AsyncLLM:
         **template_options: Any,
     ) -> AsyncGenerator[RequestOutput, None]:
         """`generate` for a conversation; template_options go to the chat template."""
-        prompt = self.chat_template.render(messages, **template_options)
-        token_ids = self.tokenizer.encode(prompt, add_special_tokens=False)
-        async with aclosing(self.generate(token_ids, sampling_params, request_id)) as outputs:
-            async for output in outputs:
-                output.prompt = prompt
-                yield output
+        prompt = self._conversation(messages, **template_options)
+        async with aclosing(self._answers(prompt, sampling_params, request_id)) as answers:
+            async for answer in answers:
+                yield answer.output()
 
-    def _apply(self, request: RequestOutput, index: int, delta: OutputDelta) -> None:
-        output = request.outputs[index]
-        output.text += delta.text
-        output.token_ids = output.token_ids + delta.token_ids
-        output.finish_reason = delta.finish_reason
-        output.stop_reason = delta.stop_reason
+    def _prompt(self, prompt: Prompt) -> _Prompt:
+        if isinstance(prompt, str):
+            return prompt, self.tokenizer.encode(prompt)
+        return None, list(prompt)
+
+    def _conversation(self, messages: list[Message], **template_options: Any) -> _Prompt:
+        text = self.chat_template.render(messages, **template_options)
+        return text, self.tokenizer.encode(text, add_special_tokens=False)
+
+    async def _answers(
+        self, prompt: _Prompt, sampling_params: SamplingParams | None, request_id: str | None = None
+    ) -> AsyncGenerator[_Answers, None]:
+        """The same object after each step, with what is there by then."""
+        # A copy: what a caller changes in its own later does not matter here.
+        params = msgspec.structs.replace(sampling_params or self.default_sampling_params())
+        answers = _Answers(request_id or uuid4().hex, *prompt, params.n, self.tokenizer)
+        _, token_ids = prompt
+        self.engine.check(token_ids, params)
+        sources = [self.engine.generate(token_ids, params, answers.request_id, index) for index in range(params.n)]
+        async with aclosing(interleave(sources)) as deltas:
+            async for index, delta in deltas:
+                answers.add(index, delta)
+                yield answers
+
+
+# A prompt's text, if it was one, and its token ids.
+_Prompt = tuple[str | None, list[int]]
+
+
+class _Answers:
+    """A RequestOutput in the making: a step adds to it what the step gave, however long the answers are."""
+
+    def __init__(
+        self, request_id: str, prompt: str | None, prompt_token_ids: list[int], n: int, tokenizer: Tokenizer
+    ) -> None:
+        self.request_id = request_id
+        self._whole = RequestOutput(request_id, prompt, prompt_token_ids, [CompletionOutput(each) for each in range(n)])
+        self._texts: list[list[str]] = [[] for _ in range(n)]
+        self._shown = list(self._whole.outputs)
+        self._changed: set[int] = set()
+        self._tokenizer = tokenizer
+
+    def add(self, index: int, delta: OutputDelta) -> None:
+        """Take what a step gave one of the answers."""
+        answer, request = self._whole.outputs[index], self._whole
+        self._changed.add(index)
+        self._texts[index].append(delta.text)
+        answer.token_ids += delta.token_ids
+        answer.finish_reason = delta.finish_reason
+        answer.stop_reason = delta.stop_reason
         request.num_cached_tokens = max(request.num_cached_tokens, delta.cached_tokens)
         if delta.logprobs is not None:
-            output.logprobs = (output.logprobs or []) + [self._logprobs(entries) for entries in delta.logprobs]
-            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + sum(e[0].logprob for e in delta.logprobs)
+            answer.logprobs = answer.logprobs or []
+            answer.logprobs += map(self._logprobs, delta.logprobs)
+            answer.cumulative_logprob = (answer.cumulative_logprob or 0.0) + sum(e[0].logprob for e in delta.logprobs)
         if delta.prompt_logprobs is not None:
             request.prompt_logprobs = [
                 None if entries is None else self._logprobs(entries) for entries in delta.prompt_logprobs
             ]
 
+    def output(self) -> RequestOutput:
+        """A copy that does not change any more. Only the answers that changed since the last one are copied."""
+        for index in self._changed:
+            answer, texts = self._whole.outputs[index], self._texts[index]
+            texts[:] = ["".join(texts)]
+            logprobs = None if answer.logprobs is None else answer.logprobs.copy()
+            self._shown[index] = replace(answer, text=texts[0], token_ids=answer.token_ids.copy(), logprobs=logprobs)
+        self._changed.clear()
+        return replace(self._whole, outputs=self._shown.copy())
+
     def _logprobs(self, entries: list[TokenLogprob]) -> dict[int, Logprob]:
-        text = self.tokenizer.token_text
+        text = self._tokenizer.token_text
         return {entry.token_id: Logprob(entry.logprob, entry.rank, text(entry.token_id)) for entry in entries}
 
 
@@ -218,8 +263,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer all prompts (texts or token ids) together, in their order."""
         many = [prompts] if _is_one_prompt(prompts) else prompts
-        calls = [partial(self._llm.generate, prompt) for prompt in many]  # type: ignore[arg-type]
-        return self._answer(calls, sampling_params, use_tqdm)
+        return self._answer([partial(self._llm._prompt, prompt) for prompt in many], sampling_params, use_tqdm)  # type: ignore[arg-type]
 
     def chat(
         self,
@@ -230,8 +274,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation or several; template_options go to the chat template."""
         many = [messages] if messages and isinstance(messages[0], dict) else messages
-        calls = [partial(self._llm.chat, chat, **template_options) for chat in many]  # type: ignore[arg-type]
-        return self._answer(calls, sampling_params, use_tqdm)
+        chats = [partial(self._llm._conversation, chat, **template_options) for chat in many]  # type: ignore[arg-type]
+        return self._answer(chats, sampling_params, use_tqdm)
 
     def start_profile(self, max_record_num: int = 1_000_000, mode: int = 1, directory: str | Path = ".") -> list[Path]:
         """Record what the device does, as `sophserve.profile`; returns the folders, one for each rank."""
@@ -269,18 +313,18 @@ class LLM:
 
     def _answer(
         self,
-        calls: Sequence[Callable[[SamplingParams | None], AsyncGenerator[RequestOutput, None]]],
+        prompts: Sequence[Callable[[], _Prompt]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
         self._check_open()
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            params: list[SamplingParams | None] = [sampling_params] * len(calls)
+            params: list[SamplingParams | None] = [sampling_params] * len(prompts)
         else:
             params = list(sampling_params)
-            if len(params) != len(calls):
-                raise ConfigError(f"{len(calls)} prompts but {len(params)} sampling_params; give one or as many")
-        return self._run(_gather(calls, params, use_tqdm))
+            if len(params) != len(prompts):
+                raise ConfigError(f"{len(prompts)} prompts but {len(params)} sampling_params; give one or as many")
+        return self._run(_gather(self._llm, prompts, params, use_tqdm))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -305,20 +349,18 @@ def _is_one_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
 
 
 async def _gather(
-    calls: Sequence[Callable[[SamplingParams | None], AsyncGenerator[RequestOutput, None]]],
-    params: list[SamplingParams | None],
-    use_tqdm: bool,
+    llm: AsyncLLM, prompts: Sequence[Callable[[], _Prompt]], params: list[SamplingParams | None], use_tqdm: bool
 ) -> list[RequestOutput]:
-    with tqdm(total=len(calls), unit="prompt", disable=not use_tqdm) as bar:
+    with tqdm(total=len(prompts), unit="prompt", disable=not use_tqdm) as bar:
 
         async def last(number: int) -> RequestOutput:
-            async with aclosing(calls[number](params[number])) as outputs:
-                async for output in outputs:
-                    result = output
+            async with aclosing(llm._answers(prompts[number](), params[number])) as answers:
+                async for answer in answers:
+                    whole = answer
             bar.update()
-            return result
+            return whole.output()
 
-        tasks = [asyncio.create_task(last(number)) for number in range(len(calls))]
+        tasks = [asyncio.create_task(last(number)) for number in range(len(prompts))]
         try:
             return await asyncio.gather(*tasks)
         finally:

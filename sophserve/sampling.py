@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
@@ -27,7 +28,7 @@ class StructuredOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     after: str | None = None
 
 
-class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
     """Names and meanings follow vLLM's. Raises ValueError for a value out of its range.
 
     n: how many answers. temperature: 0 is greedy. top_k: 0 or -1 is all. max_tokens: None is the rest of the context.
@@ -108,6 +109,21 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     def greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self.temperature == 0
+
+    @cached_property
+    def allowed_mask(self) -> bytes | None:
+        """allowed_token_ids as bits, the lowest first; None allows all."""
+        if self.allowed_token_ids is None:
+            return None
+        digits = bytearray(b"0") * (max(self.allowed_token_ids) + 1)
+        for token_id in self.allowed_token_ids:
+            digits[~token_id] = ord("1")
+        return int(digits, 2).to_bytes(-(-len(digits) // 8), "little")
+
+    @cached_property
+    def for_worker(self) -> SamplingParams:
+        """Without what the workers need not know, or are told otherwise."""
+        return msgspec.structs.replace(self, stop=[], bad_words=[], allowed_token_ids=None, shown_token_ids=[])
 
 
 def sampling_defaults(generation_config: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from itertools import pairwise
@@ -15,7 +16,9 @@ import psutil
 import pytest
 
 from sophserve import LLM, AsyncLLM, CompletionOutput, SamplingParams, StructuredOutput
+from sophserve.engine.output import OutputDelta
 from sophserve.errors import CheckpointError, ConfigError, RequestError, SophserveError
+from sophserve.llm import _Answers
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=2)
 PROMPTS = ["The quick brown fox", "人工智能", "Numbers: 1, 2, 3", "def add(left, right):", "x" * 60]
@@ -358,3 +361,19 @@ def test_structured_with_preemption(make_checkpoint: Callable[..., Path]) -> Non
         assert llm._llm.engine._scheduler.stats.preemptions > 0
     assert [result.outputs for result in tight] == [result.outputs for result in roomy]
     assert all(re.fullmatch("([a-d]{1,9},){20}", result.outputs[0].text) for result in tight)
+
+
+def test_an_answer_is_not_copied_at_each_step(llm: LLM) -> None:
+    answers = _Answers("id", None, [1], 2, llm.tokenizer)
+    answers.add(0, OutputDelta(text="a" * 100_000, token_ids=[5] * 100_000))
+    before, begin = answers.output(), time.perf_counter()
+    copy = before.outputs[0].token_ids.copy()
+    copying = time.perf_counter() - begin
+    begin = time.perf_counter()
+    for _ in range(200):
+        answers.add(0, OutputDelta(text="b", token_ids=[6]))
+    assert time.perf_counter() - begin < 100 * copying
+    after = answers.output()
+    assert before.outputs[0].token_ids == copy and len(before.outputs[0].text) == 100_000
+    assert after.outputs[0].token_ids[-201:] == [5] + [6] * 200 and after.outputs[0].text.endswith("a" + "b" * 200)
+    assert after.outputs[1] is before.outputs[1] and after.outputs[1].text == ""

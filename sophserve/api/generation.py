@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
@@ -89,7 +89,7 @@ class Answer:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[list[TokenLogprob]] = field(default_factory=list)
-    prompt_logprobs: list[list[TokenLogprob] | None] | None = None
+    prompt_logprobs: Sequence[list[TokenLogprob] | None] | None = None
     cached_tokens: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None

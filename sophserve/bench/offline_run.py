@@ -78,7 +78,7 @@ def _take(answer: Answer, delta: OutputDelta, now: float) -> None:
 async def logprobs_of(llm: AsyncLLM, prompt: list[int], token_ids: list[int]) -> list[float]:
     """The log-probability of each token of an answer under the model, in one prefill."""
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-    entries: list[list[TokenLogprob] | None] = []
+    entries: Sequence[list[TokenLogprob] | None] = []
     llm.engine.check(prompt + token_ids, params)
     async with aclosing(llm.engine.generate(prompt + token_ids, params, "bench")) as deltas:
         async for delta in deltas:

@@ -124,6 +124,7 @@ class Engine:
             self._info.block_size,
             self.config.enable_prefix_caching,
             self.config.enable_chunked_prefill,
+            self._info.prompt_logprobs_cost,
         )
         self._scheduler = Scheduler(limits, self._info.num_blocks)
         self.metrics = EngineMetrics(self._scheduler, model_name or self.config.model, self._info.max_model_len)

@@ -14,8 +14,8 @@ from sophserve.worker.messages import Pooling
 class Request:
     """Scheduling state. `computed` counts the tokens whose keys and values are in the cache or will be by the plans
     already sent; `pending` the sampled tokens that those plans will still give; `crashes` how often the worker was
-    lost while it ran this request and gave no new token of it. `pooling`: the prompt's pooled hidden states stand for
-    the one token that is wanted."""
+    lost while it ran this request and gave no new token of it; `admitted` says whether it ever owned blocks.
+    `pooling`: the prompt's pooled hidden states stand for the one token that is wanted."""
 
     id: int
     prompt: list[int]
@@ -34,6 +34,7 @@ class Request:
     computed: int = 0
     pending: int = 0
     cached_tokens: int = 0
+    admitted: bool = False
     crashes: int = 0
 
     @property
@@ -72,10 +73,13 @@ class Request:
     def keys(self, block_size: int) -> list[BlockKey]:
         """The keys of all blocks that known tokens fill."""
         full = self.known // block_size
-        if len(self.block_keys) < full:
-            tokens = self.token_ids()
+        for index in range(len(self.block_keys), full):
             parent = self.block_keys[-1] if self.block_keys else self.root_key
-            for index in range(len(self.block_keys), full):
-                parent = block_key(parent, tokens[index * block_size : (index + 1) * block_size])
-                self.block_keys.append(parent)
+            tokens = self._tokens(index * block_size, (index + 1) * block_size)
+            self.block_keys.append(block_key(parent, tokens))
         return self.block_keys
+
+    def _tokens(self, start: int, end: int) -> list[int]:
+        """A part of token_ids."""
+        first = len(self.prompt)
+        return self.prompt[start:end] + self.output[max(0, start - first) : max(0, end - first)]

@@ -1,7 +1,8 @@
 """What to compute next: decodes first, then prefill chunks, then new requests, within one budget of tokens.
 
 Rules that hold after every call:
-- a step's tokens never exceed max_num_batched_tokens, its sequences never max_num_seqs;
+- a step's tokens never exceed max_num_batched_tokens, its sequences never max_num_seqs; a prompt token whose logprobs
+  are wanted counts as prompt_logprobs_cost tokens, so that such a step takes no longer than a plain one;
 - a running request owns the blocks of all its tokens that are computed or scheduled;
 - when blocks run out the request that comes last in order (of arrival, or of priority and arrival) is preempted: it
   gives up its blocks and computes its tokens again once it can hold them all.
@@ -19,13 +20,14 @@ from sophserve.worker.messages import AddedRequest, ScheduledRequest, StepPlan
 
 @dataclass(frozen=True)
 class Limits:
-    """The options that bound a step."""
+    """What bounds a step: options, and of the model how many tokens one counts for whose prompt logprobs are wanted."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int
     prefix_caching: bool = True
     chunked_prefill: bool = True
+    prompt_logprobs_cost: float = 1.0
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None while there is nothing to compute."""
-        budget = self.limits.max_num_batched_tokens
+        budget: float = self.limits.max_num_batched_tokens
         self._filling.clear()
         decodes: list[ScheduledRequest] = []
         prefills: list[ScheduledRequest] = []
@@ -79,15 +81,13 @@ class Scheduler:
                     decodes.append(self._advance(request, 1, blocks))
         budget -= len(decodes)
         for request in running:
-            if request.to_compute > 1 and budget > 0 and request.id in self.running:
-                count = min(request.to_compute, budget)
+            if request.to_compute > 1 and budget >= 1 and request.id in self.running:
+                count, budget = self._chunk(request, budget)
                 prefills.append(self._advance(request, count, []))
-                budget -= count
-        while budget > 0 and (candidate := self._next_waiting()) and self._admit(candidate, budget):
-            count = min(candidate.to_compute, budget)
+        while budget >= 1 and (candidate := self._next_waiting()) and self._admit(candidate, budget):
+            count, budget = self._chunk(candidate, budget)
             added.append(self._added(candidate))
             prefills.append(self._advance(candidate, count, candidate.blocks.copy()))
-            budget -= count
         if not decodes and not prefills:
             return self._end_trial()
         return self._plan(decodes, prefills, added)
@@ -160,6 +160,13 @@ class Scheduler:
         self._step += 1
         return StepPlan(self._step, dropped, added, scheduled)
 
+    def _chunk(self, request: Request, budget: float) -> tuple[int, float]:
+        """How many tokens of a prompt to compute, and what of the budget is left then."""
+        cost = 1.0 if request.params.prompt_logprobs is None else self.limits.prompt_logprobs_cost
+        most = int(max(1, budget / cost)) if self.limits.chunked_prefill else request.to_compute
+        count = min(request.to_compute, most)
+        return count, budget - count * cost
+
     def _advance(self, request: Request, count: int, new_blocks: list[int]) -> ScheduledRequest:
         request.computed += count
         if request.computed == request.length:
@@ -194,7 +201,7 @@ class Scheduler:
         request.remembered = 0
         self._dropped.append(request.id)
 
-    def _admit(self, request: Request, budget: int) -> bool:
+    def _admit(self, request: Request, budget: float) -> bool:
         """Move a waiting request to the running ones, with blocks for all its tokens, if it can be now."""
         # One that was preempted while its next token was under way waits for that token.
         if len(self.running) >= self.limits.max_num_seqs or request.pending:
@@ -214,9 +221,10 @@ class Scheduler:
         request.blocks = hits + self.pool.allocate(-(-request.length // size) - len(hits))
         request.remembered = len(hits)
         request.computed = len(hits) * size
-        self.stats.prefix_queries += request.length
-        self.stats.prefix_hits += request.computed
-        if not request.output:
+        if not request.admitted:  # what it computed before it was preempted is no hit
+            request.admitted = True
+            self.stats.prefix_queries += request.length
+            self.stats.prefix_hits += request.computed
             request.cached_tokens = request.computed
         del self.waiting[request.id]
         self.running[request.id] = request
@@ -251,8 +259,9 @@ class Scheduler:
             len(request.prompt),
             request.computed,
             request.seed,
-            request.params,
+            request.params.for_worker,
             request.end_token_ids,
             request.bad_word_ids,
+            request.params.allowed_mask,
             request.pooling,
         )

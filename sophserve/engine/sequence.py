@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from sophserve.engine.output import FinishReason, OutputDelta, TokenLogprob
+from sophserve.engine.output import FinishReason, OutputDelta, PromptLogprobTable
 from sophserve.engine.request import Request
 from sophserve.engine.stream import DeltaStream
 from sophserve.errors import RequestAborted, SophserveError
@@ -49,9 +49,7 @@ class Sequence:
             tokenizer, params.skip_special_tokens, params.spaces_between_special_tokens, params.shown_token_ids
         )
         self._stops = StopTextBuffer(params.stop, params.include_stop_str_in_output)
-        self._prompt_logprobs: list[list[TokenLogprob] | None] | None = (
-            None if params.prompt_logprobs is None else [None] * len(request.prompt)
-        )
+        self._prompt_logprobs = None if params.prompt_logprobs is None else PromptLogprobTable(len(request.prompt))
 
     @property
     def finished(self) -> bool:
@@ -61,7 +59,7 @@ class Sequence:
     def add_prompt_logprobs(self, part: PromptLogprobs) -> None:
         """Keep what a prefill chunk gave until the first token goes out."""
         if self._prompt_logprobs is not None:
-            self._prompt_logprobs[part.start : part.start + len(part.logprobs)] = part.logprobs
+            self._prompt_logprobs.add(part.start, part.count, part.token_ids, part.logprobs, part.ranks)
 
     def add_token(self, sampled: SampledToken) -> None:
         """Hand the reader what the newest token of request.output adds, and see whether it ends the sequence."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from device.interface import AttentionMeta
 from sophserve.worker.messages import AddedRequest, Pooling, StepPlan
 from sophserve.worker.penalties import PenaltyState
+from sophserve.worker.token_rules import TokenRules
 
 if TYPE_CHECKING:
     from sophserve.engine.grammar import AnswerGrammar
@@ -47,12 +48,11 @@ class Pooler:
 class RequestState:
     """A request on the worker: its tokens, how many of them are in the KV cache, and the blocks that it has there."""
 
-    def __init__(self, added: AddedRequest) -> None:
+    def __init__(self, added: AddedRequest, vocab_size: int) -> None:
         self.id = added.id
         self.params = added.params
         self.seed = added.seed
         self.end_token_ids = added.end_token_ids
-        self.bad_word_ids = added.bad_word_ids
         self.prompt_length = added.prompt_length
         self.tokens = array("i", added.token_ids)
         self.computed = added.computed
@@ -60,26 +60,14 @@ class RequestState:
         self.blocks = array("i")
         self.grammar: AnswerGrammar | None = None
         self.penalties = PenaltyState(self.tokens, self.prompt_length) if PenaltyState.needed(self.params) else None
-
-    @property
-    def output_length(self) -> int:
-        """Tokens generated so far."""
-        return len(self.tokens) - self.prompt_length
-
-    def banned_token_ids(self) -> list[int]:
-        """Tokens that may not be chosen next: those that would end too early or complete a bad word."""
-        banned = list(self.end_token_ids) if self.output_length < self.params.min_tokens else []
-        if self.params.ignore_eos and self.params.structured:
-            banned += [token for token in self.end_token_ids if token not in self.params.stop_token_ids]
-        for *beginning, last in self.bad_word_ids:
-            start = len(self.tokens) - len(beginning)
-            if start >= self.prompt_length and self.tokens[start:].tolist() == beginning:
-                banned.append(last)
-        return banned
+        self.rules = TokenRules(added, vocab_size)
+        for token_id in self.tokens[self.prompt_length :]:
+            self.rules.append(token_id)
 
     def append(self, token_id: int) -> None:
         """Take a sampled token."""
         self.tokens.append(token_id)
+        self.rules.append(token_id)
         if self.penalties:
             self.penalties.add_output(token_id)
 
@@ -119,8 +107,9 @@ class FlatBatch:
 class BatchBuilder:
     """Holds the request states and turns each step plan into a flat batch."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, vocab_size: int) -> None:
         self.block_size = block_size
+        self.vocab_size = vocab_size
         self.states: dict[int, RequestState] = {}
 
     def build(self, plan: StepPlan) -> FlatBatch:
@@ -128,7 +117,7 @@ class BatchBuilder:
         for identity in plan.dropped:
             self.states.pop(identity, None)
         for added in plan.added:
-            self.states[added.id] = RequestState(added)
+            self.states[added.id] = RequestState(added, self.vocab_size)
         # Arrays, not tensors: the model's weights have driven torch's code out of the caches, and a single operator
         # takes a hundred microseconds then.
         token_ids, sample_rows = array("q"), array("q")

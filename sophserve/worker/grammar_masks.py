@@ -64,10 +64,10 @@ class GrammarMasks:
 
     def _restricted(self, mask: bytes, state: RequestState) -> bytes:
         """Without what the request rules out besides, as far as that leaves a choice: the grammar wins."""
-        banned, allowed = state.banned_token_ids(), state.params.allowed_token_ids
+        banned, allowed = state.rules.banned(), state.rules.allowed
         if not banned and allowed is None:
             return mask
         wanted = int.from_bytes(mask, "little") & ~bits(banned)
         if allowed is not None:
-            wanted &= bits(allowed)
+            wanted &= int.from_bytes(allowed, "little")
         return as_mask(wanted, self._vocab_size) if wanted else mask

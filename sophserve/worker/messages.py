@@ -31,7 +31,8 @@ class AddedRequest(msgspec.Struct, array_like=True):
 
     token_ids: int32 little-endian, prompt and what has been generated. computed: how many of them are in the KV cache.
     end_token_ids: the tokens that may not be chosen before params.min_tokens are there. bad_word_ids: token sequences
-    that the answer must not contain. pooling: no token is wanted, but one vector of the prompt's hidden states.
+    that the answer must not contain. allowed: params.allowed_token_ids as bits. pooling: no token is wanted, but one
+    vector of the prompt's hidden states.
     """
 
     id: int
@@ -42,6 +43,7 @@ class AddedRequest(msgspec.Struct, array_like=True):
     params: SamplingParams
     end_token_ids: list[int]
     bad_word_ids: list[list[int]]
+    allowed: bytes | None = None
     pooling: Pooling | None = None
 
 
@@ -92,11 +94,16 @@ class SampledToken(msgspec.Struct, array_like=True):
 
 
 class PromptLogprobs(msgspec.Struct, array_like=True):
-    """Logprobs of the prompt tokens from position `start` on."""
+    """Logprobs of the prompt tokens from position `start` on, little-endian: for each of them the token itself and then
+    the `count` most probable ones, token_ids int32 and logprobs float32 `[tokens, 1 + count]`; and its rank, int32
+    `[tokens]`."""
 
     id: int
     start: int
-    logprobs: list[list[TokenLogprob]]
+    count: int
+    token_ids: bytes
+    logprobs: bytes
+    ranks: bytes
 
 
 class Embedding(msgspec.Struct, array_like=True):
@@ -125,7 +132,8 @@ class Progress(msgspec.Struct, array_like=True, tag="progress"):
 
 class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
     """The model is loaded; what the engine must know about it. Sizes in bytes; memory is that of rank 0's device, once
-    the weights and the KV cache are there."""
+    the weights and the KV cache are there. prompt_logprobs_cost: how many prompt tokens take as long as one whose
+    logprobs are asked for."""
 
     max_model_len: int
     vocab_size: int
@@ -137,6 +145,7 @@ class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
     weight_bytes: int = 0
     free_memory: int = 0
     total_memory: int = 0
+    prompt_logprobs_cost: float = 1.0
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag="failed"):

@@ -18,6 +18,8 @@ from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
+from sophserve.model.decoder import CausalLM
+from sophserve.model.layers import Linear
 from sophserve.model.loading import find_architecture, load_model
 from sophserve.sampling import StructuredOutput
 from sophserve.worker.batch import BatchBuilder, FlatBatch, PooledChunk, RequestState
@@ -40,6 +42,10 @@ log = logging.getLogger(__name__)
 
 # Rows of logits held at once for prompt logprobs: a row is as long as the vocabulary.
 LOGITS_ROWS = 128
+# The multiplications that take as long as finding one logit's place among the logprobs.
+SEARCH_COST = 100
+# So that a prompt of any model gets on.
+MOST_COST = 64.0
 # The order in which --device auto looks.
 DEVICE_ORDER = ("tpuv7", "gpu", "cmodel")
 
@@ -83,10 +89,11 @@ class ModelRunner:
             weight_bytes=self.model.nbytes,
             free_memory=free_memory,
             total_memory=total_memory,
+            prompt_logprobs_cost=prompt_logprobs_cost(self.model),
         )
         first = self.communicator.rank == 0
         self._grammars = GrammarMasks(directory, self.model.vocab_size) if first else None
-        self._batches = BatchBuilder(config.block_size)
+        self._batches = BatchBuilder(config.block_size, self.model.vocab_size)
         eager = config.enforce_eager or os.environ.get("DISABLE_CACHE", "0") not in ("", "0")
         max_blocks = -(-max_model_len // config.block_size)
         self._captured = None
@@ -131,13 +138,14 @@ class ModelRunner:
     def _prompt_logprobs(self, hidden: torch.Tensor, batch: FlatBatch) -> list[PromptLogprobs]:
         parts = []
         for chunk in batch.prompt_chunks:
-            count = chunk.state.params.prompt_logprobs or 0
+            count = min(chunk.state.params.prompt_logprobs or 0, self.model.vocab_size)
             for offset in range(0, len(chunk.targets), LOGITS_ROWS):
                 targets = chunk.targets[offset : offset + LOGITS_ROWS]
                 first = chunk.first_row + offset
                 logits = self.model.logits(hidden[first : first + len(targets)])
-                entries = prompt_logprobs(logits, targets, count)
-                parts.append(PromptLogprobs(chunk.state.id, chunk.start + offset, entries))
+                if self.communicator.rank == 0:
+                    entries = prompt_logprobs(self.device.ops, logits, targets, count)
+                    parts.append(PromptLogprobs(chunk.state.id, chunk.start + offset, count, *entries))
         return parts
 
     def _free_memory(self) -> int:
@@ -171,6 +179,15 @@ class ModelRunner:
                 "--kv-cache-memory"
             ) from error
         return num_blocks, num_blocks * block_bytes
+
+
+def prompt_logprobs_cost(model: CausalLM) -> float:
+    """How many prompt tokens take as long as one whose logprobs are asked for: it goes through the head, too, and its
+    logits are searched."""
+    weights = [module.weight for module in model.modules() if isinstance(module, Linear)]
+    products = sum(weight.in_features * weight.out_features for weight in weights)
+    head = model.head.weight.in_features * model.head.weight.out_features
+    return min(MOST_COST, 1 + (head + model.vocab_size * SEARCH_COST) / max(1, products))
 
 
 def _pool(hidden: torch.Tensor, chunk: PooledChunk) -> Embedding | None:

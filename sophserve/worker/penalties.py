@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 
 import torch
 from torch import Tensor
@@ -15,12 +14,11 @@ class PenaltyState:
     """Every distinct token of prompt and output, and how often it occurs in the output."""
 
     def __init__(self, tokens: array[int], prompt_length: int) -> None:
-        counts = Counter(tokens[prompt_length:])
-        distinct = dict.fromkeys(tokens)
-        self._index = {token: index for index, token in enumerate(distinct)}
-        self._ids = torch.tensor(list(distinct), dtype=torch.int64)
-        self._counts = torch.tensor([counts[token] for token in distinct], dtype=torch.int32)
-        self._size = len(distinct)
+        given = torch.frombuffer(tokens, dtype=torch.int32).long()
+        self._ids, where = given.unique(return_inverse=True)
+        self._size = len(self._ids)
+        self._index = dict(zip(self._ids.tolist(), range(self._size), strict=True))
+        self._counts = where[prompt_length:].bincount(minlength=self._size).int()
 
     @staticmethod
     def needed(params: SamplingParams) -> bool:

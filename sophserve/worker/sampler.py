@@ -4,20 +4,23 @@ messages."""
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain, count, islice
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from device.interface import SampleParams, SampleResult
-from sophserve.engine.grammar import as_mask, bits
+from device.interface import Ops, SampleParams, SampleResult
+from sophserve.engine.grammar import as_mask
 from sophserve.engine.output import TokenLogprob
 from sophserve.worker.batch import RequestState, as_tensor
 from sophserve.worker.messages import SampledToken
 
 _NOTHING: Mapping[int, Any] = MappingProxyType({})
+_NONE = array("q")
+_BANNED = array("f", (float("-inf"),))
 
 
 def sampled_tokens(
@@ -25,9 +28,10 @@ def sampled_tokens(
 ) -> list[SampledToken]:
     """The result's rows as messages, with as many logprobs as each request asks for. errors: of rows that failed."""
     sampled = []
+    rows = _logprobs(result)
     for row, (state, token_id) in enumerate(zip(states, result.token_ids.tolist(), strict=True)):
-        count = state.params.logprobs
-        logprobs = None if count is None else _row_logprobs(result, row, token_id, count)
+        most = state.params.logprobs
+        logprobs = None if most is None else list(islice(rows[row], most + 1))
         sampled.append(SampledToken(state.id, token_id, logprobs, errors.get(row)))
     return sampled
 
@@ -58,29 +62,43 @@ def sample_params(states: list[RequestState], vocab_size: int, masks: Mapping[in
         bias_ids=bias[1] if bias else None,
         bias_values=bias[2] if bias else None,
         mask=_mask(states, vocab_size, masks),
-        num_logprobs=max(-1 if each.logprobs is None else each.logprobs for each in params),
+        num_logprobs=min(vocab_size, max(-1 if each.logprobs is None else each.logprobs for each in params)),
     )
 
 
-def prompt_logprobs(logits: Tensor, targets: list[int], count: int) -> list[list[TokenLogprob]]:
-    """For each row of logits `[rows, vocab]` the target token's logprob, then the `count` most probable ones."""
-    logprobs = logits.float().log_softmax(-1)
-    ids = torch.tensor(targets, device=logits.device)
-    chosen = logprobs.gather(1, ids[:, None])
-    ranks = (logprobs > chosen).sum(1) + 1
-    top_logprobs, top_ids = logprobs.topk(count, dim=1)
-    result = SampleResult(ids, chosen[:, 0], ranks, top_ids, top_logprobs)
-    return [_row_logprobs(result, row, target, count) for row, target in enumerate(targets)]
-
-
-def _row_logprobs(result: SampleResult, row: int, token_id: int, count: int) -> list[TokenLogprob]:
+def prompt_logprobs(ops: Ops, logits: Tensor, targets: list[int], most: int) -> tuple[bytes, bytes, bytes]:
+    """For each row of logits `[rows, vocab]` the target token, then the `most` most probable ones: token_ids, logprobs
+    and the target's rank as in PromptLogprobs. They are what the device reports of a token that is sampled; the mask
+    leaves it no other."""
+    rows, vocab = logits.shape
+    ids = torch.tensor(targets)
+    mask = torch.zeros(rows, -(-vocab // 32), dtype=torch.int32)
+    mask[torch.arange(rows), ids >> 5] = torch.tensor(1, dtype=torch.int32) << (ids & 31).int()
+    zeros, none = torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
+    params = SampleParams(zeros, none.int(), zeros + 1, zeros, none, none, mask=mask, num_logprobs=most)
+    result = ops.sample(logits, params)
     assert result.logprobs is not None and result.ranks is not None
     assert result.top_ids is not None and result.top_logprobs is not None
-    entries = [TokenLogprob(token_id, result.logprobs[row].item(), int(result.ranks[row]))]
-    ids = result.top_ids[row, :count].tolist()
-    values = result.top_logprobs[row, :count].tolist()
-    entries += [TokenLogprob(*entry) for entry in zip(ids, values, range(1, count + 1), strict=True)]
-    return entries
+    token_ids = torch.cat([result.token_ids[:, None], result.top_ids], 1)
+    logprobs = torch.cat([result.logprobs[:, None], result.top_logprobs], 1)
+    return _packed("i", token_ids), _packed("f", logprobs), _packed("i", result.ranks)
+
+
+def _packed(code: str, values: Tensor) -> bytes:
+    return array(code, values.flatten().tolist()).tobytes()
+
+
+def _logprobs(result: SampleResult) -> list[Iterator[TokenLogprob]]:
+    """Of each row the chosen token, then the most probable ones; nothing where none were asked for."""
+    if result.logprobs is None:
+        return []
+    assert result.ranks is not None and result.top_ids is not None and result.top_logprobs is not None
+    chosen = map(TokenLogprob, result.token_ids.tolist(), result.logprobs.tolist(), result.ranks.tolist())
+    tops = zip(result.top_ids.tolist(), result.top_logprobs.tolist(), strict=True)
+    return [
+        chain((first,), map(TokenLogprob, ids, values, count(1)))
+        for first, (ids, values) in zip(chosen, tops, strict=True)
+    ]
 
 
 def _penalties(states: list[RequestState]) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -94,25 +112,20 @@ def _penalties(states: list[RequestState]) -> tuple[Tensor, Tensor, Tensor] | No
 def _bias(states: list[RequestState], masks: Mapping[int, bytes]) -> tuple[Tensor, Tensor, Tensor] | None:
     rows, ids, values = array("q"), array("q"), array("f")
     for row, state in enumerate(states):
-        banned = [] if row in masks else state.banned_token_ids()
-        if not banned and not state.params.logit_bias:
-            continue
-        biases = state.params.logit_bias | dict.fromkeys(banned, float("-inf"))
-        rows.extend([row] * len(biases))
-        ids.extend(biases.keys())
-        values.extend(biases.values())
+        rules = state.rules
+        banned = _NONE if row in masks else rules.banned()
+        if banned or rules.bias_ids:
+            ids += rules.bias_ids + banned
+            values += rules.bias_values + _BANNED * len(banned)
+            rows += array("q", (row,)) * (len(ids) - len(rows))
     if not rows:
         return None
     return as_tensor(rows), as_tensor(ids), as_tensor(values)
 
 
 def _mask(states: list[RequestState], vocab_size: int, masks: Mapping[int, bytes]) -> Tensor | None:
-    allowed = [state.params.allowed_token_ids for state in states]
-    if not masks and not any(allowed):
+    if not masks and all(state.rules.allowed is None for state in states):
         return None
     everything = as_mask((1 << vocab_size) - 1, vocab_size)
-    rows = [
-        masks.get(row) or (everything if ids is None else as_mask(bits(ids), vocab_size))
-        for row, ids in enumerate(allowed)
-    ]
+    rows = [masks.get(row) or state.rules.allowed or everything for row, state in enumerate(states)]
     return torch.frombuffer(bytearray().join(rows), dtype=torch.int32).view(len(rows), -1)

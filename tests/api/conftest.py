@@ -36,6 +36,15 @@ def logprobs(token_id: int, count: int) -> list[TokenLogprob]:
     return [TokenLogprob(token_id, -0.25 - token_id / 1024, 7), *top]
 
 
+def packed_logprobs(identity: int, entries: list[list[TokenLogprob]]) -> PromptLogprobs:
+    """Of the prompt tokens from the second one on."""
+    flat = [entry for position in entries for entry in position]
+    ids, values = array("i", (entry.token_id for entry in flat)), array("f", (entry.logprob for entry in flat))
+    ranks = array("i", (position[0].rank for position in entries))
+    count = len(entries[0]) - 1 if entries else 0
+    return PromptLogprobs(identity, 1, count, ids.tobytes(), values.tobytes(), ranks.tobytes())
+
+
 class FakeEngine(Engine):
     """Repeats the prompt twice, from its token number `index` on, or says `text`, and then ends. Text, stop conditions
     and checks are the engine's own. A gate that is closed holds every answer before its next token; failures are raised
@@ -97,7 +106,7 @@ class FakeEngine(Engine):
         self._sequences[request.id] = sequence
         if params.prompt_logprobs is not None:
             entries = [logprobs(token, params.prompt_logprobs) for token in prompt[1:]]
-            sequence.add_prompt_logprobs(PromptLogprobs(request.id, 1, entries))
+            sequence.add_prompt_logprobs(packed_logprobs(request.id, entries))
         said = [*prompt[index % len(prompt) :], *prompt, *prompt[: index % len(prompt)]]
         if self.text is not None:
             said = self._tokenizer.encode(self.text, add_special_tokens=False)

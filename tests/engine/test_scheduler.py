@@ -310,6 +310,44 @@ def test_after_a_crash_one_at_a_time_until_each_has_given_a_token() -> None:
     assert plan is not None and [entry.id for entry in plan.scheduled] == [0, 1, 2, 3]
 
 
+def test_prompt_logprobs_take_their_share_of_a_step() -> None:
+    scheduler = Scheduler(Limits(4, 100, 4, prompt_logprobs_cost=2.5), 100)
+    costly = make_request(0, list(range(90)), 5)
+    costly.params.prompt_logprobs = 20
+    scheduler.add(costly)
+    scheduler.add(make_request(1, [1] * 70, 5))
+    plans = [scheduler.schedule() for _ in range(3)]
+    counts = [[(entry.id, entry.count) for entry in plan.scheduled] for plan in plans if plan]
+    assert counts == [[(0, 40)], [(0, 40)], [(0, 10), (1, 70)]]
+
+
+def test_a_prefix_is_counted_when_a_request_begins_and_not_when_it_comes_back() -> None:
+    scheduler = Scheduler(Limits(4, 100, 4), 100)
+    scheduler.add(make_request(0, [1] * 41, 50))
+    assert scheduler.schedule() is not None
+    late = make_request(1, [1] * 41, 50)
+    scheduler.add(late)
+    assert scheduler.schedule() is not None
+    scheduler._preempt(late)
+    scheduler.update(late, 1)
+    assert scheduler.schedule() is not None and 1 in scheduler.running
+    assert (scheduler.stats.prefix_queries, scheduler.stats.prefix_hits, late.cached_tokens) == (82, 40, 40)
+
+
+def test_keys_do_not_depend_on_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Request, "token_ids")  # a step does not copy all that a request has
+    at_once, growing = (make_request(number, [7, 8, 9, 10, 11], 50) for number in range(2))
+    for token in range(30):
+        growing.output.append(token)
+        at_once.output.append(token)
+        growing.keys(4)
+    tokens = growing.prompt + growing.output
+    expected = [b""]
+    for start in range(0, 32, 4):
+        expected.append(block_key(expected[-1], tokens[start : start + 4]))
+    assert growing.keys(4) == at_once.keys(4) == expected[1:]
+
+
 def test_lower_priority_numbers_go_first() -> None:
     scheduler = Scheduler(Limits(2, 100, 4), 100)
     for number, priority in enumerate([5, 0, -1, 5]):

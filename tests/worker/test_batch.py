@@ -17,7 +17,7 @@ def added(identity: int, tokens: list[int], **options: Any) -> AddedRequest:
 
 
 def test_rows_lie_where_the_blocks_say() -> None:
-    builder = BatchBuilder(block_size=4)
+    builder = BatchBuilder(block_size=4, vocab_size=100)
     requests = [added(1, list(range(10, 20))), added(2, [7])]
     batch = builder.build(StepPlan(0, [], requests, [ScheduledRequest(2, 1, [5]), ScheduledRequest(1, 6, [9, 3, 8])]))
     assert batch.token_ids.tolist() == [7, 10, 11, 12, 13, 14, 15] and batch.token_ids.dtype == torch.int64

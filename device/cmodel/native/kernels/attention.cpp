@@ -186,8 +186,11 @@ struct Kernel {
     };
 
     Piece piece_of(const Plan& plan, int64_t item) const {
-        int64_t index = item / a.kv_heads, sequence = 0;
-        while (plan.pieces[sequence + 1] <= index) ++sequence;
+        int64_t index = item / a.kv_heads, sequence = 0, beyond = a.sequences;
+        while (beyond - sequence > 1) {
+            int64_t middle = (sequence + beyond) / 2;
+            (plan.pieces[middle] <= index ? sequence : beyond) = middle;
+        }
         int64_t first = (index - plan.pieces[sequence]) * item_rows;
         int64_t rows = least(item_rows, a.input_lengths[sequence] - first);
         int64_t position = a.cached_lengths[sequence] + first;

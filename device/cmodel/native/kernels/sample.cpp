@@ -245,7 +245,12 @@ struct ByRow {
 void adjust(const Sample& p, int64_t row, const ByRow& penalties, const ByRow& biases, float* logits, int64_t vocab) {
     if (p.mask != nullptr) {
         const uint32_t* words = p.mask + row * ceil_div(vocab, 32);
-        for (int64_t i = 0; i < vocab; ++i) logits[i] = (words[i / 32] >> i % 32 & 1) != 0 ? logits[i] : -INFINITE;
+        for (int64_t start = 0; start < vocab; start += 32) {
+            uint32_t word = words[start / 32];
+            if (word == ~0u) continue;  // as all are in a row without a mask, beside one that has one
+            int64_t end = least(vocab, start + 32);
+            for (int64_t i = start; i < end; ++i) logits[i] = (word >> (i - start) & 1) != 0 ? logits[i] : -INFINITE;
+        }
     }
     for (int64_t at = biases.start[row]; at < biases.start[row + 1]; ++at) {
         logits[p.bias_ids[biases.entry[at]]] += p.bias_values[biases.entry[at]];

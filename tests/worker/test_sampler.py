@@ -1,0 +1,141 @@
+"""From requests to the device's sampling parameters, and from its results to messages."""
+
+from __future__ import annotations
+
+import random
+import time
+from array import array
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from device.reference import ReferenceOps
+from sophserve.engine.output import PromptLogprobTable
+from sophserve.engine.request import Request
+from sophserve.engine.scheduler import Scheduler
+from sophserve.sampling import SamplingParams, StructuredOutput
+from sophserve.worker.batch import RequestState
+from sophserve.worker.messages import AddedRequest
+from sophserve.worker.penalties import PenaltyState
+from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tokens
+
+VOCAB = 5000
+
+
+def state(
+    prompt: list[int],
+    output: tuple[int, ...] = (),
+    ends: tuple[int, ...] = (),
+    bad_words: tuple[list[int], ...] = (),
+    **options: Any,
+) -> RequestState:
+    """As the worker holds it once the message has come."""
+    params = SamplingParams(max_tokens=50, **options)
+    request = Request(1, prompt, params, 0, 50, list(ends), list(bad_words), output=list(output))
+    added: AddedRequest = Scheduler._added(request)
+    return RequestState(added, VOCAB)
+
+
+def allowed(mask: torch.Tensor) -> set[int]:
+    return {int(word) * 32 + bit for word in mask.nonzero()[:, 0] for bit in range(32) if int(mask[word]) >> bit & 1}
+
+
+def fastest(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def test_allowed_tokens_become_a_mask_once() -> None:
+    ids = random.Random(0).sample(range(VOCAB), 4000)
+    few, many = state([1], allowed_token_ids=[31, 32, 4999, 31]), state([1], allowed_token_ids=ids * 20)
+    params = sample_params([few, state([1]), many], VOCAB)
+    assert params.mask is not None
+    assert allowed(params.mask[0]) == {31, 32, 4999}
+    assert allowed(params.mask[1]) == set(range(VOCAB)) and allowed(params.mask[2]) == set(ids)
+    # Afterwards it costs the same however many there are.
+    costs = [fastest(lambda each=each: sample_params([each] * 8, VOCAB)) for each in (few, many)]
+    assert costs[1] < 10 * costs[0]
+
+
+def test_biases_and_bans() -> None:
+    biased = state([1], ends=(7,), min_tokens=2, logit_bias={3: 1.5, 7: 2.0})
+    done = state([1], output=(8, 9), ends=(7,), min_tokens=2)
+    params = sample_params([state([1]), biased, done], VOCAB)
+    assert params.bias_rows is not None and params.bias_ids is not None and params.bias_values is not None
+    assert params.bias_rows.tolist() == [1, 1, 1] and params.bias_ids.tolist() == [3, 7, 7]
+    assert params.bias_values.tolist() == [1.5, 2.0, float("-inf")]
+    # A row with a grammar keeps its bias; the grammar's mask holds what is banned.
+    grammar = sample_params([biased], VOCAB, {0: bytes(-(-VOCAB // 32) * 4)})
+    assert grammar.bias_ids is not None and grammar.bias_ids.tolist() == [3, 7]
+    assert sample_params([done], VOCAB).bias_ids is None
+
+
+def test_ends_are_never_chosen_where_a_grammar_is_to_go_on() -> None:
+    rules = state(
+        [1], ends=(7, 8), stop_token_ids=[8], ignore_eos=True, structured=StructuredOutput("json_object")
+    ).rules
+    assert rules.banned().tolist() == [7]
+
+
+def test_bad_words() -> None:
+    words: list[list[int]] = [[5], [1, 2, 3], [2, 9], [2, 2, 4], [1, 2, 1, 2, 6]]
+    generator = random.Random(0)
+    prompt = [1, 2]
+    one = state(prompt, bad_words=tuple(words))
+    output: list[int] = []
+    for _ in range(300):
+        expected = {word[-1] for word in words if output[len(output) - len(word) + 1 :] == word[:-1]}
+        assert set(one.rules.banned()) == expected
+        # One that comes back goes on where it was.
+        assert set(state(prompt, output=tuple(output), bad_words=tuple(words)).rules.banned()) == expected
+        output.append(generator.choice((1, 1, 2, 2, 7)))
+        one.append(output[-1])
+
+
+def test_a_step_does_not_look_at_every_bad_word() -> None:
+    words = [[100 + index, 1] for index in range(4000)]
+    few, many = state([1], output=(2,), bad_words=(words[0],)), state([1], output=(2,), bad_words=tuple(words))
+    assert fastest(lambda: sample_params([many] * 8, VOCAB)) < 10 * fastest(lambda: sample_params([few] * 8, VOCAB))
+
+
+def test_penalties_count_what_occurred() -> None:
+    penalties = PenaltyState(array("i", [5, 3, 5, 9, 3, 3]), 3)
+    for token in (7, 5, 7):
+        penalties.add_output(token)
+    ids, counts = penalties.entries()
+    assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == {5: 1, 3: 2, 9: 1, 7: 2}
+
+
+def test_logprobs_of_tokens_that_were_sampled() -> None:
+    logits = torch.randn(3, VOCAB)
+    states = [state([1], temperature=0, logprobs=count) for count in (None, 0, 3)]
+    result = ReferenceOps().sample(logits, sample_params(states, VOCAB))
+    none, chosen, three = sampled_tokens(result, states)
+    assert none.logprobs is None and chosen.logprobs is not None and three.logprobs is not None
+    assert [entry.rank for entry in chosen.logprobs] == [1] and [entry.rank for entry in three.logprobs] == [1, 1, 2, 3]
+    expected = logits[2].log_softmax(-1).topk(3)
+    assert [entry.token_id for entry in three.logprobs[1:]] == expected.indices.tolist()
+    assert torch.allclose(torch.tensor([entry.logprob for entry in three.logprobs[1:]]), expected.values)
+
+
+def test_logprobs_of_prompts_survive_their_way_and_any_cut() -> None:
+    ops, prompt = ReferenceOps(), [3, 31, 4999, 64, 2]
+    logits = torch.randn(len(prompt) - 1, VOCAB)
+    tables = [PromptLogprobTable(len(prompt)) for _ in range(2)]
+    for table, cuts in zip(tables, ([0, 4], [0, 1, 3, 4]), strict=True):
+        assert list(table) == [None] * len(prompt)
+        for start, end in pairwise(cuts):
+            table.add(start + 1, 2, *prompt_logprobs(ops, logits[start:end], prompt[start + 1 : end + 1], 2))
+    assert list(tables[0]) == list(tables[1]) and len(tables[0]) == len(prompt) and tables[0][0] is None
+    for token, row, entries in zip(prompt[1:], logits.log_softmax(-1), tables[0][1:], strict=True):
+        assert entries is not None
+        top = row.topk(2).indices.tolist()
+        assert [entry.token_id for entry in entries] == [token, *top]
+        assert [entry.rank for entry in entries] == [1 + int((row > row[token]).sum()), 1, 2]
+        assert torch.allclose(torch.tensor([entry.logprob for entry in entries]), row[[token, *top]])
