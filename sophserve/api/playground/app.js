@@ -7,6 +7,7 @@ import { History } from "./history.js";
 import { switchLanguage, t, translate } from "./language.js";
 import { connectSettings, wrongSetting } from "./settings.js";
 import { Status } from "./status.js";
+import { copySources } from "./spans.js";
 import { Store } from "./store.js";
 
 // Where there is no room for a column it lies over the conversation, and is closed at first.
@@ -113,6 +114,7 @@ byId("language").addEventListener("click", () => {
   switchLanguage();
   speak();
 });
+copySources(byId("messages"));
 await chat.resume();
 speak();
 history.load();
