@@ -25,14 +25,16 @@ PROMPT = "Once upon a time"
 
 @dataclass
 class Noticed:
-    """Seconds. tokens: how many came; p50, p99, worst: the waits from token to token, new streams' first ones included;
-    health and newcomer: the longest wait for an answer; problems: how often what went wrong."""
+    """Seconds. tokens: how many came; p50, p99, worst: the waits from token to token of a running stream; first: the
+    longest wait for a stream's first token; health and newcomer: that for an answer; problems: what went wrong how
+    often."""
 
     seconds: float = 0.0
     tokens: int = 0
     p50: float = 0.0
     p99: float = 0.0
     worst: float = 0.0
+    first: float = 0.0
     health: float = 0.0
     newcomers: int = 0
     newcomer: float = 0.0
@@ -55,7 +57,8 @@ class Watch:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._started = self._token = time.perf_counter()
+        self._started = time.perf_counter()
+        self._token: float | None = None
         self._waiting: dict[str, float] = {}
         self._clear()
 
@@ -68,7 +71,7 @@ class Watch:
     def take(self) -> Noticed:
         """What was noticed since the last call."""
         now = time.perf_counter()
-        gaps = [*self._gaps, now - self._token]
+        gaps = [*self._gaps, now - self._token] if self._token else self._gaps
         for kind, since in self._waiting.items():
             self._longest[kind] = max(self._longest[kind], now - since)
         found = Noticed(
@@ -76,7 +79,8 @@ class Watch:
             tokens=len(self._gaps),
             p50=percentile(self._gaps, 0.5),
             p99=percentile(self._gaps, 0.99),
-            worst=max(gaps),
+            worst=max(gaps, default=0.0),
+            first=self._longest["first"],
             health=self._longest["health"],
             newcomers=self._newcomers + ("newcomer" in self._waiting),
             newcomer=self._longest["newcomer"],
@@ -100,6 +104,8 @@ class Watch:
         body = {"model": model, "prompt": PROMPT, "max_tokens": context - 64, "ignore_eos": True, "stream": True}
         body |= {"temperature": 0, "return_token_ids": True}
         while True:
+            self._waiting.setdefault("first", time.perf_counter())
+            self._token = None
             try:
                 async with session.post(self._url + "/v1/completions", json=body) as response:
                     if response.status != 200:
@@ -117,7 +123,10 @@ class Watch:
         async for line in lines:
             if line.startswith(b"data: {"):
                 now = time.perf_counter()
-                self._gaps.append(now - self._token)
+                if self._token:
+                    self._gaps.append(now - self._token)
+                else:
+                    self._done("first")
                 self._token = now
             last = line if line.strip() else last
         return last.strip() == b"data: [DONE]"

@@ -2,10 +2,10 @@
 
 For each body and behaviour of hostile.py, in both sizes, a bystander in a process of its own (bystander.py) reads a
 stream and asks /health, and newcomers ask for a short answer. A row says what the hostile client was answered, the
-stream's longest wait for a token, absolute and as a multiple of the p99 without any load, the longest wait of /health
-and of a newcomer, and the server's memory before, right after and 5 s later. The server is a new one for each row.
-A server is fair if no wait is above 3 x that p99 or what a plain prompt of the context costs, whichever is longer, and
-/health answers within 100 ms.
+stream's longest gap between tokens, absolute and as a multiple of the p99 without any load, the longest wait for a new
+stream's first token, of /health and of a newcomer, and the server's memory before, right after and 5 s later. Each
+row has a server of its own. It is fair if no gap is above 3 x that p99 or what a plain prompt of the context costs,
+whichever is longer, and /health answers within 100 ms. Newcomers wait behind those who asked before them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,18 @@ UNDISTURBED, AFTER, CALM = 3.0, 0.5, 5.0  # seconds: watched before, watched aft
 LONGEST = 120.0  # seconds that a case may take
 MOST_GAPS, MOST_HEALTH = 3.0, 0.1  # what a server that is fair stays below
 
-HEAD = ["client", "size", "answered", "s", "longest wait, ms", "of p99", "/health, ms", "newcomer, ms", "served"]
+HEAD = [
+    "client",
+    "size",
+    "answered",
+    "s",
+    "longest gap, ms",
+    "of p99",
+    "first token, ms",
+    "/health, ms",
+    "newcomer, ms",
+    "served",
+]
 HEAD += ["memory, MiB: before", "after", "5 s later", "trials", "fair"]
 
 
@@ -58,7 +69,7 @@ class Row:
         """Those of a table's row."""
         during, problems = self.during, ", ".join(f"{count} x {name}" for name, count in self.during.problems.items())
         answered = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in self.answered.items())
-        times = (during.health, during.newcomer)
+        times = (during.first, during.health, during.newcomer)
         return [
             *(self.name, str(self.size), answered, f"{self.seconds:.1f}", f"{1000 * during.worst:.1f}"),
             f"{during.worst / self.before.p99:.1f}" if self.before.p99 else "-",
