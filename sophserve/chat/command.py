@@ -11,9 +11,12 @@ from typing import Any
 
 from sophserve.chat.background import Background
 from sophserve.chat.client import ChatError, Client, NotListening
-from sophserve.chat.markup import DIM, RED, RESET
+from sophserve.chat.commands import COMMANDS, PARAMETERS, run
+from sophserve.chat.conversation import Conversation
+from sophserve.chat.markup import DIM, RED, RESET, printable
 from sophserve.chat.reader import keep_history, piped_line, read_question, terminal_line
-from sophserve.chat.session import COMMANDS, PARAMETERS, Session
+from sophserve.chat.session import Session
+from sophserve.chat.store import Store, state_folder
 from sophserve.errors import SophserveError
 from sophserve.options import CommandParser, add_engine_options, engine_config
 
@@ -56,7 +59,8 @@ def chat(argv: Sequence[str]) -> int:
             try:
                 client = background.run(_connect(stack, given))
                 parameters = {name: given[name] for name in PARAMETERS if name in given}
-                session = Session(client, sys.stdout, styled, given.get("system", ""), parameters)
+                conversation = Conversation(system=given.get("system", ""), parameters=parameters)
+                session = Session(client, sys.stdout, styled, conversation)
                 return _typed(background, session) if sys.stdin.isatty() else _piped(background, session)
             finally:
                 background.run(stack.aclose())
@@ -110,7 +114,8 @@ def _waiting(reason: str) -> None:
 
 
 def _typed(background: Background, session: Session) -> int:
-    keep_history(list(COMMANDS))
+    keep_history(state_folder() / "chat_history", list(COMMANDS))
+    session.store = Store(state_folder() / "chats")
     if session.styled:
         print(f"\r\x1b[K{DIM}{session.client.model} · /help lists the commands{RESET}")
     while True:
@@ -139,10 +144,19 @@ def _piped(background: Background, session: Session) -> int:
 
 def _take(background: Background, session: Session, line: str) -> None:
     """Answer a line, which may be a command."""
-    if line == "/retry":
-        line = session.take_back()
-    elif line.startswith("/"):
-        told = session.run(line)
+    name, _, argument = line.partition(" ")
+    if name == "/edit" and not argument.strip():
+        raise ChatError("/edit wants the question that is to be asked instead")
+    if name.startswith("/") and name not in ("/retry", "/edit"):
+        told = printable(run(session, line))
         print(f"{DIM}{told}{RESET}" if session.styled else told, file=sys.stderr)
         return
-    background.run(session.ask(line))
+    try:
+        if name == "/retry":
+            background.run(session.ask_again())
+        elif name == "/edit":
+            background.run(session.ask_instead(argument.strip()))
+        else:
+            background.run(session.ask(line))
+    finally:
+        session.keep()

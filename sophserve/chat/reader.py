@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -40,14 +39,13 @@ def terminal_line(more: bool) -> str:
     return input("\001\x1b[2m\002. \001\x1b[0m\002" if more else "\001\x1b[1;32m\002> \001\x1b[0m\002")
 
 
-def keep_history(commands: Sequence[str]) -> None:
-    """Let the terminal's lines be edited, remembered, and completed to commands."""
+def keep_history(path: Path, commands: Sequence[str]) -> None:
+    """Let the terminal's lines be edited, remembered in a file, and completed to commands."""
     try:
         import atexit
         import readline
     except ImportError:  # Python can be built without it
         return
-    path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "sophserve/chat_history"
 
     def write() -> None:
         with suppress(OSError):  # no place for it: the next chat begins without one

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from sophserve.chat.conversation import read
 from sophserve.options import parse as parse_server
 
 COMMAND = [sys.executable, "-m", "sophserve", "chat"]
@@ -74,9 +75,11 @@ def test_commands(server: Any, tmp_path: Path) -> None:
     answer = expected(server, system, user("Hi\nyou"))
     turn = expected(server, system, user("Hi\nyou"), {"role": "assistant", "content": answer}, user("What?"))
     assert done.stdout == f"{answer}\n{answer}\n{turn}\n" and done.returncode == 0
-    kept = json.loads(path.read_text())
-    assert kept["messages"] == [user("Hi\nyou"), {"role": "assistant", "content": answer}]
-    assert kept["system"] == "Be brief." and kept["parameters"] == {"temperature": 0.0, "max_tokens": 12}
+    [kept] = read(path.read_bytes())
+    assert [(each.role, each.content) for each in kept.path()] == [("user", "Hi\nyou"), ("assistant", answer)]
+    assert [each.content for each in kept.messages] == ["Hi\nyou", answer, answer, "What?", turn]
+    assert kept.messages[1].stats["tokens"] == 12 and kept.messages[1].finish == "length"
+    assert kept.system == "Be brief." and kept.parameters == {"temperature": 0.0, "max_tokens": 12}
     assert "answer 12 tokens" in done.stderr and "3 answers, 36 tokens in all" in done.stderr
     assert done.stderr.endswith("temperature = default\nmax_tokens = 12\n")
     done = piped(f"/load {path}\nWhat?\n/clear\n/help\n", "--url", server.url)
@@ -92,6 +95,9 @@ def test_commands(server: Any, tmp_path: Path) -> None:
         ("/load /nowhere", (), "cannot read /nowhere"),
         ("/save", (), "name a file"),
         ("/undo", (), "no question"),
+        ("/edit", (), "wants the question"),
+        ("/branch", (), "nothing was asked"),
+        ("/list", (), "nothing is kept here"),
         ("Hi", ("--temperature", "-1"), "temperature must be between 0 and 100"),
         ("Hi", ("--model", "other"), "no model 'other'; it has tiny"),
         ("Hi", ("--url", "http://127.0.0.1:1"), "nothing answers at http://127.0.0.1:1"),
@@ -164,7 +170,7 @@ def test_a_terminal(server: Any, tmp_path: Path) -> None:
     terminal.until("max_tokens = 12.*" + PROMPT)
     terminal.send("Hi\r")
     answer = re.escape(re.sub(r"\W+", " ", expected(server, user("Hi"))).split()[0])
-    terminal.until(f"{answer}.*{PROMPT}")
+    terminal.until(rf"{answer}.*12 tokens · [\d.]+ tokens/s · first after [\d.]+ s.*{PROMPT}")
     terminal.send("/nothing\r")
     terminal.until("there is no command /nothing.*" + PROMPT)
     terminal.send("\x1b[A\x1b[A\r")  # two lines up in the history
@@ -177,6 +183,10 @@ def test_a_terminal(server: Any, tmp_path: Path) -> None:
     assert terminal.status() == 0
     history = (tmp_path / "sophserve/chat_history").read_text().splitlines()
     assert [line for line in history if line[0] != "_"] == ["/set max_tokens 12", "Hi", "/nothing", "Hi"]
+    [file] = (tmp_path / "sophserve/chats").glob("*.json")
+    assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
+    [kept] = read(file.read_bytes())
+    assert [each.content for each in kept.messages if each.role == "user"] == ["Hi", "Hi"]
 
 
 class Hanging(BaseHTTPRequestHandler):
@@ -226,8 +236,11 @@ def test_ctrl_c_stops_an_answer(tmp_path: Path) -> None:
     terminal.until("ended by you.*" + PROMPT)
     terminal.send(f"/save {tmp_path}/kept\r")
     terminal.until("saved 2 messages.*" + PROMPT)
-    messages = json.loads((tmp_path / "kept").read_text())["messages"]
-    assert [each["content"] for each in messages] == ["Count. \n/set is no command here", "One, **two**"]
+    [kept] = read((tmp_path / "kept").read_bytes())
+    assert [each.content for each in kept.messages] == ["Count. \n/set is no command here", "One, **two**"]
+    assert kept.messages[1].reasoning == "Well" and kept.messages[1].stopped
+    terminal.send("/list\r")
+    terminal.until(r"\* +1  [-\d]+  Count\..*" + PROMPT)
     terminal.send("/exit\r")
     assert terminal.status() == 0
     server.shutdown()

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sophserve.chat.conversation import read, write
+
 ENTER, ESCAPE, TAB = "\ue007", "\ue00c", "\ue004"
 OPEN = "#conversations .tools:not([hidden])"
 SEND, DONE = (
@@ -226,6 +228,10 @@ async def test_files(served: Any, open_page: Any, tmp_path: Path) -> None:
         None,
         *[conversation["messages"][0]["id"]] * 2,
     ]
+    # The chat in the terminal reads and writes the same files.
+    [known] = read(file.read_bytes())
+    assert (known.id, known.system, len(known.ends())) == (conversation["id"], "Be brief.", 2)
+    kept = json.loads(write([known]))
     # One that is there already is a second one.
     await import_file(page, tmp_path / "again.json", kept)
     await page.until("document.querySelectorAll('#conversations li').length === 2")
