@@ -33,6 +33,15 @@ class RequestError(SophserveError):
         self.code = code
 
 
+class ServerBusy(SophserveError):
+    """What a request needs is not to be had now; it may be sent again (HTTP 503, or 429 where its own client has it:
+    `mine`)."""
+
+    def __init__(self, message: str, mine: bool = False) -> None:
+        super().__init__(message)
+        self.mine = mine
+
+
 class EngineDeadError(SophserveError):
     """The worker died and the engine cannot go on."""
 

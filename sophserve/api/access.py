@@ -39,6 +39,7 @@ def require_key(keys: list[ApiKey]) -> Middleware:
                     headers={"WWW-Authenticate": "Bearer"},
                 )
             record.account = found[0]
+            record.client = f"key {found[0].key.name}"
         return await handler(request)
 
     return middleware

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from sophserve.api.record import Record, current_record, given_id, name_request
-from sophserve.errors import RequestError, SophserveError
+from sophserve.errors import RequestError, ServerBusy, SophserveError
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -94,6 +94,7 @@ def answer_errors(root_path: str) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         record = Record(time.monotonic(), request.path.removeprefix(root_path), given_id(request))
+        record.client = request.remote or ""
         current_record.set(record)
         status = 499  # the client went away before the answer
         try:
@@ -140,6 +141,9 @@ def _as_api_error(request: web.Request, exception: Exception) -> ApiError:
             return exception
         case RequestError():
             return ApiError(400, str(exception), param=exception.param, code=exception.code)
+        case ServerBusy():
+            status, code = (429, "rate_limit_exceeded") if exception.mine else (503, "busy")
+            return ApiError(status, str(exception), code=code, headers={"Retry-After": "1"})
         case web.HTTPException():
             return _from_http(request, exception)
         case web.RequestPayloadError():

@@ -21,12 +21,14 @@ _SANE_ID = re.compile(r"[A-Za-z0-9][\w.:@+=-]{0,127}", re.ASCII)
 
 @dataclass
 class Record:
-    """Filled in while a request is served. Times are of time.monotonic(); path is without --root-path; body_bytes says
-    how much there is to go through; stream is set once its headers go out."""
+    """Filled in while a request is served. Times are of time.monotonic(); path is without --root-path; client is whose
+    it is: an API key's name, else an address; body_bytes says how much there is to go through; stream is set once its
+    headers go out."""
 
     started: float
     path: str
     id: str | None = None
+    client: str = ""
     account: Account | None = None
     body_bytes: int = 0
     prompt_tokens: int = 0

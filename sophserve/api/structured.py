@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from sophserve.api.record import current_record
 from sophserve.api.requests import GenerationRequest, ResponseFormat
 from sophserve.engine.engine import Engine
 from sophserve.errors import RequestError
@@ -25,7 +26,7 @@ def structured_output(body: GenerationRequest) -> StructuredOutput | None:
 async def check_structured(engine: Engine, body: GenerationRequest, params: SamplingParams) -> None:
     """Raise RequestError for a constraint that the engine cannot keep to."""
     try:
-        await engine.compile(params.structured)
+        await engine.compile(params.structured, current_record.get().client)
     except RequestError as error:
         name = next((name for name, _ in _asked(body)), "tools")  # whose calls may be demanded
         raise RequestError(str(error), name, error.code) from None

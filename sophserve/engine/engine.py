@@ -178,11 +178,12 @@ class Engine:
         finally:
             self._forget(sequence)
 
-    async def compile(self, structured: StructuredOutput | None) -> None:
-        """Raise RequestError for a form of the answer that cannot be kept to."""
+    async def compile(self, structured: StructuredOutput | None, owner: str = "") -> None:
+        """Raise RequestError for a form of the answer that cannot be kept to; ServerBusy where that is not known yet
+        and cannot be found out now. Owners do not wait for each other's."""
         if structured is not None:
             assert self._grammars is not None, "the model is not loaded yet"
-            await self._grammars.check(structured)
+            await self._grammars.check(structured, owner)
 
     def _compile_ahead(self, structured: StructuredOutput) -> None:
         if self._workers and self.ready:

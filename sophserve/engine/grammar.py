@@ -21,8 +21,6 @@ from sophserve.errors import RequestError
 from sophserve.sampling import StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
 
-# Of a grammar as text.
-MAX_CHARACTERS = 1 << 18
 # Compiled grammars that are kept.
 CACHE_SIZE = 64
 
@@ -122,10 +120,6 @@ class GrammarCompiler:
 
     def compile(self, structured: StructuredOutput) -> LLMatcher:
         """A matcher at the beginning of the grammar. Raises RequestError for a grammar that cannot be applied."""
-        if len(structured.value) > MAX_CHARACTERS:
-            raise RequestError(
-                f"the {structured.kind} has {len(structured.value)} characters; at most {MAX_CHARACTERS} are possible"
-            )
         matcher = LLMatcher(self.tokens, _grammar(structured), log_level=0, limits=_LIMITS)
         if not matcher.is_error():
             matcher.compute_bitmask()  # finds out whether there is a way to begin at all

@@ -16,7 +16,7 @@ from sophserve.api.messages import CountRequest, MessagesRequest
 from sophserve.api.requests import ChatRequest, CompletionRequest
 from sophserve.api.response_input import InputRequest, ResponsesRequest
 from sophserve.api.tokenize import ConversationRequest, DetokenizeRequest, TokenizeRequest
-from sophserve.errors import EngineDeadError
+from sophserve.errors import EngineDeadError, ServerBusy
 from sophserve.text.chat_template import ChatTemplate
 
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -425,3 +425,21 @@ async def test_log_line(app: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert line.startswith("POST /v1/completions 200 ") and answer.id in line
     assert f"prompt={answer.usage.prompt_tokens} cached=0 output=3" in line and "finish=length" in line
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(("mine", "status", "code"), [(True, 429, "rate_limit_exceeded"), (False, 503, "busy")])
+async def test_a_grammar_that_cannot_be_tried_now(
+    app: Any, monkeypatch: pytest.MonkeyPatch, mine: bool, status: int, code: str
+) -> None:
+    asked = []
+
+    async def busy(_: Any, owner: str) -> None:
+        asked.append(owner)
+        raise ServerBusy("try again later", mine)
+
+    monkeypatch.setattr(app.engine, "compile", busy)
+    body = {"messages": HELLO, "response_format": {"type": "json_object"}}
+    async with app.http.post(CHAT, json=body) as response:
+        assert response.status == status and response.headers["Retry-After"] == "1"
+        assert (await response.json())["error"]["code"] == code
+    assert asked == ["127.0.0.1"]

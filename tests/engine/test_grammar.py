@@ -13,8 +13,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from sophserve.engine.grammar import MAX_CHARACTERS, AnswerGrammar, GrammarCompiler, as_mask, bits
-from sophserve.engine.grammar_check import GrammarCheck
+from sophserve.engine.grammar import AnswerGrammar, GrammarCompiler, as_mask, bits
+from sophserve.engine.grammar_check import MAX_CHARACTERS, GrammarCheck
 from sophserve.errors import RequestError
 from sophserve.sampling import StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
