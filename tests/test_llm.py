@@ -157,7 +157,7 @@ def test_conversation_reuses_its_blocks(llm: LLM) -> None:
     ("prompt", "params", "message"),
     [
         ([], {}, "the prompt is empty"),
-        ([1] * 256, {}, "the prompt has 256 tokens and the context 256"),
+        ([1] * 256, {}, "maximum context length is 256 tokens. However, the prompt has 256 tokens, and the answer"),
         ([1] * 200, {"max_tokens": 57}, "lower max_tokens to at most 56"),
         ([512], {}, "prompt has the token id 512; ids go from 0 to 511"),
         ([1], {"allowed_token_ids": [600]}, "allowed_token_ids has the token id 600"),

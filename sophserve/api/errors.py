@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from sophserve.api.record import Record, current_record, given_id, name_request
-from sophserve.errors import RequestError, ServerBusy, SophserveError
+from sophserve.errors import ContextLengthError, RequestError, ServerBusy, SophserveError
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -35,7 +35,7 @@ _ANTHROPIC_KINDS = {
 
 
 class ApiError(SophserveError):
-    """An answer other than 200. `extra` stands beside the envelope's `error`."""
+    """An answer other than 200. `extra` stands beside the envelope's `error`; anthropic: what Anthropic's API says."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class ApiError(SophserveError):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
         extra: dict[str, Any] | None = None,
+        anthropic: str | None = None,
     ) -> None:
         super().__init__(message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "...")
         self.status = status
@@ -53,6 +54,7 @@ class ApiError(SophserveError):
         self.param = param
         self.headers = headers
         self.extra = extra or {}
+        self.anthropic = anthropic
 
     @property
     def body(self) -> dict[str, Any]:
@@ -66,7 +68,7 @@ class ApiError(SophserveError):
     def anthropic_body(self) -> dict[str, Any]:
         """The envelope of Anthropic's API."""
         kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
-        return {"type": "error", "error": {"type": kind, "message": str(self)}, **self.extra}
+        return {"type": "error", "error": {"type": kind, "message": self.anthropic or str(self)}, **self.extra}
 
     def response(self, path: str) -> web.Response:
         """The whole answer to a request for this path."""
@@ -139,6 +141,8 @@ def _as_api_error(request: web.Request, exception: Exception) -> ApiError:
     match exception:
         case ApiError():
             return exception
+        case ContextLengthError(param=param, code=code, anthropic=anthropic):
+            return ApiError(400, str(exception), param=param, code=code, anthropic=anthropic)
         case RequestError():
             return ApiError(400, str(exception), param=exception.param, code=exception.code)
         case ServerBusy():

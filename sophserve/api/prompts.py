@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import msgspec
 
 from sophserve.api.requests import ChatRequest, GenerationRequest
 from sophserve.api.serving import Serving
-from sophserve.errors import CheckpointError, RequestError
+from sophserve.errors import CheckpointError, ContextLengthError, RequestError
 from sophserve.sampling import SamplingParams
 from sophserve.text.chat_template import ChatTemplate
 
@@ -65,15 +66,13 @@ def encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool 
     context."""
     longest, per_token = serving.engine.info.max_model_len, serving.characters_per_token
     if bounded and per_token and len(text) > longest * per_token:
-        raise RequestError(
-            f"the prompt has {len(text)} characters, at least {len(text) // per_token} tokens, and "
-            f"the context {longest}; shorten the prompt",
-            "prompt",
-            "context_length_exceeded",
-        )
+        least = math.ceil(len(text) / per_token)
+        problem = f"the prompt has {len(text)} characters, at least {least} tokens; shorten the prompt"
+        raise ContextLengthError(longest, problem, "prompt", least, longest)
     most = max(_MOST_CHARACTERS, longest * _CHARACTERS_PER_TOKEN)
     if len(text) > most:
-        raise RequestError(f"the prompt has {len(text)} characters; at most {most} are possible", "prompt")
+        problem = f"the prompt has {len(text)} characters; at most {most} are possible"
+        raise ContextLengthError(longest, problem, "prompt", 0, longest) if bounded else RequestError(problem, "prompt")
     return serving.tokenizer.encode(text, add_special_tokens)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import lru_cache
 
-from sophserve.errors import RequestError
+from sophserve.errors import ContextLengthError, RequestError
 from sophserve.sampling import SamplingParams
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker.messages import ModelInfo
@@ -29,19 +29,22 @@ def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo) ->
     if not prompt:
         raise RequestError("the prompt is empty; give at least one token", "prompt")
     if len(prompt) >= longest:
-        raise RequestError(
-            f"the prompt has {len(prompt)} tokens and the context {longest}, of which the answer needs at least "
-            "one; shorten the prompt",
+        raise ContextLengthError(
+            longest,
+            f"the prompt has {len(prompt)} tokens, and the answer needs at least one; shorten the prompt",
             "prompt",
-            "context_length_exceeded",
+            len(prompt),
+            longest - 1,
         )
     for name, count in (("max_tokens", params.max_tokens), ("min_tokens", params.min_tokens)):
         if count is not None and len(prompt) + count > longest:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and {name} is {count}, together more than the context of "
-                f"{longest}; shorten the prompt or lower {name} to at most {longest - len(prompt)}",
+            raise ContextLengthError(
+                longest,
+                f"you requested {len(prompt) + count} tokens ({len(prompt)} in the prompt, {count} by {name}); shorten "
+                f"the prompt or lower {name} to at most {longest - len(prompt)}",
                 name,
-                "context_length_exceeded",
+                len(prompt),
+                longest - 1,
             )
     for name, ids in (
         ("prompt", prompt),
@@ -57,11 +60,12 @@ def check_input(tokens: list[int], info: ModelInfo) -> None:
     if not tokens:
         raise RequestError("the input is empty; give at least one token", "input")
     if len(tokens) > info.max_model_len:
-        raise RequestError(
-            f"the input has {len(tokens)} tokens and the context {info.max_model_len}; shorten the input, or send "
-            "truncate_prompt_tokens",
+        raise ContextLengthError(
+            info.max_model_len,
+            f"the input has {len(tokens)} tokens; shorten the input, or send truncate_prompt_tokens",
             "input",
-            "context_length_exceeded",
+            len(tokens),
+            info.max_model_len,
         )
     check_ids("input", tokens, info.vocab_size)
 

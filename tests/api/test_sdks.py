@@ -3,7 +3,9 @@ installed: `pip install --target DIR langchain-openai litellm openai-agents`, an
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from sophserve.text.chat_template import ChatTemplate
 
 pytestmark = pytest.mark.slow
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or importing it waits for a download
 
 TEMPLATE = """\
 {%- for message in messages %}
@@ -121,3 +124,37 @@ async def test_openai_agents(app: Any, responses: bool) -> None:
             text += event.data.delta
     assert calls == [("Köln", 2)] and run.final_output == text == REPLY
     assert prompt_of(app) == SECOND
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+async def test_litellm_knows_the_errors(start_app: Any, provider: str) -> None:
+    litellm = pytest.importorskip("litellm")
+    app = await start_app(api_key=["secret"], max_concurrent_requests_per_key=1)
+    base = f"{app.url}/v1" if provider == "openai" else app.url
+
+    async def ask(content: str = "Hi", model: str = "tiny", key: str = "secret", **options: Any) -> str:
+        messages = [{"role": "user", "content": content}]
+        try:
+            await litellm.acompletion(
+                model=f"{provider}/{model}", api_base=base, api_key=key, messages=messages, num_retries=0, **options
+            )
+        except Exception as error:
+            return type(error).__name__
+        return ""
+
+    assert await ask(max_tokens=5) == ""
+    for stream in (False, True):
+        for content in ("x " * 300, "x" * 100_000):
+            assert await ask(content, stream=stream, max_tokens=5) == "ContextWindowExceededError"
+        assert await ask(model="absent", stream=stream, max_tokens=5) == "NotFoundError"
+        assert await ask(key="wrong", stream=stream, max_tokens=5) == "AuthenticationError"
+    if provider == "openai":
+        assert await ask(max_tokens=300) == "ContextWindowExceededError"
+    app.engine.gate.clear()
+    held = asyncio.create_task(ask(max_tokens=5))
+    await app.until_running(1)
+    assert await ask(max_tokens=5) == "RateLimitError"
+    app.engine.gate.set()
+    assert await held == ""
+    app.serving.draining = True
+    assert await ask(max_tokens=5) in ("ServiceUnavailableError", "InternalServerError")
