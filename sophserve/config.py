@@ -51,6 +51,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     step_timeout: Annotated[
         float, Meta(description="seconds without a sign of life after which a busy worker is restarted")
     ] = 60.0
+    load_timeout: Annotated[
+        float, Meta(description="seconds without progress after which a worker that loads the model is restarted")
+    ] = 300.0
     max_restarts: Annotated[int, Meta(description="restarts of lost workers within ten minutes before giving up")] = 5
     seed: Annotated[int | None, Meta(description="makes requests without a seed of their own repeatable")] = None
     reorder_cache_dir: Annotated[
@@ -68,7 +71,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{option(name)} must be at least 1, got {value}")
-        for name in ("step_timeout", "max_queue_time"):
+        for name in ("step_timeout", "load_timeout", "max_queue_time"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{option(name)} must be above 0, got {value}")

@@ -19,6 +19,7 @@ async def start_profile(request: web.Request) -> web.Response:
 
 
 async def stop_profile(request: web.Request) -> web.Response:
-    """End it. Answers with the folders that it has left."""
-    folders = await request.app[SERVING].engine.profiling.stop()
-    return json_response({"folders": list(map(str, folders))})
+    """End it. Answers with the folders that it has left, and with what kept it from being whole."""
+    profiling = request.app[SERVING].engine.profiling
+    folders = await profiling.stop()
+    return json_response({"folders": list(map(str, folders)), "problems": profiling.problems})

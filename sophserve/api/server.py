@@ -204,11 +204,11 @@ def _progress_shown(engine: Engine) -> Iterator[None]:
             log.info("loading: %s", progress.stage)
         stage = progress.stage
 
-    engine.on_progress = show
+    engine.show_progress(show)
     try:
         yield
     finally:
-        engine.on_progress = None
+        engine.show_progress(None)
         bar.close()
 
 

@@ -8,7 +8,6 @@ import logging
 import random
 import time
 from array import array
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Literal
@@ -23,27 +22,17 @@ from sophserve.engine.profile import Profiling
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.engine.sequence import Sequence
-from sophserve.errors import ConfigError, EngineDeadError, RequestAborted, RequestError, SophserveError
+from sophserve.engine.supervisor import Supervisor
+from sophserve.errors import EngineDeadError, RequestAborted, RequestError, SophserveError
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import (
-    CompileGrammar,
-    FromWorker,
-    LoadFailed,
-    ModelInfo,
-    Pooling,
-    Progress,
-    StepPlan,
-    StepResult,
-)
+from sophserve.worker.messages import CompileGrammar, ModelInfo, Pooling, Progress, StepPlan, StepResult
 from sophserve.worker.pool import WorkerGroup
 
 log = logging.getLogger(__name__)
 
 # While a step runs the next one waits at the worker already, so that the device never waits for us.
 PLANS_IN_FLIGHT = 2
-# Losing the worker more than max_restarts times in this many seconds ends the engine.
-RESTART_PERIOD = 600.0
 _SEED_MASK = 2**63 - 1
 
 
@@ -53,21 +42,13 @@ class Engine:
     def __init__(self, config: EngineConfig, directory: Path) -> None:
         self.config = config
         self.directory = directory
-        self.progress = Progress("starting the worker")
-        self.on_progress: Callable[[], None] | None = None
         self.died = asyncio.Event()
-        self._workers: WorkerGroup | None = None
+        self._workers = Supervisor(directory, config, self.start_group, self._on_result, self._wake_up)
         self._info: ModelInfo | None = None
-        self._loaded: asyncio.Future[ModelInfo] | None = None
         self._sequences: dict[int, Sequence] = {}
         self._ids = itertools.count()
         self._random = random.Random(config.seed)
-        self._in_flight = 0
         self._wake = asyncio.Event()
-        self._lost: str | None = None  # why the workers must be restarted
-        self._restarts: deque[float] = deque()
-        self._pulse: list[int] = []
-        self._beat = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._grammars: GrammarCheck | None = None
         self.profiling = Profiling()
@@ -75,7 +56,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether the model is loaded and its workers alive."""
-        return self.loaded and self._lost is None
+        return self.loaded and self._workers.lost is None
 
     @property
     def loaded(self) -> bool:
@@ -85,7 +66,16 @@ class Engine:
     @property
     def heartbeat_age(self) -> float:
         """Seconds since the workers were last seen alive, 0 while they have nothing to do."""
-        return time.monotonic() - self._beat if self._in_flight else 0.0
+        return self._workers.heartbeat_age
+
+    @property
+    def progress(self) -> Progress:
+        """How far loading is, the first time or after a restart."""
+        return self._workers.progress
+
+    def show_progress(self, on_progress: Callable[[], None] | None) -> None:
+        """Have this called whenever the progress changes."""
+        self._workers.on_progress = on_progress
 
     @property
     def info(self) -> ModelInfo:
@@ -103,9 +93,13 @@ class Engine:
         """Sequences that are queued."""
         return len(self._scheduler.waiting) if self._tasks else 0
 
+    def start_group(self, directory: Path, config: EngineConfig, num_blocks: int | None) -> WorkerGroup:
+        """Start worker processes; see Supervisor."""
+        return WorkerGroup(directory, config, num_blocks)
+
     def start_worker(self) -> None:
         """Start the worker processes, which takes seconds, and return at once. Needs no event loop."""
-        self._workers = WorkerGroup(self.directory, self.config)
+        self._workers.start()
 
     async def start(self, tokenizer: Tokenizer, model_name: str | None = None) -> None:
         """Wait until the model is loaded. Raises ConfigError with the worker's reason.
@@ -116,7 +110,8 @@ class Engine:
 
         self._tokenizer = tokenizer
         self._end_token_ids = end_token_ids(self.directory, tokenizer.eos_id)
-        self._info = await self._load()
+        self._info = await self._workers.load()
+        await self.profiling.resume(self._workers.group)
         self._grammars = GrammarCheck(self.directory, self._info.vocab_size, self._compile_ahead)
         limits = Limits(
             self.config.max_num_seqs,
@@ -128,7 +123,9 @@ class Engine:
         )
         self._scheduler = Scheduler(limits, self._info.num_blocks)
         self.metrics = EngineMetrics(self._scheduler, model_name or self.config.model, self._info.max_model_len)
-        self._tasks = [asyncio.create_task(work) for work in (self._run(), self._watch_pulse(), self.metrics.report())]
+        self._tasks = [
+            asyncio.create_task(work) for work in (self._run(), self._workers.watch(), self.metrics.report())
+        ]
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)
 
@@ -142,7 +139,7 @@ class Engine:
         if self._grammars:
             await self._grammars.close()
         await self.profiling.close()
-        await self._close_workers(kill=False)
+        await self._workers.close(kill=False)
 
     def check(self, prompt: list[int], params: SamplingParams) -> None:
         """Raise RequestError for what could never be generated."""
@@ -165,8 +162,7 @@ class Engine:
         RequestError for a form that cannot be kept to, RequestAborted when it was cancelled or waited too long,
         EngineDeadError when the worker is lost.
         """
-        if not self.loaded:
-            raise EngineDeadError("the engine is not running")
+        self._check_running()
         await self.compile(params.structured)
         sequence = self._add(prompt, params, request_id, index, priority, cache_salt)
         try:
@@ -186,15 +182,14 @@ class Engine:
             await self._grammars.check(structured, owner)
 
     def _compile_ahead(self, structured: StructuredOutput) -> None:
-        if self._workers and self.ready:
+        if self.ready:
             self._workers.send(CompileGrammar(structured))
 
     async def embed(
         self, prompt: list[int], pooling: Pooling, request_id: str, index: int = 0, priority: int = 0
     ) -> array[float]:
         """The prompt's final hidden states, pooled. Cancelling aborts the request; raises as generate does."""
-        if not self.loaded:
-            raise EngineDeadError("the engine is not running")
+        self._check_running()
         check_input(prompt, self.info)
         sequence = self._add(prompt, SamplingParams(max_tokens=1), request_id, index, priority, "", pooling)
         try:
@@ -204,6 +199,10 @@ class Engine:
         if delta.finish_reason == "abort":
             raise EngineDeadError("the engine was closed")
         return array("f", sequence.embedding)
+
+    def _check_running(self) -> None:
+        if not self.loaded:
+            raise EngineDeadError("the engine is not running")
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -236,6 +235,7 @@ class Engine:
         cache_salt: str,
         pooling: Pooling | None = None,
     ) -> Sequence:
+        self._check_running()  # again: it may have ended while the caller waited for something else
         room = max(1, self.info.max_model_len - len(prompt))
         seed = params.seed if params.seed is not None else self._random.getrandbits(63)
         request = Request(
@@ -278,17 +278,16 @@ class Engine:
 
     async def _run(self) -> None:
         while True:
-            if self._lost:
+            if self._workers.lost:
                 await self._restart()
-            assert self._workers is not None
-            while self._in_flight < PLANS_IN_FLIGHT and (plan := self._scheduler.schedule()):
-                if self._in_flight == 0:
-                    self._beat = time.monotonic()
+            while self._workers.in_flight < PLANS_IN_FLIGHT and (plan := self._scheduler.schedule()):
                 self._workers.send(plan)
-                self._in_flight += 1
                 self._note_step(plan)
             await self._wake.wait()
             self._wake.clear()
+
+    def _wake_up(self) -> None:
+        self._wake.set()
 
     def _note_step(self, plan: StepPlan) -> None:
         self.metrics.on_step(sum(entry.count for entry in plan.scheduled))
@@ -296,40 +295,15 @@ class Engine:
             timeline = self._sequences[added.id].timeline
             timeline.scheduled = timeline.scheduled or time.monotonic()
 
-    async def _watch_pulse(self) -> None:
-        """See whether the workers still move while they have something to do."""
-        timeout = self.config.step_timeout
-        while True:
-            await asyncio.sleep(min(1.0, timeout / 4))
-            pulse = self._workers.pulse if self._workers else []
-            if pulse != self._pulse:
-                self._pulse, self._beat = pulse, time.monotonic()
-            if self.heartbeat_age > timeout and self._lost is None:
-                self._lose(f"the worker has not moved for {timeout:g} s (--step-timeout)")
-
     async def _restart(self) -> None:
-        """Start new workers and queue again what the lost ones ran."""
-        while self._lost:
-            now = time.monotonic()
-            self._restarts.append(now)
-            while self._restarts[0] < now - RESTART_PERIOD:
-                self._restarts.popleft()
-            if len(self._restarts) > self.config.max_restarts:
-                raise EngineDeadError(
-                    f"{self._lost}, and {self.config.max_restarts} restarts in {RESTART_PERIOD / 60:g} minutes are all "
-                    "that --max-restarts allows"
-                )
-            log.error("%s; restarting, %d requests go on where they are", self._lost, len(self._sequences))
-            self._blame(self._scheduler.restart())
-            self._in_flight = 0
-            await self._close_workers(kill=True)
-            self.metrics.counts.restarts += 1
-            self.start_worker()
-            try:
-                await self._load()
-            except EngineDeadError as error:
-                self._lost = str(error)
-        log.info("the worker is back")
+        """Have new workers, and queue again what the lost ones ran: requests go on where they are."""
+        await self._workers.close(kill=True)  # so that no result of theirs comes after this
+        self._blame(self._scheduler.restart())
+        try:
+            self._info = await self._workers.restart()
+        finally:
+            self.metrics.counts.restarts = self._workers.restarts
+        await self.profiling.resume(self._workers.group)
 
     def _blame(self, requests: list[Request]) -> None:
         for request in requests:
@@ -340,38 +314,7 @@ class Engine:
                 sequence.end("error", EngineDeadError(error))
                 self._forget(sequence)
 
-    async def _close_workers(self, kill: bool) -> None:
-        workers, self._workers = self._workers, None
-        if workers:
-            await workers.close(kill)
-
-    async def _load(self) -> ModelInfo:
-        if self._workers is None:
-            self.start_worker()
-        assert self._workers is not None
-        self._loaded = asyncio.get_running_loop().create_future()
-        self._workers.watch(self._on_message, self._on_exit)
-        info = await self._loaded
-        await self.profiling.resume(self._workers)
-        return info
-
-    def _on_message(self, message: FromWorker) -> None:
-        match message:
-            case StepResult():
-                self._on_result(message)
-            case Progress():
-                self.progress = message
-                if self.on_progress:
-                    self.on_progress()
-            case ModelInfo() if self._loaded and not self._loaded.done():
-                # Not when the engine's task wakes up: by then the worker may be lost again.
-                self._lost = None
-                self._loaded.set_result(message)
-            case LoadFailed() if self._loaded and not self._loaded.done():
-                self._loaded.set_exception(ConfigError(message.message))
-
     def _on_result(self, result: StepResult) -> None:
-        self._in_flight -= 1
         self._wake.set()
         for part in result.prompt_logprobs:
             if sequence := self._sequences.get(part.id):
@@ -395,16 +338,6 @@ class Engine:
                 self.metrics.on_token(sequence.timeline, len(sequence.request.prompt), sequence.request.cached_tokens)
                 if sequence.finished:
                     self._forget(sequence)
-
-    def _on_exit(self, cause: str) -> None:
-        if self._loaded and not self._loaded.done():
-            self._loaded.set_exception(EngineDeadError(f"{cause} while it loaded the model; its log says more"))
-        else:
-            self._lose(cause)
-
-    def _lose(self, cause: str) -> None:
-        self._lost = cause
-        self._wake.set()
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):

@@ -14,8 +14,8 @@ from sophserve.worker.pool import WorkerGroup
 
 log = logging.getLogger(__name__)
 
-# Seconds that a worker has for its last step when the engine is closed.
-CLOSE_TIMEOUT = 5.0
+# Seconds that workers have to answer, and to end their last step when the engine is closed.
+ANSWER_TIMEOUT, CLOSE_TIMEOUT = 60.0, 5.0
 
 
 class Profiling:
@@ -28,6 +28,7 @@ class Profiling:
             self._options = ProfileOptions()
         self._directory = Path()
         self._folders: list[Path] = []
+        self.problems: list[str] = []  # why what was recorded last is not whole
         self._lock = asyncio.Lock()
 
     async def start(self, options: ProfileOptions, directory: Path = Path()) -> list[Path]:
@@ -39,7 +40,7 @@ class Profiling:
         """Record no more; returns all folders. Raises RequestError if there is no profile."""
         return await asyncio.shield(asyncio.create_task(self._stop()))
 
-    async def resume(self, workers: WorkerGroup) -> None:
+    async def resume(self, workers: WorkerGroup | None) -> None:
         """Take new workers into a profile that is under way. Raises ConfigError if it cannot begin."""
         async with self._lock:
             self._workers = workers
@@ -52,6 +53,7 @@ class Profiling:
                 if not self._folders:
                     raise ConfigError(f"{error}, as ENABLE_PROFILE=1 asks") from None
                 log.error("the profile ends: %s", error)
+                self.problems.append(str(error))
 
     async def close(self) -> None:
         """End a profile that is under way, without waiting long."""
@@ -65,7 +67,7 @@ class Profiling:
         async with self._lock:
             if self._options is not None:
                 raise RequestError("a profile is being recorded already; stop it before another one is started")
-            self._directory, self._folders = directory, []
+            self._directory, self._folders, self.problems = directory, [], []
             await self._begin(options)
             self._options = options
             return list(self._folders)
@@ -75,7 +77,10 @@ class Profiling:
             if self._options is None:
                 raise RequestError("no profile is being recorded; start one first")
             self._options = None
-            await self._ask(StopProfile())
+            for answer in await self._ask(StopProfile()):
+                if answer.error:
+                    log.warning("the profile is not whole: %s", answer.error)
+                    self.problems.append(answer.error)
             log.info("the profile is in %s", _names(self._folders))
             return list(self._folders)
 
@@ -91,7 +96,11 @@ class Profiling:
         log.info("recording a profile in %s", _names(folders))
 
     async def _ask(self, message: StartProfile | StopProfile) -> list[Profiled]:
-        return await self._workers.ask(message) if self._workers else []
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                return await self._workers.ask(message) if self._workers else []
+        except TimeoutError:
+            raise RequestError(f"the workers did not answer within {ANSWER_TIMEOUT:g} s") from None
 
 
 def _names(folders: list[Path]) -> str:

@@ -14,6 +14,7 @@ import os
 import select
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 CAPACITY = 1 << 20
 _PREFIX = 8  # bytes of a message's length
@@ -32,10 +33,18 @@ class Ring:
     @classmethod
     def create(cls, capacity: int = CAPACITY) -> Ring:
         """A new ring of `capacity` bytes. Messages may be longer than that."""
-        memory = os.memfd_create("sophserve-ring")
-        os.ftruncate(memory, capacity)
         flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
-        return cls(memory, os.eventfd(0, flags), os.eventfd(0, flags), capacity)
+        with ExitStack() as undo:
+
+            def kept(descriptor: int) -> int:
+                undo.callback(os.close, descriptor)
+                return descriptor
+
+            memory = kept(os.memfd_create("sophserve-ring"))
+            os.ftruncate(memory, capacity)
+            ring = cls(memory, kept(os.eventfd(0, flags)), kept(os.eventfd(0, flags)), capacity)
+            undo.pop_all()
+        return ring
 
     @classmethod
     def attach(cls, descriptors: tuple[int, int, int]) -> Ring:
@@ -68,8 +77,10 @@ class Writer:
     def send(self, message: bytes) -> None:
         """Write, sleeping while the ring is full."""
         self._queue(message)
+        freed = select.poll()  # select takes no descriptors above 1023
+        freed.register(self._ring.freed, select.POLLIN)
         while not self._flush():
-            select.select([self._ring.freed], [], [])
+            freed.poll()
 
     def send_soon(self, message: bytes, loop: asyncio.AbstractEventLoop) -> None:
         """Write what fits now and the rest from the event loop, in order."""

@@ -16,7 +16,7 @@ Pooling = Literal["last", "mean"]
 
 
 class LoadModel(msgspec.Struct, array_like=True, tag="load"):
-    """The first message: what to load."""
+    """The first message: what to load. num_blocks: how many KV blocks to make, where the scheduler counts on them."""
 
     directory: str
     config: EngineConfig
@@ -24,6 +24,7 @@ class LoadModel(msgspec.Struct, array_like=True, tag="load"):
     world_size: int
     log_level: int
     log_json: bool = False
+    num_blocks: int | None = None
 
 
 class AddedRequest(msgspec.Struct, array_like=True):

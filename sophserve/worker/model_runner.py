@@ -76,7 +76,7 @@ class ModelRunner:
             cache_dir=config.reorder_cache_dir,
         )
         on_progress(Progress("allocating the KV cache"))
-        num_blocks, cache_bytes = self._make_kv_caches(config, max_model_len, dtype)
+        num_blocks, cache_bytes = self._make_kv_caches(load, max_model_len, dtype)
         free_memory, total_memory = self.device.memory()
         self.info = ModelInfo(
             max_model_len=max_model_len,
@@ -154,20 +154,11 @@ class ModelRunner:
         shared = self.communicator.world_size if self.device.torch_device.type == "cpu" else 1
         return int(self.device.memory()[0] * KV_SHARE) // shared
 
-    def _make_kv_caches(self, config: EngineConfig, max_model_len: int, dtype: torch.dtype) -> tuple[int, int]:
+    def _make_kv_caches(self, load: LoadModel, max_model_len: int, dtype: torch.dtype) -> tuple[int, int]:
+        config = load.config
         layers = attention_layers(self.model)
         block_bytes = token_bytes(self.model) * config.block_size
-        budget = config.kv_cache_bytes or self._free_memory()
-        blocks_per_sequence = -(-max_model_len // config.block_size)
-        num_blocks = block_count(budget, block_bytes, config, max_model_len)
-        num_blocks = int(self.communicator.all_gather(torch.tensor([num_blocks])).min())
-        if num_blocks < blocks_per_sequence:
-            raise ConfigError(
-                f"the KV cache may take {_readable(budget)}, room for {num_blocks * config.block_size} tokens, but one "
-                f"sequence of {max_model_len} tokens takes {_readable(blocks_per_sequence * block_bytes)}; lower "
-                f"--max-model-len to at most {num_blocks * config.block_size} or raise --kv-cache-memory",
-                help="kv-cache",
-            )
+        num_blocks = load.num_blocks or self._num_blocks(config, max_model_len, block_bytes)
         try:
             for layer in layers:
                 layer.kv = self.device.make_kv_cache(
@@ -179,6 +170,21 @@ class ModelRunner:
                 "--kv-cache-memory"
             ) from error
         return num_blocks, num_blocks * block_bytes
+
+    def _num_blocks(self, config: EngineConfig, max_model_len: int, block_bytes: int) -> int:
+        """As many as every rank has room for. Raises ConfigError if one sequence does not fit."""
+        budget = config.kv_cache_bytes or self._free_memory()
+        blocks_per_sequence = -(-max_model_len // config.block_size)
+        num_blocks = block_count(budget, block_bytes, config, max_model_len)
+        num_blocks = int(self.communicator.all_gather(torch.tensor([num_blocks])).min())
+        if num_blocks < blocks_per_sequence:
+            raise ConfigError(
+                f"the KV cache may take {_readable(budget)}, room for {num_blocks * config.block_size} tokens, but one "
+                f"sequence of {max_model_len} tokens takes {_readable(blocks_per_sequence * block_bytes)}; lower "
+                f"--max-model-len to at most {num_blocks * config.block_size} or raise --kv-cache-memory",
+                help="kv-cache",
+            )
+        return num_blocks
 
 
 def prompt_logprobs_cost(model: CausalLM) -> float:

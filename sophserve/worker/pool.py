@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
 from sophserve.config import EngineConfig
 from sophserve.errors import see
 from sophserve.logs import in_json
+from sophserve.standard_streams import open_standard_streams
 from sophserve.worker.channel import Reader, Ring, Writer
 from sophserve.worker.messages import (
     FromWorker,
@@ -41,24 +43,31 @@ class Worker:
 
     def __init__(self, load: LoadModel, collectives: int) -> None:
         self.rank = load.rank
-        self._rings = (Ring.create(), Ring.create())
-        self._pulse = Pulse.create()
-        self._writer = Writer(self._rings[0])
-        self._reader = Reader(self._rings[1])
-        lifeline, self._lifeline = os.pipe()
-        rings = [*self._rings[0].descriptors, *self._rings[1].descriptors]
-        descriptors = [lifeline, self._pulse.descriptor, collectives, *rings]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with ExitStack() as resources:  # if something fails, what was made before it goes away
+            self._rings = [resources.enter_context(closing(Ring.create())) for _ in range(2)]
+            self._pulse = resources.enter_context(closing(Pulse.create()))
+            lifeline, self._lifeline = os.pipe()
+            resources.callback(os.close, self._lifeline)
+            with os.fdopen(lifeline):
+                self._process = self._start([lifeline, self._pulse.descriptor, collectives])
+            resources.callback(self._process.wait)
+            resources.callback(self._process.kill)
+            self._pidfd = os.pidfd_open(self._process.pid)
+            self._writer = Writer(self._rings[0])
+            self._reader = Reader(self._rings[1])
+            self._writer.send(encode(load))
+            resources.pop_all()
+
+    def _start(self, shared: list[int]) -> subprocess.Popen[bytes]:
+        descriptors = [*shared, *self._rings[0].descriptors, *self._rings[1].descriptors]
         # A session of its own keeps the terminal's Ctrl-C away: the server decides when workers stop.
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", "sophserve.worker.process", *map(str, descriptors)],
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        os.close(lifeline)
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._writer.send(encode(load))
 
     @property
     def pulse(self) -> int:
@@ -93,6 +102,13 @@ class Worker:
                 self._loop.remove_reader(descriptor)
             self._loop = None
 
+    def abandon(self) -> None:
+        """Kill a worker that nobody watches yet, and release everything that was shared with it."""
+        os.close(self._lifeline)
+        self._process.kill()
+        self._process.wait()
+        self._release()
+
     async def close(self, kill: bool) -> None:
         """Let the worker exit, or kill it, and release everything that was shared with it."""
         self.stop_watching()
@@ -105,6 +121,9 @@ class Worker:
             log.warning("worker %d did not exit in 5 s and is killed", self._process.pid)
             self._process.kill()
             self._process.wait()
+        self._release()
+
+    def _release(self) -> None:
         os.close(self._pidfd)
         self._pulse.close()
         for ring in self._rings:
@@ -114,14 +133,21 @@ class Worker:
 class WorkerGroup:
     """One worker for each rank of a tensor-parallel group. All get every plan; rank 0 answers."""
 
-    def __init__(self, directory: Path, config: EngineConfig) -> None:
+    def __init__(self, directory: Path, config: EngineConfig, num_blocks: int | None = None) -> None:
+        open_standard_streams()  # or a descriptor below 3 would be lost on its way to a worker
         size = config.tensor_parallel_size
         level = logging.getLogger("sophserve").getEffectiveLevel()
-        collectives = os.memfd_create("sophserve-collectives")
-        os.ftruncate(collectives, COLLECTIVES_BYTES)
-        loads = [LoadModel(str(directory), config, rank, size, level, in_json()) for rank in range(size)]
-        self._workers = [Worker(load, collectives) for load in loads]
-        os.close(collectives)
+        self._workers: list[Worker] = []
+        with os.fdopen(os.memfd_create("sophserve-collectives")) as collectives:
+            os.ftruncate(collectives.fileno(), COLLECTIVES_BYTES)
+            try:
+                for rank in range(size):
+                    load = LoadModel(str(directory), config, rank, size, level, in_json(), num_blocks)
+                    self._workers.append(Worker(load, collectives.fileno()))
+            except OSError:
+                for worker in self._workers:
+                    worker.abandon()
+                raise
         self._loading = set(range(size))
         self._info: ModelInfo | None = None
         self._answers: dict[int, Profiled] = {}

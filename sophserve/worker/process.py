@@ -47,11 +47,12 @@ def main(arguments: list[str]) -> None:
     first, second = tuple(descriptors[:3]), tuple(descriptors[3:])
     messages = _messages(Reader(Ring.attach(first)))  # type: ignore[arg-type]
     results = Writer(Ring.attach(second))  # type: ignore[arg-type]
+    heart = Pulse(pulse)
     load = next(messages)
     assert isinstance(load, LoadModel)
     configure(load.log_level, load.log_json, "worker")
     _share_cores(load.rank, load.world_size)
-    runner = _load(load, results, Pulse(pulse), collectives)
+    runner = _load(load, results, heart, collectives)
     if runner is None:
         return
     results.send(encode(runner.info))
@@ -61,13 +62,14 @@ def main(arguments: list[str]) -> None:
             runner.compile_grammar(message.structured)
             continue
         if isinstance(message, StartProfile | StopProfile):
-            if profile is not None:
-                profile.close()
-            profile, answer = _start_profile(runner, load, message)
+            profile, answer = _start_profile(runner, load, message, profile)
             results.send(encode(answer))
             continue
         assert isinstance(message, StepPlan)
+        # Here, not in the model, whose operators may be replayed without it.
+        heart.beat()
         result = (profile or runner).execute(message)
+        heart.beat()
         if load.rank == 0:
             results.send(encode(result))
 
@@ -84,6 +86,7 @@ def _share_cores(rank: int, world_size: int) -> None:
 
 def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: int) -> ModelRunner | None:
     def report(progress: Progress) -> None:
+        pulse.beat()
         results.send(encode(progress))
 
     try:
@@ -101,10 +104,14 @@ def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: int) -> M
 
 
 def _start_profile(
-    runner: ModelRunner, load: LoadModel, message: StartProfile | StopProfile
+    runner: ModelRunner, load: LoadModel, message: StartProfile | StopProfile, running: Profile | None
 ) -> tuple[Profile | None, Profiled]:
+    problem = ""
+    if running is not None:
+        running.close()
+        problem = running.problem
     if isinstance(message, StopProfile):
-        return None, Profiled()
+        return None, Profiled(error=problem)
     from sophserve.worker.profile import Profile
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from pathlib import Path
@@ -25,6 +26,8 @@ READ_BYTES = 128 << 20
 # Seconds for each of them; the best time counts, for the machine may do other things as well.
 LIMIT_PERIOD = 0.2
 COMPUTING = (512, 2048, 1024)
+# A profile that is forgotten must not fill the disk.
+LARGEST_FILE = 4 << 30
 
 
 class Profile:
@@ -39,7 +42,9 @@ class Profile:
         self._room = request.options.max_record_num
         self._memory_time = 0.0
         self._encoder = msgspec.json.Encoder()
-        self._file = (self.folder / RECORDS).open("wb")
+        self._file = (self.folder / RECORDS).open("wb", buffering=0)
+        self._size = 0
+        self.problem = ""
         limits = measure_limits(self._device, getattr(torch, runner.info.dtype))
         header = Header(
             model=load.config.model,
@@ -54,7 +59,11 @@ class Profile:
             bytes_per_second=limits and limits[0],
             operations_per_second=limits and limits[1],
         )
-        self._write(header)
+        try:
+            self._write(header)
+        except OSError:
+            self._file.close()
+            raise
         self._device.start_profile(self._room, self._mode)
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -75,14 +84,15 @@ class Profile:
             try:
                 self._write(step)
             except OSError as error:
-                log.error("the profile in %s ends: %s", self.folder, error.strerror)
+                self.problem = f"the profile in {self.folder} ends at step {plan.step}: {error.strerror}"
+                log.error("%s", self.problem)
                 self.close()
         return result
 
     def close(self) -> None:
         """Record nothing any more."""
-        self._device.stop_profile()
         if not self._file.closed:
+            self._device.stop_profile()
             self._file.close()
 
     def _add_commands(self, step: Step, records: list[CommandRecord]) -> None:
@@ -105,9 +115,13 @@ class Profile:
         return total - free, total
 
     def _write(self, line: Header | Step) -> None:
-        # Flushed, so that nothing is lost when the process is killed.
-        self._file.write(self._encoder.encode(line) + b"\n")
-        self._file.flush()
+        # Nothing is buffered, so that nothing is lost when the process is killed.
+        data = memoryview(self._encoder.encode(line) + b"\n")
+        self._size += len(data)
+        if self._size > LARGEST_FILE:
+            raise OSError(errno.EFBIG, f"it has reached {LARGEST_FILE >> 30} GiB")
+        while data:
+            data = data[self._file.write(data) :]
 
 
 def measure_limits(device: Device, dtype: torch.dtype) -> tuple[float, float] | None:

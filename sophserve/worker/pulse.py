@@ -18,8 +18,12 @@ class Pulse:
     def create(cls) -> Pulse:
         """A new counter at 0."""
         descriptor = os.memfd_create("sophserve-pulse")
-        os.ftruncate(descriptor, mmap.PAGESIZE)
-        return cls(descriptor)
+        try:
+            os.ftruncate(descriptor, mmap.PAGESIZE)
+            return cls(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def beat(self) -> None:
         """Count up."""

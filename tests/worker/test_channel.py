@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
+import itertools
 import os
 import random
+import resource
 import select
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,4 +78,45 @@ def test_other_process() -> None:
 def test_close_releases_everything() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     Ring.create(4096).close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_descriptors_above_1023() -> None:
+    """select cannot wait for them."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0]),) * 2)
+    ring = Ring.create(4096)
+    high = tuple(fcntl.fcntl(descriptor, fcntl.F_DUPFD, 2000 + descriptor) for descriptor in ring.descriptors)
+    writer, reader = Writer(Ring.attach(high)), Reader(ring)  # type: ignore[arg-type]
+    message = bytes(3 * 4096)
+    thread = threading.Thread(target=writer.send, args=(message,), daemon=True)
+    thread.start()
+    received: list[bytes] = []
+    poll = select.poll()
+    poll.register(reader.descriptor, select.POLLIN)
+    while not received:
+        assert poll.poll(10_000)
+        received += reader.receive()
+    thread.join(10)
+    assert received == [message] and not thread.is_alive()
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_ring_that_cannot_be_made_leaves_nothing(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    made = itertools.count()
+    real = {"memfd_create": os.memfd_create, "eventfd": os.eventfd}
+
+    def failing(name: str) -> Callable[..., int]:
+        def make(*arguments: Any) -> int:
+            if next(made) == number:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return real[name](*arguments)
+
+        return make
+
+    for name in real:
+        monkeypatch.setattr(os, name, failing(name))
+    with pytest.raises(OSError, match="Too many"):
+        Ring.create()
+    monkeypatch.undo()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
