@@ -24,7 +24,7 @@ async def server_info(request: web.Request) -> web.Response:
     del server["ssl_keyfile"], server["api_key_file"]
     answer = {
         "version": sophserve.__version__,
-        "uptime": round(time.time() - serving.created, 3),
+        "uptime": round(time.monotonic() - serving.started, 3),
         "model": _model(serving.engine.info, serving.model_names),
         "memory": _memory(serving.engine.info),
         "pooling": serving.pooling,

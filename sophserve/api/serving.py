@@ -42,7 +42,7 @@ class Serving:
         self.engine = engine
         self.config = config
         self.model_names = config.served_model_name or [engine.config.model]
-        self.created = int(time.time())
+        self.created, self.started = int(time.time()), time.monotonic()
         self.responses = ResponseStore(config.response_store_bytes)
         self.draining = False
         self.texts = TextThreads()
