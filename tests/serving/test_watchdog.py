@@ -20,8 +20,8 @@ import pytest
 TIMEOUT = 1.0
 # What takes longer than the timeout without coming to an end, by its path through the worker.
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "captured decode": ("completions", {"prompt": "hi", "n": 4}),
-    "grammar": ("completions", {"prompt": "hi", "structured_outputs": {"regex": "[a-z ]+"}}),
+    "decode": ("completions", {"prompt": "hi", "n": 4, "stream": True}),
+    "grammar": ("completions", {"prompt": "hi", "structured_outputs": {"regex": "[a-z ]+"}, "stream": True}),
     "prefill only": ("completions", {"prompt": [5] * 1500, "max_tokens": 1, "ignore_eos": True}),
     "embeddings": ("embeddings", {"input": [[5] * 1500] * 8}),
 }
@@ -31,6 +31,16 @@ def post(url: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
+
+
+def read_until(end: float, url: str, body: dict[str, Any]) -> None:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        for line in answer:
+            assert line == b"\n" or b'"choices"' in line, line
+            if time.monotonic() > end:
+                return
+    raise AssertionError("the stream ended too early")
 
 
 @pytest.fixture(
@@ -46,7 +56,7 @@ def post(url: str, body: dict[str, Any]) -> Any:
 def server(
     request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path], server_class: type[Any]
 ) -> Iterator[Any]:
-    directory = make_checkpoint("qwen2", max_position_embeddings=2048)
+    directory = make_checkpoint("qwen2", max_position_embeddings=16384)
     options = ("--step-timeout", str(TIMEOUT), "--no-enable-prefix-caching", "--max-num-batched-tokens", "64")
     server = server_class("--model", str(directory), *options, *request.param)
     server.wait_until_ready()
@@ -58,21 +68,23 @@ def server(
 def test_a_busy_worker_is_not_restarted(path: str, server: Any) -> None:
     """For three times --step-timeout, and /live is 200 all the while."""
     endpoint, body = BODIES[path]
-    if endpoint == "completions":
-        body = {"max_tokens": 2000, "ignore_eos": True, **body}
+    body = {"model": "tiny", **body} | ({"max_tokens": 12_000, "ignore_eos": True} if body.get("stream") else {})
     workers = server.workers
     end = time.monotonic() + 3.5 * TIMEOUT
 
     def keep_busy(delay: float) -> None:
         time.sleep(delay)
         while time.monotonic() < end:
-            post(f"{server.url}/v1/{endpoint}", {"model": "tiny", **body})
+            if body.get("stream"):
+                read_until(end, f"{server.url}/v1/{endpoint}", body)
+            else:
+                post(f"{server.url}/v1/{endpoint}", body)
             with urllib.request.urlopen(f"{server.url}/live") as answer:
                 assert answer.status == 200
 
-    # Three, so that the worker is never without work, which would count as a beginning.
+    # Several that end at other times, so that the worker is never without work: a beginning would be a sign of life.
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(keep_busy, (0, 0.2, 0.4)))
+        list(pool.map(keep_busy, (0,) if body.get("stream") else (0, 0.2, 0.4)))
     # A process that tries out grammars may have come.
     assert set(workers) <= set(server.workers) and "restarting" not in "".join(server.log)
 
