@@ -48,6 +48,7 @@ class ProfileFolders(TypedDict):
     """Where the records of each rank are."""
 
     folders: list[str]
+    problems: NotRequired[list[str]]
 
 
 class Version(TypedDict):

@@ -297,6 +297,7 @@ class Engine:
 
     async def _restart(self) -> None:
         """Have new workers, and queue again what the lost ones ran: requests go on where they are."""
+        log.error("%s; restarting, %d requests go on where they are", self._workers.lost, len(self._sequences))
         await self._workers.close(kill=True)  # so that no result of theirs comes after this
         self._blame(self._scheduler.restart())
         try:

@@ -74,6 +74,7 @@ class Supervisor:
                 self._info = await self._load()
             except _Stalled as error:
                 self.lost = str(error)
+                log.error("%s; restarting", self.lost)
                 await self._begin_restart()
         return self._info
 
@@ -89,6 +90,7 @@ class Supervisor:
                 self._check_same(await self._load())
             except (_Stalled, _Died, ConfigError, OSError) as error:
                 self.lost = str(error)
+                log.error("%s; restarting again", self.lost)
                 self._report(Progress(f"restarting the worker again, for {error}"))
         assert self._info is not None
         log.info("the worker is back")
@@ -134,7 +136,6 @@ class Supervisor:
                 f"{self.lost}, and {self._config.max_restarts} restarts in {RESTART_PERIOD / 60:g} minutes are all "
                 "that --max-restarts allows"
             )
-        log.error("%s; restarting", self.lost)
         self.restarts += 1
         await self.close(kill=True)
         self.start()

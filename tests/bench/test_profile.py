@@ -178,7 +178,7 @@ def test_a_server_is_profiled_on_demand(checkpoint: Path, tmp_path: Path, start_
     assert post("/start_profile") == (200, {"folders": [str(folder)]})
     assert post("/start_profile", mode=2)[0] == 400
     assert post("/v1/completions", **body)[0] == 200
-    assert post("/stop_profile") == (200, {"folders": [str(folder)]})
+    assert post("/stop_profile") == (200, {"folders": [str(folder)], "problems": []})
     assert post("/v1/completions", **body)[0] == 200
     (profile,) = read_profile(folder)
     check_records(profile)

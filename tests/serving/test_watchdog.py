@@ -117,14 +117,13 @@ def test_closed_standard_streams(closed: str, make_checkpoint: Callable[..., Pat
         while b'"ok"' not in subprocess.run(asked, capture_output=True, check=False).stdout:
             assert server.poll() is None and time.monotonic() < end
             time.sleep(0.1)
-        body = json.dumps({"prompt": "hi", "max_tokens": 200, "ignore_eos": True})
-        answer = subprocess.Popen(
-            [*asked[:-1], "http://localhost/v1/completions", "-d", body, "-H", "Content-Type: application/json"],
-            stdout=subprocess.PIPE,
-        )
-        time.sleep(0.1)
+        body = json.dumps({"prompt": "hi", "max_tokens": 200, "ignore_eos": True, "stream": True})
+        address = ["http://localhost/v1/completions", "-d", body, "-H", "Content-Type: application/json"]
+        answer = subprocess.Popen([*asked[:-1], "-N", *address], stdout=subprocess.PIPE)
+        assert answer.stdout and b'"choices"' in answer.stdout.readline()
         server.send_signal(signal.SIGTERM)
-        assert json.loads(answer.communicate(timeout=30)[0])["usage"]["completion_tokens"] == 200
+        *_, last = answer.communicate(timeout=30)[0].split(b"\n\n")[:-1]
+        assert last == b"data: [DONE]"
         assert server.wait(20) == 0
     finally:
         server.kill()
