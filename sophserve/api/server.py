@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -76,6 +77,7 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
             background.append(asyncio.create_task(renew(context, config)))
         log.info("listening on %s", address)
         if await _before(stop, loading):
+            gc.freeze()  # or each full collection would stop the loop to walk through all modules
             _log_ready(serving, address, time.monotonic() - started)
             if await _before(stop, asyncio.create_task(engine.died.wait())):
                 await serving.drain(1)  # for the errors to reach their clients

@@ -12,7 +12,7 @@ from sophserve.errors import SophserveError
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-class TokenLogprob(msgspec.Struct, array_like=True):
+class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
     """One token's log-probability under the model, and its rank among the vocabulary (1 = most probable)."""
 
     token_id: int

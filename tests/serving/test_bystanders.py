@@ -22,6 +22,11 @@ LONGEST = 1.0
 SIZES = {
     "stop: one long text, n=128": 100_000,
     "bad_words: long": 300_000,
+    "prompts: many texts": 500,
+    "unknown field: lists": 4_000_000,
+    "prompt_logprobs, 20 prompts": 1500,
+    "apply-template": 300_000,
+    "allowed_token_ids, n=32": 250,
 }
 
 
