@@ -24,7 +24,6 @@ SIZES = {
     "bad_words: long": 300_000,
     "prompts: many texts": 500,
     "unknown field: lists": 4_000_000,
-    "prompt_logprobs, 20 prompts": 1500,
     "apply-template": 300_000,
     "allowed_token_ids, n=32": 250,
 }
