@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from aiohttp import web
 
 from sophserve.api.body import read_body, warn_unknown
 from sophserve.api.generation import Answer, Generation
-from sophserve.api.logprobs import chat_logprobs, prompt_logprobs
+from sophserve.api.logprobs import chat_logprob_rows, chat_logprobs, prompt_logprobs
 from sophserve.api.params import fitted, sampling_params
 from sophserve.api.prompts import encode_chat
 from sophserve.api.record import name_request
@@ -91,7 +92,7 @@ class ChatStyle:
         choice: Choice = {
             "index": index,
             "message": self._message(self._events(index, answer.text, finished=True)),
-            "logprobs": chat_logprobs(self._tokenizer, answer.logprobs) if self._logprobs else None,
+            "logprobs": {"content": chat_logprob_rows(self._tokenizer, answer.logprobs)} if self._logprobs else None,
             "finish_reason": self._finish_reason(index, answer.finish_reason),
             "stop_reason": answer.stop_reason,
         }
@@ -99,9 +100,9 @@ class ChatStyle:
             choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, answer.prompt_logprobs)
         return choice
 
-    def opening(self, index: int, delta: OutputDelta) -> Choice:
+    def opening(self, index: int, delta: OutputDelta) -> Iterator[Choice]:
         """The role."""
-        return self._chunk(index, {"role": "assistant", "content": ""})
+        yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def parts(self, index: int, delta: OutputDelta) -> list[Choice]:
         """What the text adds to the message, with the logprobs of the tokens that came with it."""
@@ -109,7 +110,7 @@ class ChatStyle:
         choices = [self._chunk(index, self._delta(event)) for event in events]
         if delta.logprobs:
             choices = choices or [self._chunk(index, {"content": ""})]
-            choices[0]["logprobs"] = chat_logprobs(self._tokenizer, delta.logprobs)
+            choices[0]["logprobs"] = {"content": chat_logprobs(self._tokenizer, delta.logprobs)}
         return choices
 
     def closing(self, index: int, delta: OutputDelta) -> Choice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from aiohttp import web
 from msgspec.structs import replace
@@ -22,6 +22,9 @@ from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams
 from sophserve.text.detokenizer import decode_in_slices
 from sophserve.text.tokenizer import Tokenizer
+
+# Tokens of a prompt whose logprobs are echoed in one event.
+_ECHOED = 64
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -72,21 +75,32 @@ class CompletionStyle:
 
     def whole(self, index: int, answer: Answer) -> Choice:
         """A complete choice."""
-        parts = [self._echo(index, answer.prompt_logprobs)] if self._body.echo else []
-        parts.append(self._choice(index, answer.text, answer.logprobs))
-        choice = {**parts[-1], "text": "".join(part["text"] for part in parts)}
+        token_ids: list[Sequence[int]] = [[chosen.token_id for chosen, *_ in answer.logprobs]]
+        entries: list[Entries] = [answer.logprobs]
+        text = answer.text
+        if self._body.echo:
+            number = index // self._generation.n
+            text = self._texts[number] + text
+            token_ids.insert(0, self._generation.prompts[number])
+            entries.insert(0, answer.prompt_logprobs or [])
+        choice: Choice = {"index": index, "text": text, "logprobs": None}
         if self._body.logprobs is not None:
-            names = parts[0]["logprobs"]
-            choice["logprobs"] = {name: [x for part in parts for x in part["logprobs"][name]] for name in names}
+            choice["logprobs"] = self._logprobs[index].rows(token_ids, entries)
         choice["finish_reason"], choice["stop_reason"] = answer.finish_reason, answer.stop_reason
         if self._body.prompt_logprobs is not None and answer.prompt_logprobs is not None:
-            wanted = [entries and entries[: self._body.prompt_logprobs + 1] for entries in answer.prompt_logprobs]
-            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, wanted)
+            most = self._body.prompt_logprobs
+            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, answer.prompt_logprobs, most)
         return choice
 
-    def opening(self, index: int, delta: OutputDelta) -> Choice | None:
-        """The prompt, where it is echoed."""
-        return self._echo(index, delta.prompt_logprobs) if self._body.echo else None
+    def opening(self, index: int, delta: OutputDelta) -> Iterator[Choice]:
+        """The prompt, where it is echoed: its text, and its logprobs in parts."""
+        if not self._body.echo:
+            return
+        number = index // self._generation.n
+        text, token_ids, entries = self._texts[number], self._generation.prompts[number], delta.prompt_logprobs or []
+        for start in range(0, len(token_ids) if entries else 1, _ECHOED):
+            part = slice(start, start + _ECHOED)
+            yield self._shaped(index, "" if start else text, token_ids[part], entries[part])
 
     def parts(self, index: int, delta: OutputDelta) -> list[Choice]:
         """Text, with the logprobs of the tokens that came with it."""
@@ -96,10 +110,6 @@ class CompletionStyle:
         """Why the choice ended."""
         choice: Choice = {"index": index, "text": "", "logprobs": None}
         return {**choice, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
-
-    def _echo(self, index: int, entries: Entries | None) -> Choice:
-        number = index // self._generation.n
-        return self._shaped(index, self._texts[number], self._generation.prompts[number], entries or [])
 
     def _choice(self, index: int, text: str, entries: list[list[TokenLogprob]]) -> Choice:
         return self._shaped(index, text, [chosen.token_id for chosen, *_ in entries], entries)

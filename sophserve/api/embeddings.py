@@ -6,12 +6,15 @@ import asyncio
 import base64
 import math
 from array import array
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from sophserve.api.body import json_response, read_body, warn_unknown
+from sophserve.api.body import read_body, warn_unknown
 from sophserve.api.generation import engine_errors
+from sophserve.api.json_pieces import Rows, respond_json
 from sophserve.api.prompts import cut, each_in_slices, encode, listed, log_prompts
 from sophserve.api.record import current_record, name_request
 from sophserve.api.serving import SERVING, Serving
@@ -34,7 +37,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
     timeout: float | None = None
 
 
-async def embeddings(request: web.Request) -> web.Response:
+async def embeddings(request: web.Request) -> web.StreamResponse:
     """One vector of length 1 for each input."""
     serving = request.app[SERVING]
     body, unknown = await read_body(request, EmbeddingRequest)
@@ -48,13 +51,21 @@ async def embeddings(request: web.Request) -> web.Response:
     async with serving.admitted(len(texts), body.timeout):
         inputs = await each_in_slices(serving, texts, lambda text: _tokens(serving, text, body))
         vectors = await _embed(serving, inputs, body)
-    data = [
-        {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else list(vector)}
-        for index, vector in enumerate(vectors)
-    ]
+        if vectors and body.dimensions is not None and body.dimensions > len(vectors[0]):
+            raise RequestError(f"dimensions must be at most {len(vectors[0])}, got {body.dimensions}", "dimensions")
+
+    def word(numbered: list[tuple[int, array[float]]]) -> list[dict[str, Any]]:
+        return [
+            {"object": "embedding", "index": index, "embedding": shown(_shortened(vector, body.dimensions))}
+            for index, vector in numbered
+        ]
+
+    shown: Callable[[array[float]], Any] = _base64 if as_text else list
+    data = Rows(word, list(enumerate(vectors)), size=4)
     used = sum(map(len, inputs))
     usage = {"prompt_tokens": used, "total_tokens": used}
-    return json_response({"object": "list", "data": data, "model": model, "usage": usage}, warn_unknown(unknown))
+    answer = {"object": "list", "data": data, "model": model, "usage": usage}
+    return await respond_json(request, answer, warn_unknown(unknown))
 
 
 def _tokens(serving: Serving, text: str | list[int], body: EmbeddingRequest) -> list[int]:
@@ -80,18 +91,15 @@ async def _embed(serving: Serving, inputs: list[list[int]], body: EmbeddingReque
     ]
     try:
         with engine_errors(engine):
-            vectors = await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return [_shortened(vector, body.dimensions) for vector in vectors]
 
 
 def _shortened(vector: array[float], dimensions: int | None) -> array[float]:
     """The first numbers of a vector, scaled to length 1."""
-    if dimensions is not None and dimensions > len(vector):
-        raise RequestError(f"dimensions must be at most {len(vector)}, got {dimensions}", "dimensions")
     vector = vector[:dimensions]
     length = math.hypot(*vector)
     return array("f", [value / length for value in vector]) if length else vector

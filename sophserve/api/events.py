@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -12,6 +13,7 @@ from aiohttp import web
 
 from sophserve.api.event_stream import EventStream
 from sophserve.api.generation import Generation
+from sophserve.api.json_pieces import CHUNK, pieces, respond_json
 from sophserve.api.requests import ResponseFormat
 from sophserve.api.respond import Usage, recorded_deltas
 from sophserve.api.serving import SERVING
@@ -35,24 +37,43 @@ class Exchange:
             async for _, delta in deltas:
                 deque(events(delta), maxlen=0)
 
-    def respond(self, body: dict[str, Any]) -> web.Response:
+    async def respond(self, body: dict[str, Any]) -> web.StreamResponse:
         """Send a body as JSON."""
-        return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=self._headers)
+        return await respond_json(self._request, body, self._headers)
 
-    async def stream(self, events: Callable[[OutputDelta], Iterator[Event]]) -> web.StreamResponse:
-        """Send the events that each delta makes; the name of an event is its type."""
+    async def stream(
+        self, events: Callable[[OutputDelta], Iterator[Event]], finished: Callable[[], Awaitable[None]] | None = None
+    ) -> web.StreamResponse:
+        """Send the events that each delta makes; the name of an event is its type. finished is done before the last
+        ones are sent."""
         async with EventStream(self._request, self._headers) as stream, aclosing(self._deltas()) as deltas:
             async for _, delta in deltas:
-                sent = [
-                    b"event: %b\ndata: %b\n\n" % (e["type"].encode(), msgspec.json.encode(e)) for e in events(delta)
-                ]
-                if sent:
-                    await stream.send(b"".join(sent))
+                made = list(events(delta))
+                if delta.finish_reason and finished:
+                    await finished()
+                for data in _in_chunks(made):
+                    await stream.send(data)
+                    await asyncio.sleep(0)
         await stream.response.write_eof()
         return stream.response
 
     def _deltas(self) -> AsyncGenerator[tuple[int, OutputDelta], None]:
         return recorded_deltas(self._request.app[SERVING], self._generation, self.usage)
+
+
+def _in_chunks(events: list[Event]) -> Iterator[bytes]:
+    """What is sent of some events: at once if it is short, else a piece at a time."""
+    held: list[bytes] = []
+    size = 0
+    for event in events:
+        for piece in (b"event: %b\ndata: " % event["type"].encode(), *pieces(event), b"\n\n"):
+            held.append(piece)
+            size += len(piece)
+            if size >= CHUNK:
+                yield b"".join(held)
+                held, size = [], 0
+    if held:
+        yield b"".join(held)
 
 
 class OutputFormat(msgspec.Struct):

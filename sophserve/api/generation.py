@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from sophserve.api.errors import ApiError
 from sophserve.api.record import current_record
@@ -13,6 +16,9 @@ from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import EngineDeadError, RequestAborted
 from sophserve.sampling import SamplingParams
+
+# Whose logprobs are worded at once.
+_TOKENS = 64
 
 
 @contextmanager
@@ -79,7 +85,27 @@ class Generation:
                 async for choice, delta in merged:
                     if delta.finish_reason == "abort":
                         raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
-                    yield choice, delta
+                    for part in _parts(delta):
+                        yield choice, part
+                    if len(delta.token_ids) > _TOKENS:
+                        await asyncio.sleep(0)
+
+
+def _parts(delta: OutputDelta) -> Iterator[OutputDelta]:
+    """A delta of which a reader was slow to take, in several: logprobs take long to word. The text comes with the
+    last one."""
+    last = delta
+    while last.logprobs is not None and len(last.logprobs) > _TOKENS:
+        yield replace(
+            last,
+            text="",
+            token_ids=last.token_ids[:_TOKENS],
+            logprobs=last.logprobs[:_TOKENS],
+            finish_reason=None,
+            stop_reason=None,
+        )
+        last = replace(last, token_ids=last.token_ids[_TOKENS:], logprobs=last.logprobs[_TOKENS:], prompt_logprobs=None)
+    yield last
 
 
 @dataclass
@@ -93,17 +119,19 @@ class Answer:
     cached_tokens: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    _logprob: float = 0.0
 
     @property
     def mean_logprob(self) -> float:
         """Of its tokens, where their logprobs were asked for."""
-        return sum(chosen.logprob for chosen, *_ in self.logprobs) / len(self.logprobs)
+        return self._logprob / len(self.logprobs)
 
     def add(self, delta: OutputDelta) -> None:
         """Append what came."""
         self.text += delta.text
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or []
+        self._logprob += sum(chosen.logprob for chosen, *_ in delta.logprobs or [])
         self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
         self.finish_reason = delta.finish_reason

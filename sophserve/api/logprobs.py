@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from sophserve.api.json_pieces import Rows
 from sophserve.engine.output import TokenLogprob
 from sophserve.text.tokenizer import Tokenizer
 
@@ -15,8 +17,8 @@ Entries = Sequence[Sequence[TokenLogprob] | None]
 _LEAST = -9999.0
 
 
-def chat_logprobs(tokenizer: Tokenizer, entries: Entries) -> dict[str, Any]:
-    """`choices[].logprobs` of a chat completion."""
+def chat_logprobs(tokenizer: Tokenizer, entries: Entries) -> list[dict[str, Any]]:
+    """`choices[].logprobs.content` of a chat completion."""
 
     def describe(entry: TokenLogprob) -> dict[str, Any]:
         token = tokenizer.token_bytes(entry.token_id)
@@ -26,24 +28,33 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Entries) -> dict[str, Any]:
             "bytes": list(token),
         }
 
-    content = [
+    return [
         {**describe(chosen), "top_logprobs": [describe(entry) for entry in top]}
         for chosen, *top in filter(None, entries)
     ]
-    return {"content": content}
 
 
-def prompt_logprobs(tokenizer: Tokenizer, entries: Entries) -> list[dict[str, Any] | None]:
-    """`prompt_logprobs` as vLLM gives them: by token id, None for the first token."""
+def chat_logprob_rows(tokenizer: Tokenizer, entries: Entries) -> Rows:
+    """The same, made when it is sent."""
+    return Rows(partial(chat_logprobs, tokenizer), entries)
+
+
+def prompt_logprobs(tokenizer: Tokenizer, entries: Entries, most: int | None = None) -> Rows:
+    """`prompt_logprobs` as vLLM gives them: by token id, None for the first token. most: how many of each to show
+    beside the prompt's own token; None for all."""
 
     def describe(entry: TokenLogprob) -> dict[str, Any]:
         text = tokenizer.token_text(entry.token_id)
         return {"logprob": max(entry.logprob, _LEAST), "rank": entry.rank, "decoded_token": text}
 
-    return [
-        None if position is None else {str(entry.token_id): describe(entry) for entry in position}
-        for position in entries
-    ]
+    def rows(positions: Entries) -> list[dict[str, Any] | None]:
+        end = None if most is None else most + 1
+        return [
+            None if position is None else {str(entry.token_id): describe(entry) for entry in position[:end]}
+            for position in positions
+        ]
+
+    return Rows(rows, entries)
 
 
 class CompletionLogprobs:
@@ -62,11 +73,32 @@ class CompletionLogprobs:
     def add(self, token_ids: Sequence[int], entries: Entries) -> dict[str, Any]:
         """The lists for further tokens; entries holds None where there is no logprob."""
         return {
-            "tokens": [self._tokenizer.token_text(token_id) for token_id in token_ids],
-            "token_logprobs": [position and max(position[0].logprob, _LEAST) for position in entries],
-            "top_logprobs": [position and self._by_text(position) for position in entries],
-            "text_offset": [self._advance(token_id) for token_id in token_ids],
+            "tokens": self._texts(token_ids),
+            "token_logprobs": self._chosen(entries),
+            "top_logprobs": self._top(entries),
+            "text_offset": self._offsets(token_ids),
         }
+
+    def rows(self, token_ids: list[Sequence[int]], entries: list[Entries]) -> dict[str, Rows]:
+        """The same for several parts together, made when it is sent."""
+        return {
+            "tokens": Rows(self._texts, *token_ids),
+            "token_logprobs": Rows(self._chosen, *entries),
+            "top_logprobs": Rows(self._top, *entries),
+            "text_offset": Rows(self._offsets, *token_ids),
+        }
+
+    def _texts(self, token_ids: Sequence[int]) -> list[str]:
+        return list(map(self._tokenizer.token_text, token_ids))
+
+    def _chosen(self, entries: Entries) -> list[float | None]:
+        return [position and max(position[0].logprob, _LEAST) for position in entries]  # type: ignore[misc]
+
+    def _top(self, entries: Entries) -> list[dict[str, float] | None]:
+        return [position and self._by_text(position) for position in entries]  # type: ignore[misc]
+
+    def _offsets(self, token_ids: Sequence[int]) -> list[int]:
+        return list(map(self._advance, token_ids))
 
     def _by_text(self, position: Sequence[TokenLogprob]) -> dict[str, float]:
         # Different tokens may have the same text: the most probable of them is shown.

@@ -116,7 +116,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
         if body.stream:
             return await exchange.stream(writer.events)
         await exchange.whole(writer.events)
-        return exchange.respond(writer.message())
+        return await exchange.respond(writer.message())
 
 
 async def count_tokens(request: web.Request) -> web.Response:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -12,6 +14,7 @@ from aiohttp import web
 
 from sophserve.api.event_stream import EventStream
 from sophserve.api.generation import Answer, Generation
+from sophserve.api.json_pieces import respond_json
 from sophserve.api.prompts import log_prompts
 from sophserve.api.record import current_record
 from sophserve.api.requests import GenerationRequest, StreamOptions
@@ -19,6 +22,8 @@ from sophserve.api.serving import SERVING, Serving
 from sophserve.engine.output import OutputDelta
 
 Choice = dict[str, Any]
+# That are sent at once.
+_EVENTS = 16
 
 
 class Style(Protocol):
@@ -30,7 +35,7 @@ class Style(Protocol):
     def whole(self, index: int, answer: Answer) -> Choice:
         """A complete choice."""
 
-    def opening(self, index: int, delta: OutputDelta) -> Choice | None:
+    def opening(self, index: int, delta: OutputDelta) -> Iterator[Choice]:
         """What comes before a choice's first text; delta is its first one."""
 
     def parts(self, index: int, delta: OutputDelta) -> list[Choice]:
@@ -117,14 +122,16 @@ class Reply:
         """The prompt of a choice."""
         return self._generation.prompts[index // self._generation.n]
 
-    async def _whole(self, token_ids: bool) -> web.Response:
+    async def _whole(self, token_ids: bool) -> web.StreamResponse:
         answers = [Answer() for _ in range(len(self._generation.prompts) * self._generation.n)]
         async with aclosing(self._deltas()) as deltas:
             async for index, delta in deltas:
                 answers[index].add(delta)
         choices: list[Choice] = []
+        texts = self._request.app[SERVING].texts
         for index, answer in self._generation.chosen(answers):
-            choice = {**self._style.whole(index, answer), "index": len(choices)}
+            worded = await texts.run(partial(self._style.whole, index, answer), len(answer.text))
+            choice = {**worded, "index": len(choices)}
             if token_ids:
                 choice |= {"token_ids": answer.token_ids, "prompt_token_ids": self._prompt(index)}
             choices.append(choice)
@@ -134,33 +141,46 @@ class Reply:
             "choices": choices,
             "usage": self._usage.json(),
         }
-        return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=self._headers)
+        return await respond_json(self._request, body, self._headers)
 
     async def _stream(self, options: StreamOptions, token_ids: bool) -> web.StreamResponse:
         opened: set[int] = set()
         untold: dict[int, dict[str, list[int]]] = {}  # token ids for the next chunk of a choice
         async with EventStream(self._request, self._headers) as stream, aclosing(self._deltas()) as deltas:
             async for index, delta in deltas:
-                choices = []
-                if index not in opened:
-                    opened.add(index)
-                    untold[index] = {"prompt_token_ids": self._prompt(index)}
-                    choices.append(self._style.opening(index, delta))
-                choices.extend(self._style.parts(index, delta))
-                if delta.finish_reason:
-                    choices.append(self._style.closing(index, delta))
-                shown = [choice for choice in choices if choice]
+                events: list[bytes] = []
+                held: Choice | None = None
+                for choice in self._choices(index, delta, opened):
+                    if held:
+                        events.append(self._events([[held]], options))
+                    if len(events) >= _EVENTS:
+                        await stream.send(b"".join(events))
+                        await asyncio.sleep(0)
+                        events = []
+                    held = choice
                 if token_ids:
-                    ids = untold.setdefault(index, {})
+                    ids = untold.setdefault(index, {"prompt_token_ids": self._prompt(index)})
                     ids["token_ids"] = ids.get("token_ids", []) + delta.token_ids
-                    if shown:
-                        shown[-1].update(untold.pop(index))
-                if events := self._events([[choice] for choice in shown], options):
-                    await stream.send(events)
+                    if held:
+                        held |= ids
+                        untold[index] = {}
+                if held:
+                    events.append(self._events([[held]], options))
+                if events:
+                    await stream.send(b"".join(events))
             usage = self._events([[]], StreamOptions(continuous_usage_stats=True)) if options.include_usage else b""
             await stream.send(usage + b"data: [DONE]\n\n")
         await stream.response.write_eof()
         return stream.response
+
+    def _choices(self, index: int, delta: OutputDelta, opened: set[int]) -> Iterator[Choice]:
+        """What a delta adds, one chunk each."""
+        if index not in opened:
+            opened.add(index)
+            yield from self._style.opening(index, delta)
+        yield from self._style.parts(index, delta)
+        if delta.finish_reason:
+            yield self._style.closing(index, delta)
 
     def _events(self, chunks: list[list[Choice]], options: StreamOptions) -> bytes:
         common = {**self._common, "object": self._style.chunk_kind}

@@ -10,7 +10,7 @@ from uuid import uuid4
 import msgspec
 
 from sophserve.api.events import Event
-from sophserve.api.logprobs import chat_logprobs
+from sophserve.api.logprobs import chat_logprob_rows, chat_logprobs
 from sophserve.api.parts import Part, PartWriter
 from sophserve.api.requests import Message
 from sophserve.api.respond import Usage
@@ -49,6 +49,7 @@ class ResponseWriter(PartWriter):
         self._untold: list[list[TokenLogprob]] = []  # of tokens whose text has not come yet
         self._created = int(time.time())
         self._number = 0
+        self._thought = 0  # tokens that came while the model was thinking
 
     def response(self) -> dict[str, Any]:
         """The response object."""
@@ -96,6 +97,8 @@ class ResponseWriter(PartWriter):
         self._untold += delta.logprobs or []
         for event in self._parsed(delta):
             yield from self._take(event)
+        if self.parts and self.parts[-1].kind == "reasoning":
+            self._thought += len(delta.token_ids)
         if delta.finish_reason:
             if not self.parts:
                 yield from self._take(ContentDelta(""))
@@ -125,7 +128,10 @@ class ResponseWriter(PartWriter):
             case "text" if text or untold:
                 self._logprobs.setdefault(part.id, []).extend(untold)
                 place = {**self._place(part), "content_index": 0}
-                yield self._event("response.output_text.delta", **place, delta=text, logprobs=self._shown(untold))
+                shown = untold if self._body.wants_logprobs else []
+                yield self._event(
+                    "response.output_text.delta", **place, delta=text, logprobs=chat_logprobs(self._tokenizer, shown)
+                )
 
     def _end(self, part: Part) -> Iterator[Event]:
         item, place = self._item(part, self._status), self._place(part)
@@ -172,21 +178,18 @@ class ResponseWriter(PartWriter):
             case "reasoning":
                 thought = {"type": "reasoning_text", "text": part.text}
                 return {**item, "type": "reasoning", "summary": [], "content": [thought], "encrypted_content": None}
-        logprobs = self._shown(self._logprobs.get(part.id, []))
+        entries = self._logprobs.get(part.id, []) if self._body.wants_logprobs else []
+        logprobs = chat_logprob_rows(self._tokenizer, entries)
         content = {"type": "output_text", "text": part.text, "annotations": [], "logprobs": logprobs}
         return {**item, "type": "message", "role": "assistant", "content": [content]}
 
-    def _shown(self, entries: list[list[TokenLogprob]]) -> list[dict[str, Any]]:
-        return chat_logprobs(self._tokenizer, entries)["content"] if self._body.wants_logprobs else []
-
     def _tokens(self) -> dict[str, Any]:
         used = self._usage
-        thought = self._tokenizer.encode(self._text("reasoning"), add_special_tokens=False)
         return {
             "input_tokens": used.prompt_tokens,
             "input_tokens_details": {"cached_tokens": used.cached_tokens},
             "output_tokens": used.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": len(thought)},
+            "output_tokens_details": {"reasoning_tokens": self._thought},
             "total_tokens": used.prompt_tokens + used.output_tokens,
         }
 

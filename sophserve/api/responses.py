@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 from aiohttp import web
 
 from sophserve.api.body import json_response, read_body, warn_unknown
 from sophserve.api.chat import ChatPlan, chat_generation, template_messages
 from sophserve.api.errors import MAX_BODY_BYTES, ApiError
-from sophserve.api.events import Event, Exchange
+from sophserve.api.events import Exchange
+from sophserve.api.json_pieces import pieces
 from sophserve.api.prompts import encode_chat
 from sophserve.api.record import current_record
 from sophserve.api.requests import ChatRequest, Message
@@ -19,7 +18,6 @@ from sophserve.api.response_output import ResponseWriter
 from sophserve.api.response_store import StoredResponse, joined, messages_of
 from sophserve.api.serving import SERVING, Serving
 from sophserve.api.tools import ToolUse
-from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
 
 _SAME_NAME = [name for name in ResponsesRequest.__struct_fields__ if name in ChatRequest.__struct_fields__]
@@ -39,18 +37,21 @@ async def create_response(request: web.Request) -> web.StreamResponse:
         exchange = Exchange(request, generation, warn_unknown(unknown))
         writer = ResponseWriter(model, body, plan.params, exchange.usage, serving.tokenizer, answers)
 
-        def events(delta: OutputDelta) -> Iterator[Event]:
-            yield from writer.events(delta)
-            # Stored before the last event goes out, as the client may go on at once.
-            if delta.finish_reason and body.store is not False:
-                said = msgspec.json.encode([writer.said()])
-                stored = StoredResponse(msgspec.json.encode(writer.response()), joined(conversation, said))
-                serving.responses.add(writer.id, stored)
+        def record() -> StoredResponse:
+            said = msgspec.json.encode([writer.said()])
+            return StoredResponse(b"".join(pieces(writer.response())), joined(conversation, said))
+
+        async def store() -> None:
+            # Before the last event goes out, as the client may go on at once.
+            if body.store is not False:
+                size = len(conversation) + sum(len(part.text) for part in writer.parts)
+                serving.responses.add(writer.id, await serving.texts.run(record, size))
 
         if body.stream:
-            return await exchange.stream(events)
-        await exchange.whole(events)
-        return exchange.respond(writer.response())
+            return await exchange.stream(writer.events, store)
+        await exchange.whole(writer.events)
+        await store()
+        return await exchange.respond(writer.response())
 
 
 async def get_response(request: web.Request) -> web.Response:

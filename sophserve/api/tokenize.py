@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.body import json_response, read_body, warn_unknown
+from sophserve.api.body import read_body, warn_unknown
 from sophserve.api.chat import template_messages
+from sophserve.api.json_pieces import respond_json
 from sophserve.api.prompts import encode, encode_chat, render_chat
 from sophserve.api.requests import ChatRequest, Message
 from sophserve.api.serving import SERVING, Serving
@@ -47,7 +48,7 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
-async def tokenize(request: web.Request) -> web.Response:
+async def tokenize(request: web.Request) -> web.StreamResponse:
     """The token ids of a text, or of a conversation in the chat template."""
     serving = request.app[SERVING]
     body, unknown = await read_body(request, TokenizeRequest)
@@ -66,10 +67,10 @@ async def tokenize(request: web.Request) -> web.Response:
         }
 
     async with serving.admitted(1):
-        return json_response(await serving.texts.run(work), warn_unknown(unknown))
+        return await respond_json(request, await serving.texts.run(work), warn_unknown(unknown))
 
 
-async def detokenize(request: web.Request) -> web.Response:
+async def detokenize(request: web.Request) -> web.StreamResponse:
     """The text of token ids, special tokens included: `prompt` is vLLM's name for it, `content` llama.cpp's."""
     serving = request.app[SERVING]
     body, unknown = await read_body(request, DetokenizeRequest)
@@ -81,10 +82,10 @@ async def detokenize(request: web.Request) -> web.Response:
 
     async with serving.admitted(1):
         text = await serving.texts.run(work)
-        return json_response({"prompt": text, "content": text}, warn_unknown(unknown))
+        return await respond_json(request, {"prompt": text, "content": text}, warn_unknown(unknown))
 
 
-async def apply_template(request: web.Request) -> web.Response:
+async def apply_template(request: web.Request) -> web.StreamResponse:
     """A conversation as the text that the model would be asked to continue."""
     serving = request.app[SERVING]
     body, unknown = await read_body(request, ConversationRequest)
@@ -95,7 +96,7 @@ async def apply_template(request: web.Request) -> web.Response:
         return render_chat(serving, template_messages(chat.messages), chat)
 
     async with serving.admitted(1):
-        return json_response({"prompt": await serving.texts.run(work)}, warn_unknown(unknown))
+        return await respond_json(request, {"prompt": await serving.texts.run(work)}, warn_unknown(unknown))
 
 
 def _tokens(serving: Serving, body: TokenizeRequest) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from array import array
 from typing import Any
 
 import pytest
@@ -134,3 +135,75 @@ async def test_the_loop_goes_on(start_app: Any, name: str) -> None:
     else:
         error = json.loads(answer)["error"]
         assert response.status == 400 and wrong in error["message"]
+
+
+# Path and body. The context is long enough for them.
+LONG_ANSWERS: dict[str, tuple[str, bytes]] = {
+    "logprobs of many answers": (
+        CHAT,
+        body(messages=turns(1, "the fox " * 30), n=128, max_tokens=90, logprobs=True, top_logprobs=20),
+    ),
+    "logprobs of many completions": (TEXT, body(prompt=[7] * 60, n=128, max_tokens=90, logprobs=20)),
+    "an echo with logprobs": (TEXT, body(prompt=[7] * 9000, max_tokens=1, logprobs=20, echo=True)),
+    "a streamed echo": (TEXT, body(prompt=[7] * 9000, max_tokens=1, logprobs=20, echo=True, stream=True)),
+    "logprobs of a prompt": (TEXT, body(prompt=[7] * 9000, max_tokens=1, prompt_logprobs=20)),
+    "logprobs of a response": (RESPONSES, body(input="the fox " * 700, max_output_tokens=3000, top_logprobs=20)),
+    "logprobs of a streamed response": (
+        RESPONSES,
+        body(input="the fox " * 700, max_output_tokens=3000, top_logprobs=20, stream=True),
+    ),
+    "wide embeddings": (EMBED, body(input=["the fox"] * 500)),
+    "wide embeddings in base64": (EMBED, body(input=["the fox"] * 500, encoding_format="base64", dimensions=4000)),
+}
+
+
+def lengthen(app: Any, context: int) -> None:
+    app.engine.context = app.engine.info.max_model_len = context
+
+
+@pytest.mark.parametrize("name", LONG_ANSWERS)
+async def test_the_loop_goes_on_while_long_answers_are_worded(
+    app: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = array("f", range(1, 4097))
+
+    async def embed(*_: Any) -> array[float]:
+        return vector
+
+    monkeypatch.setattr(app.engine, "embed", embed)
+    lengthen(app, 10_000)
+    path, data = LONG_ANSWERS[name]
+    async with LoopProbe() as probe, app.http.post(path, data=data) as response:
+        answer = b"".join([part async for part in response.content.iter_any()])
+    assert response.status == 200 and len(answer) > 1_000_000
+    assert probe.longest < MOST_SECONDS
+    if b"stream" not in data:
+        assert json.loads(answer)["usage"]
+
+
+async def test_short_texts_do_not_wait_for_long_ones(app: Any) -> None:
+    lengthen(app, 100_000)
+    data = {"prompt": "the cat sat on a mat. " * 20_000}
+    long = [asyncio.create_task(app.post(TOKENIZE, data)) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    status, _ = await app.post(CHAT, {"messages": turns(1, "the fox " * 1300), "max_tokens": 1})
+    assert status == 200 and not all(task.done() for task in long)
+    assert [status for status, _ in await asyncio.gather(*long)] == [200] * 4
+
+
+async def test_work_on_texts_takes_a_place(start_app: Any) -> None:
+    app = await start_app(max_queued_requests=0, engine={"max_num_seqs": 1})
+    app.engine.gate.clear()
+    running = asyncio.create_task(app.post(TEXT, {"prompt": "hi"}))
+    await app.until_running(1)
+    for path, fields in (
+        (TOKENIZE, {"prompt": "a"}),
+        ("/detokenize", {"tokens": [70]}),
+        (TEMPLATE, {"messages": HELLO}),
+        (f"{MESSAGES}/count_tokens", {"messages": HELLO}),
+        (f"{RESPONSES}/input_tokens", {"input": "hi"}),
+    ):
+        status, answer = await app.post(path, fields)
+        assert status == 429, answer
+    app.engine.gate.set()
+    await running
