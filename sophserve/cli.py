@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             module, _, function = COMMANDS[argv[0]].partition(":")
             code: int = getattr(importlib.import_module(module), function)(argv[1:])
             return code
-        return _serve(argv)
+        # As others have it, `serve MODEL`.
+        return _serve(argv[1:] if argv and argv[0] == "serve" else argv)
     except SophserveError as error:
         print(f"sophserve: error: {error}", file=sys.stderr)
         return 1

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Literal
+import typing
+from fractions import Fraction
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -14,24 +16,32 @@ from msgspec import Meta
 from sophserve.errors import ConfigError
 from sophserve.keys import ApiKey, Limits, read_keys
 
+C = TypeVar("C", bound=msgspec.Struct)
+
+
+def _count(description: str) -> Meta:
+    """Of options that `read_count` reads."""
+    return Meta(description=description, extra={"count": True})
+
 
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options of DESIGN's command line that concern the engine and its workers. Raises ConfigError."""
 
     model: Annotated[str, Meta(description="a directory with a checkpoint, a Hub id, or demo or demo-gptq")]
     device: Annotated[str, Meta(description="auto, or a device that a plugin provides, such as cmodel")] = "auto"
-    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Meta(description="auto: as in config.json")] = (
-        "auto"
-    )
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16", "float", "half"],
+        Meta(description="auto: as in config.json; half: float16; float: float32"),
+    ] = "auto"
     quantization: Annotated[
         str | None, Meta(description="gptq or fp8 quantizes a plain checkpoint on loading (default: as it is)")
     ] = None
     tensor_parallel_size: Annotated[int, Meta(description="devices to split the model over, one worker each")] = 1
     max_model_len: Annotated[
-        int | None, Meta(description="longest prompt plus answer, in tokens (default: from config.json)")
+        int | None, _count("longest prompt plus answer, in tokens (default: from config.json)")
     ] = None
-    max_num_seqs: Annotated[int, Meta(description="most sequences that run at once")] = 256
-    max_num_batched_tokens: Annotated[int, Meta(description="most tokens of one step, decodes and prefills")] = 2048
+    max_num_seqs: Annotated[int, _count("most sequences that run at once")] = 256
+    max_num_batched_tokens: Annotated[int, _count("most tokens of one step, decodes and prefills")] = 2048
     block_size: Annotated[int, Meta(description="tokens of one KV block")] = 16
     kv_cache_memory: Annotated[str, Meta(description="such as 2GiB; auto: a share of the device's free memory")] = (
         "auto"
@@ -67,6 +77,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.device == "auto":
             self.device = _device_from_environment()
+        self.dtype = _DTYPES.get(self.dtype, self.dtype)
         for name in ("tensor_parallel_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -103,13 +114,13 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         str | None, Meta(description="TOML file with a table [NAME] for each key: key or sha256, limits and priority")
     ] = None
     max_concurrent_requests_per_key: Annotated[
-        int | None, Meta(description="requests of one key that may run at once (default: any number)")
+        int | None, _count("requests of one key that may run at once (default: any number)")
     ] = None
     max_tokens_per_minute_per_key: Annotated[
-        int | None, Meta(description="tokens of prompts and answers that one key may use (default: any number)")
+        int | None, _count("tokens of prompts and answers that one key may use (default: any number)")
     ] = None
     max_queued_requests: Annotated[
-        int, Meta(description="sequences that may wait beyond --max-num-seqs; further ones are answered 429")
+        int, _count("sequences that may wait beyond --max-num-seqs; further ones are answered 429")
     ] = 1024
     response_store_memory: Annotated[
         str, Meta(description="how much to keep of the answers of /v1/responses, which clients can go on from")
@@ -213,22 +224,58 @@ def _device_from_environment() -> str:
     return _DEVICES[name]
 
 
-_UNITS = {"": 1, "B": 1}
-for _power, _letter in enumerate("KMGT", start=1):
-    _UNITS |= {f"{_letter}iB": 1024**_power, f"{_letter}B": 1000**_power, _letter: 1024**_power}
+_DTYPES: dict[str, Literal["float16", "float32"]] = {"half": "float16", "float": "float32"}
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", start=1):
+    _UNITS |= {f"{_letter}ib": 1024**_power, f"{_letter}i": 1024**_power, f"{_letter}b": 1000**_power}
+_NUMBER = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([A-Za-z]*)", re.ASCII)
+_MOST = 2**63 - 1
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `2GiB`, `500MB` or `1048576`. Raises ConfigError."""
-    digits = text.strip().rstrip("BKMGTi")
-    unit = text.strip()[len(digits) :].strip()
-    try:
-        size = int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size < 1:
+    """Bytes of a size such as `2GiB`, `500MB` or `1048576`; a letter alone is as in read_count. Raises ConfigError."""
+    number = _parse(text, _UNITS)
+    if number is None or not 1 <= number <= _MOST:
         raise ConfigError(f"cannot read the size {text!r}; write it like 2GiB, 500MB or a number of bytes")
-    return size
+    return int(number)
+
+
+def read_count(text: str) -> int:
+    """A number such as `4096`, `32k` (32,000) or `32K` (32,768): small letters count in thousands, as they do for vLLM.
+    Raises ConfigError."""
+    negative = text.strip().startswith("-")
+    number = _parse(text.strip().removeprefix("-"), {"": 1})
+    if number is None or number > _MOST or number != int(number):
+        raise ConfigError(f"{text!r} is no whole number; write it like 4096, 32k (32,000) or 32K (32,768)")
+    return -int(number) if negative else int(number)
+
+
+def _parse(text: str, units: dict[str, int]) -> Fraction | None:
+    """The number that a text with a unit means; None for another text."""
+    match = _NUMBER.fullmatch(text.strip())
+    if not match:
+        return None
+    digits, unit = match.groups()
+    if len(unit) == 1 and unit in "kmgtKMGT":
+        base = 1000 if unit.islower() else 1024
+        factor: int | None = base ** ("kmgt".index(unit.lower()) + 1)
+    else:
+        factor = units.get(unit.lower())
+    return None if factor is None else Fraction(digits.replace("_", "")) * factor
+
+
+def make_config(config: type[C], values: dict[str, Any]) -> C:
+    """An EngineConfig or a ServerConfig with these options; texts may stand for counts. Raises ConfigError, and
+    msgspec.ValidationError for another type."""
+    counts = {field.name for field in msgspec.structs.fields(config) if is_count(field)}
+    texts = {name: read_count(value) for name, value in values.items() if name in counts and isinstance(value, str)}
+    return msgspec.convert(values | texts, config)
+
+
+def is_count(field: msgspec.structs.FieldInfo) -> bool:
+    """Whether an option is a number of things, which read_count reads."""
+    return bool((typing.get_args(field.type)[1].extra or {}).get("count"))
 
 
 def option(field: str) -> str:

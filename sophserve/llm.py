@@ -17,11 +17,11 @@ import msgspec
 from tqdm import tqdm
 
 from sophserve.checkpoint import read_generation_config, resolve_model
-from sophserve.config import EngineConfig
 from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import ConfigError, SophserveError
+from sophserve.options import engine_config
 from sophserve.profiling import ProfileOptions
 from sophserve.sampling import SamplingParams, sampling_defaults
 from sophserve.text.chat_template import ChatTemplate
@@ -87,10 +87,7 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        try:
-            config = msgspec.convert({"model": str(model), **options}, EngineConfig)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"{error}; the options are those of the command line with underscores") from None
+        config = engine_config({"model": str(model), **options})
         directory = resolve_model(config.model)
         self.engine = Engine(config, directory)
         self.engine.start_worker()

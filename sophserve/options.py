@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from sophserve.config import EngineConfig, ServerConfig, option
+from sophserve.checkpoint import SHIPPED
+from sophserve.config import C, EngineConfig, ServerConfig, is_count, make_config, option, read_count
 from sophserve.errors import ConfigError
+from sophserve.other_servers import NEEDLESS, SAME, answer, answer_command
 
 COMMANDS = {
     "chat": "sophserve.chat.command:chat",
@@ -32,6 +36,7 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     """The configuration that a command line asks for, over that of its --config file. Raises ConfigError."""
     parser = CommandParser("", "Serve a large language model over the OpenAI API.")
     parser.usage = f"sophserve --model MODEL [option ...]\n       sophserve {{{','.join(COMMANDS)}}} [option ...]"
+    parser.add_argument("positional", nargs="?", metavar="MODEL", help="the same as --model")
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options; the command line wins")
     for config in _CONFIGS:
@@ -40,13 +45,19 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
         )
         for field in msgspec.structs.fields(config):
             _add_option(group, field)
+    if argv and not argv[0].startswith("-"):
+        parser.check_model(argv[0])
     given = vars(parser.parse_args(argv))
+    model = given.pop("positional", None)
+    if model is not None:
+        if "model" in given:
+            parser.error(f"the model is given twice: {model} and --model {given['model']}")
+        given["model"] = model
     file = given.pop("config", None)
     values = (_read_file(file) if file is not None else {}) | given
     if "model" not in values:
         raise ConfigError("--model is required: a directory with a checkpoint, a Hub id, or demo")
-    engine, server = (_convert(config, values, file) for config in _CONFIGS)
-    return engine, server
+    return _convert(EngineConfig, values, file), _convert(ServerConfig, values, file)
 
 
 def add_engine_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
@@ -58,19 +69,24 @@ def add_engine_options(parser: argparse.ArgumentParser, names: Sequence[str]) ->
 
 
 def engine_config(values: dict[str, Any]) -> EngineConfig:
-    """The configuration with these options of a command. Raises ConfigError."""
-    config: EngineConfig = _convert(EngineConfig, values, None)
-    return config
+    """The configuration with these options, by the names of EngineConfig's fields. Raises ConfigError."""
+    values = {name: value for name, value in values.items() if option(name) not in NEEDLESS}
+    for name in values:
+        if name not in EngineConfig.__struct_fields__:
+            hint = did_you_mean(name, EngineConfig.__struct_fields__)
+            raise ConfigError(answer(option(name)) or f"there is no option {name}{hint}")
+    return _convert(EngineConfig, values, None)
 
 
-def _convert(config: type[Any], values: dict[str, Any], file: str | None) -> Any:
+def _convert(config: type[C], values: dict[str, Any], file: str | None) -> C:
     names = config.__struct_fields__
     try:
-        return msgspec.convert({name: values[name] for name in names if name in values}, config)
+        return make_config(config, {name: values[name] for name in names if name in values})
     except msgspec.ValidationError as error:
         problem, _, where = str(error).partition(" - at `$.")
         name = where.rstrip("`").replace("_", "-")
-        raise ConfigError(f"{file}: {name}: {problem[0].lower()}{problem[1:]}") from None
+        place = f"{file}: {name}" if file is not None else option(name)
+        raise ConfigError(f"{place}: {problem[0].lower()}{problem[1:]}") from None
 
 
 def _read_file(path: str) -> dict[str, Any]:
@@ -88,17 +104,19 @@ def _read_file(path: str) -> dict[str, Any]:
     for key, value in options.items():
         name = known.get(key.replace("-", "_"))
         if name is None:
+            if reason := answer(option(key)):
+                raise ConfigError(f"{path}: {reason}")
             names = [field.replace("_", "-") for field in known]
             raise ConfigError(f"{path} has the unknown option {key!r}{did_you_mean(key, names)}")
         found[name] = value
     return found
 
 
-def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """`; did you mean X?` for the closest of names, or nothing."""
+def did_you_mean(name: str, names: Sequence[str], least: float = 0.6) -> str:
+    """`; did you mean X?` for the closest of names, or nothing. least: how alike they must be, of 1."""
     import difflib
 
-    close = difflib.get_close_matches(name, names, 1, 0.6)
+    close = difflib.get_close_matches(name, names, 1, least)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -124,18 +142,47 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; an unknown option is answered with the closest known one."""
-        found, extra = self.parse_known_args(args, namespace)
+        """As argparse's, but other servers' names are known, and an unknown option is answered with a close one."""
+        found, extra = self.parse_known_args(self._translated(args), namespace)
         if extra:
             self._refuse(extra[0].partition("=")[0])
         return found
 
+    def _translated(self, args: Sequence[str]) -> list[str]:
+        """The command line with the names of its own options. argparse takes no value that begins with a dash, so that
+        whatever does is a name."""
+        own, translated = self._option_string_actions, []
+        for argument in args:
+            name, equals, value = argument.partition("=")
+            if name.startswith("--"):
+                name = name.replace("_", "-")
+            if name.startswith("-") and name not in own:
+                if SAME.get(name) in own:
+                    name = SAME[name]
+                elif name in NEEDLESS:
+                    print(f"{self.prog}: {name} changes nothing: {NEEDLESS[name]}", file=sys.stderr)
+                    continue
+                elif reason := answer(name):
+                    self.error(reason)
+            translated.append(name + equals + value if name.startswith("-") else argument)
+        return translated
+
+    def check_model(self, word: str) -> None:
+        """Exit if what stands where a model may stand is a command, of sophserve or another server."""
+        if Path(word).exists() or word in SHIPPED:
+            return
+        if reason := answer_command(word):
+            self.error(reason)
+        if "/" not in word and (hint := did_you_mean(word, list(COMMANDS))):
+            self.error(f"there is no model or command {word!r}{hint}")
+
     def _refuse(self, argument: str) -> NoReturn:
-        if argument.startswith("-"):
-            hint = did_you_mean(argument, list(self._option_string_actions))
-            self.error(f"unknown option {argument}{hint or '; see sophserve --help'}")
-        hint = did_you_mean(argument, list(COMMANDS))
-        self.error(f"unexpected argument {argument!r}{hint or '; a model is given as --model X'}")
+        if not argument.startswith("-"):
+            hint = did_you_mean(argument, list(COMMANDS))
+            self.error(f"unexpected argument {argument!r}{hint or '; a model is given as --model X'}")
+        # Short names that look alike have nothing in common.
+        hint = did_you_mean(argument, list(self._option_string_actions), 0.75) if argument.startswith("--") else ""
+        self.error(f"unknown option {argument}{hint or '; see sophserve --help'}")
 
     def error(self, message: str) -> NoReturn:
         """Exit with one line."""
@@ -157,7 +204,16 @@ def _add_option(group: argparse._ArgumentGroup, field: msgspec.structs.FieldInfo
     else:
         if field.default not in (None, msgspec.NODEFAULT):
             text += f" (default: {field.default})"
-        group.add_argument(name, type=kind, metavar="TEXT" if kind is str else "N", help=text)
+        read = count if is_count(field) else kind
+        group.add_argument(name, type=read, metavar="TEXT" if kind is str else "N", help=text)
+
+
+def count(text: str) -> int:
+    """read_count, for argparse."""
+    try:
+        return read_count(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_switch(group: argparse._ActionsContainer, name: str, text: str) -> None:

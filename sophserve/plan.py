@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from sophserve.checkpoint import resolve_config
-from sophserve.config import EngineConfig, parse_size
+from sophserve.config import EngineConfig, parse_size, read_count
 from sophserve.errors import ConfigError
 from sophserve.footprint import Footprint, FootprintRequest, measure
 from sophserve.options import CommandParser, add_engine_options, engine_config
@@ -141,8 +141,8 @@ def _parser() -> CommandParser:
 
 def _lengths(text: str) -> list[int]:
     try:
-        values = [int(each) for each in text.split(",")]
-    except ValueError:
+        values = [read_count(each) for each in text.split(",")]
+    except ConfigError:
         values = [0]
     if min(values) < 1:
         raise argparse.ArgumentTypeError(f"expected numbers of tokens with commas between them, got {text!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,9 +23,10 @@ from aiohttp import ClientSession, TCPConnector, UnixConnector
 
 from sophserve.api.tls import renew, ssl_context
 from sophserve.cli import main
-from sophserve.config import ServerConfig
+from sophserve.config import EngineConfig, ServerConfig, option, parse_size
 from sophserve.errors import ConfigError
-from sophserve.options import parse
+from sophserve.options import engine_config, parse
+from sophserve.other_servers import ANSWERS, NEEDLESS, SAME
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, str]:
@@ -87,6 +89,92 @@ def test_switches(arguments: str, value: bool) -> None:
     assert parse([*arguments.split(), "--model", "x"])[0].enable_prefix_caching is value
 
 
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        ("x", {}),
+        ("serve x --port 0", {}),
+        ("-m x", {}),
+        ("x -tp 2 -q gptq -np 8", {"tensor_parallel_size": 2, "quantization": "gptq", "max_num_seqs": 8}),
+        ("x -tp=2", {"tensor_parallel_size": 2}),
+        ("x --max_model_len=64 --max_num_seqs 3", {"max_model_len": 64, "max_num_seqs": 3}),
+        ("x --trust-remote-code --disable-log-requests --jinja", {}),
+        ("x --kv-cache-memory-bytes 2G", {"kv_cache_memory": "2G", "kv_cache_bytes": 2 << 30}),
+        (
+            "x --max-model-len 100k --max-num-batched-tokens 8K",
+            {"max_model_len": 100_000, "max_num_batched_tokens": 8192},
+        ),
+        ("x --max-model-len 25.6k --max-num-seqs 1_0", {"max_model_len": 25_600, "max_num_seqs": 10}),
+        ("x --max-model-len 2M", {"max_model_len": 2 << 20}),
+        ("x --dtype half", {"dtype": "float16"}),
+        ("x --dtype float", {"dtype": "float32"}),
+    ],
+)
+def test_others_spellings(line: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("sophserve.cli.parse", lambda argv: seen.append(parse(argv)) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(shlex.split(line))
+    engine = seen[0][0]
+    assert engine.model == "x"
+    assert {name: getattr(engine, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("2GiB", 2 << 30),
+        ("2gib", 2 << 30),
+        ("2Gi", 2 << 30),
+        ("2G", 2 << 30),
+        ("2g", 2 * 10**9),
+        ("2GB", 2 * 10**9),
+        ("1.5 MiB", 3 << 19),
+        ("512k", 512_000),
+        ("512K", 512 << 10),
+        ("7B", 7),
+        ("1_000", 1000),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def options_of(*servers: str) -> list[str]:
+    """The options that the servers' own help names."""
+    listed = json.loads(Path(__file__).with_name("other_servers.json").read_text())
+    return [name for server in servers for name in listed[server]]
+
+
+@pytest.mark.parametrize("name", options_of("vllm", "llama.cpp"))
+def test_options_of_other_servers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is taken, or answered by its name with what to do instead; none with another that looks alike."""
+    try:
+        parse(["--model", "x", name])
+    except (SystemExit, ConfigError) as error:
+        said = capsys.readouterr().err + str(error)
+        assert name in said or SAME.get(name, name) in said
+        assert "unknown option" not in said and "did you mean" not in said
+
+
+def test_what_is_said_of_other_servers_options_holds() -> None:
+    """Options that an answer names are there, and no name is in two tables."""
+    own = {option(name) for config in (EngineConfig, ServerConfig) for name in config.__struct_fields__}
+    own |= {"--no-" + name[2:] for name in own} | {"--version", "--dataset"}
+    for text in (*ANSWERS.values(), *NEEDLESS.values(), *SAME.values()):
+        assert set(re.findall(r"--[a-z-]+", text)) <= own, text
+    assert not own & (ANSWERS.keys() | NEEDLESS.keys() | SAME.keys())
+    assert not ANSWERS.keys() & NEEDLESS.keys() and not SAME.keys() & (ANSWERS.keys() | NEEDLESS.keys())
+
+
+def test_the_cache_is_sized_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model", "x", "--gpu-memory-utilization", "0.9"])
+    assert "--gpu-memory-utilization here: the cache is sized by --kv-cache-memory" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="the cache is sized by --kv-cache-memory"):
+        engine_config({"model": "x", "gpu_memory_utilization": 0.9})
+
+
 def test_the_seed_system_s_command_line() -> None:
     line = (
         "--model x --enforce-eager --tensor-parallel-size 1 --enable-prefix-caching --enable-chunked-prefill true "
@@ -107,6 +195,8 @@ def test_config_file(tmp_path: Path) -> None:
         ("port = 'a'", "port: expected `int`, got `str`"),
         ("port =", "not a TOML file"),
         ("dtype = 'int4'\nmodel = 'x'", "dtype: invalid enum value"),
+        ("gpu-memory-utilization = 0.9", "the cache is sized by --kv-cache-memory"),
+        ("max-model-len = 'long'", "'long' is no whole number"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=words):
@@ -151,7 +241,14 @@ def test_values_that_cannot_work(arguments: str, words: str) -> None:
         ("--dtype int3", "float16"),
         ("--enable-prefix-caching maybe", "expected true or false"),
         ("plugin", "did you mean plugins?"),
-        ("/data/model", "a model is given as --model X"),
+        ("/data/model another", "a model is given as --model X"),
+        ("/data/model --model another", "the model is given twice: /data/model and --model another"),
+        ("--max-model-len 25.6K", "write it like 4096, 32k (32,000) or 32K (32,768)"),
+        ("--max-model-len many", "write it like 4096"),
+        ("-tq 2", "unknown option -tq; see sophserve --help"),
+        ("run demo", "sophserve chat --model MODEL"),
+        ("pull qwen3:8b", "sophserve --model ORG/NAME"),
+        ("list", "there is no command list here: models lie in directories"),
     ],
 )
 def test_usage_errors(arguments: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
