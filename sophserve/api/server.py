@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 # Connections that may wait to be accepted: a client beyond them is not refused, but tries again after seconds.
 _BACKLOG = 2048
 
+# For which a thread may keep the event loop from running, a fifth of Python's own.
+_SWITCH_SECONDS = 0.001
+
 
 def run(engine: Engine, config: ServerConfig, started: float) -> None:
     """Serve an engine whose worker has been started, until SIGINT or SIGTERM.
@@ -42,6 +45,7 @@ def run(engine: Engine, config: ServerConfig, started: float) -> None:
     started is the time.monotonic() at which the process began. Raises SophserveError if the server cannot listen, the
     model cannot be loaded or the worker is lost.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(engine, config, started))
