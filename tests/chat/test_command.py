@@ -67,6 +67,12 @@ def test_questions_from_a_pipe(server: Any) -> None:
     assert done.stdout == f"{first}\n{second}\n"
 
 
+def test_another_question_instead(server: Any) -> None:
+    done = piped("Hi\n/edit What?\n/branch\n", "--url", server.url, *GREEDY)
+    assert done.stdout.splitlines()[-1] == expected(server, user("What?")).splitlines()[-1] and done.returncode == 0
+    assert [line[:9] for line in done.stderr.splitlines()] == ["   1  Hi ", "*  2  Wha"]
+
+
 def test_commands(server: Any, tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
     system = {"role": "system", "content": "Be brief."}

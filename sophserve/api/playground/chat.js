@@ -7,7 +7,7 @@ import { byId } from "./dom.js";
 import { t } from "./language.js";
 import { load, save } from "./local.js";
 import { MessageView, keepingEnd } from "./messages.js";
-import { tell } from "./notice.js";
+import { pass, tell } from "./notice.js";
 import { ServerError } from "./server.js";
 import { numbers, samplingFields, setSystem, system, systemMessages } from "./settings.js";
 
@@ -112,6 +112,7 @@ export class Chat {
   async ask(parent, content) {
     const message = add(this.conversation, parent, { role: "user", content });
     this.own.add(message.id);
+    pass();
     save(OPEN, this.conversation.id, "session");
     this.keepDraft();
     await this.answer();
@@ -179,7 +180,7 @@ export class Chat {
     this.answers.set(conversation.id, { control, conversation, message });
     this.rebuild();
     byId("scroll").scrollTop = byId("scroll").scrollHeight;
-    await this.keep(conversation, [asked]);
+    this.keep(conversation, [asked]);
     try {
       await read(body, message, control.signal, this.follow(conversation, message));
     } catch (error) {

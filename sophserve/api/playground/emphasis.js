@@ -2,6 +2,7 @@
 
 import { make } from "./dom.js";
 
+const DEEPEST = 20;
 const CJK = /[\u2e80-\u303f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]/;
 
 /** Nodes of a list of nodes and texts; nodes(text) makes those of a text without emphasis. */
@@ -67,8 +68,10 @@ function pair(items) {
     const opener = items[start];
     const used = opener.count >= 2 && closer.count >= 2 ? 2 : 1;
     const name = closer.mark === "~" ? "del" : used === 2 ? "strong" : "em";
-    const inner = items.slice(start + 1, at).flatMap(plain);
-    items.splice(start + 1, at - start - 1, { nodes: [make(name, {}, ...inner)] });
+    const within = items.slice(start + 1, at);
+    const depth = 1 + within.reduce((most, each) => Math.max(most, each.depth ?? 0), 0);
+    const inner = within.flatMap(plain);
+    items.splice(start + 1, at - start - 1, { depth, nodes: depth < DEEPEST ? [make(name, {}, ...inner)] : inner });
     for (const each of Object.keys(bottoms)) bottoms[each] = Math.min(bottoms[each], start + 1);
     opener.count -= used;
     closer.count -= used;

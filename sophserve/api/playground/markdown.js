@@ -16,6 +16,9 @@ const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])( +|$)/;
 const DELIMITERS = /^ *\|?( *:?-+:? *\|)+( *:?-+:? *)?$/;
 
+const DEEPEST = 20;
+let depth = 0; // of the quotes and lists around a block
+
 /** Show text in an element; parts that are as they were stay, and with them selections. growing: more will come, so
  *  that a formula which is not closed is shown as it is written. */
 export function render(element, text, growing = false) {
@@ -135,10 +138,10 @@ function block(lines, growing) {
   // The page has its own h1 and h2.
   if (heading) return make(`h${Math.min(heading[1].length + 2, 6)}`, {}, ...inline(heading[2] ?? "", growing));
   if (RULE.test(lines[0])) return make("hr");
-  if (QUOTE.test(lines[0])) {
+  if (depth < DEEPEST && QUOTE.test(lines[0])) {
     return make("blockquote", {}, ...blocks(lines.map((line) => line.replace(QUOTE, "")), growing));
   }
-  if (ITEM.test(lines[0])) return list(lines, growing);
+  if (depth < DEEPEST && ITEM.test(lines[0])) return list(lines, growing);
   if (isTable(lines, 0)) return table(lines);
   if (INDENTED.test(lines[0])) return codeBox("", lines.map((line) => line.replace(INDENTED, "")).join("\n"));
   const underline = lines.length > 1 && !openFormula(lines[0]) && lines.at(-1).match(UNDERLINE);
@@ -150,8 +153,11 @@ function block(lines, growing) {
 }
 
 function blocks(lines, growing) {
+  depth++;
   const cut = split(lines, growing);
-  return cut.map((each, index) => block(each, growing && index === cut.length - 1));
+  const found = cut.map((each, index) => block(each, growing && index === cut.length - 1));
+  depth--;
+  return found;
 }
 
 function code(lines, fence) {

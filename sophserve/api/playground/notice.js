@@ -19,6 +19,11 @@ export function tell(text, { error = false, action } = {}) {
   );
 }
 
+/** Tell nothing any more of what went well and cannot be taken back. */
+export function pass() {
+  if (!byId("notice").querySelector(".error, .act")) clear();
+}
+
 /** Tell nothing any more. */
 export function clear() {
   byId("notice").replaceChildren();

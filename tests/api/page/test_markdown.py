@@ -212,6 +212,36 @@ async def test_examples_of_the_specification(rendered: Any) -> None:
         assert kept == expected, source
 
 
+async def test_what_a_model_that_repeats_itself_writes(rendered: Any) -> None:
+    """Nothing is nested without end, and nothing takes time that grows with the square of it."""
+    repeated = [
+        "> ",
+        "- ",
+        "1. ",
+        "**a ",
+        "a** ",
+        "*a _b ",
+        "[",
+        "[a](",
+        "\\(",
+        "\\[a",
+        "$$a ",
+        "$a ",
+        "`a``b",
+        "~~a ~b",
+        "<a>",
+    ]
+    texts = [text * 2000 for text in repeated] + ["**a " * 1000 + "b** " * 1000, "$$" + "\\frac{a}{" * 1000 + "$$"]
+    for text, html in zip(texts, await rendered(*texts), strict=True):
+        depth = deepest = 0
+        for tag in re.findall("<(/?)(?:p|li|ul|ol|blockquote|strong|em|del)[ >]", html):
+            depth += -1 if tag else 1
+            deepest = max(deepest, depth)
+        assert deepest < 70, text[:20]
+    for text, html in zip(texts, await rendered(*texts, growing=True), strict=True):
+        assert html, text[:20]
+
+
 MATHEMATICS = r"""The quadratic \(ax^2+bx+c=0\) has the roots
 
 $$x_{1,2}=\frac{-b\pm\sqrt{b^2-4ac}}{2a}$$
