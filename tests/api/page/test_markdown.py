@@ -213,7 +213,7 @@ async def test_examples_of_the_specification(rendered: Any) -> None:
 
 
 async def test_what_a_model_that_repeats_itself_writes(rendered: Any) -> None:
-    """Nothing is nested without end, and nothing takes time that grows with the square of it."""
+    """Nothing is nested without end, and all is drawn before the browser gives up on the script."""
     repeated = [
         "> ",
         "- ",
