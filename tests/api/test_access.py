@@ -147,7 +147,7 @@ def test_the_documented_key_file(write_page: Callable[[str, Path], None], tmp_pa
 
 async def test_everything_answers_503_while_loading(start_app: Any) -> None:
     app = await start_app(ready=False)
-    app.engine.progress = Progress("loading weights", 50, 200)
+    app.engine._workers.progress = Progress("loading weights", 50, 200)
     for method, path in (
         ("GET", "/health"),
         ("GET", "/ready"),
