@@ -17,6 +17,7 @@ from typing import Any
 import uvloop
 from tqdm import tqdm
 
+from sophserve.address import server_address
 from sophserve.bench import load_report
 from sophserve.bench.load_client import PATHS, Client, LoadError, Prompt, Target
 from sophserve.bench.load_metrics import Report, parse_slo, summarize
@@ -109,10 +110,20 @@ def parse(argv: Sequence[str]) -> Options:
     group.add_argument("--prefix-length", type=count, metavar="N", help="tokens that all prompts share (default: 512)")
     group.add_argument("--seed", type=int, metavar="N", help="of prompts and arrivals (default: a new one, shown)")
     group = parser.add_argument_group("load")
-    group.add_argument("--rate", type=positive, metavar="N", help="requests a second (default: no waiting)")
+    group.add_argument(
+        "--rate", "--request-rate", type=positive, metavar="N", help="requests a second (default: no waiting)"
+    )
     group.add_argument("--burstiness", type=positive, metavar="N", help="1 is Poisson, less is burstier (default: 1)")
-    group.add_argument("--concurrency", type=count, metavar="N", help="most at once (default: 8; none with --rate)")
-    group.add_argument("--num-requests", type=count, metavar="N", help="default: 100, or one for each line")
+    group.add_argument(
+        "--concurrency",
+        "--max-concurrency",
+        type=count,
+        metavar="N",
+        help="most at once (default: 8; none with --rate)",
+    )
+    group.add_argument(
+        "--num-requests", "--num-prompts", type=count, metavar="N", help="default: 100, or one for each line"
+    )
     group.add_argument("--duration", type=positive, metavar="S", help="send for so long, then wait for the answers")
     group = parser.add_argument_group("results")
     group.add_argument("--slo", nargs="+", action="extend", metavar="NAME:MS", help="such as ttft:500 tpot:50")
@@ -120,6 +131,7 @@ def parse(argv: Sequence[str]) -> Options:
     group.add_argument("--save-png", metavar="FILE", help="requests over time, and distributions")
     given = vars(parser.parse_args(argv))
     options = Options(**given)
+    options = replace(options, url=server_address(options.url))
     _check(options, set(given))
     return options
 
@@ -138,8 +150,6 @@ def _check(options: Options, given: set[str]) -> None:
         raise ConfigError("--dataset file needs --dataset-path FILE")
     if "burstiness" in given and options.rate is None:
         raise ConfigError("--burstiness needs --rate")
-    if not options.url.startswith(("http://", "https://")):
-        raise ConfigError(f"--url must begin with http:// or https://, not be {options.url!r}")
     slo = parse_slo(options.slo)
     if not options.stream and (options.scenario is not None or slo.keys() & {"ttft", "tpot"}):
         raise ConfigError("without --stream only --slo e2el can be measured, and no --scenario")
@@ -242,6 +252,6 @@ def _save(options: Options, client: Client, title: str, report: Report, run: Loa
         if options.save_json is not None:
             load_report.save_json(options.save_json, settings, report, run.outcomes, run.stopped)
         if options.save_png is not None:
-            load_report.save_png(options.save_png, title, run.outcomes)
+            load_report.save_png(options.save_png, title, report, run.outcomes)
     except OSError as error:
         raise LoadError(f"cannot write the results: {error}") from None

@@ -65,6 +65,7 @@ class Target:
 class _Part(msgspec.Struct):
     """The new part of an answer in chat's form, or all of it."""
 
+    role: str | None = None
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -105,7 +106,7 @@ class Client:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.model = target.model
-        self._base = target.url.rstrip("/").removesuffix("/v1")
+        self._base = target.url
         self._optional: dict[str, Any] = {"ignore_eos": True} if target.ignore_eos else {}
         if target.stream:
             self._optional["stream_options"] = {"include_usage": True}
@@ -280,6 +281,17 @@ async def _events(content: aiohttp.StreamReader) -> AsyncIterator[tuple[float, b
                 yield now, line[5:].strip()
 
 
+def _note(choice: _Choice, part: _Part, text: bool, now: float, outcome: Outcome) -> None:
+    """What a chunk says about time."""
+    # An answer may consist of nothing but its end.
+    if text or part.tool_calls or (choice.finish_reason and not outcome.times):
+        outcome.times.append(now)
+    elif part.role is None and not choice.finish_reason:
+        outcome.silent.append(now)
+    if choice.finish_reason:
+        outcome.ended = now
+
+
 def _take(answer: _Answer, now: float | None, outcome: Outcome) -> None:
     """Add what came to the outcome. now: the time, for a part of a stream."""
     if answer.error is not None:
@@ -289,11 +301,11 @@ def _take(answer: _Answer, now: float | None, outcome: Outcome) -> None:
         text = "".join(filter(None, (choice.text, part.reasoning or part.reasoning_content, part.content)))
         outcome.text += text
         outcome.finish_reason = choice.finish_reason or outcome.finish_reason
-        # An answer may consist of nothing but its end.
-        empty_end = choice.finish_reason and not outcome.times
-        if now is not None and (text or part.tool_calls or empty_end):
-            outcome.times.append(now)
+        if now is not None:
+            _note(choice, part, bool(text), now, outcome)
     if answer.usage is not None:
+        if not outcome.finish_reason:
+            outcome.ended = now
         outcome.prompt_tokens = answer.usage.prompt_tokens
         outcome.output_tokens = answer.usage.completion_tokens
         if answer.usage.prompt_tokens_details is not None:

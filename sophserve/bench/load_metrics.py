@@ -6,23 +6,28 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from sophserve.errors import ConfigError
 
 METRICS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2E latency"}
-"""Time to the first token, mean time of a further token, time between two parts of an answer, time to the end."""
+"""Time to the first token, mean time of a further token, time between two tokens, time to the end."""
+BETWEEN_CHUNKS = "between chunks"
+"""What ITL is called where chunks of answers held more than one token."""
 OBJECTIVES = ("ttft", "tpot", "e2el")
 
 
 @dataclass(eq=False)
 class Outcome:
-    """A request and its answer. Times are seconds of one clock; `times` are those at which parts of the answer came,
-    none where it came whole. error: a kind of failure, such as "HTTP 429", or nothing; message: one such failure in
-    full. Token counts are the server's, None where it gave none."""
+    """A request and its answer. Times are seconds of one clock; `times` are those at which chunks with text came, none
+    where the answer came whole; `silent`, those of chunks without, which stand for tokens that have no text; `ended`,
+    that of the last chunk that says anything. error: a kind of failure, such as "HTTP 429", or nothing; message: one
+    such failure in full. Token counts are the server's, None where it gave none."""
 
     sent: float
     times: list[float] = field(default_factory=list)
+    silent: list[float] = field(default_factory=list)
+    ended: float | None = None
     finished: float = 0.0
     text: str = ""
     finish_reason: str = ""
@@ -34,25 +39,44 @@ class Outcome:
 
     @property
     def tokens(self) -> int:
-        """Of the answer. A server that reports no usage is taken to send one in each part."""
+        """Of the answer. A server that reports no usage is taken to send one in each chunk."""
         return len(self.times) if self.output_tokens is None else self.output_tokens
 
     @property
+    def chunks(self) -> list[float]:
+        """When chunks with tokens came. A chunk without text is one as long as there are not more of them than tokens,
+        and so is the last one, of the end token, where one token is missing still or time has passed."""
+        found, tokens = self.times, self.tokens
+        if self.silent and len(found) + len(self.silent) <= tokens:
+            found = sorted(found + self.silent)
+        if not found or self.ended is None or len(found) >= tokens:
+            return found
+        return [*found, self.ended] if len(found) + 1 == tokens or self.ended > found[-1] else found
+
+    @property
     def ttft(self) -> float | None:
-        """Seconds to the first part of the answer."""
-        return self.times[0] - self.sent if self.times else None
+        """Seconds to the first token."""
+        chunks = self.chunks
+        return chunks[0] - self.sent if chunks else None
 
     @property
     def tpot(self) -> float | None:
-        """Seconds a token after the first one."""
-        if len(self.times) < 2 or self.tokens < 2:
+        """Seconds a token after the first one; None where the answer came all at once."""
+        chunks = self.chunks
+        if self.tokens < 2 or not chunks or chunks[-1] == chunks[0]:
             return None
-        return (self.times[-1] - self.times[0]) / (self.tokens - 1)
+        return (chunks[-1] - chunks[0]) / (self.tokens - 1)
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between the parts of the answer."""
-        return [later - earlier for earlier, later in pairwise(self.times)]
+        """Seconds between the chunks of the answer. Those that were read together share the time before them."""
+        reads = [(time, len(list(together))) for time, together in groupby(self.chunks)]
+        if len(reads) < 2:
+            return []
+        gaps = [0.0] * (reads[0][1] - 1)
+        for (before, _), (time, count) in pairwise(reads):
+            gaps += [(time - before) / count] * count
+        return gaps
 
     @property
     def e2el(self) -> float:
@@ -85,8 +109,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run. Tokens are those of completed requests; metrics in milliseconds, those that were seen; errors by
-    kind, with the first message of each; good: completed requests within the SLO."""
+    """A whole run. Tokens and chunks are those of completed requests; metrics in milliseconds, those that were seen;
+    errors by kind, with the first message of each; good: completed requests within the SLO."""
 
     duration: float
     completed: int
@@ -94,6 +118,7 @@ class Report:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    chunks: int
     usage_reported: bool
     errors: dict[str, int]
     messages: dict[str, str]
@@ -104,6 +129,10 @@ class Report:
     def rate(self, count: int) -> float:
         """That many in the run's time, a second."""
         return count / self.duration if self.duration > 0 else 0.0
+
+    def label(self, metric: str) -> str:
+        """What to call one of METRICS."""
+        return BETWEEN_CHUNKS if metric == "itl" and self.chunks != self.output_tokens else METRICS[metric]
 
 
 def percentile(ordered: Sequence[float], at: float) -> float:
@@ -146,6 +175,7 @@ def summarize(outcomes: Sequence[Outcome], slo: dict[str, float]) -> Report:
         prompt_tokens=sum(outcome.prompt_tokens or 0 for outcome in done),
         cached_tokens=sum(outcome.cached_tokens or 0 for outcome in done),
         output_tokens=sum(outcome.tokens for outcome in done),
+        chunks=sum(len(outcome.chunks) for outcome in done),
         usage_reported=all(outcome.output_tokens is not None for outcome in done),
         errors=dict(Counter(outcome.error for outcome in failed).most_common()),
         messages={outcome.error: outcome.message for outcome in reversed(failed)},

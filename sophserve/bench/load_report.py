@@ -41,7 +41,7 @@ def render(report: Report) -> str:
         limits = ", ".join(f"{name} {limit:g} ms" for name, limit in report.slo.items())
         lines.append(f"goodput        {_rate(report, report.good)} requests/s, {report.good} within {limits}")
     if report.metrics:
-        lines += ["", *_table(report.metrics)]
+        lines += ["", *_table(report)]
     return "\n".join(lines)
 
 
@@ -50,12 +50,12 @@ def _rate(report: Report, count: int) -> str:
     return f"{rate:.0f}" if rate >= 100 else f"{rate:.2f}"
 
 
-def _table(metrics: dict[str, Summary]) -> list[str]:
+def _table(report: Report) -> list[str]:
     columns = [field.name for field in fields(Summary)]
-    lines = [f"{'':<15}" + "".join(f"{column:>10}" for column in columns)]
-    for name, summary in metrics.items():
+    lines = [f"{'':<18}" + "".join(f"{column:>10}" for column in columns)]
+    for name, summary in report.metrics.items():
         numbers = "".join(f"{getattr(summary, column):10.1f}" for column in columns)
-        lines.append(f"{METRICS[name] + ', ms':<15}{numbers}")
+        lines.append(f"{report.label(name) + ', ms':<18}{numbers}")
     return lines
 
 
@@ -68,6 +68,8 @@ def save_json(path: str, settings: dict[str, Any], report: Report, outcomes: Seq
             "sent": outcome.sent - start,
             "finished": outcome.finished - start,
             "times": [when - start for when in outcome.times],
+            "silent": [when - start for when in outcome.silent],
+            "ended": None if outcome.ended is None else outcome.ended - start,
         }
         for outcome in outcomes
     ]
@@ -81,7 +83,7 @@ def save_json(path: str, settings: dict[str, Any], report: Report, outcomes: Seq
     Path(path).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_png(path: str, title: str, outcomes: Sequence[Outcome]) -> None:
+def save_png(path: str, title: str, report: Report, outcomes: Sequence[Outcome]) -> None:
     """Requests over time, and how the latencies are distributed."""
     import matplotlib
 
@@ -92,17 +94,21 @@ def save_png(path: str, title: str, outcomes: Sequence[Outcome]) -> None:
     figure, (over_time, shares) = pyplot.subplots(1, 2, figsize=(13, 5))
     sent = [outcome.sent - start for outcome in outcomes]
     ends = [outcome.finished - start for outcome in outcomes]
-    firsts = [outcome.times[0] - start if outcome.times else end for outcome, end in zip(outcomes, ends, strict=True)]
+    firsts = [
+        end if each.ttft is None else each.sent - start + each.ttft for each, end in zip(outcomes, ends, strict=True)
+    ]
     rows, colours = range(len(outcomes)), ["tab:red" if outcome.error else "tab:blue" for outcome in outcomes]
     over_time.barh(rows, [first - at for at, first in zip(sent, firsts, strict=True)], 1, sent, color="lightgrey")
     over_time.barh(rows, [end - first for first, end in zip(firsts, ends, strict=True)], 1, firsts, color=colours)
     over_time.set(xlabel="seconds", ylabel="request", title="waiting (grey), answered (blue), failed (red)")
     over_time.yaxis.get_major_locator().set_params(integer=True)
     done = [outcome for outcome in outcomes if not outcome.error]
-    for name, label in METRICS.items():
+    for name in METRICS:
         values = sorted(value for outcome in done for value in outcome.values(name))
         if values:
-            shares.plot(values, [100 * (place + 1) / len(values) for place in range(len(values))], label=label)
+            shares.plot(
+                values, [100 * (place + 1) / len(values) for place in range(len(values))], label=report.label(name)
+            )
     shares.set(xscale="symlog", xlabel="milliseconds", ylabel="% at most so long", title="latencies")
     if shares.lines:
         shares.legend()

@@ -43,7 +43,8 @@ def _questions_on_one_article() -> list[str]:
 
 def judge_users(outcomes: Sequence[Outcome]) -> Verdict:
     """Whether all were being answered at the same time."""
-    changes = [(outcome.times[0], 1) for outcome in outcomes] + [(outcome.times[-1], -1) for outcome in outcomes]
+    chunks = [outcome.chunks for outcome in outcomes]
+    changes = [(times[0], 1) for times in chunks] + [(times[-1], -1) for times in chunks]
     most = now = 0
     # Of equal times beginnings come first: an answer of one part counts.
     for _, change in sorted(changes, key=lambda entry: (entry[0], -entry[1])):
@@ -69,13 +70,13 @@ def judge_caching(outcomes: Sequence[Outcome]) -> Verdict:
 
 def judge_chunking(outcomes: Sequence[Outcome]) -> Verdict:
     """Whether the first answer went on while the other prompts were computed, in pieces of at most half a prompt."""
-    first, *others = sorted(outcomes, key=lambda outcome: outcome.times[0])
+    first, *others = sorted(outcomes, key=lambda outcome: outcome.chunks[0])
     gaps = [gap for outcome in outcomes for gap in outcome.gaps] or [0.0]
     longest = f"longest gap between tokens {1000 * max(gaps):.0f} ms, median {1000 * median(gaps):.0f} ms"
     if any(outcome.prompt_tokens is None for outcome in others):
         return False, f"the server reports no prompt tokens; {longest}"
     sizes = [(outcome.prompt_tokens or 0) - (outcome.cached_tokens or 0) for outcome in others]
-    went_on = sum(when <= others[-1].times[0] for when in first.times[1:])
+    went_on = sum(when <= others[-1].chunks[0] for when in first.chunks[1:])
     count = f"the first answer got {went_on} more tokens while {sum(sizes)} prompt tokens of the others were computed"
     if 2 * sum(sizes) <= went_on * max(sizes):
         return True, f"{count}; {longest}"

@@ -75,7 +75,7 @@ class Client:
     """Use as an asynchronous context. model: what is asked for; the server's first one unless it is given."""
 
     def __init__(self, url: str, api_key: str | None = None, model: str | None = None) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.url = url
         self.model = model or ""
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._socket: Path | None = None

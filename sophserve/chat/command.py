@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
+from sophserve.address import server_address
 from sophserve.chat.background import Background
 from sophserve.chat.client import ChatError, Client, NotListening
 from sophserve.chat.commands import COMMANDS, PARAMETERS, run
@@ -45,7 +46,8 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     for name, kind in (("temperature", float), ("top_p", float), ("top_k", int), ("max_tokens", int), ("seed", int)):
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help="default: as the server has it")
     add_engine_options(parser, ENGINE_OPTIONS)
-    return vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))
+    return given | {"url": server_address(given["url"])} if "url" in given else given
 
 
 def chat(argv: Sequence[str]) -> int:

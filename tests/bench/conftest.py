@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -22,6 +23,7 @@ class Fake:
         self.answer: Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]] = self.stream
         self.models: list[str] = ["scripted"]
         self.has_tokenizer = False
+        self.pause = 0.0  # seconds before each event
         self.url = ""
 
     async def start(self) -> web.AppRunner:
@@ -64,18 +66,19 @@ class Fake:
         if not body["stream"]:
             choice = {"message": {"content": "a " * body["max_tokens"]}, "finish_reason": "length"}
             return web.json_response({"choices": [choice], "usage": self.usage(body)})
-        parts = [{"content": ""}, *[{"content": "a "}] * body["max_tokens"]]
+        parts = [{"role": "assistant", "content": ""}, *[{"content": "a "}] * body["max_tokens"]]
         events = [{"choices": [{"delta": part, "finish_reason": None}], "usage": None} for part in parts]
         events.append({"choices": [{"delta": {}, "finish_reason": "length"}]})
         if body.get("stream_options", {}).get("include_usage"):
             events.append({"choices": [], "usage": self.usage(body)})
         return await self.send(request, *[b"data: " + json.dumps(event).encode() for event in events], b"data: [DONE]")
 
-    @staticmethod
-    async def send(request: web.Request, *events: bytes) -> web.StreamResponse:
+    async def send(self, request: web.Request, *events: bytes) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for event in events:
+            if self.pause:
+                await asyncio.sleep(self.pause)
             await response.write(event + b"\n\n")
         return response
 

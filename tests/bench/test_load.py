@@ -246,7 +246,7 @@ async def test_results_are_saved(fake: Fake, tmp_path: Path) -> None:
             return web.json_response({"error": {"message": "full"}}, status=503)
         return await fake.stream(request, body)
 
-    fake.answer = sometimes
+    fake.answer, fake.pause = sometimes, 0.002
     files = f"--save-json {tmp_path}/a.json --save-png {tmp_path}/a.png"
     assert await fake.load(f"--num-requests 10 --output-length 6 --api-key secret --slo e2el:60000 {files}") == 1
     text = (tmp_path / "a.json").read_text()

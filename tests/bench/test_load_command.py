@@ -17,7 +17,7 @@ from sophserve.errors import ConfigError
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--url localhost:8000", "--url must begin with http:// or https://"),
+        ("--url ftp://localhost:8000", "--url must look like http://localhost:8000"),
         ("--dataset file", "--dataset file needs --dataset-path FILE"),
         ("--dataset-path x", "--dataset-path has no meaning with --dataset random"),
         ("--dataset file --dataset-path x --input-length 3", "--input-length has no meaning with --dataset file"),
@@ -42,7 +42,7 @@ def test_options_that_do_not_go_together(arguments: str, words: str, capsys: pyt
     ("arguments", "words"),
     [
         ("--concurency 3", "unknown option --concurency; did you mean --concurrency?"),
-        ("--concurrency 0", "argument --concurrency: expected a whole number, above 0"),
+        ("--concurrency 0", "argument --concurrency/--max-concurrency: expected a whole number, above 0"),
         ("--num-requests 1.5", "expected a whole number, above 0"),
         ("--rate inf", "expected a number, above 0"),
         ("--temperature -1", "expected a number, 0 or more"),
@@ -109,3 +109,10 @@ def test_every_load_of_a_tiny_model(
     monkeypatch.delenv("SOPHSERVE_API_KEY")
     assert main(["load", "--url", server.url]) == 1
     assert "wants a key: give --api-key" in capsys.readouterr().err
+
+
+def test_names_that_scripts_for_others_have() -> None:
+    given = load.parse(
+        ["--url", "localhost:8350/v1", "--max-concurrency", "3", "--num-prompts", "5", "--request-rate", "2"]
+    )
+    assert (given.url, given.concurrency, given.num_requests, given.rate) == ("http://localhost:8350", 3, 5, 2)

@@ -15,7 +15,7 @@ from sophserve.bench.load_run import arrivals
 
 def outcome(*times: float, tokens: int | None = None, **more: Any) -> Outcome:
     """Sent at 0, and over when its last part came."""
-    return Outcome(0.0, list(times), times[-1] if times else 1.0, output_tokens=tokens, **more)
+    return Outcome(0.0, list(times), finished=times[-1] if times else 1.0, output_tokens=tokens, **more)
 
 
 def test_summary_interpolates_between_values() -> None:

@@ -107,7 +107,7 @@ def test_commands(server: Any, tmp_path: Path) -> None:
         ("Hi", ("--temperature", "-1"), "temperature must be between 0 and 100"),
         ("Hi", ("--model", "other"), "no model 'other'; it has tiny"),
         ("Hi", ("--url", "http://127.0.0.1:1"), "nothing answers at http://127.0.0.1:1"),
-        ("Hi", ("--url", "nonsense"), "--url must look like"),
+        ("Hi", ("--url", "ftp://localhost:8000"), "--url must look like http://localhost:8000"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(server: Any, text: str, options: tuple[str, ...], words: str) -> None:
