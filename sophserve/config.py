@@ -122,6 +122,23 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_queued_requests: Annotated[
         int, _count("sequences that may wait beyond --max-num-seqs; further ones are answered 429")
     ] = 1024
+    max_connections: Annotated[
+        int, Meta(description="open connections; beyond them the one that has been idle for longest is closed")
+    ] = 8192
+    header_timeout: Annotated[float, Meta(description="seconds that a request's header may take to come")] = 60.0
+    body_timeout: Annotated[float, Meta(description="seconds that a request's body may stand still")] = 60.0
+    write_timeout: Annotated[
+        float, Meta(description="seconds that a client may take no more of its answer before it is cut off")
+    ] = 60.0
+    keep_alive_timeout: Annotated[
+        float, Meta(description="seconds after which a connection without a request is closed")
+    ] = 75.0
+    upload_memory: Annotated[
+        str, Meta(description="for all bodies of requests that are being received; who holds most gives way")
+    ] = "128MiB"
+    unread_memory: Annotated[
+        str, Meta(description="for all answers that clients do not read; who holds most is cut off")
+    ] = "64MiB"
     response_store_memory: Annotated[
         str, Meta(description="how much to keep of the answers of /v1/responses, which clients can go on from")
     ] = "64MiB"
@@ -179,10 +196,15 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         for name in ("max_queued_requests", "drain_timeout", "sse_keep_alive_interval"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{option(name)} must be 0 or more, got {getattr(self, name)}")
+        for name in ("header_timeout", "body_timeout", "write_timeout", "keep_alive_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{option(name)} must be above 0, got {getattr(self, name)}")
+        if self.max_connections < 1:
+            raise ConfigError(f"--max-connections must be at least 1, got {self.max_connections}")
         for name in ("api_key", "served_model_name", "allowed_origins"):
             if not all(getattr(self, name)):
                 raise ConfigError(f"{option(name)} is empty; give it a value or leave it out")
-        self.response_store_bytes  # noqa: B018 - raises for a malformed size
+        self.response_store_bytes, self.upload_bytes, self.unread_bytes  # noqa: B018 - raise for a malformed size
         for name in ("ssl_keyfile", "ssl_ca_certs"):
             if getattr(self, name) and not self.ssl_certfile:
                 raise ConfigError(f"{option(name)} needs --ssl-certfile")
@@ -206,6 +228,16 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             max_tokens_per_minute=self.max_tokens_per_minute_per_key,
         )
         return read_keys(self.api_key, self.api_key_file, limits)
+
+    @property
+    def upload_bytes(self) -> int:
+        """upload_memory in bytes."""
+        return parse_size(self.upload_memory)
+
+    @property
+    def unread_bytes(self) -> int:
+        """unread_memory in bytes."""
+        return parse_size(self.unread_memory)
 
     @property
     def response_store_bytes(self) -> int:

@@ -25,12 +25,16 @@ class CheckpointError(SophserveError):
 
 
 class RequestError(SophserveError):
-    """A request cannot be served as it stands (HTTP 400). `param` names the field at fault, where there is one."""
+    """A request cannot be served as it stands (HTTP 400). `param` names the field at fault, where there is one. The
+    message is for the client, and may quote what it sent; `cause` is what the log says of it, and must not."""
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, param: str | None = None, code: str | None = None, cause: str | None = None
+    ) -> None:
         super().__init__(message)
         self.param = param
         self.code = code
+        self.cause = cause
 
 
 class ServerBusy(SophserveError):

@@ -93,16 +93,18 @@ class ServerInfo(TypedDict):
 
 
 class LiveRequest(TypedDict):
-    """One answer that waits or is being generated."""
+    """One answer that waits or is being generated, or that is complete and still being sent. unsent_bytes: what its
+    connection holds for a client that does not read."""
 
     id: str
     index: int
-    state: Literal["running", "waiting"]
+    state: Literal["running", "waiting", "sending"]
     prompt_tokens: int
     cached_tokens: int
     computed_tokens: int
     generated_tokens: int
     max_tokens: int
+    unsent_bytes: int
     age: float
 
 

@@ -8,66 +8,81 @@ from sophserve.api import playground
 from sophserve.api.access import allow_origins, require_key, require_ready
 from sophserve.api.chat import chat_completions
 from sophserve.api.completions import completions
+from sophserve.api.connections import SERVER
 from sophserve.api.embeddings import embeddings
 from sophserve.api.engine_state import metrics, reset_prefix_cache
-from sophserve.api.errors import MAX_BODY_BYTES, answer_errors
+from sophserve.api.errors import MAX_BODY_BYTES, Handler, answer_errors
 from sophserve.api.health import health, live, ping, version
 from sophserve.api.live_requests import cancel_request, list_requests
 from sophserve.api.messages import count_tokens, messages
 from sophserve.api.models import get_model, list_models
 from sophserve.api.openapi import openapi
+from sophserve.api.origins import refuse_foreign_pages
 from sophserve.api.profile import start_profile, stop_profile
 from sophserve.api.responses import count_input_tokens, create_response, delete_response, get_response
 from sophserve.api.server_info import server_info
 from sophserve.api.serving import SERVING, Serving
 from sophserve.api.tokenize import apply_template, detokenize, tokenize
+from sophserve.api.upload import take_expectation
+
+
+def _post(path: str, handler: Handler) -> web.RouteDef:
+    return web.post(path, handler, expect_handler=take_expectation)
+
 
 ROUTES = [
     web.get("/health", health),
     web.get("/ready", health),
     web.get("/live", live),
     web.get("/ping", ping),
-    web.post("/ping", ping),
+    _post("/ping", ping),
     web.get("/version", version),
     web.get("/openapi.json", openapi),
     web.get("/server_info", server_info),
     web.get("/metrics", metrics),
-    web.post("/reset_prefix_cache", reset_prefix_cache),
-    web.post("/start_profile", start_profile),
-    web.post("/stop_profile", stop_profile),
+    _post("/reset_prefix_cache", reset_prefix_cache),
+    _post("/start_profile", start_profile),
+    _post("/stop_profile", stop_profile),
     web.get("/requests", list_requests),
-    web.post("/requests/{id}/cancel", cancel_request),
+    _post("/requests/{id}/cancel", cancel_request),
     web.delete("/requests/{id}", cancel_request),
-    web.post("/tokenize", tokenize),
-    web.post("/detokenize", detokenize),
-    web.post("/apply-template", apply_template),
+    _post("/tokenize", tokenize),
+    _post("/detokenize", detokenize),
+    _post("/apply-template", apply_template),
     web.get("/v1/models", list_models),
     web.get("/v1/models/{name:.+}", get_model),
-    web.post("/v1/chat/completions", chat_completions),
-    web.post("/v1/completions", completions),
-    web.post("/v1/embeddings", embeddings),
-    web.post("/v1/responses", create_response),
-    web.post("/v1/responses/input_tokens", count_input_tokens),
+    _post("/v1/chat/completions", chat_completions),
+    _post("/v1/completions", completions),
+    _post("/v1/embeddings", embeddings),
+    _post("/v1/responses", create_response),
+    _post("/v1/responses/input_tokens", count_input_tokens),
     web.get("/v1/responses/{id}", get_response),
     web.delete("/v1/responses/{id}", delete_response),
-    web.post("/v1/messages", messages),
-    web.post("/v1/messages/count_tokens", count_tokens),
+    _post("/v1/messages", messages),
+    _post("/v1/messages/count_tokens", count_tokens),
 ]
 
 
 def create_app(serving: Serving) -> web.Application:
     """The OpenAI API over one model."""
     config = serving.config
+    who = require_key(config.keys) if config.keys else refuse_foreign_pages(config)
     app = web.Application(
-        client_max_size=MAX_BODY_BYTES,
-        middlewares=[answer_errors(config.root_path), require_key(config.keys), require_ready],
+        client_max_size=MAX_BODY_BYTES, middlewares=[answer_errors(config.root_path), who, require_ready]
     )
     app[SERVING] = serving
+    app.on_response_prepare.append(_hide_versions)
     app.add_routes(ROUTES)
     if config.root_path:  # a proxy may take it off the path, or not
-        app.add_routes([web.route(route.method, config.root_path + route.path, route.handler) for route in ROUTES])
+        app.add_routes(
+            [web.route(route.method, config.root_path + route.path, route.handler, **route.kwargs) for route in ROUTES]
+        )
     if config.ui:
         app.add_routes(playground.routes(config.root_path))
     if config.allowed_origins:
         allow_origins(app, config.allowed_origins)
     return app
+
+
+async def _hide_versions(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    response.headers["Server"] = SERVER

@@ -15,6 +15,7 @@ from aiohttp import web
 from sophserve.api.record import current_record
 from sophserve.api.serving import SERVING
 from sophserve.api.text_threads import INLINE
+from sophserve.api.upload import received
 from sophserve.errors import RequestError
 from sophserve.text.json_size import JsonTooLarge, check_json
 
@@ -63,14 +64,13 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
     """The body as a struct, and the names of fields in it that mean nothing here. Raises RequestError."""
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise RequestError("compressed bodies are not supported; leave out Content-Encoding")
-    serving, body = request.app[SERVING], await request.read()
-    current_record.get().body_bytes = len(body)
-    return await serving.texts.run(lambda: _parsed(body, kind, serving.config.reject_unknown_fields))
+    serving = request.app[SERVING]
+    async with received(request) as body:
+        current_record.get().body_bytes = len(body)
+        return await serving.texts.run(lambda: _parsed(body, kind, serving.config.reject_unknown_fields))
 
 
-def _parsed(body: bytes, kind: type[T], reject_unknown: bool) -> tuple[T, list[str]]:
+def _parsed(body: bytearray, kind: type[T], reject_unknown: bool) -> tuple[T, list[str]]:
     with _json_errors(body):
         check_json(body) if len(body) > INLINE else body.decode()
         fields = _fields(body)
@@ -93,7 +93,7 @@ def _parsed(body: bytes, kind: type[T], reject_unknown: bool) -> tuple[T, list[s
 
 
 @cache
-def _decoder(kind: type[T]) -> Callable[[bytes], T]:
+def _decoder(kind: type[T]) -> Callable[[bytes | bytearray], T]:
     return msgspec.json.Decoder(kind).decode
 
 
@@ -114,9 +114,8 @@ def warn_unknown(names: list[str]) -> dict[str, str]:
     """Log that these fields were ignored; returns the header that tells the client."""
     if not names:
         return {}
-    shown = _shown(names)
-    log.warning("ignored unknown fields of a request: %s", shown)
-    return {"X-Sophserve-Warnings": f"ignored unknown fields: {shown}"}
+    log.warning("ignored %d unknown fields of a request", len(names))  # the names are the client's
+    return {"X-Sophserve-Warnings": f"ignored unknown fields: {_shown(names)}"}
 
 
 def _shown(names: list[str]) -> str:
@@ -124,7 +123,7 @@ def _shown(names: list[str]) -> str:
 
 
 @contextmanager
-def _json_errors(body: bytes) -> Iterator[None]:
+def _json_errors(body: bytearray) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
@@ -144,12 +143,15 @@ def _json_errors(body: bytes) -> Iterator[None]:
 
 def _wrong_type(problem: str) -> RequestError:
     """From "Expected `int`, got `str` - at `$.messages[0].role`"."""
+    name, cause = "", None
+    wrong = problem.partition(" - at ")[0].replace("`", "")
     if missing := re.search(r"missing required field `(\w+)`", problem):
         name = missing[1]
-        reason = "is missing"
+        reason = cause = "is missing"
+    elif wrong.startswith("Expected "):
+        reason = cause = wrong.replace("Expected ", "must be ", 1)
     else:
-        name = ""
-        reason = "must be " + re.sub(r"^Expected ", "", problem.partition(" - at ")[0]).replace("`", "")
+        reason = {"Integer value out of range": "has a number that is out of range"}.get(wrong, wrong)
     if where := re.search(r"`\$\.?([^`]*)`$", problem):
         name = f"{where[1]}.{name}".strip(".").removesuffix("[...]")
-    return RequestError(f"{name}: {reason}", name)
+    return RequestError(f"{name}: {reason}", name, cause=cause)

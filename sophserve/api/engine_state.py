@@ -9,8 +9,9 @@ from sophserve.api.serving import SERVING
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """The engine's metrics in Prometheus' text format."""
-    text = generate_latest(request.app[SERVING].engine.metrics.registry)
+    """The engine's metrics and those of connections in Prometheus' text format."""
+    serving = request.app[SERVING]
+    text = generate_latest(serving.engine.metrics.registry) + generate_latest(serving.connections.registry)
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
+import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from sophserve.api.connections import Connection
 from sophserve.api.record import Record, current_record, given_id, name_request
 from sophserve.errors import ContextLengthError, RequestError, ServerBusy, SophserveError
 
@@ -22,12 +28,15 @@ MAX_MESSAGE = 500
 HEALTH_PATHS = frozenset({"/health", "/ready", "/live", "/ping"})
 _QUIET_PATHS = HEALTH_PATHS | {"/metrics"}  # asked for every few seconds
 
+# Errors whose messages may quote what the client sent. The log shows nothing of that.
+_QUOTING = frozenset({400, 404, 405})
 
 _RESPONSES_PATH, ANTHROPIC_PATH = "/v1/responses", "/v1/messages"
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
     404: "not_found_error",
     408: "timeout_error",
+    403: "permission_error",
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
@@ -95,9 +104,12 @@ def answer_errors(root_path: str) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        record = Record(time.monotonic(), request.path.removeprefix(root_path), given_id(request))
-        record.client = request.remote or ""
+        record = Record(
+            time.monotonic(), request.path.removeprefix(root_path), given_id(request), client=request.remote or ""
+        )
         current_record.set(record)
+        if isinstance(request.protocol, Connection):
+            request.protocol.begin(record, request.content)
         status = 499  # the client went away before the answer
         try:
             response = await _answer(request, handler, record)
@@ -128,13 +140,42 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
         raise
     except Exception as exception:
         error = _as_api_error(request, exception)
-    record.error, record.error_code = str(error), error.code
+        record.error, record.error_code = _loggable(exception, error), error.code
     if record.stream is None:
         return error.response(record.path)
     # The headers have gone out with status 200: the error can only be an event.
     await record.stream.write(error.event(record.path))
     await record.stream.write_eof()
     return record.stream
+
+
+def _loggable(exception: Exception, error: ApiError) -> str:
+    """What the log says of an error. Where its message may quote the request: the field, the cause, and the line of
+    code that refused it."""
+    if error.status not in _QUOTING:
+        return str(error)
+    last = deque(traceback.walk_tb(exception.__traceback__), maxlen=1)
+    where = "".join(f" ({Path(frame.f_code.co_filename).name}:{line})" for frame, line in last)
+    cause = getattr(exception, "cause", None) or error.code or "is refused"
+    return f"{_field(error.param) or 'the request'}: {cause}{where}"
+
+
+def _field(param: str | None) -> str | None:
+    """The name of a field of requests; None for what is no more than a client's word."""
+    known = param is not None and set(re.findall(r"[^\W\d]\w*", param)) <= _field_names()
+    return param if known else None
+
+
+@cache
+def _field_names() -> frozenset[str]:
+    """Those of all bodies."""
+    found, kinds = set(), [msgspec.Struct]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if kind.__module__.startswith("sophserve."):
+            found |= {field.encode_name for field in msgspec.structs.fields(kind)}
+    return frozenset(found)
 
 
 def _as_api_error(request: web.Request, exception: Exception) -> ApiError:

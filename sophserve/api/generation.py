@@ -74,9 +74,10 @@ class Generation:
     async def deltas(self, engine: Engine) -> AsyncGenerator[tuple[int, OutputDelta], None]:
         """What every choice gains, as it comes. Closing the iterator aborts all. Raises ApiError if the engine ends
         an answer before it is complete."""
-        priority = self.priority + current_record.get().priority
+        record = current_record.get()
+        priority = self.priority + record.priority
         answers = [
-            engine.generate(prompt, params, self.id, index, priority, self.cache_salt)
+            engine.generate(prompt, params, self.id, index, priority, self.cache_salt, record.place)
             for prompt, params in zip(self.prompts, self.params, strict=True)
             for index in range(self.n)
         ]

@@ -14,6 +14,7 @@ from aiohttp import web
 from sophserve.errors import RequestError
 
 if TYPE_CHECKING:
+    from sophserve.api.places import Place
     from sophserve.api.quota import Account
 
 _SANE_ID = re.compile(r"[A-Za-z0-9][\w.:@+=-]{0,127}", re.ASCII)
@@ -22,8 +23,8 @@ _SANE_ID = re.compile(r"[A-Za-z0-9][\w.:@+=-]{0,127}", re.ASCII)
 @dataclass
 class Record:
     """Filled in while a request is served. Times are of time.monotonic(); path is without --root-path; client is whose
-    it is: an API key's name, else an address; body_bytes says how much there is to go through; stream is set once its
-    headers go out."""
+    it is: an API key's name, else an address; body_bytes says how much there is to go through; uploading is set while
+    that is awaited, stream once its headers go out."""
 
     started: float
     path: str
@@ -31,6 +32,8 @@ class Record:
     client: str = ""
     account: Account | None = None
     body_bytes: int = 0
+    place: Place | None = None
+    uploading: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0

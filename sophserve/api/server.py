@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import ssl
 import sys
 import time
@@ -22,6 +21,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from sophserve.api.app import create_app
+from sophserve.api.connections import Runner
+from sophserve.api.listener import Listener, bind, connection_limit, raise_descriptor_limit
 from sophserve.api.serving import Serving
 from sophserve.api.tls import renew, ssl_context
 from sophserve.checkpoint import read_generation_config, read_pooling
@@ -31,9 +32,6 @@ from sophserve.errors import CheckpointError, ConfigError, EngineDeadError
 from sophserve.sampling import SamplingParams, sampling_defaults
 
 log = logging.getLogger(__name__)
-
-# Connections that may wait to be accepted: a client beyond them is not refused, but tries again after seconds.
-_BACKLOG = 2048
 
 # For which a thread may keep the event loop from running, a fifth of Python's own.
 _SWITCH_SECONDS = 0.001
@@ -46,6 +44,7 @@ def run(engine: Engine, config: ServerConfig, started: float) -> None:
     model cannot be loaded or the worker is lost.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
+    raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(engine, config, started))
@@ -53,12 +52,10 @@ def run(engine: Engine, config: ServerConfig, started: float) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the loop leaves Python's own, which ends in a traceback
 
 
-def make_runner(serving: Serving) -> web.AppRunner:
-    """The application, and how aiohttp is to run it: a client that goes away cancels its handler."""
+def make_runner(serving: Serving) -> Runner:
+    """The application, and how aiohttp is to run it."""
     logging.getLogger("aiohttp.server").addFilter(_is_not_the_clients_mistake)
-    return web.AppRunner(
-        create_app(serving), handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=1
-    )
+    return Runner(create_app(serving), serving.connections)
 
 
 def _is_not_the_clients_mistake(record: logging.LogRecord) -> bool:
@@ -72,11 +69,11 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
     runner = make_runner(serving)
     loading = asyncio.create_task(load(serving))
     background: list[asyncio.Task[None]] = [loading]
-    address = None
+    listener = None
     try:
         await runner.setup()
         context = ssl_context(config)
-        address = await _listen(runner, config, context)
+        listener, address = _listen(runner, serving, context)
         if context:
             background.append(asyncio.create_task(renew(context, config)))
         log.info("listening on %s", address)
@@ -89,17 +86,18 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
             log.info(
                 "stopping: running requests have %g s to finish; interrupt again to exit at once", config.drain_timeout
             )
-            for site in list(runner.sites):
-                await site.stop()
+            listener.close()
             await serving.drain(config.drain_timeout)
     finally:
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        if listener:
+            listener.close()
         await runner.cleanup()
         await engine.close()
         serving.texts.close()
-        if config.uds and address:
+        if config.uds and listener:
             Path(config.uds).unlink(missing_ok=True)
 
 
@@ -130,32 +128,26 @@ async def _before(stop: asyncio.Event, task: asyncio.Task[object]) -> bool:
     return True
 
 
-async def _listen(runner: web.AppRunner, config: ServerConfig, context: ssl.SSLContext | None) -> str:
-    """Bind, and return the address for users."""
-    site: web.BaseSite
-    if config.uds:
-        where, advice = config.uds, "--uds"
-        site = web.UnixSite(runner, config.uds, ssl_context=context, backlog=_BACKLOG)
-    else:
-        where, advice = f"{config.host} port {config.port}", "--host and --port"
-        site = web.TCPSite(runner, config.host, config.port, ssl_context=context, backlog=_BACKLOG)
+def _listen(runner: Runner, serving: Serving, context: ssl.SSLContext | None) -> tuple[Listener, str]:
+    """Bind, and return what listens and its address for users."""
+    config = serving.config
     try:
-        await site.start()
+        sockets = bind(config)
     except OSError as error:
         if error.errno == errno.EADDRINUSE and not config.uds:
             raise ConfigError(
                 f"port {config.port} is in use; stop what uses it or choose another --port", help="port"
             ) from None
-        # asyncio puts the address into the text, and "while attempting to bind".
-        reason = error.strerror or str(error)
-        if error.errno is not None and not isinstance(error, socket.gaierror):
-            reason = os.strerror(error.errno)
-        raise ConfigError(f"cannot listen on {where}: {reason}; change {advice}") from None
+        where, advice = (
+            (config.uds, "--uds") if config.uds else (f"{config.host} port {config.port}", "--host and --port")
+        )
+        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; change {advice}") from None
+    most = connection_limit(config.max_connections, serving.engine.config.tensor_parallel_size)
+    listener = Listener(runner.factory, sockets, serving.connections, most, context)
     if config.uds:
-        return f"unix:{config.uds}"
-    port = runner.addresses[0][1]
+        return listener, f"unix:{config.uds}"
     host = f"[{config.host}]" if ":" in config.host else config.host
-    return f"{'https' if context else 'http'}://{host}:{port}"
+    return listener, f"{'https' if context else 'http'}://{host}:{listener.port}"
 
 
 async def load(serving: Serving) -> None:

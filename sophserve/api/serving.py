@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
 
+from sophserve.api.connections import Connections
 from sophserve.api.errors import ApiError
-from sophserve.api.record import current_record
+from sophserve.api.places import NOW, Places
 from sophserve.api.response_store import ResponseStore
 from sophserve.api.text_threads import TextThreads
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
-from sophserve.errors import RequestError
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker.messages import Pooling
-
-# On the event loop's clock: a deadline that no request has of itself.
-_NOW = 0.0
 
 
 class Serving:
@@ -44,9 +41,10 @@ class Serving:
         self.model_names = config.served_model_name or [engine.config.model]
         self.created, self.started = int(time.time()), time.monotonic()
         self.responses = ResponseStore(config.response_store_bytes)
+        self.connections = Connections(config)
+        self.places = Places(engine.config.max_num_seqs + config.max_queued_requests)
         self.draining = False
         self.texts = TextThreads()
-        self._sequences = 0
         self._deadlines: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -54,16 +52,21 @@ class Serving:
     @asynccontextmanager
     async def admitted(self, sequences: int, timeout: float | None = None) -> AsyncIterator[None]:
         """Hold the place of a request that generates so many sequences. Raises ApiError when there is none, here or
-        for its API key, when timeout seconds have passed, or when the server stops before the request is done."""
-        with self._place(sequences):
-            deadline = asyncio.timeout(timeout)
+        for its API key, when another client needs it more, when timeout seconds have passed, or when the server stops
+        before the request is done."""
+        if self.draining:
+            raise _stopping()
+        with self.places.take(sequences) as place:
+            place.deadline = deadline = asyncio.timeout(timeout)
             self._deadlines.add(deadline)
             self._idle.clear()
             try:
                 async with deadline:
                     yield
             except TimeoutError:
-                if deadline.when() == _NOW:
+                if place.given_up:
+                    raise self.places.refusal() from None
+                if deadline.when() == NOW:
                     raise _stopping() from None
                 if deadline.expired():
                     raise ApiError(
@@ -74,30 +77,6 @@ class Serving:
                 self._deadlines.discard(deadline)
                 if not self._deadlines:
                     self._idle.set()
-
-    @contextmanager
-    def _place(self, sequences: int) -> Iterator[None]:
-        if self.draining:
-            raise _stopping()
-        capacity = self.engine.config.max_num_seqs + self.config.max_queued_requests
-        if sequences > capacity:
-            raise RequestError(
-                f"the request asks for {sequences} answers at once (prompts times n); at most {capacity} are possible"
-            )
-        if self._sequences + sequences > capacity:
-            raise ApiError(
-                429,
-                f"{self._sequences} answers are running or queued already; try again later",
-                code="queue_full",
-                headers={"Retry-After": "1"},
-            )
-        account = current_record.get().account
-        with account.request() if account else nullcontext():
-            self._sequences += sequences
-            try:
-                yield
-            finally:
-                self._sequences -= sequences
 
     async def drain(self, seconds: float) -> None:
         """Let no new request in, wait for the running ones, and after that time end them with an error."""
@@ -110,7 +89,7 @@ class Serving:
             except TimeoutError:
                 for deadline in self._deadlines:
                     if not deadline.expired():
-                        deadline.reschedule(_NOW)
+                        deadline.reschedule(NOW)
 
     def check_model(self, name: str | None) -> str:
         """The name to answer with. Raises ApiError for a name that is not served."""

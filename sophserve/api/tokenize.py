@@ -67,7 +67,8 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
         }
 
     async with serving.admitted(1):
-        return await respond_json(request, await serving.texts.run(work), warn_unknown(unknown))
+        answer = await serving.texts.run(work)
+    return await respond_json(request, answer, warn_unknown(unknown))
 
 
 async def detokenize(request: web.Request) -> web.StreamResponse:
@@ -82,7 +83,7 @@ async def detokenize(request: web.Request) -> web.StreamResponse:
 
     async with serving.admitted(1):
         text = await serving.texts.run(work)
-        return await respond_json(request, {"prompt": text, "content": text}, warn_unknown(unknown))
+    return await respond_json(request, {"prompt": text, "content": text}, warn_unknown(unknown))
 
 
 async def apply_template(request: web.Request) -> web.StreamResponse:
@@ -96,7 +97,8 @@ async def apply_template(request: web.Request) -> web.StreamResponse:
         return render_chat(serving, template_messages(chat.messages), chat)
 
     async with serving.admitted(1):
-        return await respond_json(request, {"prompt": await serving.texts.run(work)}, warn_unknown(unknown))
+        prompt = await serving.texts.run(work)
+    return await respond_json(request, {"prompt": prompt}, warn_unknown(unknown))
 
 
 def _tokens(serving: Serving, body: TokenizeRequest) -> list[int]:

@@ -21,7 +21,7 @@ from sophserve.engine.output import OutputDelta
 from sophserve.engine.profile import Profiling
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
-from sophserve.engine.sequence import Sequence
+from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.engine.supervisor import Supervisor
 from sophserve.errors import EngineDeadError, RequestAborted, RequestError, SophserveError
 from sophserve.sampling import SamplingParams, StructuredOutput
@@ -153,11 +153,12 @@ class Engine:
         index: int = 0,
         priority: int = 0,
         cache_salt: str = "",
+        watcher: Watcher | None = None,
     ) -> AsyncGenerator[OutputDelta, None]:
         """Generate one sequence; `index` keeps the seeds of several answers to one prompt apart.
 
         priority counts with the scheduling policy of that name: lower numbers go first. KV blocks are only shared
-        between requests with the same cache_salt.
+        between requests with the same cache_salt. watcher hears when the sequence begins and ends.
         `check` the prompt first, once for all its answers. Closing the iterator aborts the request at once. Raises
         RequestError for a form that cannot be kept to, RequestAborted when it was cancelled or waited too long,
         EngineDeadError when the worker is lost.
@@ -165,11 +166,11 @@ class Engine:
         self._check_running()
         await self.compile(params.structured)
         sequence = self._add(prompt, params, request_id, index, priority, cache_salt)
+        sequence.watch(watcher)
         try:
-            finish_reason = None
-            while finish_reason is None:
+            delta = OutputDelta()
+            while delta.finish_reason is None:
                 delta = await self._next_delta(sequence)
-                finish_reason = delta.finish_reason
                 yield delta
         finally:
             self._forget(sequence)
@@ -271,9 +272,9 @@ class Engine:
         request = sequence.request
         if self._sequences.pop(request.id, None):
             self._scheduler.finish(request)
-            reason = sequence.finish_reason or "abort"
             lengths = len(request.prompt), len(request.output), request.max_tokens
-            self.metrics.on_finish(sequence.timeline, reason, *lengths)
+            self.metrics.on_finish(sequence.timeline, sequence.finish_reason or "abort", *lengths)
+            sequence.leave()
             self._wake.set()
 
     async def _run(self) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sophserve.engine.output import FinishReason, OutputDelta, PromptLogprobTable
 from sophserve.engine.request import Request
-from sophserve.engine.stream import DeltaStream
+from sophserve.engine.stream import LOGPROB_BYTES, TOKEN_BYTES, DeltaStream
 from sophserve.errors import RequestAborted, SophserveError
 from sophserve.text.detokenizer import IncrementalDetokenizer, StopTextBuffer
 from sophserve.text.tokenizer import Tokenizer
@@ -29,6 +30,16 @@ class Timeline:
         return max(0.0, self.scheduled - self.arrived)
 
 
+class Watcher(Protocol):
+    """Who wants to know when the engine takes a sequence and when it is done with it, read or not."""
+
+    def begin_one(self, sequence: Sequence) -> None:
+        """The sequence is queued."""
+
+    def end_one(self, sequence: Sequence) -> None:
+        """The engine has nothing to do for it any more."""
+
+
 class Sequence:
     """A request together with its reader. request_id and index: which answer to which client's request it is.
 
@@ -43,6 +54,7 @@ class Sequence:
         self.cause: RequestAborted | None = None
         self.embedding = b""
         self.stream = DeltaStream()
+        self._watcher: Watcher | None = None
         self.timeline = Timeline()
         self.finish_reason: FinishReason | None = None
         self._detokenizer = IncrementalDetokenizer(
@@ -55,6 +67,28 @@ class Sequence:
     def finished(self) -> bool:
         """Whether it has ended."""
         return self.finish_reason is not None
+
+    @property
+    def answer_bytes(self) -> int:
+        """About how much memory its whole answer takes with its reader."""
+        request, params = self.request, self.request.params
+        tokens, entries = len(request.output), 0
+        if params.logprobs is not None:
+            entries += tokens * (params.logprobs + 1)
+        if params.prompt_logprobs is not None:
+            entries += len(request.prompt) * (params.prompt_logprobs + 1)
+        return TOKEN_BYTES * tokens + LOGPROB_BYTES * entries
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Tell this one when the engine is done, and that it has begun."""
+        self._watcher = watcher
+        if watcher:
+            watcher.begin_one(self)
+
+    def leave(self) -> None:
+        """The engine is done with it."""
+        if self._watcher:
+            self._watcher.end_one(self)
 
     def add_prompt_logprobs(self, part: PromptLogprobs) -> None:
         """Keep what a prefill chunk gave until the first token goes out."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 
-from sophserve.engine.output import OutputDelta, TokenLogprob
+from sophserve.engine.output import OutputDelta
+
+# Measured of CPython: an id in a list, and a TokenLogprob with its numbers.
+TOKEN_BYTES, LOGPROB_BYTES = 40, 130
 
 
 class DeltaStream:
@@ -15,9 +18,21 @@ class DeltaStream:
         self._delta: OutputDelta | None = None
         self._filled = asyncio.Event()
 
+    @property
+    def held(self) -> int:
+        """About how many bytes wait to be read."""
+        delta = self._delta
+        if delta is None:
+            return 0
+        entries = sum(len(part) * len(part[-1] or ()) for part in (delta.logprobs, delta.prompt_logprobs) if part)
+        return len(delta.text) + TOKEN_BYTES * len(delta.token_ids) + LOGPROB_BYTES * entries
+
     def put(self, delta: OutputDelta) -> None:
         """Add to what waits to be read."""
-        self._delta = delta if self._delta is None else _merge(self._delta, delta)
+        if self._delta is None:
+            self._delta = delta
+        else:
+            _add(self._delta, delta)
         self._filled.set()
 
     async def get(self) -> OutputDelta:
@@ -29,23 +44,13 @@ class DeltaStream:
         return delta
 
 
-def _merge(first: OutputDelta, second: OutputDelta) -> OutputDelta:
-    return OutputDelta(
-        text=first.text + second.text,
-        token_ids=first.token_ids + second.token_ids,
-        logprobs=_joined(first.logprobs, second.logprobs),
-        prompt_logprobs=first.prompt_logprobs,
-        finish_reason=second.finish_reason,
-        stop_reason=second.stop_reason,
-        cached_tokens=first.cached_tokens,
-        queue_time=first.queue_time,
-        error=second.error,
-    )
-
-
-def _joined(
-    first: list[list[TokenLogprob]] | None, second: list[list[TokenLogprob]] | None
-) -> list[list[TokenLogprob]] | None:
-    if first is None or second is None:
-        return first or second
-    return first + second
+def _add(waiting: OutputDelta, delta: OutputDelta) -> None:
+    """In place: a long answer that nobody reads must not be copied for each of its tokens."""
+    waiting.text += delta.text
+    waiting.token_ids += delta.token_ids
+    if waiting.logprobs is None:
+        waiting.logprobs = delta.logprobs
+    elif delta.logprobs is not None:
+        waiting.logprobs += delta.logprobs
+    waiting.finish_reason, waiting.stop_reason = delta.finish_reason, delta.stop_reason
+    waiting.error = delta.error

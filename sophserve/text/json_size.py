@@ -24,7 +24,7 @@ class JsonTooLarge(ValueError):
     """The text has more of something than it may."""
 
 
-def check_json(data: bytes) -> None:
+def check_json(data: bytes | bytearray) -> None:
     """Raise JsonTooLarge for a text that would take too long to decode, and UnicodeDecodeError for bytes that are not
     UTF-8. Gives way to other threads every few milliseconds."""
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -59,7 +59,7 @@ def _check(what: str, count: int, most: int, advice: str) -> None:
         raise JsonTooLarge(f"has more than {most} {what}; {advice}")
 
 
-def _count_characters(decoder: codecs.IncrementalDecoder, piece: bytes, start: int) -> int:
+def _count_characters(decoder: codecs.IncrementalDecoder, piece: bytes | bytearray, start: int) -> int:
     pending, _ = decoder.getstate()
     try:
         return len(decoder.decode(piece))

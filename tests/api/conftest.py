@@ -19,7 +19,7 @@ from sophserve.engine.engine import Engine
 from sophserve.engine.grammar_check import GrammarCheck
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.engine.request import Request
-from sophserve.engine.sequence import Sequence
+from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.sampling import SamplingParams
 from sophserve.text.bound import characters_per_token
 from sophserve.text.chat_template import ChatTemplate
@@ -94,6 +94,7 @@ class FakeEngine(Engine):
         index: int = 0,
         priority: int = 0,
         cache_salt: str = "",
+        watcher: Watcher | None = None,
     ) -> AsyncGenerator[OutputDelta, None]:
         self.params.append(params)
         self.scheduling.append((priority, cache_salt))
@@ -104,6 +105,7 @@ class FakeEngine(Engine):
         request.blocks = [0]
         sequence = Sequence(request, self._tokenizer, request_id, index)
         self._sequences[request.id] = sequence
+        sequence.watch(watcher)
         if params.prompt_logprobs is not None:
             entries = [logprobs(token, params.prompt_logprobs) for token in prompt[1:]]
             sequence.add_prompt_logprobs(packed_logprobs(request.id, entries))
@@ -148,7 +150,8 @@ class FakeEngine(Engine):
         sequence.add_token(SampledToken(request.id, token, None if most is None else logprobs(token, most)))
 
     def _forget(self, sequence: Sequence) -> None:
-        self._sequences.pop(sequence.request.id, None)
+        if self._sequences.pop(sequence.request.id, None):
+            sequence.leave()
 
 
 class App:

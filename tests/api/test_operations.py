@@ -66,6 +66,7 @@ async def test_live_requests(app: Any) -> None:
         "computed_tokens": 0,
         "generated_tokens": 0,
         "max_tokens": 9,
+        "unsent_bytes": 0,
     }
     assert (second["id"], second["index"]) == ("mine", 1)
     app.engine.gate.set()

@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from sophserve.config import EngineConfig
 from sophserve.engine.engine import Engine
+from sophserve.engine.sequence import Sequence
 from sophserve.errors import EngineDeadError, RequestAborted
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
@@ -303,3 +305,25 @@ async def test_nobody_is_queued_at_a_dead_engine(start_engine: Callable[..., Any
     with pytest.raises(EngineDeadError, match="not running"):
         await asyncio.wait_for(engine.embed([5], "last", "text"), 5)
     assert engine.sequences == []
+
+
+async def test_it_tells_when_it_is_done_with_an_answer_that_nobody_reads(start_engine: Callable[..., Any]) -> None:
+    engine = await start_engine()
+    begun: list[Sequence] = []
+    ended: list[Sequence] = []
+    watcher: Any = SimpleNamespace(begin_one=begun.append, end_one=ended.append)
+    answer = engine.generate([5, 6, 7], SamplingParams(max_tokens=3), "unread", watcher=watcher)
+    reader = asyncio.create_task(anext(answer))
+    for step, token in enumerate((70, 71, 72), start=1):
+        assert not ended
+        async with asyncio.timeout(5):
+            while len(engine.groups[-1].plans) < step:
+                await asyncio.sleep(0)
+        engine.groups[-1].on_message(StepResult(step, [SampledToken(begun[0].request.id, token)], []))
+    assert ended == begun and not engine.sequences
+    said = (await reader).token_ids
+    assert begun[0].stream.held > 0
+    said += (await anext(answer)).token_ids
+    assert said == [70, 71, 72] and begun[0].stream.held == 0
+    await answer.aclose()
+    assert len(ended) == 1
