@@ -41,6 +41,8 @@ def quantize(argv: Sequence[str]) -> int:
         help="gptq: 4 bits in groups of 128; fp8: float8 in blocks of 128 x 128 (default: gptq)",
     )
     given = parser.parse_args(argv)
+    import signal
+    import sys
     from pathlib import Path
 
     from tqdm import tqdm
@@ -58,7 +60,13 @@ def quantize(argv: Sequence[str]) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        known[given.method].value.convert(source, target, on_progress)
+        # Ctrl-C as an exception, so that nothing is left of what is half written.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            known[given.method].value.convert(source, target, on_progress)
+        except KeyboardInterrupt:
+            return 130
     sizes = [sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in (source, target)]
     print(f"{target}: {sizes[1] / 2**20:.0f} MiB of weights, {100 * sizes[1] / sizes[0]:.0f}% of {source}'s")
     return 0

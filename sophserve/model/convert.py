@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import TensorSpec, safe_open, serialize_file
 from torch import Tensor
 
 from sophserve.checkpoint import INDEX, read_config
@@ -40,11 +39,30 @@ def write_checkpoint(
 ) -> None:
     """Copy a checkpoint, with the tensors that `change` gives (by last component) in place of each chosen one.
 
-    config becomes its quantization_config. config.json is written last: without it a directory is no checkpoint.
+    config becomes its quantization_config. The target is there when all is written, and not before.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} exists already; give a directory that is empty or does not exist")
-    target.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write(source, partial, chosen, change, config, on_progress)
+        partial.replace(target)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(
+    source: Path,
+    target: Path,
+    chosen: Iterable[StoredTensor],
+    change: Callable[[Tensor], dict[str, Tensor]],
+    config: dict[str, Any],
+    on_progress: Callable[[int, int], None],
+) -> None:
     stored = find_tensors(source)
     names = {tensor.name for tensor in chosen}
     files = sorted({tensor.file for tensor in stored.values()})
@@ -59,11 +77,11 @@ def write_checkpoint(
                     layer = name.removesuffix("weight")
                     tensors |= {f"{layer}{last}": each.contiguous() for last, each in change(value).items()}
                 else:
-                    tensors[name] = value.clone()
+                    tensors[name] = value.clone().contiguous()
                 done += stored[name].nbytes
                 on_progress(done, total)
-        save_file(tensors, target / file.name, metadata={"format": "pt"})
-        # save_file lets only the owner read it.
+        _save(tensors, target / file.name)
+        # The library lets only the owner read it.
         shutil.copymode(file, target / file.name)
         weight_map |= dict.fromkeys(tensors, file.name)
     if len(files) > 1:
@@ -75,3 +93,17 @@ def write_checkpoint(
             shutil.copy(path, target)
     settings = read_config(source) | {"quantization_config": config}
     (target / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False))
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """As safetensors.torch.save_file, which needs NumPy."""
+    specs = {
+        name: TensorSpec(
+            dtype=str(value.dtype).removeprefix("torch."),
+            shape=value.shape,
+            data_ptr=value.data_ptr(),
+            data_len=value.nbytes,
+        )
+        for name, value in tensors.items()
+    }
+    serialize_file(specs, str(path), {"format": "pt"})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from device.interface import PackedWeight
 from sophserve.model.context import ModelContext
+from sophserve.model.weights import raw_bytes
 from sophserve.reorder_cache import SUFFIX, Blob, CacheReader, CacheWriter, Packed, cache_directory, fingerprint
 
 log = logging.getLogger(__name__)
@@ -88,8 +89,7 @@ class PackedWeights:
 
 
 def _blob(tensor: Tensor) -> Blob:
-    raw = tensor.contiguous().view(-1).view(torch.uint8)
-    return Blob(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), memoryview(raw.numpy().data))
+    return Blob(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), raw_bytes(tensor))
 
 
 def _tensor(blob: Blob) -> Tensor:

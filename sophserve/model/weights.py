@@ -5,6 +5,7 @@ The format: https://huggingface.co/docs/safetensors
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -108,6 +109,15 @@ def _read_header(file: Path) -> list[StoredTensor]:
         raise CheckpointError(
             f"{file} is truncated or not a safetensors file ({error}); download it again", help="truncated"
         ) from None
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on the host, which live as long as they are referred to. torch gives them by way of NumPy,
+    which sophserve does without."""
+    values = tensor.contiguous()
+    memory = (ctypes.c_ubyte * values.nbytes).from_address(values.data_ptr())
+    memory.owner = values  # type: ignore[attr-defined]
+    return memoryview(memory).cast("B")
 
 
 def listed(names: list[str]) -> str:
