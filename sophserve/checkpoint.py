@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,24 @@ def read_generation_config(directory: Path) -> dict[str, Any]:
     """generation_config.json, or {} where there is none. Raises CheckpointError."""
     path = directory / "generation_config.json"
     return read_json(path) if path.is_file() else {}
+
+
+def quantization_config(directory: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint's quantization_config, with its quant_method, wherever it is; None for a plain checkpoint."""
+    for key in ("quantization_config", "compression_config"):
+        given = config.get(key)
+        if given:
+            if not isinstance(given, dict):
+                raise CheckpointError(f"config.json's {key} must be an object, got {given!r}")
+            return given
+    # Written by tools of 2023, and by ModelOpt.
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if (directory / name).is_file():
+            return {"quant_method": method, **read_json(directory / name)}
+    if (directory / "hf_quant_config.json").is_file():
+        given = read_json(directory / "hf_quant_config.json").get("quantization")
+        return {"quant_method": "modelopt", **(given if isinstance(given, dict) else {})}
+    return None
 
 
 def end_token_ids(directory: Path, tokenizer_eos: int | None) -> list[int]:

@@ -34,13 +34,15 @@ def _serve(argv: Sequence[str]) -> int:
     started = time.monotonic()
     engine_config, server_config = parse(argv)
     configure(server_config.log_level.upper(), server_config.log_format == "json")
-    from sophserve.checkpoint import read_config, resolve_model
-    from sophserve.engine.engine import Engine
+    from sophserve.checkpoint import resolve_model
+    from sophserve.preflight import check
     from sophserve.text.parsers import check_parsers
 
     check_parsers(server_config)
     directory = resolve_model(engine_config.model)
-    read_config(directory)
+    check(engine_config, directory)
+    from sophserve.engine.engine import Engine
+
     engine = Engine(engine_config, directory)
     engine.start_worker()
     # The worker takes seconds to start; what the server needs is imported meanwhile.

@@ -22,6 +22,7 @@ from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta, TokenLogprob
 from sophserve.errors import ConfigError, SophserveError
 from sophserve.options import engine_config
+from sophserve.preflight import check
 from sophserve.profiling import ProfileOptions
 from sophserve.sampling import SamplingParams, sampling_defaults
 from sophserve.text.chat_template import ChatTemplate
@@ -89,6 +90,7 @@ class AsyncLLM:
     def __init__(self, model: str, **options: Any) -> None:
         config = engine_config({"model": str(model), **options})
         directory = resolve_model(config.model)
+        check(config, directory)
         self.engine = Engine(config, directory)
         self.engine.start_worker()
         self._directory = directory

@@ -205,13 +205,14 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
 def _problem(answer: dict[str, Any], found: Footprint, config: EngineConfig) -> str | None:
     if found.weight_bytes >= found.device_memory:
         return "does not fit     the weights alone exceed a device's memory; raise --tensor-parallel-size, or quantize"
+    block_bytes = found.kv_token_bytes * config.block_size
+    if config.kv_cache_bytes and config.kv_cache_bytes < block_bytes:
+        return f"does not fit     --kv-cache-memory is less than one block of {size(block_bytes)}; raise it"
     if not found.num_blocks and config.kv_cache_bytes:
         return "does not fit     the weights leave less than --kv-cache-memory; lower it"
     if answer["longest_context"] < found.max_model_len:
-        return (
-            f"does not fit     a sequence of {found.max_model_len} tokens; a server needs --max-model-len "
-            f"{answer['longest_context']} or more memory"
-        )
+        shorter = f"--max-model-len {answer['longest_context']} or " if answer["longest_context"] else ""
+        return f"does not fit     a sequence of {found.max_model_len} tokens; a server needs {shorter}more memory"
     return None
 
 

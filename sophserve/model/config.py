@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from sophserve.errors import CheckpointError
+from sophserve.fit import dtype_name
 from sophserve.model.rope import RopeParameters
 
 C = TypeVar("C")
@@ -52,8 +53,6 @@ _BOOKKEEPING = frozenset({
 })
 # fmt: on
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 def parse_config(config_class: type[C], config: dict[str, Any]) -> C:
     """The dataclass with the values of config.json, its fields named as the file's keys.
@@ -92,13 +91,8 @@ def unknown_keys(config_class: type, config: dict[str, Any]) -> list[str]:
 
 def resolve_dtype(config: dict[str, Any], dtype: str) -> torch.dtype:
     """The dtype of the option; with "auto" that of config.json, or float32 where it names none."""
-    name = dtype if dtype != "auto" else config.get("dtype") or config.get("torch_dtype") or "float32"
-    name = str(name).removeprefix("torch.")
-    if name not in _DTYPES:
-        raise CheckpointError(
-            f"config.json's dtype {name!r} cannot be run; choose one with --dtype: {', '.join(_DTYPES)}"
-        )
-    return _DTYPES[name]
+    resolved: torch.dtype = getattr(torch, dtype_name(config, dtype))
+    return resolved
 
 
 def _architecture(config: dict[str, Any]) -> str:

@@ -12,9 +12,8 @@ from typing import Any
 from safetensors import TensorSpec, safe_open, serialize_file
 from torch import Tensor
 
-from sophserve.checkpoint import INDEX, read_config
+from sophserve.checkpoint import INDEX, quantization_config, read_config
 from sophserve.errors import CheckpointError
-from sophserve.model.quantization import quantization_config
 from sophserve.model.weights import FLOATS, StoredTensor, find_tensors
 
 # The weights of the decoder's layers; embeddings and the head keep their precision.

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from device.interface import Activation, AttentionMeta, KVCache, PackedWeight, Rope
 from device.reference import activate
+from sophserve import fit
 from sophserve.errors import CheckpointError
 from sophserve.model.canonical import pad_rows, stack_tensors, stack_weights
 from sophserve.model.context import ModelContext
-from sophserve.model.module import CannotSplit, Module, ParameterSpec, share
+from sophserve.model.module import Module, ParameterSpec, share
 from sophserve.model.quantization import DenseFormat, WeightFormat, WeightPart
 
 Shard = Literal["replicated", "column", "row"]
@@ -54,8 +55,11 @@ def _rows(context: ModelContext, part: int | Heads, shard: Shard) -> tuple[int, 
     count, size, replicate = (part.count, part.size, part.replicate) if isinstance(part, Heads) else (part, 1, False)
     if shard != "column":
         return count * size, slice(0, count * size)
-    what = f"attention heads of {size} channels" if isinstance(part, Heads) else "columns of a projection"
-    held = share(context, count, what, replicate=replicate)
+    rank, ranks = context.communicator.rank, context.communicator.world_size
+    if isinstance(part, Heads):
+        held = fit.share_heads(rank, ranks, count, size, replicate=replicate)
+    else:
+        held = fit.share_columns(rank, ranks, count)
     return count * size, slice(held.start * size, held.stop * size)
 
 
@@ -220,13 +224,7 @@ class LMHead(Module):
 
 
 def _vocabulary_share(context: ModelContext, vocab_size: int) -> slice:
-    """This rank's rows. Any size can be split: the last ranks may hold fewer rows."""
-    ranks = context.communicator.world_size
-    each = -(-vocab_size // ranks)
-    start = context.communicator.rank * each
-    if each * (ranks - 1) >= vocab_size:
-        raise CannotSplit(f"a vocabulary of {vocab_size} tokens cannot be split between {ranks} ranks")
-    return slice(start, min(start + each, vocab_size))
+    return fit.share_vocabulary(context.communicator.rank, context.communicator.world_size, vocab_size)
 
 
 class GatedMLP(Module):

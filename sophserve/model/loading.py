@@ -15,11 +15,12 @@ from torch import Tensor
 from device.interface import Device, SingleRank
 from sophserve.checkpoint import read_config
 from sophserve.errors import CheckpointError, ConfigError
+from sophserve.fit import MOST_RANKS, CannotSplit, choose_architecture, refuse_split
 from sophserve.model.config import unknown_keys
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.layers import Linear, LMHead
-from sophserve.model.module import CannotSplit, Module
+from sophserve.model.module import Module
 from sophserve.model.packed_weights import PackedWeights, WeightCache
 from sophserve.model.quantization import Scheme, find_scheme
 from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors
@@ -40,24 +41,12 @@ _HARMLESS = re.compile(
     r"|^(v_head|value_head)\."
 )
 
-MOST_RANKS = 64
-"""Sizes of a tensor-parallel group up to this one are tried to advise the user."""
-
 
 def find_architecture(config: dict[str, Any]) -> type[CausalLM]:
     """The model class that a plugin registered for config.json's `architectures`. Raises CheckpointError."""
-    names = config.get("architectures")
-    if not isinstance(names, list) or not names:
-        raise CheckpointError("config.json has no architectures, so the model's class is unknown")
     supported = architectures()
-    for name in names:
-        if name in supported:
-            return supported[name].value
-    raise CheckpointError(
-        f"{names[0]} is not a supported architecture; supported: {', '.join(supported) or 'none'}; "
-        "a plugin can add another",
-        help="architecture",
-    )
+    model_class: type[CausalLM] = supported[choose_architecture(config, supported)].value
+    return model_class
 
 
 def load_model(
@@ -121,10 +110,8 @@ def build_model(model_class: type[CausalLM], config: dict[str, Any], context: Mo
     try:
         return model_class(config, context)
     except CannotSplit as error:
-        sizes = [str(ranks) for ranks in range(1, MOST_RANKS + 1) if divides(model_class, config, context, ranks)]
-        raise ConfigError(
-            f"{error}; --tensor-parallel-size can be {', '.join(sizes)} for this model", help="split"
-        ) from None
+        ranks = (ranks for ranks in range(1, MOST_RANKS + 1) if divides(model_class, config, context, ranks))
+        refuse_split(error, ranks)
 
 
 class RankOf(SingleRank):

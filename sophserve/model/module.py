@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from device.interface import PackedWeight
-from sophserve.errors import ConfigError
+from sophserve import fit
 from sophserve.model.context import ModelContext
 from sophserve.model.weights import FLOATS
 
@@ -81,21 +81,6 @@ class Module:
         raise TypeError(f"{type(self).__name__} declares no parameters")
 
 
-class CannotSplit(ConfigError):
-    """A model does not divide between the ranks of the tensor-parallel group."""
-
-
 def share(context: ModelContext, count: int, what: str, *, replicate: bool = False) -> slice:
-    """This rank's part of `count` things, which are split evenly and in order between the ranks.
-
-    With replicate, fewer things than ranks are allowed, and neighbouring ranks hold the same one. Raises
-    CannotSplit.
-    """
-    rank, ranks = context.communicator.rank, context.communicator.world_size
-    if count % ranks == 0:
-        each = count // ranks
-        return slice(rank * each, (rank + 1) * each)
-    if replicate and ranks % count == 0:
-        first = rank * count // ranks
-        return slice(first, first + 1)
-    raise CannotSplit(f"{count} {what} cannot be split between {ranks} ranks")
+    """This rank's part of `count` things, see fit.share. Raises CannotSplit."""
+    return fit.share(context.communicator.rank, context.communicator.world_size, count, what, replicate=replicate)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from device.interface import CanonicalWeight, DenseWeight
-from sophserve.checkpoint import read_json
+from sophserve.checkpoint import quantization_config
 from sophserve.errors import CheckpointError
+from sophserve.fit import check_quantizes, stored_method
 from sophserve.model.module import ParameterSpec
 from sophserve.model.weights import FLOATS, StoredTensor
 from sophserve.plugins import quantizations
@@ -109,24 +110,6 @@ def is_dense(stored: Mapping[str, StoredTensor]) -> bool:
     return "weight" in stored and stored["weight"].dtype in FLOATS
 
 
-def quantization_config(directory: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint's quantization_config, with its quant_method, wherever it is; None for a plain checkpoint."""
-    for key in ("quantization_config", "compression_config"):
-        given = config.get(key)
-        if given:
-            if not isinstance(given, dict):
-                raise CheckpointError(f"config.json's {key} must be an object, got {given!r}")
-            return given
-    # Written by tools of 2023, and by ModelOpt.
-    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
-        if (directory / name).is_file():
-            return {"quant_method": method, **read_json(directory / name)}
-    if (directory / "hf_quant_config.json").is_file():
-        given = read_json(directory / "hf_quant_config.json").get("quantization")
-        return {"quant_method": "modelopt", **(given if isinstance(given, dict) else {})}
-    return None
-
-
 def find_scheme(directory: Path, config: Mapping[str, Any], asked: str | None = None) -> Scheme | None:
     """The scheme of a checkpoint; None for a plain one, unless `asked` names one to quantize it with on loading.
 
@@ -135,27 +118,13 @@ def find_scheme(directory: Path, config: Mapping[str, Any], asked: str | None = 
     known = quantizations()
     given = quantization_config(directory, config)
     if given is not None:
-        method = str(given.get("quant_method", "unknown")).lower()
-        if method not in known:
-            raise CheckpointError(
-                f"the checkpoint is quantized with {method!r}, which is not supported; supported: "
-                f"{', '.join(known) or 'none'}",
-                help="quantization",
-            )
-        if asked is not None and asked != method:
-            raise CheckpointError(
-                f"the checkpoint is quantized with {method!r} already; leave out --quantization {asked}"
-            )
-        scheme: Scheme = known[method].value(given)
+        scheme: Scheme = known[stored_method(given, asked, known)].value(given)
         return scheme
     if asked is None:
         return None
-    scheme_class = known[asked].value if asked in known else None
-    found = scheme_class.for_dense() if scheme_class else None
-    if found is None:
-        able = ", ".join(name for name, entry in known.items() if entry.value.for_dense() is not None)
-        raise CheckpointError(f"--quantization {asked} cannot quantize a plain checkpoint; use one of {able or 'none'}")
-    return found
+    able = {name: found for name, entry in known.items() if (found := entry.value.for_dense()) is not None}
+    check_quantizes(asked, able)
+    return able[asked]
 
 
 def no_values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from device.interface import CanonicalWeight, Device, PackedWeight
-from sophserve.checkpoint import read_config
+from sophserve.checkpoint import quantization_config, read_config
 from sophserve.errors import SophserveError
+from sophserve.fit import MOST_RANKS, resolve_max_model_len
 from sophserve.footprint import Attention, Footprint, FootprintRequest
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.layers import Linear, LMHead
 from sophserve.model.loading import (
-    MOST_RANKS,
     RankOf,
     Wanted,
     build_model,
@@ -34,10 +34,10 @@ from sophserve.model.loading import (
     find_architecture,
     load_weights,
 )
-from sophserve.model.quantization import Scheme, find_scheme, no_values, quantization_config
+from sophserve.model.quantization import Scheme, find_scheme, no_values
 from sophserve.model.weights import StoredTensor
 from sophserve.worker.kv_memory import KV_SHARE, attention_layers, block_count, layer_token_bytes, token_bytes
-from sophserve.worker.model_runner import open_device, resolve_max_model_len
+from sophserve.worker.model_runner import open_device
 
 _NAMES = {
     torch.float32: "F32",

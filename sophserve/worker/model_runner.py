@@ -16,12 +16,14 @@ from sophserve import plugins
 from sophserve.checkpoint import read_config
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError
+from sophserve.fit import check_device, check_kv_room, device_index, resolve_max_model_len
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.layers import Linear
 from sophserve.model.loading import find_architecture, load_model
 from sophserve.sampling import StructuredOutput
+from sophserve.table import size
 from sophserve.worker.batch import BatchBuilder, FlatBatch, PooledChunk, RequestState
 from sophserve.worker.captured_decode import CapturedDecode
 from sophserve.worker.grammar_masks import GrammarMasks, RowMasks
@@ -58,7 +60,7 @@ class ModelRunner:
     ) -> None:
         config, directory = load.config, Path(load.directory)
         self.device = open_device(config.device, load.rank)
-        self.device_index = _device_index(load.rank)
+        self.device_index = device_index(load.rank)
         self.communicator = _communicator(load, collectives)
         log.info("device: %s", self.device.describe())
         model_config = read_config(directory)
@@ -166,24 +168,16 @@ class ModelRunner:
                 )
         except OutOfDeviceMemory as error:
             raise ConfigError(
-                f"{_readable(num_blocks * block_bytes)} of KV cache do not fit in memory ({error}); lower "
-                "--kv-cache-memory"
+                f"{size(num_blocks * block_bytes)} of KV cache do not fit in memory ({error}); lower --kv-cache-memory"
             ) from error
         return num_blocks, num_blocks * block_bytes
 
     def _num_blocks(self, config: EngineConfig, max_model_len: int, block_bytes: int) -> int:
         """As many as every rank has room for. Raises ConfigError if one sequence does not fit."""
         budget = config.kv_cache_bytes or self._free_memory()
-        blocks_per_sequence = -(-max_model_len // config.block_size)
         num_blocks = block_count(budget, block_bytes, config, max_model_len)
         num_blocks = int(self.communicator.all_gather(torch.tensor([num_blocks])).min())
-        if num_blocks < blocks_per_sequence:
-            raise ConfigError(
-                f"the KV cache may take {_readable(budget)}, room for {num_blocks * config.block_size} tokens, but one "
-                f"sequence of {max_model_len} tokens takes {_readable(blocks_per_sequence * block_bytes)}; lower "
-                f"--max-model-len to at most {num_blocks * config.block_size} or raise --kv-cache-memory",
-                help="kv-cache",
-            )
+        check_kv_room(budget, block_bytes, num_blocks, config, max_model_len)
         return num_blocks
 
 
@@ -210,27 +204,11 @@ def open_device(name: str, rank: int = 0) -> Device:
     installed = plugins.devices()
     if name == "auto":
         name = next((known for known in DEVICE_ORDER if known in installed), "auto")
-    if name not in installed:
-        raise ConfigError(
-            f"there is no device {name!r}; --device takes auto or one of: {', '.join(installed)}", help="no-device"
-        )
+    check_device(name, installed)
     try:
-        return installed[name].value(_device_index(rank))
+        return installed[name].value(device_index(rank))
     except RuntimeError as error:
         raise ConfigError(f"the device {name} cannot be used: {error}") from error
-
-
-def _device_index(rank: int) -> int:
-    chip_map = os.environ.get("CHIP_MAP")
-    if not chip_map:
-        return rank
-    try:
-        return [int(entry) for entry in chip_map.split(",")][rank]
-    except (ValueError, IndexError):
-        raise ConfigError(
-            f"the environment variable CHIP_MAP is {chip_map!r}; it must list at least {rank + 1} device numbers "
-            "with commas between them, one for each rank"
-        ) from None
 
 
 def _communicator(load: LoadModel, collectives: int) -> Communicator:
@@ -240,21 +218,3 @@ def _communicator(load: LoadModel, collectives: int) -> Communicator:
         return SharedMemoryCommunicator(collectives, load.rank, load.world_size)
     except RuntimeError as error:
         raise ConfigError(f"--tensor-parallel-size is {load.world_size}, but {error}") from error
-
-
-def resolve_max_model_len(config: EngineConfig, longest: int) -> int:
-    """The longest sequence that is served of a model whose context is `longest`. Raises ConfigError."""
-    wanted = config.max_model_len or longest
-    if wanted > longest:
-        raise ConfigError(f"--max-model-len is {wanted}, but the model's context is {longest}; lower it")
-    if not config.enable_chunked_prefill and wanted > config.max_num_batched_tokens:
-        raise ConfigError(
-            f"without chunked prefill a prompt must fit in one step: raise --max-num-batched-tokens "
-            f"({config.max_num_batched_tokens}) to the context of {wanted}, or lower --max-model-len",
-            help="chunked-prefill",
-        )
-    return wanted
-
-
-def _readable(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"

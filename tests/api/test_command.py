@@ -328,8 +328,9 @@ def test_damaged_checkpoints(checkpoint: Path) -> None:
 
 
 def test_too_little_memory(checkpoint: Path) -> None:
-    outcome = run("--model", str(checkpoint), "--port", "0", "--kv-cache-memory", "1KiB")
-    assert_refused(outcome, "--max-model-len")
+    model = ("--model", str(checkpoint), "--port", "0")
+    assert_refused(run(*model, "--kv-cache-memory", "24KiB"), "lower --max-model-len to at most 32 or raise --kv-cache")
+    assert_refused(run(*model, "--kv-cache-memory", "1KiB"), "1024 bytes, less than one block of 12.00 KiB", "raise it")
 
 
 def test_addresses_that_cannot_be_used(checkpoint: Path, tmp_path: Path) -> None:

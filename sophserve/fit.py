@@ -1,0 +1,174 @@
+"""What config.json and the options decide together. Free of torch: the server asks before it starts a worker, the
+worker asks once it knows the model itself, and both say the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from sophserve.config import EngineConfig
+from sophserve.errors import CheckpointError, ConfigError
+from sophserve.table import size
+
+MOST_RANKS = 64
+"""Sizes of a tensor-parallel group up to this one are tried to advise the user."""
+
+DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""What a model can be run in, with the bytes of a number."""
+
+
+class CannotSplit(ConfigError):
+    """A model does not divide between the ranks of the tensor-parallel group."""
+
+
+def share(rank: int, ranks: int, count: int, what: str, *, replicate: bool = False) -> slice:
+    """A rank's part of `count` things, which are split evenly and in order between the ranks.
+
+    With replicate, fewer things than ranks are allowed, and neighbouring ranks hold the same one. Raises
+    CannotSplit.
+    """
+    if count % ranks == 0:
+        each = count // ranks
+        return slice(rank * each, (rank + 1) * each)
+    if replicate and ranks % count == 0:
+        first = rank * count // ranks
+        return slice(first, first + 1)
+    raise CannotSplit(f"{count} {what} cannot be split between {ranks} ranks")
+
+
+def share_heads(rank: int, ranks: int, count: int, channels: int, *, replicate: bool = False) -> slice:
+    """A rank's part of the heads of a projection. Raises CannotSplit."""
+    return share(rank, ranks, count, f"attention heads of {channels} channels", replicate=replicate)
+
+
+def share_columns(rank: int, ranks: int, count: int) -> slice:
+    """A rank's part of the outputs of a projection. Raises CannotSplit."""
+    return share(rank, ranks, count, "columns of a projection")
+
+
+def share_vocabulary(rank: int, ranks: int, vocab_size: int) -> slice:
+    """A rank's rows. Any size can be split: the last ranks may hold fewer rows. Raises CannotSplit."""
+    each = -(-vocab_size // ranks)
+    start = rank * each
+    if each * (ranks - 1) >= vocab_size:
+        raise CannotSplit(f"a vocabulary of {vocab_size} tokens cannot be split between {ranks} ranks")
+    return slice(start, min(start + each, vocab_size))
+
+
+def refuse_split(error: CannotSplit, possible: Iterable[int]) -> NoReturn:
+    """Raise ConfigError: what cannot be split, and the sizes of a group that can be chosen."""
+    sizes = ", ".join(str(ranks) for ranks in possible)
+    raise ConfigError(f"{error}; --tensor-parallel-size can be {sizes} for this model", help="split") from None
+
+
+def check_device(name: str, known: Iterable[str]) -> None:
+    """Raise ConfigError for a device that no plugin provides."""
+    if name not in known:
+        raise ConfigError(
+            f"there is no device {name!r}; --device takes auto or one of: {', '.join(known)}", help="no-device"
+        )
+
+
+def device_index(rank: int) -> int:
+    """The number of a rank's device: CHIP_MAP in the environment lists them. Raises ConfigError."""
+    chip_map = os.environ.get("CHIP_MAP")
+    if not chip_map:
+        return rank
+    try:
+        return [int(entry) for entry in chip_map.split(",")][rank]
+    except (ValueError, IndexError):
+        raise ConfigError(
+            f"the environment variable CHIP_MAP is {chip_map!r}; it must list at least {rank + 1} device numbers "
+            "with commas between them, one for each rank"
+        ) from None
+
+
+def choose_architecture(config: Mapping[str, Any], known: Iterable[str]) -> str:
+    """The first of config.json's `architectures` that a plugin registered. Raises CheckpointError."""
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise CheckpointError("config.json has no architectures, so the model's class is unknown")
+    for name in names:
+        if name in known:
+            return str(name)
+    raise CheckpointError(
+        f"{names[0]} is not a supported architecture; supported: {', '.join(known) or 'none'}; "
+        "a plugin can add another",
+        help="architecture",
+    )
+
+
+def dtype_name(config: Mapping[str, Any], dtype: str) -> str:
+    """The option's dtype; with "auto" that of config.json, or float32 where it names none. Raises CheckpointError."""
+    name = dtype if dtype != "auto" else config.get("dtype") or config.get("torch_dtype") or "float32"
+    name = str(name).removeprefix("torch.")
+    if name not in DTYPES:
+        raise CheckpointError(
+            f"config.json's dtype {name!r} cannot be run; choose one with --dtype: {', '.join(DTYPES)}"
+        )
+    return name
+
+
+def resolve_max_model_len(config: EngineConfig, longest: int) -> int:
+    """The longest sequence that is served of a model whose context is `longest`. Raises ConfigError."""
+    wanted = config.max_model_len or longest
+    if wanted > longest:
+        raise ConfigError(f"--max-model-len is {wanted}, but the model's context is {longest}; lower it")
+    if not config.enable_chunked_prefill and wanted > config.max_num_batched_tokens:
+        raise ConfigError(
+            f"without chunked prefill a prompt must fit in one step: raise --max-num-batched-tokens "
+            f"({config.max_num_batched_tokens}) to the context of {wanted}, or lower --max-model-len",
+            help="chunked-prefill",
+        )
+    return wanted
+
+
+def stored_method(given: Mapping[str, Any], asked: str | None, known: Iterable[str]) -> str:
+    """The method of a checkpoint with this quantization config. Raises CheckpointError for one that no plugin reads,
+    and where another is asked for."""
+    method = str(given.get("quant_method", "unknown")).lower()
+    if method not in known:
+        raise CheckpointError(
+            f"the checkpoint is quantized with {method!r}, which is not supported; supported: "
+            f"{', '.join(known) or 'none'}",
+            help="quantization",
+        )
+    if asked is not None and asked != method:
+        raise CheckpointError(f"the checkpoint is quantized with {method!r} already; leave out --quantization {asked}")
+    return method
+
+
+def check_quantizes(asked: str, able: Iterable[str]) -> None:
+    """Raise CheckpointError if a plain checkpoint cannot be quantized with `asked`. able: the methods that can."""
+    if asked not in able:
+        raise CheckpointError(
+            f"--quantization {asked} cannot quantize a plain checkpoint; use one of {', '.join(able) or 'none'}"
+        )
+
+
+def check_kv_room(budget: int, block_bytes: int, num_blocks: int, config: EngineConfig, max_model_len: int) -> None:
+    """Raise ConfigError if one sequence does not fit in so many KV blocks. budget: bytes that they may take."""
+    needed = -(-max_model_len // config.block_size)
+    if num_blocks >= needed:
+        return
+    sequence_bytes = size(needed * block_bytes)
+    if not num_blocks:
+        given = config.kv_cache_memory.strip()
+        if config.kv_cache_bytes is None:
+            problem, advice = (
+                f"the KV cache may take {size(budget)}",
+                "free memory of the device, or quantize or split the model",
+            )
+        else:
+            problem = f"--kv-cache-memory is {budget} bytes"
+            advice = f"did you mean {given}GiB?" if given.isdecimal() and int(given) < 1024 else "raise it"
+        blocks = f"less than one block of {size(block_bytes)} ({config.block_size} tokens)"
+        whole = f"one sequence of {max_model_len} tokens takes {sequence_bytes}"
+        raise ConfigError(f"{problem}, {blocks}, and {whole}; {advice}", help="kv-block")
+    tokens = num_blocks * config.block_size
+    raise ConfigError(
+        f"the KV cache may take {size(budget)}, room for {tokens} tokens, but one sequence of {max_model_len} tokens "
+        f"takes {sequence_bytes}; lower --max-model-len to at most {tokens} or raise --kv-cache-memory",
+        help="kv-cache",
+    )

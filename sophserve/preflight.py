@@ -1,0 +1,118 @@
+"""What is checked before a worker starts: all that the options, the environment, config.json and the names in plugins'
+source tell. What only a loaded model knows, the worker says; the rules and the words are those of `fit` for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sophserve import fit
+from sophserve.checkpoint import quantization_config, read_config
+from sophserve.config import EngineConfig
+from sophserve.registered import Names, registered
+
+OWN = "sophserve"
+"""The distribution whose architectures are known to be decoders as `Decoder` has it."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The sizes of a decoder that is not sparse, by config.json."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    context: int | None  # None where the positions are scaled in a way that the architecture must know
+
+    def split(self, ranks: int) -> int:
+        """The key/value heads of one rank. Raises CannotSplit."""
+        fit.share_vocabulary(0, ranks, self.vocabulary)
+        fit.share_heads(0, ranks, self.heads, self.head_dim)
+        held = fit.share_heads(0, ranks, self.kv_heads, self.head_dim, replicate=True)
+        fit.share_columns(0, ranks, self.intermediate)
+        return held.stop - held.start
+
+    def splits(self, ranks: int) -> bool:
+        """Whether so many ranks can share it."""
+        try:
+            self.split(ranks)
+        except fit.CannotSplit:
+            return False
+        return True
+
+
+def check(config: EngineConfig, directory: Path) -> None:
+    """Raise SophserveError for what cannot work."""
+    devices = registered("register_devices")
+    if config.device != "auto" and devices is not None:
+        fit.check_device(config.device, devices.members)
+    fit.device_index(config.tensor_parallel_size - 1)
+    settings = read_config(directory)
+    architectures = registered("register_architectures")
+    decoder = None
+    if architectures is not None:
+        decoder = _decoder(settings, architectures, fit.choose_architecture(settings, architectures.members))
+    max_model_len = None
+    if decoder is not None and decoder.context is not None:
+        max_model_len = fit.resolve_max_model_len(config, decoder.context)
+    dtype = fit.dtype_name(settings, config.dtype)
+    _check_quantization(config, directory, settings)
+    if decoder is not None:
+        _check_sizes(config, decoder, max_model_len, dtype)
+
+
+def _check_quantization(config: EngineConfig, directory: Path, settings: dict[str, Any]) -> None:
+    known = registered("register_quantizations")
+    if known is None:
+        return
+    given = quantization_config(directory, settings)
+    if given is not None:
+        fit.stored_method(given, config.quantization, known.members)
+    elif config.quantization is not None:
+        fit.check_quantizes(
+            config.quantization, [name for name, members in known.members.items() if "for_dense" in members]
+        )
+
+
+def _check_sizes(config: EngineConfig, decoder: Decoder, max_model_len: int | None, dtype: str) -> None:
+    try:
+        kv_heads = decoder.split(config.tensor_parallel_size)
+    except fit.CannotSplit as error:
+        fit.refuse_split(error, filter(decoder.splits, range(1, fit.MOST_RANKS + 1)))
+    budget = config.kv_cache_bytes
+    if budget is not None and max_model_len is not None:
+        block_bytes = 2 * decoder.layers * kv_heads * decoder.head_dim * fit.DTYPES[dtype] * config.block_size
+        fit.check_kv_room(budget, block_bytes, budget // block_bytes, config, max_model_len)
+
+
+def _decoder(settings: dict[str, Any], architectures: Names, name: str) -> Decoder | None:
+    """None where the architecture is another's, or gives a meaning of its own to what config.json does not say."""
+    if architectures.distributions[name] != OWN:
+        return None
+    defaults = architectures.members[name]
+
+    def size(key: str, otherwise: int | None = None) -> int | None:
+        value = settings.get(key)
+        if value is None and key not in defaults:
+            value = otherwise
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+    heads, hidden = size("num_attention_heads"), size("hidden_size")
+    sizes = {
+        "layers": size("num_hidden_layers"),
+        "heads": heads,
+        "kv_heads": size("num_key_value_heads", heads),
+        "head_dim": size("head_dim", hidden // heads if hidden and heads else None),
+        "intermediate": size("intermediate_size"),
+        "vocabulary": size("vocab_size"),
+    }
+    found = {key: value for key, value in sizes.items() if value is not None}
+    if len(found) < len(sizes):
+        return None
+    scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default" if isinstance(scaling, dict) else None
+    return Decoder(**found, context=size("max_position_embeddings") if kind in ("default", "llama3") else None)
