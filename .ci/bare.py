@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from datetime import datetime
@@ -38,8 +39,11 @@ def run(*arguments: object, stdin: str = "") -> str:
 def post(url: str, body: dict) -> bytes:
     """The answer to a JSON body."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return answer.read()
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"{url} {body}: {error} {error.read().decode()}") from None
 
 
 @contextmanager
@@ -124,7 +128,7 @@ def others() -> None:
 def show_stages(log: list[str]) -> None:
     """How long each stage of a start took, by the server's log."""
     stages = re.findall(r"^(\S+ \S+) INFO (listening|loading: [^\n]+|ready)", "".join(log), re.M)
-    times = [datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f") for when, _ in stages]  # noqa: DTZ007
+    times = [datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f") for when, _ in stages]
     print("start of the demo model, seconds by stage:")
     for (_, stage), begun, ended in zip(stages, times, times[1:], strict=False):
         print(f"  {(ended - begun).total_seconds():6.2f}  {stage}")
