@@ -62,11 +62,14 @@ _MOST_BYTES_OF_OTHERS = 1 << 16
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-async def read_body(request: web.Request, kind: type[T]) -> tuple[T, list[str]]:
-    """The body as a struct, and the names of fields in it that mean nothing here. Raises RequestError."""
+async def read_body(request: web.Request, kind: type[T], optional: bool = False) -> tuple[T, list[str]]:
+    """The body as a struct, and the names of fields in it that mean nothing here. If optional, none is as good as
+    `{}`. Raises RequestError."""
     serving = request.app[SERVING]
     async with received(request) as body:
         current_record.get().body_bytes = len(body)
+        if optional and not body:
+            return kind(), []
         return await serving.texts.run(lambda: _parsed(body, kind, serving.config.reject_unknown_fields))
 
 

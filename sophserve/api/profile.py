@@ -11,9 +11,7 @@ from sophserve.profiling import ProfileOptions
 
 async def start_profile(request: web.Request) -> web.Response:
     """Begin; the body, if there is one, has fields of ProfileOptions. Answers with the folders of the ranks."""
-    options, unknown = ProfileOptions(), list[str]()
-    if await request.read():
-        options, unknown = await read_body(request, ProfileOptions)
+    options, unknown = await read_body(request, ProfileOptions, optional=True)
     folders = await request.app[SERVING].engine.profiling.start(options)
     return json_response({"folders": list(map(str, folders))}, warn_unknown(unknown))
 
