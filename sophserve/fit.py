@@ -126,7 +126,7 @@ def resolve_max_model_len(config: EngineConfig, longest: int) -> int:
 
 def stored_method(given: Mapping[str, Any], asked: str | None, known: Iterable[str]) -> str:
     """The method of a checkpoint with this quantization config. Raises CheckpointError for one that no plugin reads,
-    and where another is asked for."""
+    ConfigError where another is asked for."""
     method = str(given.get("quant_method", "unknown")).lower()
     if method not in known:
         raise CheckpointError(
@@ -135,14 +135,14 @@ def stored_method(given: Mapping[str, Any], asked: str | None, known: Iterable[s
             help="quantization",
         )
     if asked is not None and asked != method:
-        raise CheckpointError(f"the checkpoint is quantized with {method!r} already; leave out --quantization {asked}")
+        raise ConfigError(f"the checkpoint is quantized with {method!r} already; leave out --quantization {asked}")
     return method
 
 
 def check_quantizes(asked: str, able: Iterable[str]) -> None:
-    """Raise CheckpointError if a plain checkpoint cannot be quantized with `asked`. able: the methods that can."""
+    """Raise ConfigError if a plain checkpoint cannot be quantized with `asked`. able: the methods that can."""
     if asked not in able:
-        raise CheckpointError(
+        raise ConfigError(
             f"--quantization {asked} cannot quantize a plain checkpoint; use one of {', '.join(able) or 'none'}"
         )
 

@@ -113,7 +113,7 @@ def is_dense(stored: Mapping[str, StoredTensor]) -> bool:
 def find_scheme(directory: Path, config: Mapping[str, Any], asked: str | None = None) -> Scheme | None:
     """The scheme of a checkpoint; None for a plain one, unless `asked` names one to quantize it with on loading.
 
-    Raises CheckpointError.
+    Raises CheckpointError or ConfigError.
     """
     known = quantizations()
     given = quantization_config(directory, config)
