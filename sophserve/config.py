@@ -154,6 +154,9 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     trust_request_chat_template: Annotated[
         bool, Meta(description="take chat templates, which are programs, from requests")
     ] = False
+    enable_tokenizer_info_endpoint: Annotated[
+        bool, Meta(description="answer /tokenizer_info, which shows the tokenizer's settings and the chat template")
+    ] = False
     ui: Annotated[bool, Meta(description="show a page at / to chat with the model and to watch the server")] = True
     root_path: Annotated[
         str, Meta(description="path under which a proxy shows the server, such as /llm; answered with and without it")

@@ -160,6 +160,31 @@ class ModelList(TypedDict):
     data: list[Model]
 
 
+class AnthropicModel(TypedDict):
+    """One name of the model, for clients of Anthropic's API."""
+
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    deprecated_at: None
+    retires_at: None
+    line: None
+    capabilities: None
+    max_input_tokens: int
+    max_tokens: int
+
+
+class AnthropicModelList(TypedDict):
+    """A page of names of the model, for clients of Anthropic's API."""
+
+    data: list[AnthropicModel]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
 class PromptDetails(TypedDict):
     """Tokens that were in the prefix cache."""
 

@@ -22,7 +22,7 @@ from sophserve.api.profile import start_profile, stop_profile
 from sophserve.api.responses import count_input_tokens, create_response, delete_response, get_response
 from sophserve.api.server_info import server_info
 from sophserve.api.serving import SERVING, Serving
-from sophserve.api.tokenize import apply_template, detokenize, tokenize
+from sophserve.api.tokenize import apply_template, detokenize, tokenize, tokenizer_info
 from sophserve.api.upload import take_expectation
 
 
@@ -49,6 +49,7 @@ ROUTES = [
     _post("/tokenize", tokenize),
     _post("/detokenize", detokenize),
     _post("/apply-template", apply_template),
+    web.get("/tokenizer_info", tokenizer_info),
     web.get("/v1/models", list_models),
     web.get("/v1/models/{name:.+}", get_model),
     _post("/v1/chat/completions", chat_completions),

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,7 +23,20 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", bound=msgspec.Struct)
 
 # Sent by clients as a matter of course, and without influence on the answer.
-_WITHOUT_EFFECT = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+_WITHOUT_EFFECT = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"}
+)
+# Known, and the answer is right without them, but whoever sends them should hear that nothing comes of it.
+_NOTED = frozenset(
+    {
+        "context_management",
+        "max_tool_calls",
+        "prediction",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "verbosity",
+    }
+)
 # An answer that silently left these out would be a wrong one. Some are fields of one kind of request only.
 _UNSUPPORTED = frozenset(
     {
@@ -36,6 +49,7 @@ _UNSUPPORTED = frozenset(
         "json_schema",
         "logprob_token_ids",
         "modalities",
+        "moderation",
         "prompt_embeds",
         "regex",
         "suffix",
@@ -43,6 +57,8 @@ _UNSUPPORTED = frozenset(
         "web_search_options",
     }
 )
+WITHOUT_EFFECT = "without effect"
+LEFT_OUT = "tools of types that are not supported were left out"
 _LONGEST_NAME = 64
 _MOST_FIELDS = 10_000
 _NEUTRAL: dict[str, Any] = {"best_of": 1, "modalities": ["text"]}
@@ -70,10 +86,13 @@ async def read_body(request: web.Request, kind: type[T], optional: bool = False)
         current_record.get().body_bytes = len(body)
         if optional and not body:
             return kind(), []
-        return await serving.texts.run(lambda: _parsed(body, kind, serving.config.reject_unknown_fields))
+        work = partial(_parsed, body, kind, serving.config.reject_unknown_fields)
+        found, unknown, idle = await serving.texts.run(work)
+    warn_of(WITHOUT_EFFECT, idle)
+    return found, unknown
 
 
-def _parsed(body: bytearray, kind: type[T], reject_unknown: bool) -> tuple[T, list[str]]:
+def _parsed(body: bytearray, kind: type[T], reject_unknown: bool) -> tuple[T, list[str], list[str]]:
     with _json_errors(body):
         check_json(body) if len(body) > INLINE else body.decode()
         fields = _fields(body)
@@ -84,7 +103,8 @@ def _parsed(body: bytearray, kind: type[T], reject_unknown: bool) -> tuple[T, li
         if value and value != _NEUTRAL.get(name):
             raise RequestError(f"{name} is not supported; leave it out", name, "unsupported_parameter")
     known = set(kind.__struct_fields__)
-    unknown = sorted(fields.keys() - known - _WITHOUT_EFFECT - _UNSUPPORTED)
+    idle = [name for name in sorted(_NOTED & fields.keys() - known) if bytes(fields[name]) != b"null"]
+    unknown = sorted(fields.keys() - known - _WITHOUT_EFFECT - _NOTED - _UNSUPPORTED)
     if unknown and reject_unknown:
         raise RequestError(f"{_shown(unknown)}: there is no such field; leave it out", unknown[0][:_LONGEST_NAME])
     for name in (known & fields.keys()) - _WITHOUT_LIMIT:
@@ -92,7 +112,7 @@ def _parsed(body: bytearray, kind: type[T], reject_unknown: bool) -> tuple[T, li
         if len(fields[name]) > most:
             raise RequestError(f"{name} has {len(fields[name])} bytes of JSON; at most {most} are possible", name)
     with _json_errors(body):
-        return _decoder(kind)(body), unknown
+        return _decoder(kind)(body), unknown, idle
 
 
 @cache
@@ -113,12 +133,20 @@ def json_response(value: Any, headers: dict[str, str] | None = None) -> web.Resp
     return web.Response(body=msgspec.json.encode(value), content_type="application/json", headers=headers)
 
 
+def warn_of(what: str, names: list[str]) -> None:
+    """Have the answer's header say something about these fields or entries of the request."""
+    if names:
+        current_record.get().warnings.append(f"{what}: {_shown(names)}")
+
+
 def warn_unknown(names: list[str]) -> dict[str, str]:
-    """Log that these fields were ignored; returns the header that tells the client."""
-    if not names:
-        return {}
-    log.warning("ignored %d unknown fields of a request", len(names))  # the names are the client's
-    return {"X-Sophserve-Warnings": f"ignored unknown fields: {_shown(names)}"}
+    """Log that these fields were ignored; returns the header that tells the client, of these and of all else that
+    there is to say."""
+    if names:
+        log.warning("ignored %d unknown fields of a request", len(names))  # the names are the client's
+        warn_of("ignored unknown fields", names)
+    warnings = current_record.get().warnings
+    return {"X-Sophserve-Warnings": "; ".join(warnings)} if warnings else {}
 
 
 def _shown(names: list[str]) -> str:

@@ -113,6 +113,10 @@ class ChatStyle:
             choices[0]["logprobs"] = {"content": chat_logprobs(self._tokenizer, delta.logprobs)}
         return choices
 
+    def silent(self, index: int) -> Choice:
+        """No text, for tokens that have none."""
+        return self._chunk(index, {"content": ""})
+
     def closing(self, index: int, delta: OutputDelta) -> Choice:
         """Why the choice ended."""
         choice = self._chunk(index, {})

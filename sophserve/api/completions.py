@@ -106,6 +106,10 @@ class CompletionStyle:
         """Text, with the logprobs of the tokens that came with it."""
         return [self._choice(index, delta.text, delta.logprobs or [])] if delta.text or delta.logprobs else []
 
+    def silent(self, index: int) -> Choice:
+        """No text, for tokens that have none."""
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+
     def closing(self, index: int, delta: OutputDelta) -> Choice:
         """Why the choice ended."""
         choice: Choice = {"index": index, "text": "", "logprobs": None}

@@ -31,7 +31,9 @@ _QUIET_PATHS = HEALTH_PATHS | {"/metrics"}  # asked for every few seconds
 # Errors whose messages may quote what the client sent. The log shows nothing of that.
 _QUOTING = frozenset({400, 404, 405})
 
-_RESPONSES_PATH, ANTHROPIC_PATH = "/v1/responses", "/v1/messages"
+_RESPONSES_PATH, ANTHROPIC_PATH, _MODELS_PATH = "/v1/responses", "/v1/messages", "/v1/models"
+# What comes after these is a name, and what is not served below them looks like one.
+_NAMED = (f"{_RESPONSES_PATH}/", f"{_MODELS_PATH}/", "/requests/")
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
     404: "not_found_error",
@@ -142,11 +144,16 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
         error = _as_api_error(request, exception)
         record.error, record.error_code = _loggable(exception, error), error.code
     if record.stream is None:
-        return error.response(record.path)
+        return error.response(ANTHROPIC_PATH if speaks_anthropic(request, record.path) else record.path)
     # The headers have gone out with status 200: the error can only be an event.
     await record.stream.write(error.event(record.path))
     await record.stream.write_eof()
     return record.stream
+
+
+def speaks_anthropic(request: web.Request, path: str) -> bool:
+    """Whether a client of Anthropic's API asks for what both APIs have."""
+    return path.startswith(_MODELS_PATH) and "anthropic-version" in request.headers
 
 
 def _loggable(exception: Exception, error: ApiError) -> str:
@@ -202,6 +209,8 @@ def _from_http(request: web.Request, exception: web.HTTPException) -> ApiError:
     match exception.status:
         case 404:
             message = f"{request.path} does not exist on this server"
+        case 405 if request.method == "POST" and current_record.get().path.startswith(_NAMED):
+            return ApiError(404, f"POST {request.path} is not served; see /openapi.json for what is")
         case 405:
             message = f"{request.path} does not take {request.method}; use {allow}"
         case 413:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.body import json_response, read_body, warn_unknown
+from sophserve.api.body import LEFT_OUT, json_response, read_body, warn_of, warn_unknown
 from sophserve.api.chat import ChatPlan, chat_generation, template_messages
 from sophserve.api.events import Event, Exchange, OutputFormat
 from sophserve.api.params import check_texts
@@ -22,6 +22,7 @@ from sophserve.api.tools import AnswerFormat, ToolUse
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
 
+_OWN_TOOLS = (None, "custom")
 _THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 
 
@@ -107,6 +108,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, MessagesRequest)
     model = serving.check_model(body.model)
+    _warn_of_tools(body)
     plan = await serving.texts.run(lambda: _plan(serving, body))
     async with serving.admitted(1):
         generation, answers = await chat_generation(serving, plan, "msg_")
@@ -124,6 +126,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, CountRequest)
     serving.check_model(body.model)
+    _warn_of_tools(body)
 
     def work() -> int:
         chat = _chat(body)
@@ -253,7 +256,7 @@ def _chat(body: CountRequest) -> ChatRequest:
     chat.continue_final_message = bool(
         last and last.role == "assistant" and conversation[-1].content and not conversation[-1].tool_calls
     )
-    chat.tools = [_function(tool) for tool in body.tools or [] if tool.type in (None, "custom")]
+    chat.tools = [_function(tool) for tool in body.tools or [] if tool.type in _OWN_TOOLS]
     chat.tool_choice = _tool_choice(body.tool_choice)
     chat.parallel_tool_calls = not (body.tool_choice and body.tool_choice.disable_parallel_tool_use)
     config = body.output_config or OutputConfig()
@@ -315,6 +318,11 @@ def _text(block: Block, path: str) -> str:
     if block.type != "text" or block.text is None:
         raise RequestError(f"{path}: this model reads blocks of type text only, got {block.type!r}", path)
     return block.text
+
+
+def _warn_of_tools(body: CountRequest) -> None:
+    """Name the tools that only Anthropic runs or describes: clients send them to every server."""
+    warn_of(LEFT_OUT, [str(tool.type) for tool in body.tools or [] if tool.type not in _OWN_TOOLS])
 
 
 def _function(tool: Tool) -> dict[str, Any]:

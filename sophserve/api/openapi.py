@@ -25,12 +25,13 @@ from sophserve.profiling import ProfileOptions
 
 class Operation(NamedTuple):
     """The types of an answer and of a body. streams: whether the answer may also be server-sent events. required: that
-    the body is."""
+    the body is. anthropic: the type of the answer to clients of Anthropic's API, where it is another one."""
 
     answer: Any
     body: type[msgspec.Struct] | None = None
     streams: bool = False
     required: bool = True
+    anthropic: Any = None
 
 
 OPERATIONS = {
@@ -52,8 +53,9 @@ OPERATIONS = {
     "POST /tokenize": Operation(answers.Tokens, TokenizeRequest),
     "POST /detokenize": Operation(answers.Text, DetokenizeRequest),
     "POST /apply-template": Operation(answers.Prompt, ConversationRequest),
-    "GET /v1/models": Operation(answers.ModelList),
-    "GET /v1/models/{name}": Operation(answers.Model),
+    "GET /tokenizer_info": Operation(dict[str, Any]),
+    "GET /v1/models": Operation(answers.ModelList, anthropic=answers.AnthropicModelList),
+    "GET /v1/models/{name}": Operation(answers.Model, anthropic=answers.AnthropicModel),
     "POST /v1/chat/completions": Operation(answers.ChatCompletion, ChatRequest, streams=True),
     "POST /v1/completions": Operation(answers.Completion, CompletionRequest, streams=True),
     "POST /v1/embeddings": Operation(answers.EmbeddingList, EmbeddingRequest),
@@ -89,6 +91,7 @@ def describe(config: ServerConfig, routes: Iterable[web.AbstractRoute]) -> dict[
     """The document."""
     types: list[Any] = [operation.body for operation in OPERATIONS.values() if operation.body]
     types += [operation.answer for operation in OPERATIONS.values() if operation.answer is not None]
+    types += [operation.anthropic for operation in OPERATIONS.values() if operation.anthropic is not None]
     types += [answers.ErrorBody, answers.AnthropicErrorBody]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     by_type = dict(zip(map(repr, types), schemas, strict=True))
@@ -113,13 +116,14 @@ def describe(config: ServerConfig, routes: Iterable[web.AbstractRoute]) -> dict[
 def _operation(
     config: ServerConfig, route: web.AbstractRoute, path: str, operation: Operation, schemas: dict[str, Any]
 ) -> dict[str, Any]:
-    answer, body, streams, required = operation
+    answer, body, streams, required, anthropic = operation
     error = schemas[repr(answers.AnthropicErrorBody if path.startswith(ANTHROPIC_PATH) else answers.ErrorBody)]
     failed = {"description": "An error, and what to change.", "content": {"application/json": {"schema": error}}}
     good: dict[str, Any] = {"description": "The answer."}
     if answer is not None:
         kind = "text/plain" if answer is str else "application/json"
-        good["content"] = {kind: {"schema": schemas[repr(answer)]}}
+        forms = [schemas[repr(form)] for form in (answer, anthropic) if form is not None]
+        good["content"] = {kind: {"schema": forms[0] if anthropic is None else {"anyOf": forms}}}
     if streams:
         good["content"]["text/event-stream"] = {"schema": {"type": "string", "description": _EVENTS}}
     described: dict[str, Any] = {

@@ -24,7 +24,7 @@ _SANE_ID = re.compile(r"[A-Za-z0-9][\w.:@+=-]{0,127}", re.ASCII)
 class Record:
     """Filled in while a request is served. Times are of time.monotonic(); path is without --root-path; client is whose
     it is: an API key's name, else an address; body_bytes says how much there is to go through; uploading is set while
-    that is awaited, stream once its headers go out."""
+    that is awaited, stream once its headers go out; warnings are for the client."""
 
     started: float
     path: str
@@ -40,6 +40,7 @@ class Record:
     queue_time: float = 0.0
     first_output: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     error: str | None = None
     error_code: str | None = None
     stream: web.StreamResponse | None = None

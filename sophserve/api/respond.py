@@ -41,6 +41,9 @@ class Style(Protocol):
     def parts(self, index: int, delta: OutputDelta) -> list[Choice]:
         """What a choice gains, in one chunk or several; none for nothing to show."""
 
+    def silent(self, index: int) -> Choice:
+        """What stands for tokens that add nothing."""
+
     def closing(self, index: int, delta: OutputDelta) -> Choice:
         """The last chunk of a choice, with its finish_reason."""
 
@@ -178,7 +181,13 @@ class Reply:
         if index not in opened:
             opened.add(index)
             yield from self._style.opening(index, delta)
-        yield from self._style.parts(index, delta)
+        shown = False
+        for choice in self._style.parts(index, delta):
+            shown = True
+            yield choice
+        # Those who measure count chunks, and ask for a fixed length.
+        if not shown and delta.token_ids and self._generation.params[0].ignore_eos:
+            yield self._style.silent(index)
         if delta.finish_reason:
             yield self._style.closing(index, delta)
 

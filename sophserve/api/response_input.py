@@ -26,9 +26,10 @@ class Item(msgspec.Struct):
 
 
 class TextOptions(msgspec.Struct):
-    """format: the form that the text must have."""
+    """format: the form that the text must have. verbosity has no effect."""
 
     format: OutputFormat | None = None
+    verbosity: str | None = None
 
 
 class Reasoning(msgspec.Struct):
@@ -39,7 +40,7 @@ class Reasoning(msgspec.Struct):
 
 
 class InputRequest(msgspec.Struct, kw_only=True):
-    """The fields that the prompt is made of."""
+    """The fields that the prompt is made of. prompt and conversation name what OpenAI's servers keep."""
 
     input: str | list[Item]
     model: str | None = None
@@ -50,6 +51,8 @@ class InputRequest(msgspec.Struct, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
+    conversation: str | dict[str, Any] | None = None
 
 
 class _AllowedTools(msgspec.Struct):

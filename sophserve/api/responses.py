@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from sophserve.api.body import json_response, read_body, warn_unknown
+from sophserve.api.body import LEFT_OUT, WITHOUT_EFFECT, json_response, read_body, warn_of, warn_unknown
 from sophserve.api.chat import ChatPlan, chat_generation, template_messages
 from sophserve.api.errors import MAX_BODY_BYTES, ApiError
 from sophserve.api.events import Exchange
@@ -30,6 +30,9 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     model = serving.check_model(body.model)
     if body.background:
         raise RequestError("background is not supported; leave it out and wait for the answer", "background")
+    _check_supported(body)
+    idle = {"text.verbosity": body.text and body.text.verbosity, "truncation": body.truncation == "auto"}
+    warn_of(WITHOUT_EFFECT, [name for name, given in idle.items() if given])
     before = _stored(serving, body.previous_response_id)
     plan, conversation = await serving.texts.run(lambda: _plan(serving, body, before))
     async with serving.admitted(1, body.timeout):
@@ -76,6 +79,7 @@ async def count_input_tokens(request: web.Request) -> web.Response:
     serving = request.app[SERVING]
     body, unknown = await read_body(request, InputRequest)
     serving.check_model(body.model)
+    _check_supported(body)
     before = _stored(serving, body.previous_response_id)
 
     def work() -> int:
@@ -87,6 +91,15 @@ async def count_input_tokens(request: web.Request) -> web.Response:
     async with serving.admitted(1):
         count = await serving.texts.run(work)
         return json_response({"object": "response.input_tokens", "input_tokens": count}, warn_unknown(unknown))
+
+
+def _check_supported(body: InputRequest) -> None:
+    """Raise RequestError for what is kept by OpenAI's servers only, and name the tools that are no functions, most of
+    which only they can run."""
+    for name in ("prompt", "conversation"):
+        if getattr(body, name):
+            raise RequestError(f"{name} is not supported; send its text as input", name, "unsupported_parameter")
+    warn_of(LEFT_OUT, [kind for tool in body.tools or [] if (kind := str(tool.get("type"))) != "function"])
 
 
 def _plan(serving: Serving, body: ResponsesRequest, before: bytes) -> tuple[ChatPlan, bytes]:

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from sophserve.api.body import read_body, warn_unknown
 from sophserve.api.chat import template_messages
+from sophserve.api.errors import ApiError
 from sophserve.api.json_pieces import respond_json
 from sophserve.api.prompts import encode, encode_chat, render_chat
 from sophserve.api.requests import ChatRequest, Message
@@ -84,6 +85,23 @@ async def detokenize(request: web.Request) -> web.StreamResponse:
     async with serving.admitted(1):
         text = await serving.texts.run(work)
     return await respond_json(request, {"prompt": text, "content": text}, warn_unknown(unknown))
+
+
+async def tokenizer_info(request: web.Request) -> web.StreamResponse:
+    """The tokenizer's settings, its special tokens and the chat template, as vLLM shows them."""
+    serving = request.app[SERVING]
+    if not serving.config.enable_tokenizer_info_endpoint:
+        raise ApiError(404, "/tokenizer_info is only served with --enable-tokenizer-info-endpoint")
+    tokenizer, template = serving.tokenizer, serving.chat_template.source()
+    info = {"tokenizer_class": "PreTrainedTokenizerFast"} | _plain(tokenizer.config) | tokenizer.special_tokens
+    return await respond_json(request, info | {"chat_template": template} if template else info)
+
+
+def _plain(value: Any) -> Any:
+    """Settings in which tokens are their texts."""
+    if isinstance(value, dict):
+        return value["content"] if "content" in value else {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 async def apply_template(request: web.Request) -> web.StreamResponse:

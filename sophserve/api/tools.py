@@ -216,12 +216,17 @@ def _schema(function: Function) -> dict[str, Any]:
 def _tools(body: ChatRequest) -> list[Tool]:
     if not body.tools:
         return []
+    for index, given in enumerate(body.tools):
+        kind = given.get("type", "function")
+        if isinstance(kind, str) and kind != "function":
+            where = f"tools[{index}].type"
+            raise RequestError(
+                f"{where}: tools of type {kind[:64]!r} are not supported; describe it as a function", where
+            )
     tools = checked({"tools": body.tools}, _Tools).tools
     names: set[str] = set()
     for index, tool in enumerate(tools):
         where, function = f"tools[{index}]", tool.function
-        if tool.type != "function":
-            raise RequestError(f"{where}.type: must be function, got {tool.type!r}", f"{where}.type")
         if function.name in names:
             raise RequestError(f"{where}.function.name: {function.name!r} is there already", f"{where}.function.name")
         names.add(function.name)

@@ -115,7 +115,7 @@ WRONG_FIELDS = [
     (CHAT, {"grammar": "start: x"}, "grammar", "not supported"),
     (CHAT, {"tools": [{"type": "function"}]}, "tools[0].function", "missing"),
     (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "--tool-call-parser"),
-    (CHAT, {"tools": [{"type": "magic", "function": {"name": "f"}}]}, "tools[0].type", "must be function"),
+    (CHAT, {"tools": [{"type": "magic", "function": {"name": "f"}}]}, "tools[0].type", "'magic' are not supported"),
     (CHAT, {"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "regex"),
     (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools[1].function.name", "already"),
     (
