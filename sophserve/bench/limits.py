@@ -21,10 +21,11 @@ class DeviceLimits(msgspec.Struct, frozen=True):
     shared: bool
 
 
-def measure_limits(device: str, dtype: str) -> DeviceLimits:
-    """Measure a device, by its name, with weights of dtype. Takes seconds. Raises SophserveError."""
+def limits_of(device: str, dtype: str) -> DeviceLimits | None:
+    """Those of a device, by its name, with weights of dtype, as a worker measures them; None where it has no room for
+    that. Takes seconds. Raises SophserveError."""
     command = [sys.executable, "-m", "sophserve.worker.limits", device, dtype]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SophserveError(f"the device's limits could not be measured: {done.stdout or done.stderr}")
-    return msgspec.json.decode(done.stdout, type=DeviceLimits)
+    return msgspec.json.decode(done.stdout, type=DeviceLimits | None)

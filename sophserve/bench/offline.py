@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sophserve.bench import offline_report as report
-from sophserve.bench.limits import measure_limits
+from sophserve.bench.limits import limits_of
 from sophserve.bench.offline_prompts import make_prompts
 from sophserve.bench.offline_result import Reckoning, Setting
 from sophserve.bench.offline_run import Pass, logprobs_of, peak_worker_memory, run_pass
@@ -56,7 +56,7 @@ def bench(argv: Sequence[str]) -> int:
     if given.use_v1:
         print("--use-v1 is accepted without effect: there is one engine", file=sys.stderr)
     measured, device = asyncio.run(_measure(given, options, settings, golden))
-    limits = None if given.skip_limits else measure_limits(options["device"], footprint.dtype)
+    limits = None if given.skip_limits else limits_of(options["device"], footprint.dtype)
     reckoning = Reckoning(footprint, given.tp_size, limits)
     results = [
         reckoning.result(each.setting, each.prompts, each.passes, each.memory, each.quality) for each in measured

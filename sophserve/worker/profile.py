@@ -11,8 +11,9 @@ from typing import cast
 import msgspec
 import torch
 
-from device.interface import CommandRecord, DenseWeight, Device, OutOfDeviceMemory, UnsupportedOperator
+from device.interface import CommandRecord
 from sophserve.profiling import FOLDER, RECORDS, Command, Header, Step, Sums
+from sophserve.worker.limits import measure_limits
 from sophserve.worker.messages import LoadModel, StartProfile, StepPlan, StepResult
 from sophserve.worker.model_runner import ModelRunner
 
@@ -20,12 +21,6 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks at the device's memory, each of which takes a tenth of a millisecond.
 MEMORY_PERIOD = 0.05
-# The products by which the limits are measured: one that is bound by reads, of a weight larger than most caches, and
-# one that is bound by operations: (rows, outputs, inputs).
-READ_BYTES = 128 << 20
-# Seconds for each of them; the best time counts, for the machine may do other things as well.
-LIMIT_PERIOD = 0.2
-COMPUTING = (512, 2048, 1024)
 # A profile that is forgotten must not fill the disk.
 LARGEST_FILE = 4 << 30
 
@@ -56,8 +51,8 @@ class Profile:
             max_record_num=self._room,
             started=time.time(),
             start=time.monotonic_ns(),
-            bytes_per_second=limits and limits[0],
-            operations_per_second=limits and limits[1],
+            bytes_per_second=limits.bandwidth if limits else None,
+            operations_per_second=limits.rate if limits else None,
         )
         try:
             self._write(header)
@@ -122,27 +117,6 @@ class Profile:
             raise OSError(errno.EFBIG, f"it has reached {LARGEST_FILE >> 30} GiB")
         while data:
             data = data[self._file.write(data) :]
-
-
-def measure_limits(device: Device, dtype: torch.dtype) -> tuple[float, float] | None:
-    """Bytes and operations per second that the device's products reach; None where it has no room to try."""
-
-    def seconds(rows: int, outputs: int, inputs: int) -> float:
-        weight = device.pack(DenseWeight(torch.ones(outputs, inputs, dtype=dtype, device=device.torch_device)))
-        x = torch.ones(rows, inputs, dtype=dtype, device=device.torch_device)
-        best, end = float("inf"), time.perf_counter() + LIMIT_PERIOD
-        while (start := time.perf_counter()) < end or best == float("inf"):
-            device.ops.linear(x, weight)
-            device.synchronize()
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    try:
-        rows, outputs, inputs = COMPUTING
-        reading = READ_BYTES / seconds(1, READ_BYTES // (8192 * dtype.itemsize), 8192)
-        return reading, 2 * rows * outputs * inputs / seconds(*COMPUTING)
-    except (OutOfDeviceMemory, MemoryError, UnsupportedOperator):
-        return None
 
 
 def _sums(records: list[CommandRecord]) -> dict[str, Sums]:
