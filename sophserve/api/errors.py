@@ -143,6 +143,9 @@ async def _answer(request: web.Request, handler: Handler, record: Record) -> web
     except Exception as exception:
         error = _as_api_error(request, exception)
         record.error, record.error_code = _loggable(exception, error), error.code
+        # Else the error keeps this call and this call the error, with all that the request had, until the next full
+        # garbage collection.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
     if record.stream is None:
         return error.response(ANTHROPIC_PATH if speaks_anthropic(request, record.path) else record.path)
     # The headers have gone out with status 200: the error can only be an event.

@@ -21,6 +21,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from sophserve.api.app import create_app
+from sophserve.api.budget import give_freed_memory_back
 from sophserve.api.connections import Runner
 from sophserve.api.listener import Listener, bind, connection_limit, raise_descriptor_limit
 from sophserve.api.serving import Serving
@@ -45,6 +46,7 @@ def run(engine: Engine, config: ServerConfig, started: float) -> None:
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     raise_descriptor_limit()
+    give_freed_memory_back()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(engine, config, started))

@@ -88,7 +88,6 @@ class _Upload:
                         self._note_progress()
                         self._deadline.reschedule(loop.time() + limit)
         except TimeoutError:
-            body.clear()
             if self._gave_way:
                 raise self._refused() from None
             self._connections.refused["body_timeout"] += 1
@@ -98,9 +97,6 @@ class _Upload:
                 code="body_timeout",
                 headers=_CLOSE,
             ) from None
-        except BaseException:
-            body.clear()  # the error's traceback would keep it
-            raise
         return body
 
     def give_way(self) -> None:
