@@ -327,6 +327,9 @@ class Engine:
                 sequence.end("stop")
                 self.metrics.on_prompt(len(sequence.request.prompt), sequence.request.cached_tokens)
                 self._forget(sequence)
+        for identity in result.deferred:
+            if sequence := self._sequences.get(identity):
+                self._scheduler.defer(sequence.request)
         for sampled in result.sampled:
             # A sequence that ended while this step was under way has no use for the token.
             if sequence := self._sequences.get(sampled.id):

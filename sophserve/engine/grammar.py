@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +19,6 @@ from sophserve.checkpoint import end_token_ids as end_token_ids_of
 from sophserve.errors import RequestError
 from sophserve.sampling import StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
-
-# Compiled grammars that are kept.
-CACHE_SIZE = 64
 
 _LIMITS = LLParserLimits(max_grammar_size=100_000, max_lexer_states=50_000, verbose_errors=False)
 # A space, or a new line with its indentation. Unbounded, a model that likes blanks would never end.
@@ -100,23 +96,12 @@ class GrammarCompiler:
         self.vocabulary = Vocabulary(tokenizer, vocab_size, ends)
         self.tokens = LLTokenizer(self.vocabulary, n_vocab=vocab_size, eos_token=ends)  # type: ignore[arg-type]
         self.end_token_ids = frozenset(ends)
-        self._compiled: OrderedDict[StructuredOutput, LLMatcher] = OrderedDict()
 
     @classmethod
     def from_directory(cls, directory: Path, vocab_size: int) -> GrammarCompiler:
         """Over the tokenizer of a checkpoint."""
         tokenizer = Tokenizer.from_directory(directory)
         return cls(tokenizer, vocab_size, end_token_ids_of(directory, tokenizer.eos_id))
-
-    def matcher(self, structured: StructuredOutput) -> LLMatcher:
-        """compile, with the grammars of late requests at hand."""
-        compiled = self._compiled.get(structured)
-        if compiled is None:
-            compiled = self._compiled[structured] = self.compile(structured)
-            if len(self._compiled) > CACHE_SIZE:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(structured)
-        return compiled.deep_copy()
 
     def compile(self, structured: StructuredOutput) -> LLMatcher:
         """A matcher at the beginning of the grammar. Raises RequestError for a grammar that cannot be applied."""
@@ -142,9 +127,16 @@ class GrammarCompiler:
 class AnswerGrammar:
     """Follows one answer and tells the tokens that may come next."""
 
-    def __init__(self, compiler: GrammarCompiler, structured: StructuredOutput, end_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        compiler: GrammarCompiler,
+        structured: StructuredOutput,
+        end_token_ids: Sequence[int],
+        matcher: LLMatcher | None = None,
+    ) -> None:
+        """matcher: what compiler.compile gave for the grammar, this answer's own; None compiles it."""
         self._compiler = compiler
-        self._matcher = compiler.matcher(structured)
+        self._matcher = matcher or compiler.compile(structured)
         self._awaited = (structured.after or "").encode()
         self._seen = b""
         self._ends = frozenset(end_token_ids)

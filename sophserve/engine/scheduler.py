@@ -122,6 +122,13 @@ class Scheduler:
         if self._suspects and self._suspects[-1] == request.id:
             self._suspects.pop()
 
+    def defer(self, request: Request) -> None:
+        """A plan that was sent gave no token for this request, although it should have: a later one gives it, without
+        computing another token."""
+        request.pending -= 1
+        if request.id in self.running:
+            request.computed -= 1
+
     def _eligible(self) -> list[Request]:
         """The running requests that may be computed, in order, so that a victim of preemption always comes after those
         already scheduled."""

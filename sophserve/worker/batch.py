@@ -16,6 +16,8 @@ from sophserve.worker.penalties import PenaltyState
 from sophserve.worker.token_rules import TokenRules
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from sophserve.engine.grammar import AnswerGrammar
 
 _DTYPES = {"i": torch.int32, "q": torch.int64, "f": torch.float32}
@@ -58,7 +60,12 @@ class RequestState:
         self.computed = added.computed
         self.pooler = Pooler(added.pooling) if added.pooling else None
         self.blocks = array("i")
+        # Of structured output: what follows the answer, the mask that is being computed, whether that takes long.
         self.grammar: AnswerGrammar | None = None
+        self.mask: Future[bytes] | None = None
+        self.slow_masks = False
+        # The logits for a token that could not be chosen yet, `[vocab]`.
+        self.held: Tensor | None = None
         self.penalties = PenaltyState(self.tokens, self.prompt_length) if PenaltyState.needed(self.params) else None
         self.rules = TokenRules(added, vocab_size)
         for token_id in self.tokens[self.prompt_length :]:
@@ -94,7 +101,8 @@ class PooledChunk:
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """token_ids: int64 `[tokens]`. sampled: the requests that get a token, from the rows in sample_rows, int64."""
+    """token_ids: int64 `[tokens]`, maybe none. sampled: the requests that get a token, from the rows in sample_rows,
+    int64. held: those that get one from logits that are there already."""
 
     token_ids: Tensor
     meta: AttentionMeta
@@ -102,6 +110,7 @@ class FlatBatch:
     sample_rows: Tensor
     prompt_chunks: list[PromptChunk]
     pooled_chunks: list[PooledChunk]
+    held: list[RequestState]
 
 
 class BatchBuilder:
@@ -122,11 +131,14 @@ class BatchBuilder:
         # takes a hundred microseconds then.
         token_ids, sample_rows = array("q"), array("q")
         input_lengths, cached_lengths, slots = array("i"), array("i"), array("i")
-        scheduled_states, sampled, chunks, pooled = [], [], [], []
+        scheduled_states, sampled, chunks, pooled, held = [], [], [], [], []
         for scheduled in plan.scheduled:
             state = self.states[scheduled.id]
             start, end = state.computed, state.computed + scheduled.count
             state.blocks.extend(scheduled.new_blocks)
+            if state.held is not None:
+                held.append(state)
+                continue
             first_row = len(token_ids)
             if chunk := _prompt_chunk(state, first_row, start, end):
                 chunks.append(chunk)
@@ -141,10 +153,11 @@ class BatchBuilder:
             elif end == len(state.tokens):
                 sampled.append(state)
                 sample_rows.append(len(token_ids) - 1)
-        longest = max(state.computed for state in scheduled_states)
-        tables = as_tensor(self._tables(scheduled_states, longest)).view(len(scheduled_states), -1)
+        longest = max((state.computed for state in scheduled_states), default=0)
+        width = -(-longest // self.block_size)
+        tables = as_tensor(self._tables(scheduled_states, width)).view(len(scheduled_states), width)
         meta = AttentionMeta(as_tensor(input_lengths), as_tensor(cached_lengths), tables, as_tensor(slots), longest)
-        return FlatBatch(as_tensor(token_ids), meta, sampled, as_tensor(sample_rows), chunks, pooled)
+        return FlatBatch(as_tensor(token_ids), meta, sampled, as_tensor(sample_rows), chunks, pooled, held)
 
     def _slots(self, blocks: array[int], start: int, end: int) -> Iterator[int]:
         """Where the positions from start to end lie in the cache."""
@@ -155,9 +168,8 @@ class BatchBuilder:
             yield from range(slot, slot + count)
             start += count
 
-    def _tables(self, states: list[RequestState], longest: int) -> array[int]:
-        """The states' block tables one after the other, each wide enough for `longest` tokens."""
-        width = -(-longest // self.block_size)
+    def _tables(self, states: list[RequestState], width: int) -> array[int]:
+        """The states' block tables one after the other, each `width` blocks."""
         tables = array("i")
         for state in states:
             blocks = state.blocks[:width]

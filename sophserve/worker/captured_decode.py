@@ -37,7 +37,7 @@ class CapturedDecode:
         """float `[sequences, vocab]`, until the next call; None for a batch that is no decode step, or where the
         device cannot record."""
         rows = len(batch.token_ids)
-        if self._refused or batch.prompt_chunks or not rows == len(batch.sampled) == len(batch.meta.input_lengths):
+        if self._refused or batch.prompt_chunks or not 0 < rows == len(batch.sampled) == len(batch.meta.input_lengths):
             return None
         if rows > self._size:
             self._record(rows)

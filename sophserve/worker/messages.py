@@ -115,12 +115,14 @@ class Embedding(msgspec.Struct, array_like=True):
 
 
 class StepResult(msgspec.Struct, array_like=True, tag="result"):
-    """What a step gave."""
+    """What a step gave. deferred: the requests that were to be sampled and get their token from a later step, because
+    it is not known yet what their grammars allow. That step computes nothing else of them."""
 
     step: int
     sampled: list[SampledToken]
     prompt_logprobs: list[PromptLogprobs]
     embeddings: list[Embedding] = []
+    deferred: list[int] = []
 
 
 class Progress(msgspec.Struct, array_like=True, tag="progress"):

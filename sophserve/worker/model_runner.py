@@ -26,7 +26,7 @@ from sophserve.sampling import StructuredOutput
 from sophserve.table import size
 from sophserve.worker.batch import BatchBuilder, FlatBatch, PooledChunk, RequestState
 from sophserve.worker.captured_decode import CapturedDecode
-from sophserve.worker.grammar_masks import GrammarMasks, RowMasks
+from sophserve.worker.grammar_masks import GrammarMasks
 from sophserve.worker.kv_memory import KV_SHARE, attention_layers, block_count, token_bytes
 from sophserve.worker.messages import (
     Embedding,
@@ -42,6 +42,8 @@ from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tok
 
 log = logging.getLogger(__name__)
 
+# Stands for a token that is chosen in a later step.
+DEFERRED = -1
 # Rows of logits held at once for prompt logprobs: a row is as long as the vocabulary.
 LOGITS_ROWS = 128
 # The multiplications that take as long as finding one logit's place among the logprobs.
@@ -107,18 +109,19 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         batch = self._batches.build(plan)
-        masks = self._grammars.begin(batch.sampled) if self._grammars else None
+        states = batch.sampled + batch.held
+        masks = self._grammars.begin(states) if self._grammars else {}
+        prompts, embeddings = [], []
         logits = self._captured.logits(batch) if self._captured else None
-        if logits is not None:
-            return StepResult(plan.step, self._sample(logits, batch.sampled, masks), [])
-        device = self.device.torch_device
-        hidden = self.model(batch.token_ids.to(device), batch.meta)
-        prompts = self._prompt_logprobs(hidden, batch)
-        embeddings = [_pool(hidden, chunk) for chunk in batch.pooled_chunks]
-        sampled = []
-        if batch.sampled:
-            sampled = self._sample(self.model.logits(hidden[batch.sample_rows.to(device)]), batch.sampled, masks)
-        return StepResult(plan.step, sampled, prompts, [embedding for embedding in embeddings if embedding])
+        if logits is None and len(batch.token_ids):
+            device = self.device.torch_device
+            hidden = self.model(batch.token_ids.to(device), batch.meta)
+            prompts = self._prompt_logprobs(hidden, batch)
+            embeddings = [_pool(hidden, chunk) for chunk in batch.pooled_chunks]
+            if batch.sampled:
+                logits = self.model.logits(hidden[batch.sample_rows.to(device)])
+        sampled, deferred = self._sample(logits, states, masks) if states else ([], [])
+        return StepResult(plan.step, sampled, prompts, [each for each in embeddings if each], deferred)
 
     def compile_grammar(self, structured: StructuredOutput) -> None:
         """Begin to compile what a request that is on its way will need."""
@@ -126,16 +129,37 @@ class ModelRunner:
             self._grammars.compile_ahead(structured)
 
     def _sample(
-        self, logits: torch.Tensor, states: list[RequestState], masks: Future[RowMasks] | None
-    ) -> list[SampledToken]:
-        """Rank 0 chooses the tokens; the others only take note of them."""
-        first = self.communicator.rank == 0
-        rows = masks.result() if masks else RowMasks()
-        result = self.device.ops.sample(logits, sample_params(states, logits.shape[-1], rows.masks)) if first else None
-        token_ids = result.token_ids if result else torch.empty(len(states), dtype=torch.int64)
-        for state, token_id in zip(states, self.communicator.broadcast(token_ids).tolist(), strict=True):
-            state.append(token_id)
-        return sampled_tokens(result, states, rows.errors) if result else []
+        self, logits: torch.Tensor | None, states: list[RequestState], masks: dict[int, Future[bytes]]
+    ) -> tuple[list[SampledToken], list[int]]:
+        """Rank 0 chooses the tokens; the others only take note of them. logits: of the states that hold none."""
+        token_ids = torch.full((len(states),), DEFERRED, dtype=torch.int64)
+        sampled: list[SampledToken] = []
+        if self._grammars:
+            held = [state.held for state in states if state.held is not None]
+            given = [] if logits is None else [logits]
+            logits = torch.cat([*given, torch.stack(held)]) if held else given[0]
+            rows = self._grammars.collect(states, masks)
+            ready = [row for row in range(len(states)) if row not in rows.missing]
+            if ready:
+                everything = len(ready) == len(states)
+                place = {row: index for index, row in enumerate(ready)}
+                chosen = [states[row] for row in ready]
+                known = {place[row]: mask for row, mask in rows.masks.items()}
+                params = sample_params(chosen, logits.shape[-1], known)
+                result = self.device.ops.sample(logits if everything else logits[ready], params)
+                token_ids[ready] = result.token_ids.cpu()
+                sampled = sampled_tokens(result, chosen, {place[row]: error for row, error in rows.errors.items()})
+        deferred = []
+        for row, token_id in enumerate(self.communicator.broadcast(token_ids).tolist()):
+            state = states[row]
+            if token_id == DEFERRED:
+                deferred.append(state.id)
+                if state.held is None:  # other ranks need to know, but have no use for logits
+                    state.held = torch.empty(0) if logits is None or not self._grammars else logits[row].clone()
+            else:
+                state.held = None
+                state.append(token_id)
+        return sampled, deferred
 
     def _prompt_logprobs(self, hidden: torch.Tensor, batch: FlatBatch) -> list[PromptLogprobs]:
         parts = []

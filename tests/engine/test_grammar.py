@@ -128,7 +128,7 @@ def test_pretty_json_is_possible(compiler: GrammarCompiler, tokenizer: Tokenizer
     value = {"a": [1, {"b": [True, {"c": "d"}]}]}
     for indent in (None, 1, 2, 4, "\t"):
         text = json.dumps(value, indent=indent)
-        matcher = compiler.matcher(StructuredOutput("json_object"))
+        matcher = compiler.compile(StructuredOutput("json_object"))
         assert matcher.consume_tokens(tokenizer.encode(text)) and matcher.is_accepting(), text
 
 
