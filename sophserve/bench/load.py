@@ -17,7 +17,6 @@ from typing import Any
 import uvloop
 from tqdm import tqdm
 
-from sophserve.address import server_address
 from sophserve.bench import load_report
 from sophserve.bench.load_client import PATHS, Client, LoadError, Prompt, Target
 from sophserve.bench.load_metrics import Report, parse_slo, summarize
@@ -25,11 +24,13 @@ from sophserve.bench.load_prompts import Vocabulary, random_prompts, read_prompt
 from sophserve.bench.load_run import LoadRun, arrivals
 from sophserve.bench.load_scenarios import SCENARIOS, render_answers, save_logs
 from sophserve.errors import ConfigError
+from sophserve.http_client import server_address
 from sophserve.options import CommandParser, add_switch
 
 DATASETS = ("random", "shared-prefix", "file")
 CONCURRENCY = 8
 REQUESTS = 100
+LONGEST_PROMPT = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,9 @@ def _check(options: Options, given: set[str]) -> None:
         unused, where = {"dataset", "dataset_path", "input_length", "prefix_length", *load}, "--scenario"
     if wrong := [each.name for each in fields(Options) if each.name in unused & given]:
         raise ConfigError(f"--{wrong[0].replace('_', '-')} has no meaning with {where}")
+    for name in ("input_length", "prefix_length"):
+        if getattr(options, name) > LONGEST_PROMPT:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at most {LONGEST_PROMPT}")
     if options.dataset == "file" and options.dataset_path is None:
         raise ConfigError("--dataset file needs --dataset-path FILE")
     if "burstiness" in given and options.rate is None:

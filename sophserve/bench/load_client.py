@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import aiohttp
 import msgspec
 
 from sophserve.bench.load_metrics import Outcome
 from sophserve.errors import SophserveError
+from sophserve.http_client import event_data, key_header, redirection, what_failed
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 NO_CONNECTION = "no connection"
+LONGEST_CONNECT = 30.0
 INTERRUPTED = ("interrupted", "the run was ended")
 
 # What is lost with each field that some servers refuse.
@@ -79,13 +80,16 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+Tokens = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Tokens | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
     prompt_tokens_details: _PromptDetails | None = None
 
 
@@ -95,6 +99,14 @@ class _Answer(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Any = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
 
 
 _decoder = msgspec.json.Decoder(_Answer)
@@ -112,10 +124,9 @@ class Client:
             self._optional["stream_options"] = {"include_usage": True}
 
     async def __aenter__(self) -> Self:
-        key = self.target.api_key
         self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=aiohttp.ClientTimeout(),
+            headers=key_header(self.target.api_key),
+            timeout=aiohttp.ClientTimeout(sock_connect=LONGEST_CONNECT),
             # A kept connection may be one that the server closes while the next request goes out: llama.cpp's does.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
         )
@@ -157,13 +168,14 @@ class Client:
     async def _first_model(self) -> str:
         outcome = Outcome(0.0)
         found: Any = None
-        async with _failures(outcome, self.target.timeout), self._session.get(self._base + "/v1/models") as answer:
+        url = self._base + "/v1/models"
+        async with _failures(outcome, self.target.timeout), self._session.get(url, allow_redirects=False) as answer:
             found = msgspec.json.decode(await _body(answer))
         self._check(outcome)
         try:
-            return str(found["data"][0]["id"])
-        except (LookupError, TypeError):
-            raise LoadError(f"{self._base}/v1/models names no model: give --model") from None
+            return msgspec.convert(found, _Models).data[0].id
+        except (msgspec.ValidationError, LookupError):
+            raise LoadError(f"{url} names no model: give --model") from None
 
     async def tokenize(self, text: str) -> list[int] | None:
         """The text's token ids, where the server has vLLM's or llama.cpp's /tokenize."""
@@ -184,7 +196,7 @@ class Client:
         outcome.sent = time.perf_counter()
         async with _failures(outcome, self.target.timeout):
             url = self._base + PATHS[self.target.endpoint]
-            async with self._session.post(url, json=self._request(prompt)) as answer:
+            async with self._session.post(url, json=self._request(prompt), allow_redirects=False) as answer:
                 if answer.content_type == "text/event-stream" and answer.status == 200:
                     await _follow(answer.content, outcome)
                 else:
@@ -225,19 +237,16 @@ async def _failures(outcome: Outcome, seconds: float) -> AsyncIterator[None]:
 
 def _explain(error: BaseException, timeout: float) -> tuple[str, str]:
     """An error's kind and message; no kind for one that is a mistake of this program."""
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL):
+        return NO_CONNECTION, what_failed(error)
     if isinstance(error, TimeoutError):
         return "timeout", f"no complete answer within {timeout:g} s"
     if isinstance(error, asyncio.CancelledError):
         return INTERRUPTED
     if isinstance(error, _Failed):
         return error.kind, str(error)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno
-        return NO_CONNECTION, os.strerror(number).lower() if number and number > 0 else str(error)
-    if isinstance(error, aiohttp.InvalidURL):
-        return NO_CONNECTION, f"{error} is not an address"
     if isinstance(error, aiohttp.ClientError | OSError):
-        return "connection lost", str(error) or type(error).__name__
+        return "connection lost", what_failed(error)
     if isinstance(error, msgspec.DecodeError):
         return "not OpenAI's format", str(error)
     return "", ""
@@ -251,7 +260,7 @@ async def _body(answer: aiohttp.ClientResponse) -> bytes:
             message = _message(msgspec.json.decode(body))
         except msgspec.DecodeError:
             message = body[:200].decode(errors="replace")
-        raise _Failed(f"HTTP {answer.status}", message or answer.reason or "")
+        raise _Failed(f"HTTP {answer.status}", redirection(answer) or message or answer.reason or "")
     return body
 
 
@@ -263,22 +272,13 @@ def _message(error: Any) -> str:
 
 
 async def _follow(content: aiohttp.StreamReader, outcome: Outcome) -> None:
-    async for now, data in _events(content):
-        if data == b"[DONE]":
-            outcome.finish_reason = outcome.finish_reason or "done"
-        else:
-            _take(_decoder.decode(data), now, outcome)
-
-
-async def _events(content: aiohttp.StreamReader) -> AsyncIterator[tuple[float, bytes]]:
-    """The data of each event, with the time at which its last byte came."""
-    rest = b""
-    async for data in content.iter_any():
-        now = time.perf_counter()
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield now, line[5:].strip()
+    async for events in event_data(content):
+        now = time.perf_counter()  # of the read that brought their last bytes
+        for data in events:
+            if data == b"[DONE]":
+                outcome.finish_reason = outcome.finish_reason or "done"
+            else:
+                _take(_decoder.decode(data), now, outcome)
 
 
 def _note(choice: _Choice, part: _Part, text: bool, now: float, outcome: Outcome) -> None:

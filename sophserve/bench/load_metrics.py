@@ -119,6 +119,7 @@ class Report:
     cached_tokens: int
     output_tokens: int
     chunks: int
+    prompts_reported: bool
     usage_reported: bool
     errors: dict[str, int]
     messages: dict[str, str]
@@ -176,6 +177,7 @@ def summarize(outcomes: Sequence[Outcome], slo: dict[str, float]) -> Report:
         cached_tokens=sum(outcome.cached_tokens or 0 for outcome in done),
         output_tokens=sum(outcome.tokens for outcome in done),
         chunks=sum(len(outcome.chunks) for outcome in done),
+        prompts_reported=any(outcome.prompt_tokens is not None for outcome in done),
         usage_reported=all(outcome.output_tokens is not None for outcome in done),
         errors=dict(Counter(outcome.error for outcome in failed).most_common()),
         messages={outcome.error: outcome.message for outcome in reversed(failed)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.util import find_spec
@@ -16,8 +17,11 @@ from sophserve.errors import ConfigError
 def check_files(json_file: str | None, png_file: str | None) -> None:
     """Raise ConfigError if one could not be written."""
     for path in filter(None, (json_file, png_file)):
-        if not Path(path).resolve().parent.is_dir():
+        folder = Path(path).resolve().parent
+        if not folder.is_dir():
             raise ConfigError(f"cannot write {path}: there is no such directory")
+        if Path(path).is_dir() or not os.access(path if Path(path).exists() else folder, os.W_OK):
+            raise ConfigError(f"cannot write {path}: it is a directory, or not to be written to")
     if png_file is not None and find_spec("matplotlib") is None:
         raise ConfigError("--save-png needs matplotlib: pip install 'sophserve[plot]'")
 
@@ -33,9 +37,13 @@ def render(report: Report) -> str:
     cached = (
         f", {report.cached_tokens / report.prompt_tokens:.1%} from the prefix cache" if report.cached_tokens else ""
     )
-    lines.append(f"prompt tokens  {report.prompt_tokens}, {_rate(report, report.prompt_tokens)}/s{cached}")
-    lines.append(f"output tokens  {report.output_tokens}, {_rate(report, report.output_tokens)}/s")
-    if not report.usage_reported:
+    if report.prompts_reported or not report.completed:
+        lines.append(f"prompt tokens  {report.prompt_tokens}, {_rate(report, report.prompt_tokens)}/s{cached}")
+    if report.usage_reported or report.chunks:
+        lines.append(f"output tokens  {report.output_tokens}, {_rate(report, report.output_tokens)}/s")
+    else:
+        lines.append("tokens         not known: the server reports no usage and sends answers whole")
+    if report.chunks and not report.usage_reported:
         lines.append("  the server reports no usage: parts of the answers are counted as tokens")
     if report.slo:
         limits = ", ".join(f"{name} {limit:g} ms" for name, limit in report.slo.items())

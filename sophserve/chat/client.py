@@ -12,7 +12,9 @@ import aiohttp
 import msgspec
 
 from sophserve.errors import SophserveError
+from sophserve.http_client import event_data, key_header, redirection, what_failed
 
+_MODELS_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
 Message = dict[str, str]
 
 
@@ -44,6 +46,7 @@ class _Delta(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
+    message: _Delta | None = None
     finish_reason: str | None = None
 
 
@@ -77,7 +80,7 @@ class Client:
     def __init__(self, url: str, api_key: str | None = None, model: str | None = None) -> None:
         self.url = url
         self.model = model or ""
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = key_header(api_key)
         self._socket: Path | None = None
 
     @classmethod
@@ -102,15 +105,13 @@ class Client:
     async def models(self, waiting: Callable[[str], None]) -> list[str]:
         """The server's models, once it is ready; waiting is told why it is not. Raises ChatError."""
         while True:
-            response = await self._request("GET", "/v1/models")
-            async with response:
-                text = await response.read()
+            async with await self._request("GET", "/v1/models", timeout=_MODELS_TIMEOUT) as response:
+                text = await self._read(response)
                 if response.status != 503:
                     break
                 waiting(_reason(text, response.status))
             await asyncio.sleep(0.5)
-        if response.status != 200:
-            raise ChatError(_reason(text, response.status))
+        self._check(response, text)
         try:
             return [model.id for model in msgspec.json.decode(text, type=_Models).data]
         except msgspec.DecodeError:
@@ -121,24 +122,49 @@ class Client:
         options = {"stream": True, "stream_options": {"include_usage": True}}
         body = {"model": self.model, "messages": messages, **options, **parameters}
         async with await self._request("POST", "/v1/chat/completions", json=body) as response:
-            if response.status != 200:
-                raise ChatError(_reason(await response.read(), response.status))
+            if response.status != 200 or response.content_type == "application/json":
+                text = await self._read(response)
+                self._check(response, text)
+                yield _piece(text)  # of a server that knows no streams
+                return
+            ended = False
             try:
-                async for line in response.content:
-                    if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
-                        yield _piece(line[5:])
+                async for events in event_data(response.content):
+                    for data in events:
+                        if data == b"[DONE]":
+                            ended = True
+                            continue
+                        piece = _piece(data)
+                        ended = ended or piece.finish_reason is not None
+                        yield piece
             except (aiohttp.ClientError, OSError) as error:
-                raise ChatError(f"the connection broke off: {error}") from None
+                raise ChatError(f"the connection broke off: {what_failed(error)}") from None
+            if not ended:
+                raise ChatError("the answer broke off: the server ended it without a reason")
 
     async def _request(self, method: str, path: str, **options: Any) -> aiohttp.ClientResponse:
         try:
-            return await self._session.request(method, self.url + path, **options)
-        except aiohttp.InvalidURL:
-            raise ChatError(f"--url must look like http://localhost:8000, got {self.url!r}") from None
+            return await self._session.request(method, self.url + path, allow_redirects=False, **options)
+        except aiohttp.ClientSSLError as error:
+            raise ChatError(f"cannot reach {self.url}: {what_failed(error)}") from None
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             raise NotListening(f"nothing answers at {self.url}; check --url, or start a server there") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise ChatError(f"{self.url} does not answer as a server should: {error}") from None
+            raise ChatError(f"{self.url} does not answer as a server should: {what_failed(error)}") from None
+
+    @staticmethod
+    async def _read(response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise ChatError(f"the connection broke off: {what_failed(error)}") from None
+
+    def _check(self, response: aiohttp.ClientResponse, text: bytes) -> None:
+        """Raise ChatError for an answer that is none."""
+        if response.status == 401:
+            raise ChatError(f"{self.url} wants a key: give --api-key ({_reason(text, 401)})")
+        if response.status != 200:
+            raise ChatError(redirection(response) or _reason(text, response.status))
 
 
 def _piece(data: bytes) -> Piece:
@@ -149,7 +175,7 @@ def _piece(data: bytes) -> Piece:
     if chunk.error:
         raise ChatError(_reason(data, 500))
     choice = chunk.choices[0] if chunk.choices else _Choice()
-    delta, usage = choice.delta or _Delta(), chunk.usage or _Usage()
+    delta, usage = choice.delta or choice.message or _Delta(), chunk.usage or _Usage()
     return Piece(
         delta.content or "",
         delta.reasoning or delta.reasoning_content or "",

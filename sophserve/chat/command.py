@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from sophserve.address import server_address
 from sophserve.chat.background import Background
 from sophserve.chat.client import ChatError, Client, NotListening
 from sophserve.chat.commands import COMMANDS, PARAMETERS, run
@@ -19,6 +18,7 @@ from sophserve.chat.reader import keep_history, piped_line, read_question, termi
 from sophserve.chat.session import Session
 from sophserve.chat.store import Store, state_folder
 from sophserve.errors import SophserveError
+from sophserve.http_client import server_address
 from sophserve.options import CommandParser, add_engine_options, engine_config
 
 DEFAULT_URL = "http://localhost:8000"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sophserve.address import server_address
 from sophserve.errors import ConfigError
+from sophserve.http_client import server_address
 
 
 @pytest.mark.parametrize(
