@@ -30,7 +30,8 @@ def test_nothing_is_left_of_a_group_that_cannot_be_started(
     """The call of that number fails for want of descriptors."""
     directory = make_checkpoint("qwen2")
     config = EngineConfig(model=str(directory), tensor_parallel_size=3)
-    before, real, calls = descriptors(), getattr(os, name), []
+    before, children = descriptors(), set(psutil.Process().children())
+    real, calls = getattr(os, name), []
 
     def make(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -43,7 +44,7 @@ def test_nothing_is_left_of_a_group_that_cannot_be_started(
         WorkerGroup(directory, config)
     monkeypatch.undo()
     assert descriptors() == before
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= children
 
 
 def test_nothing_is_left_where_no_process_can_be_made(
