@@ -126,7 +126,6 @@ _VLLM = {
     "renewed certificates are taken by themselves": "--enable-ssl-refresh",
     "the memory stays with the server while it runs": "--enable-sleep-mode",
     "bodies have limits of their own (docs/security.md)": "--h11-max-incomplete-event-size --h11-max-header-count",
-    "/tokenizer_info is not there": "--enable-tokenizer-info-endpoint",
 }
 
 _LLAMA_CPP = {
