@@ -125,7 +125,7 @@ def _operation(
         forms = [schemas[repr(form)] for form in (answer, anthropic) if form is not None]
         good["content"] = {kind: {"schema": forms[0] if anthropic is None else {"anyOf": forms}}}
     if streams:
-        good["content"]["text/event-stream"] = {"schema": {"type": "string", "description": _EVENTS}}
+        good["content"]["text/event-stream"] = {"schema": {"description": _EVENTS}}
     described: dict[str, Any] = {
         "operationId": f"{route.method.lower()}{re.sub(r'[^a-z0-9]+', '_', path)}".rstrip("_"),
         "summary": (route.handler.__doc__ or "").partition("\n\n")[0].replace("\n", " "),
