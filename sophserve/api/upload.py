@@ -97,11 +97,14 @@ class _Upload:
                 code="body_timeout",
                 headers=_CLOSE,
             ) from None
+        finally:
+            self._deadline = None
         return body
 
     def give_way(self) -> None:
         """See Holder."""
         self._gave_way = True
+        # A body that is complete is about to be let go.
         if self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(0.0)
 

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from sophserve.api.listener import Listener, bind, connection_limit
+from sophserve.api.upload import _Upload
 from sophserve.config import ServerConfig
 from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
@@ -403,3 +404,14 @@ async def test_headers_tell_no_versions(app: Any, connect: Any) -> None:
 async def test_codings_are_not_case_sensitive(app: Any) -> None:
     body = {"prompt": "Hi", "max_tokens": 1}
     assert (await app.post(TEXT, body, headers={"Content-Encoding": "Identity"}))[0] == 200
+
+
+async def test_a_body_that_is_complete_cannot_give_way_any_more(start_app: Callable[..., Any]) -> None:
+    app = await start_app()
+    content = asyncio.StreamReader()
+    content.readany = lambda: content.read(1 << 16)  # type: ignore[attr-defined]
+    content.feed_data(b"{}")
+    content.feed_eof()
+    upload = _Upload("client", app.serving.connections, None)
+    assert await upload.read(content) == b"{}"  # type: ignore[arg-type]
+    upload.give_way()
