@@ -13,7 +13,7 @@ from aiohttp import web
 
 from sophserve.api.event_stream import EventStream
 from sophserve.api.generation import Generation
-from sophserve.api.json_pieces import CHUNK, pieces, respond_json
+from sophserve.api.json_pieces import joined, pieces, respond_json
 from sophserve.api.requests import ResponseFormat
 from sophserve.api.respond import Usage, recorded_deltas
 from sophserve.api.serving import SERVING
@@ -63,17 +63,9 @@ class Exchange:
 
 def _in_chunks(events: list[Event]) -> Iterator[bytes]:
     """What is sent of some events: at once if it is short, else a piece at a time."""
-    held: list[bytes] = []
-    size = 0
-    for event in events:
-        for piece in (b"event: %b\ndata: " % event["type"].encode(), *pieces(event), b"\n\n"):
-            held.append(piece)
-            size += len(piece)
-            if size >= CHUNK:
-                yield b"".join(held)
-                held, size = [], 0
-    if held:
-        yield b"".join(held)
+    return joined(
+        piece for event in events for piece in (b"event: %b\ndata: " % event["type"].encode(), *pieces(event), b"\n\n")
+    )
 
 
 class OutputFormat(msgspec.Struct):

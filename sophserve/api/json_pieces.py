@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -57,13 +57,13 @@ def pieces(value: Any) -> Iterator[bytes]:
         yield msgspec.json.encode(value)
 
 
-def chunks(value: Any) -> Iterator[bytes]:
-    """The same in larger pieces."""
+def joined(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in larger pieces."""
     held: list[bytes] = []
     size = 0
-    for piece in pieces(value):
-        held.append(piece)
-        size += len(piece)
+    for part in parts:
+        held.append(part)
+        size += len(part)
         if size >= CHUNK:
             yield b"".join(held)
             held, size = [], 0
@@ -75,7 +75,7 @@ async def respond_json(
     request: web.Request, value: Any, headers: Mapping[str, str] | None = None
 ) -> web.StreamResponse:
     """An answer of status 200: whole if it is short, else in pieces as the client takes them."""
-    made = chunks(value)
+    made = joined(pieces(value))
     first, second = next(made), next(made, None)
     if second is None:
         return web.Response(body=first, content_type="application/json", headers=headers)
