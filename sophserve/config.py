@@ -135,7 +135,7 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = 75.0
     upload_memory: Annotated[
         str, Meta(description="for all bodies of requests that are being received; who holds most gives way")
-    ] = "96MiB"
+    ] = "64MiB"
     unread_memory: Annotated[
         str, Meta(description="for all answers that clients do not read; who holds most is cut off")
     ] = "64MiB"
