@@ -22,10 +22,14 @@ LONGEST = 1.0
 SIZES = {
     "stop: one long text, n=128": 100_000,
     "bad_words: long": 300_000,
-    "prompts: many texts": 500,
+    "prompts: many texts": 1200,
     "unknown field: lists": 4_000_000,
-    "apply-template": 300_000,
+    "apply-template": 500_000,
     "allowed_token_ids, n=32": 250,
+    "prompt_logprobs, 20 prompts": 1500,
+    "logprobs, big n": 64,
+    "messages: empty ones, Responses": 1_000_000,
+    "tokenize, twice": 8 << 20,
 }
 
 
