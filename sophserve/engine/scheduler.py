@@ -17,6 +17,10 @@ from sophserve.engine.block_pool import BlockPool
 from sophserve.engine.request import Request
 from sophserve.worker.messages import AddedRequest, ScheduledRequest, StepPlan
 
+# Tokens of the requests that one step takes in: a hundred answers to a long prompt in the cache compute little, but
+# finding and sending what each is made of takes time in which nothing else is done.
+MOST_TAKEN_IN = 1 << 15
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -84,7 +88,9 @@ class Scheduler:
             if request.to_compute > 1 and budget >= 1 and request.id in self.running:
                 count, budget = self._chunk(request, budget)
                 prefills.append(self._advance(request, count, []))
-        while budget >= 1 and (candidate := self._next_waiting()) and self._admit(candidate, budget):
+        room = MOST_TAKEN_IN
+        while budget >= 1 and room > 0 and (candidate := self._next_waiting()) and self._admit(candidate, budget):
+            room -= candidate.known
             count, budget = self._chunk(candidate, budget)
             added.append(self._added(candidate))
             prefills.append(self._advance(candidate, count, candidate.blocks.copy()))

@@ -370,3 +370,22 @@ def test_a_salt_cannot_pass_for_a_block() -> None:
     assert len({block_key(salt_key(salt), first) for salt in ("", "a", "b", "cache salt:")}) == 4
     contents = array("i", first).tobytes().decode()
     assert block_key(salt_key(contents), first) != block_key(block_key(b"", first), first)
+
+
+def test_a_step_takes_in_only_some_of_the_requests_whose_long_prompt_is_cached() -> None:
+    scheduler = Scheduler(Limits(max_num_seqs=256, max_num_batched_tokens=2048, block_size=16), 10_000)
+    prompt = [number % 7 for number in range(8000)]
+    first = make_request(0, prompt, 2)
+    scheduler.add(first)
+    while not first.pending:
+        scheduler.schedule()
+    scheduler.update(first, 1)
+    for number in range(1, 40):
+        scheduler.add(make_request(number, prompt, 2))
+    taken = []
+    while scheduler.waiting:
+        plan = scheduler.schedule()
+        assert plan is not None
+        taken += [len(plan.added)]
+    assert sum(taken) == 39 and min(taken) > 0
+    assert max(taken) <= 5  # their tokens are what takes time, not those left to compute
