@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sophserve.config import EngineConfig
 from sophserve.errors import SophserveError
-from sophserve.footprint import Footprint, FootprintRequest
+from sophserve.measure.footprint import Footprint, FootprintRequest
+from sophserve.measure.footprint_process import footprint
 from sophserve.plugins import architectures
 from sophserve.table import size
-from sophserve.worker.footprint import footprint
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "benchmarks" / "models.toml"

@@ -383,8 +383,8 @@ class Device(Protocol):
     def start_profile(self, max_records: int, mode: int) -> None:
         """Begin to note every command; mode 2 asks for more about each of them than modes 0 and 1.
 
-        A device with a profiler of its own starts it with both numbers. `device.profiling.OperatorProfile` has this and
-        the next two for any device.
+        A device with a profiler of its own starts it with both numbers. `device.operator_profile.OperatorProfile` has
+        this and the next two for any device.
         """
 
     def profile_records(self) -> list[CommandRecord]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from device import checks
+from device import shape_checks as checks
 from device.interface import (
     Activation,
     AttentionMeta,

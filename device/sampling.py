@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from device import checks
+from device import shape_checks as checks
 from device.interface import SampleParams, SampleResult
 
 INFINITY = float("inf")

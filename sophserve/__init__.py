@@ -4,8 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sophserve.llm import LLM, AsyncLLM, CompletionOutput, RequestOutput
-    from sophserve.profiling import profile
+    from sophserve.llm import LLM, AsyncLLM, CompletionOutput, RequestOutput, profile
     from sophserve.sampling import SamplingParams, StructuredOutput
 
 __all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutput", "profile"]
@@ -14,11 +13,9 @@ __all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingPara
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that the command line answers at once.
     if name == "__version__":
-        return import_module("importlib.metadata").version("sophserve")
+        return import_module("sophserve.version").VERSION
     if name in ("SamplingParams", "StructuredOutput"):
         return getattr(import_module("sophserve.sampling"), name)
-    if name == "profile":
-        return import_module("sophserve.profiling").profile
     if name in __all__:
         return getattr(import_module("sophserve.llm"), name)
     raise AttributeError(f"module 'sophserve' has no attribute {name!r}")

@@ -46,7 +46,7 @@ def _serve(argv: Sequence[str]) -> int:
     engine = Engine(engine_config, directory)
     engine.start_worker()
     # The worker takes seconds to start; what the server needs is imported meanwhile.
-    from sophserve.api.server import run
+    from sophserve.api.startup import run
 
     run(engine, server_config, started)
     return 0

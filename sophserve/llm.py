@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ from tqdm import tqdm
 from sophserve.checkpoint import read_generation_config, resolve_model
 from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
-from sophserve.engine.output import OutputDelta, TokenLogprob
+from sophserve.engine.output import OutputDelta
 from sophserve.errors import ConfigError, SophserveError
+from sophserve.link.messages import TokenLogprob
 from sophserve.options import engine_config
 from sophserve.preflight import check
-from sophserve.profiling import ProfileOptions
+from sophserve.profile_format import ProfileOptions
 from sophserve.sampling import SamplingParams, sampling_defaults
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
@@ -366,3 +367,21 @@ async def _gather(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextmanager
+def profile(
+    llm: LLM, max_record_num: int = 1_000_000, mode: int = 1, directory: str | Path = "."
+) -> Iterator[list[Path]]:
+    """Record what the device does in a block:
+
+    with sophserve.profile(llm) as folders:
+        llm.generate("Once upon a time")
+
+    The folders are those of the ranks; `sophserve profile` draws them. Raises SophserveError.
+    """
+    folders = llm.start_profile(max_record_num, mode, directory)
+    try:
+        yield folders
+    finally:
+        folders[:] = llm.stop_profile()

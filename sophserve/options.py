@@ -21,8 +21,8 @@ COMMANDS = {
     "chat": "sophserve.chat.command:chat",
     "bench": "sophserve.bench.offline:bench",
     "load": "sophserve.bench.load:load",
-    "profile": "sophserve.bench.profile:main",
-    "plan": "sophserve.plan:plan",
+    "profile": "sophserve.bench.profile_report:main",
+    "plan": "sophserve.measure.plan:plan",
     "quantize": "sophserve.commands:quantize",
     "cache": "sophserve.commands:cache",
     "plugins": "sophserve.commands:list_plugins",
@@ -124,9 +124,9 @@ class _ShowVersion(argparse.Action):
     """Looks the version up only when it is shown."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        import sophserve
+        from sophserve.version import VERSION
 
-        print(f"sophserve {sophserve.__version__}")
+        print(f"sophserve {VERSION}")
         parser.exit()
 
 

@@ -73,12 +73,12 @@ def test_the_rules_catch_what_they_forbid() -> None:
         ("sophserve.model.layers", "model_plugins.architectures"),
         ("sophserve.cli", "torch"),
         ("sophserve.engine.scheduler", "device.interface"),
-        ("sophserve.api.app", "sophserve.worker.process.main"),
-        ("sophserve.worker.pool", "torch.nn"),
+        ("sophserve.api.application", "sophserve.worker.process.main"),
+        ("sophserve.link.workers", "torch.nn"),
     ):
         assert wrong_imports(module, {imported}) == [imported] * len(wrong_imports(module, {imported})) != []
     assert wrong_imports("sophserve.worker.runner", {"torch", "device.interface", "sophserve.model.layers"}) == []
-    assert wrong_imports("sophserve.engine.engine", {"sophserve.worker.pool.Worker", "asyncio"}) == []
+    assert wrong_imports("sophserve.engine.engine", {"sophserve.link.workers.Worker", "asyncio"}) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -98,11 +98,11 @@ def test_the_server_does_not_load_torch() -> None:
         for name in modules
         if name != "sophserve.__main__" and (not within(name, WORKER) or within(name, SERVER_IN_WORKER))
     ]
-    assert "sophserve.api.server" in server and "sophserve.engine.engine" in server and "sophserve.llm" in server
+    assert "sophserve.api.startup" in server and "sophserve.engine.engine" in server and "sophserve.llm" in server
     script = "\n".join([*(f"import {name}" for name in server), "import sys", "print(*sorted(sys.modules))"])
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
-    assert "sophserve.api.server" in loaded
+    assert "sophserve.api.startup" in loaded
     assert not {"torch", "numpy", "safetensors", "device", "model_plugins"} & set(loaded)
 
 

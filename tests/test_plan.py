@@ -15,10 +15,10 @@ import pytest
 
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError, SophserveError
-from sophserve.footprint import Footprint, FootprintRequest
-from sophserve.plan import Device, decode_seconds, parse_rate, plan, reckon
-from sophserve.worker.footprint import footprint
-from sophserve.worker.messages import LoadModel, ModelInfo
+from sophserve.link.messages import LoadModel, ModelInfo
+from sophserve.measure.footprint import Footprint, FootprintRequest
+from sophserve.measure.footprint_process import footprint
+from sophserve.measure.plan import Device, decode_seconds, parse_rate, plan, reckon
 from sophserve.worker.model_runner import ModelRunner
 from tests.conftest import Server
 from tests.oracle.test_quantization import FORMATS, SHAPE, quantize
@@ -113,7 +113,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sophserve.plan.measure", footprint)
+    monkeypatch.setattr("sophserve.measure.plan.measure", footprint)
 
 
 @pytest.mark.usefixtures("in_process")

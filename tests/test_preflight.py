@@ -17,7 +17,7 @@ from sophserve.config import EngineConfig
 from sophserve.engine.engine import Engine
 from sophserve.errors import SophserveError
 from sophserve.fit import check_kv_room
-from sophserve.footprint import FootprintRequest
+from sophserve.measure.footprint import FootprintRequest
 from sophserve.preflight import check
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
@@ -41,7 +41,7 @@ def refusal(do: Callable[[], object]) -> str | None:
 
 def of_worker(directory: Path, config: EngineConfig) -> str | None:
     """What the code that loads the model says, without weights."""
-    from sophserve.worker.footprint import footprint
+    from sophserve.measure.footprint_process import footprint
 
     return refusal(lambda: footprint(FootprintRequest(directory=str(directory), config=config)))
 
@@ -116,7 +116,7 @@ def test_files(make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str, 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_cache_is_measured_as_the_worker_does(make_checkpoint: Callable[..., Path], kind: str, ranks: int) -> None:
-    from sophserve.worker.footprint import footprint
+    from sophserve.measure.footprint_process import footprint
 
     directory = make_checkpoint(kind)
     options = {"model": "x", "tensor_parallel_size": ranks, "max_model_len": 64, "dtype": "bfloat16"}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from device.cmodel.capture import record
+from device.cmodel.kernel_profile import KernelProfile
 from device.cmodel.kernels import load_kernels, native_library
 from device.cmodel.kv_cache import native_cache, paired_cache
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, TorchOps
-from device.cmodel.profiling import KernelProfile
 from device.cmodel.threads import thread_count
 from device.cmodel.weights import LAYOUT, QuantizedWeight, TorchWeight, pack
 from device.interface import (

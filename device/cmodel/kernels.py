@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 import device.cmodel
-from device import checks
+from device import shape_checks as checks
 from device.cmodel import arguments
 from device.interface import OutOfDeviceMemory
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sophserve.bench import offline_report as report
-from sophserve.bench.limits import limits_of
 from sophserve.bench.offline_prompts import make_prompts
 from sophserve.bench.offline_result import Reckoning, Setting
 from sophserve.bench.offline_run import Pass, logprobs_of, peak_worker_memory, run_pass
 from sophserve.bench.quality import AnswerQuality, Verdict, judge, judge_answer
 from sophserve.checkpoint import end_token_ids, read_config, resolve_model
 from sophserve.errors import ConfigError
-from sophserve.footprint import Footprint, FootprintRequest, measure
 from sophserve.llm import AsyncLLM
+from sophserve.measure.footprint import Footprint, FootprintRequest, measure
+from sophserve.measure.limits import limits_of
 from sophserve.options import CommandParser, add_engine_options, add_switch, engine_config
 
 # As the server's; the other options of the engine follow from the batch, or have the names of Sophgo's vLLM port.

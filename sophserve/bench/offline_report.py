@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from sophserve.bench.limits import DeviceLimits
 from sophserve.bench.offline_result import Result, Work
 from sophserve.errors import ConfigError
+from sophserve.measure.limits import DeviceLimits
 from sophserve.table import rows_of, size
 
 SCHEMA = 1

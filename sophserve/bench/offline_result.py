@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sophserve.bench.limits import DeviceLimits
 from sophserve.bench.load_metrics import Summary
 from sophserve.bench.offline_run import Pass
 from sophserve.bench.quality import Verdict
-from sophserve.footprint import Footprint
+from sophserve.measure.footprint import Footprint
+from sophserve.measure.limits import DeviceLimits
 
 
 @dataclass(frozen=True)

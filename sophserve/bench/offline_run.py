@@ -11,7 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
-from sophserve.engine.output import OutputDelta, TokenLogprob
+from sophserve.engine.output import OutputDelta
+from sophserve.link.messages import TokenLogprob
 from sophserve.llm import AsyncLLM
 from sophserve.sampling import SamplingParams
 

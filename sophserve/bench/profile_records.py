@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from sophserve.errors import ConfigError
-from sophserve.profiling import FOLDER, FORMAT, RECORDS, Header, Step, Sums
+from sophserve.profile_format import FOLDER, FORMAT, RECORDS, Header, Step, Sums
 
 
 @dataclass

@@ -13,8 +13,8 @@ from sophserve.chat.background import Background
 from sophserve.chat.client import ChatError, Client, NotListening
 from sophserve.chat.commands import COMMANDS, PARAMETERS, run
 from sophserve.chat.conversation import Conversation
+from sophserve.chat.line_input import keep_history, piped_line, read_question, terminal_line
 from sophserve.chat.markup import DIM, RED, RESET, printable
-from sophserve.chat.reader import keep_history, piped_line, read_question, terminal_line
 from sophserve.chat.session import Session
 from sophserve.chat.store import Store, state_folder
 from sophserve.errors import SophserveError

@@ -22,8 +22,8 @@ async def local_model(config: EngineConfig) -> AsyncIterator[Path]:
     read_config(directory)
     engine = Engine(config, directory)
     engine.start_worker()
-    from sophserve.api.server import load, make_runner
-    from sophserve.api.serving import Serving
+    from sophserve.api.generation.served_model import Serving
+    from sophserve.api.startup import load, make_runner
 
     options = ServerConfig(ui=False)
     options.api_key = []  # one in the environment is for other servers; the socket's folder is the reader's own

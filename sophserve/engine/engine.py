@@ -15,19 +15,19 @@ from typing import Literal
 from sophserve.checkpoint import end_token_ids
 from sophserve.config import EngineConfig
 from sophserve.engine.block_pool import salt_key
-from sophserve.engine.checks import bad_word_ids, check_input, check_request
-from sophserve.engine.grammar_check import GrammarCheck
 from sophserve.engine.output import OutputDelta
-from sophserve.engine.profile import Profiling
+from sophserve.engine.profile_session import Profiling
 from sophserve.engine.request import Request
+from sophserve.engine.request_checks import bad_word_ids, check_input, check_request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.engine.supervisor import Supervisor
 from sophserve.errors import EngineDeadError, RequestAborted, RequestError, SophserveError
+from sophserve.grammar.check import GrammarCheck
+from sophserve.link.messages import CompileGrammar, ModelInfo, Pooling, Progress, StepPlan, StepResult
+from sophserve.link.workers import WorkerGroup
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import CompileGrammar, ModelInfo, Pooling, Progress, StepPlan, StepResult
-from sophserve.worker.pool import WorkerGroup
 
 log = logging.getLogger(__name__)
 

@@ -8,16 +8,9 @@ from typing import Literal, overload
 import msgspec
 
 from sophserve.errors import SophserveError
+from sophserve.link.messages import TokenLogprob
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
-    """One token's log-probability under the model, and its rank among the vocabulary (1 = most probable)."""
-
-    token_id: int
-    logprob: float
-    rank: int
 
 
 class PromptLogprobTable(Sequence[list[TokenLogprob] | None]):
@@ -30,7 +23,7 @@ class PromptLogprobTable(Sequence[list[TokenLogprob] | None]):
         self._token_ids, self._logprobs, self._ranks = bytearray(), bytearray(), bytearray()
 
     def add(self, start: int, count: int, token_ids: bytes, logprobs: bytes, ranks: bytes) -> None:
-        """Take over a PromptLogprobs message (sophserve.worker.messages), whose count is always the same."""
+        """Take over a PromptLogprobs message (sophserve.link.messages), whose count is always the same."""
         if not self._width:
             self._width = 1 + count
             self._token_ids, self._logprobs = (bytearray(4 * self._length * self._width) for _ in range(2))

@@ -6,8 +6,8 @@ from array import array
 from dataclasses import dataclass, field
 
 from sophserve.engine.block_pool import BlockKey, block_key
+from sophserve.link.messages import Pooling
 from sophserve.sampling import SamplingParams
-from sophserve.worker.messages import Pooling
 
 
 @dataclass(eq=False, slots=True)

@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 
 from sophserve.engine.block_pool import BlockPool
 from sophserve.engine.request import Request
-from sophserve.worker.messages import AddedRequest, ScheduledRequest, StepPlan
+from sophserve.link.messages import AddedRequest, ScheduledRequest, StepPlan
 
 # Tokens of the requests that one step takes in: a hundred answers to a long prompt in the cache compute little, but
 # finding and sending what each is made of takes time in which nothing else is done.

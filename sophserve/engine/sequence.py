@@ -10,9 +10,9 @@ from sophserve.engine.output import FinishReason, OutputDelta, PromptLogprobTabl
 from sophserve.engine.request import Request
 from sophserve.engine.stream import LOGPROB_BYTES, TOKEN_BYTES, DeltaStream
 from sophserve.errors import RequestAborted, SophserveError
+from sophserve.link.messages import PromptLogprobs, SampledToken
 from sophserve.text.detokenizer import IncrementalDetokenizer, StopTextBuffer
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import PromptLogprobs, SampledToken
 
 
 @dataclass

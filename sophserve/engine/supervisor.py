@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError, EngineDeadError
-from sophserve.worker.messages import CompileGrammar, FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
-from sophserve.worker.pool import WorkerGroup
+from sophserve.link.messages import CompileGrammar, FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
+from sophserve.link.workers import WorkerGroup
 
 log = logging.getLogger(__name__)
 

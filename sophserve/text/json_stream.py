@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from sophserve.text.reader import NotACallError, Reader, Reading
+from sophserve.text.text_reader import NotACallError, Reader, Reading
 
 # Strings up to this length are given out whole, so that no name, path or command is ever half of one.
 LONG_STRING = 64

@@ -8,7 +8,7 @@ from keyword import iskeyword
 from typing import Any
 
 from sophserve.text.json_stream import to_json
-from sophserve.text.reader import NotACallError
+from sophserve.text.text_reader import NotACallError
 from sophserve.text.tool_grammar import Schema, ToolGrammar, either, quoted
 
 # What a schema may say beside its properties without changing which calls in Python fit it.

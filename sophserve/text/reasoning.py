@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from sophserve.plugins import Register, hookimpl
-from sophserve.text.answer import ContentDelta, Event, ReasoningDelta
-from sophserve.text.reader import Reader, Reading
+from sophserve.text.answer_events import ContentDelta, Event, ReasoningDelta
+from sophserve.text.text_reader import Reader, Reading
 
 
 class ReasoningParser:

@@ -7,7 +7,7 @@ import string
 
 from sophserve.plugins import Register, hookimpl
 from sophserve.text import python_calls
-from sophserve.text.reader import NotACallError, Reader, Reading
+from sophserve.text.text_reader import NotACallError, Reader, Reading
 from sophserve.text.tool_grammar import ToolGrammar
 from sophserve.text.tool_parser import ToolParser
 

@@ -5,17 +5,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from sophserve.text.reasoning import ReasoningParser
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.text.tool_parser import ToolParser
 
 Schema = dict[str, Any]
 # Models write calls on one line, as their templates show them.
 _LAYOUT = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 _ANYTHING = r"/(.|\n)*/"
 _BLANK = r"/[ \n]{0,4}/"
+
+
+class CallFormat(Protocol):
+    """What has to be known of the format of calls; see sophserve.text.tool_parser.ToolParser."""
+
+    markers: ClassVar[tuple[str, ...]]
+    bare: ClassVar[str]
+
+    @classmethod
+    def grammar(cls, writer: ToolGrammar, several: bool) -> str:
+        """The expression for one call, or for at least one."""
 
 
 class ToolGrammar:
@@ -26,7 +36,7 @@ class ToolGrammar:
 
     def __init__(
         self,
-        parser: type[ToolParser],
+        parser: type[CallFormat],
         template: str,
         tokenizer: Tokenizer,
         tools: dict[str, Schema],

@@ -10,15 +10,13 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 from uuid import uuid4
 
-from sophserve.text.answer import ArgumentsDelta, CallStart, ContentDelta, Event
+from sophserve.text.answer_events import ArgumentsDelta, CallStart, ContentDelta, Event
 from sophserve.text.json_stream import JsonCopy, json_value, parse_json, to_json
-from sophserve.text.reader import NotACallError, Reader, Reading
-
-if TYPE_CHECKING:
-    from sophserve.text.tool_grammar import ToolGrammar
+from sophserve.text.text_reader import NotACallError, Reader, Reading
+from sophserve.text.tool_grammar import ToolGrammar
 
 # Under these keys an object has the arguments of a call.
 _ARGUMENTS = ("parameters", "arguments")

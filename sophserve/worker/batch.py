@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from device.interface import AttentionMeta
-from sophserve.worker.messages import AddedRequest, Pooling, StepPlan
+from sophserve.link.messages import AddedRequest, Pooling, StepPlan
 from sophserve.worker.penalties import PenaltyState
 from sophserve.worker.token_rules import TokenRules
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from sophserve.engine.grammar import AnswerGrammar
+    from sophserve.grammar.compiler import AnswerGrammar
 
 _DTYPES = {"i": torch.int32, "q": torch.int64, "f": torch.float32}
 

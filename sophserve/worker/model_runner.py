@@ -11,24 +11,13 @@ from pathlib import Path
 import torch
 
 from device.collectives.shared_memory import SharedMemoryCommunicator
-from device.interface import Communicator, Device, OutOfDeviceMemory, SingleRank
-from sophserve import plugins
+from device.interface import Communicator, OutOfDeviceMemory, SingleRank
 from sophserve.checkpoint import read_config
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError
-from sophserve.fit import check_device, check_kv_room, device_index, resolve_max_model_len
-from sophserve.model.config import resolve_dtype
-from sophserve.model.context import ModelContext
-from sophserve.model.decoder import CausalLM
-from sophserve.model.layers import Linear
-from sophserve.model.loading import find_architecture, load_model
-from sophserve.sampling import StructuredOutput
-from sophserve.table import size
-from sophserve.worker.batch import BatchBuilder, FlatBatch, PooledChunk, RequestState
-from sophserve.worker.captured_decode import CapturedDecode
-from sophserve.worker.grammar_masks import GrammarMasks
-from sophserve.worker.kv_memory import KV_SHARE, attention_layers, block_count, token_bytes
-from sophserve.worker.messages import (
+from sophserve.fit import check_kv_room, device_index, resolve_max_model_len
+from sophserve.grammar.follow import GrammarMasks
+from sophserve.link.messages import (
     Embedding,
     LoadModel,
     ModelInfo,
@@ -38,6 +27,17 @@ from sophserve.worker.messages import (
     StepPlan,
     StepResult,
 )
+from sophserve.model.config import resolve_dtype
+from sophserve.model.context import ModelContext
+from sophserve.model.decoder import CausalLM
+from sophserve.model.devices import open_device
+from sophserve.model.kv_memory import KV_SHARE, attention_layers, block_count, token_bytes
+from sophserve.model.layers import Linear
+from sophserve.model.loading import find_architecture, load_model
+from sophserve.sampling import StructuredOutput
+from sophserve.table import size
+from sophserve.worker.batch import BatchBuilder, FlatBatch, PooledChunk, RequestState
+from sophserve.worker.captured_decode import CapturedDecode
 from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tokens
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,6 @@ LOGITS_ROWS = 128
 SEARCH_COST = 100
 # So that a prompt of any model gets on.
 MOST_COST = 64.0
-# The order in which --device auto looks.
-DEVICE_ORDER = ("tpuv7", "gpu", "cmodel")
 
 
 class ModelRunner:
@@ -220,19 +218,6 @@ def _pool(hidden: torch.Tensor, chunk: PooledChunk) -> Embedding | None:
     assert pooler is not None
     pooler.add(hidden[chunk.rows])
     return Embedding(chunk.state.id, pooler.result()) if chunk.complete else None
-
-
-def open_device(name: str, rank: int = 0) -> Device:
-    """A rank's device of that name, or with `auto` of the best kind that is installed. CHIP_MAP in the environment
-    lists the ranks' devices by number. Raises ConfigError."""
-    installed = plugins.devices()
-    if name == "auto":
-        name = next((known for known in DEVICE_ORDER if known in installed), "auto")
-    check_device(name, installed)
-    try:
-        return installed[name].value(device_index(rank))
-    except RuntimeError as error:
-        raise ConfigError(f"the device {name} cannot be used: {error}") from error
 
 
 def _communicator(load: LoadModel, collectives: int) -> Communicator:

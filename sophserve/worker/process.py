@@ -1,7 +1,7 @@
 """The worker's process: `python -m sophserve.worker.process LIFELINE PULSE COLLECTIVES PLANS... RESULTS...`, all file
 descriptors.
 
-The server starts it; see sophserve.worker.pool.
+The server starts it; see sophserve.link.workers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sophserve.errors import SophserveError
-from sophserve.logs import configure
-from sophserve.worker.channel import Reader, Ring, Writer
-from sophserve.worker.messages import (
+from sophserve.link.channel import Reader, Ring, Writer
+from sophserve.link.messages import (
     CompileGrammar,
     LoadFailed,
     LoadModel,
@@ -31,11 +30,12 @@ from sophserve.worker.messages import (
     decode_to_worker,
     encode,
 )
-from sophserve.worker.pulse import Pulse
+from sophserve.link.pulse import Pulse
+from sophserve.logs import configure
 
 if TYPE_CHECKING:
     from sophserve.worker.model_runner import ModelRunner
-    from sophserve.worker.profile import Profile
+    from sophserve.worker.profile_writer import Profile
 
 log = logging.getLogger("sophserve.worker")
 
@@ -112,7 +112,7 @@ def _start_profile(
         problem = running.problem
     if isinstance(message, StopProfile):
         return None, Profiled(error=problem)
-    from sophserve.worker.profile import Profile
+    from sophserve.worker.profile_writer import Profile
 
     try:
         profile = Profile(runner, load, message)

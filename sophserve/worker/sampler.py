@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from device.interface import Ops, SampleParams, SampleResult
-from sophserve.engine.grammar import as_mask
-from sophserve.engine.output import TokenLogprob
+from sophserve.grammar.compiler import as_mask
+from sophserve.link.messages import SampledToken, TokenLogprob
 from sophserve.worker.batch import RequestState, as_tensor
-from sophserve.worker.messages import SampledToken
 
 _NOTHING: Mapping[int, Any] = MappingProxyType({})
 _NONE = array("q")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 
-from sophserve.worker.messages import AddedRequest
+from sophserve.link.messages import AddedRequest
 
 
 class TokenRules:

@@ -12,19 +12,19 @@ import pytest
 from aiohttp import ClientSession, web
 from openai import AsyncOpenAI
 
-from sophserve.api.server import make_runner
-from sophserve.api.serving import Serving
+from sophserve.api.generation.served_model import Serving
+from sophserve.api.startup import make_runner
 from sophserve.config import EngineConfig, ServerConfig
 from sophserve.engine.engine import Engine
-from sophserve.engine.grammar_check import GrammarCheck
-from sophserve.engine.output import OutputDelta, TokenLogprob
+from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.sequence import Sequence, Watcher
+from sophserve.grammar.check import GrammarCheck
+from sophserve.link.messages import ModelInfo, PromptLogprobs, SampledToken, TokenLogprob
 from sophserve.sampling import SamplingParams
 from sophserve.text.bound import characters_per_token
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import ModelInfo, PromptLogprobs, SampledToken
 
 CONTEXT = 256
 END = 2

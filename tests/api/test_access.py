@@ -16,7 +16,7 @@ from openai import AsyncOpenAI, AuthenticationError, InternalServerError, RateLi
 from sophserve.config import ServerConfig
 from sophserve.errors import ConfigError
 from sophserve.keys import Limits, digest_of, read_keys
-from sophserve.worker.messages import Progress
+from sophserve.link.messages import Progress
 
 TEXT = "/v1/completions"
 
@@ -97,7 +97,7 @@ async def test_a_key_has_its_share_of_requests(
 async def test_a_key_has_its_share_of_tokens(start_app: Any, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     # Not for the event loop as well, which would take every connection for an idle one.
-    monkeypatch.setattr("sophserve.api.quota.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("sophserve.api.http.quota.time", SimpleNamespace(monotonic=lambda: now))
     app = await start_app(api_key_file=str(key_file))
     for _ in range(4):
         assert (await ask(app, "hidden"))[0] == 200

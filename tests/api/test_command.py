@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, TCPConnector, UnixConnector
 
-from sophserve.api.tls import renew, ssl_context
+from sophserve.api.http.tls import renew, ssl_context
 from sophserve.cli import main
 from sophserve.config import EngineConfig, ServerConfig, option, parse_size
 from sophserve.errors import ConfigError
@@ -430,7 +430,7 @@ def test_https(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
 
 
 async def test_a_renewed_certificate_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr("sophserve.api.tls.RENEWAL_PERIOD", 0.01)
+    monkeypatch.setattr("sophserve.api.http.tls.RENEWAL_PERIOD", 0.01)
     caplog.set_level("INFO")
     certificate = tmp_path / "both.pem"
     certificate.write_text(self_signed(tmp_path))

@@ -124,7 +124,7 @@ async def test_prompt_logprobs_beside_echo(app: Any) -> None:
 
 
 async def test_an_impossible_token_has_a_finite_logprob(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sophserve.engine.output import TokenLogprob
+    from sophserve.link.messages import TokenLogprob
 
     module = __import__(type(app.engine).__module__, fromlist=["logprobs"])
     monkeypatch.setattr(module, "logprobs", lambda token, count: [TokenLogprob(token, float("-inf"), 512)])

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from sophserve.api.listener import Listener, bind, connection_limit
-from sophserve.api.upload import _Upload
+from sophserve.api.http.listener import Listener, bind, connection_limit
+from sophserve.api.http.upload import _Upload
 from sophserve.config import ServerConfig
 from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
@@ -332,7 +332,7 @@ async def test_clients_wait_where_no_connection_is_idle(listen: Any, connect: An
 
 
 async def test_who_stands_still_makes_room(listen: Any, connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sophserve.api.connections._STANDSTILL", 0.3)
+    monkeypatch.setattr("sophserve.api.http.connections._STANDSTILL", 0.3)
     app = await listen(4)
     answer_at_once(app)
     clients = [connect(app) for _ in range(4)]
@@ -346,12 +346,12 @@ async def test_who_stands_still_makes_room(listen: Any, connect: Any, monkeypatc
 
 
 def test_descriptors_are_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sophserve.api.listener.resource.getrlimit", lambda which: (100_000, 100_000))
+    monkeypatch.setattr("sophserve.api.http.listener.resource.getrlimit", lambda which: (100_000, 100_000))
     assert connection_limit(8192, 8) == 8192
-    monkeypatch.setattr("sophserve.api.listener.resource.getrlimit", lambda which: (500, 500))
+    monkeypatch.setattr("sophserve.api.http.listener.resource.getrlimit", lambda which: (500, 500))
     one, two = connection_limit(8192, 1), connection_limit(8192, 2)
     assert 200 < two == one - 40 < 500 - 24 - 80
-    monkeypatch.setattr("sophserve.api.listener.resource.getrlimit", lambda which: (5, 5))
+    monkeypatch.setattr("sophserve.api.http.listener.resource.getrlimit", lambda which: (5, 5))
     assert connection_limit(8192, 1) == 1
 
 

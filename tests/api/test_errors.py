@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from openai import APIError, BadRequestError, NotFoundError
 
-from sophserve.api.embeddings import EmbeddingRequest
-from sophserve.api.messages import CountRequest, MessagesRequest
-from sophserve.api.requests import ChatRequest, CompletionRequest
-from sophserve.api.response_input import InputRequest, ResponsesRequest
-from sophserve.api.tokenize import ConversationRequest, DetokenizeRequest, TokenizeRequest
+from sophserve.api.anthropic.messages import CountRequest, MessagesRequest
+from sophserve.api.generation.request_bodies import ChatRequest, CompletionRequest
+from sophserve.api.openai.embeddings import EmbeddingRequest
+from sophserve.api.openai.response_input import InputRequest, ResponsesRequest
+from sophserve.api.operations.tokenize import ConversationRequest, DetokenizeRequest, TokenizeRequest
 from sophserve.errors import EngineDeadError, ServerBusy
 from sophserve.text.chat_template import ChatTemplate
 
@@ -421,7 +421,7 @@ async def test_a_mistake_of_ours_is_logged_and_not_shown(app: Any, caplog: pytes
 async def test_log_line(app: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     answer = await app.openai.completions.create(model="tiny", prompt="secret words", max_tokens=3)
-    [line] = [record.getMessage() for record in caplog.records if record.name == "sophserve.api.errors"]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "sophserve.api.http.errors"]
     assert line.startswith("POST /v1/completions 200 ") and answer.id in line
     assert f"prompt={answer.usage.prompt_tokens} cached=0 output=3" in line and "finish=length" in line
     assert "secret" not in caplog.text

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sophserve.api import body
-from sophserve.api.embeddings import EmbeddingRequest
-from sophserve.api.requests import ChatRequest, CompletionRequest
-from sophserve.api.response_input import ResponsesRequest
+from sophserve.api.generation.request_bodies import ChatRequest, CompletionRequest
+from sophserve.api.http import body
+from sophserve.api.openai.embeddings import EmbeddingRequest
+from sophserve.api.openai.response_input import ResponsesRequest
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 ENDPOINTS: dict[str, tuple[str, type, dict[str, Any]]] = {

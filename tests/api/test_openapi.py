@@ -8,8 +8,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
-from sophserve.api.openapi import OPERATIONS, operation_of
-from sophserve.api.playground import PATHS
+from sophserve.api.operations.openapi import OPERATIONS, operation_of
+from sophserve.api.playground.page import PATHS
 
 HELLO = [{"role": "user", "content": "Hi"}]
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from sophserve.api import playground
+from sophserve.api.playground import page as playground
 
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", "/": "text/html"}
 

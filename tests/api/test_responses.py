@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from openai import APIError, BadRequestError, NotFoundError
 
-from sophserve.api.response_store import ResponseStore, StoredResponse
+from sophserve.api.openai.response_store import ResponseStore, StoredResponse
 from sophserve.errors import EngineDeadError
 
 PATH = "/v1/responses"

@@ -7,8 +7,8 @@ import threading
 import time
 from typing import Any
 
-from sophserve.api.record import Record, current_record
-from sophserve.api.text_threads import INLINE, SHORT, TextThreads
+from sophserve.api.http.request_record import Record, current_record
+from sophserve.api.http.text_threads import INLINE, SHORT, TextThreads
 
 
 async def test_the_order_of_what_waits() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from sophserve.bench import offline_report as report
-from sophserve.bench.limits import DeviceLimits
 from sophserve.bench.offline import bench
 from sophserve.bench.offline_prompts import make_prompts, read_texts
 from sophserve.bench.offline_result import Reckoning, Setting
@@ -22,10 +21,11 @@ from sophserve.bench.offline_run import Answer, Pass, phases
 from sophserve.bench.quality import agreement, distinct, judge, judge_answer, repetition, scripts_of
 from sophserve.cli import main
 from sophserve.errors import ConfigError, SophserveError
-from sophserve.footprint import Attention, Footprint
+from sophserve.measure.footprint import Attention, Footprint
+from sophserve.measure.footprint_process import footprint
+from sophserve.measure.limits import DeviceLimits
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.footprint import footprint
 
 GOOD = "the cat sat on a mat while rain fell over quiet roofs and nobody in town had seen it come at all"
 WORDS = GOOD.split()

@@ -17,9 +17,9 @@ import pytest
 import sophserve
 from sophserve import LLM, AsyncLLM, SamplingParams
 from sophserve.bench.profile_records import RankProfile, read_profile
-from sophserve.engine.profile import Profiling
+from sophserve.engine.profile_session import Profiling
 from sophserve.errors import ConfigError, RequestError, SophserveError
-from sophserve.worker.messages import Profiled, StartProfile, StopProfile
+from sophserve.link.messages import Profiled, StartProfile, StopProfile
 
 LAYERS = 3
 # A layer has two norms, four products and attention; embedding, the last norm, the head and sampling are around them.

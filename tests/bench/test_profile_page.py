@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from sophserve.bench.profile import main
 from sophserve.bench.profile_records import read_profile
+from sophserve.bench.profile_report import main
 from sophserve.cli import main as command_line
 from sophserve.errors import ConfigError
-from sophserve.profiling import Command, Header, Step, Sums, next_index
+from sophserve.profile_format import Command, Header, Step, Sums, next_index
 
 EVIL = "</script><script>alert('1')</script>&\"<img src=x onerror=alert(2)>"
 

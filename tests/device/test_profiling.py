@@ -8,7 +8,7 @@ import torch
 from device.cmodel.device import CmodelDevice
 from device.cmodel.kernels import Kernel
 from device.interface import DenseWeight, IntWeight
-from device.profiling import OperatorProfile, operator_cost, seen_positions
+from device.operator_profile import OperatorProfile, operator_cost, seen_positions
 from device.reference import ReferenceOps, visible
 
 

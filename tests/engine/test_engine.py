@@ -16,9 +16,9 @@ from sophserve.config import EngineConfig
 from sophserve.engine.engine import Engine
 from sophserve.engine.sequence import Sequence
 from sophserve.errors import EngineDeadError, RequestAborted
+from sophserve.link.messages import FromWorker, LoadFailed, ModelInfo, Progress, SampledToken, StepPlan, StepResult
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
-from sophserve.worker.messages import FromWorker, LoadFailed, ModelInfo, Progress, SampledToken, StepPlan, StepResult
 
 INFO = ModelInfo(
     max_model_len=64, vocab_size=512, dtype="float32", device="none", block_size=16, num_blocks=8, kv_cache_bytes=0

@@ -13,9 +13,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from sophserve.engine.grammar import AnswerGrammar, GrammarCompiler, as_mask, bits
-from sophserve.engine.grammar_check import MAX_CHARACTERS, GrammarCheck
 from sophserve.errors import RequestError
+from sophserve.grammar.check import MAX_CHARACTERS, GrammarCheck
+from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler, as_mask, bits
 from sophserve.sampling import StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
 

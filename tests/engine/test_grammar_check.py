@@ -12,10 +12,10 @@ from signal import SIGALRM, SIGKILL, SIGPROF, SIGSEGV
 import psutil
 import pytest
 
-from sophserve.engine import grammar_check
-from sophserve.engine.grammar_check import MAX_CHARACTERS, GrammarCheck
-from sophserve.engine.grammar_trial import Tried, Try
 from sophserve.errors import RequestError, ServerBusy
+from sophserve.grammar import check as grammar_check
+from sophserve.grammar.check import MAX_CHARACTERS, GrammarCheck
+from sophserve.grammar.trial import Tried, Try
 from sophserve.sampling import StructuredOutput
 
 
@@ -196,7 +196,7 @@ def trial_processes() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if any("sophserve.engine.grammar" in part for part in process.cmdline()):
+            if any("sophserve.grammar.compiler" in part for part in process.cmdline()):
                 found.append(process)
     return found
 

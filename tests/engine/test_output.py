@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-from sophserve.engine.output import TokenLogprob
+from sophserve.link.messages import TokenLogprob
 
 
 def test_the_garbage_collector_does_not_walk_through_logprobs() -> None:

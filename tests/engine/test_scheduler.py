@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sophserve.engine.block_pool import block_key, salt_key
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
+from sophserve.link.messages import StepPlan
 from sophserve.sampling import SamplingParams
-from sophserve.worker.messages import StepPlan
 
 VOCABULARY = 5  # few tokens, so that prefixes often repeat
 

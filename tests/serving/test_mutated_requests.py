@@ -14,7 +14,7 @@ import pytest
 from aiohttp import ClientSession, ClientTimeout
 
 from benchmarks.bystander import Noticed, bystander
-from sophserve.api.app import ROUTES
+from sophserve.api.application import ROUTES
 from tests.serving.mutations import BODIES, Mutator
 
 # Memory that the server may gain while it is warm: caches of bounded size fill up.

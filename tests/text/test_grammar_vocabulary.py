@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sophserve.engine.grammar import AnswerGrammar, GrammarCompiler, Vocabulary
+from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler, Vocabulary
 from sophserve.sampling import StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
 

@@ -11,9 +11,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from sophserve.plugins import tool_parsers
-from sophserve.text.answer import ArgumentsDelta, CallStart, ParsedAnswer
-from sophserve.text.reader import Reader, Reading
+from sophserve.text.answer_events import ArgumentsDelta, CallStart, ParsedAnswer
 from sophserve.text.reasoning import ReasoningParser
+from sophserve.text.text_reader import Reader, Reading
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.text.tool_grammar import ToolGrammar
 from sophserve.text.tool_parser import ToolParser

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sophserve.config import ServerConfig
 from sophserve.errors import ConfigError
 from sophserve.plugins import reasoning_parsers, tool_parsers
-from sophserve.text.answer import AnswerParser, CallStart, ParsedAnswer, Parser
+from sophserve.text.answer_events import AnswerParser, CallStart, ParsedAnswer, Parser
 from sophserve.text.parsers import check_parsers, chosen
 from sophserve.text.reasoning import MistralReasoningParser, ReasoningParser
 

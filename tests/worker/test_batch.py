@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from sophserve.link.messages import AddedRequest, ScheduledRequest, StepPlan
 from sophserve.sampling import SamplingParams
 from sophserve.worker.batch import BatchBuilder, as_tensor
-from sophserve.worker.messages import AddedRequest, ScheduledRequest, StepPlan
 
 
 def added(identity: int, tokens: list[int], **options: Any) -> AddedRequest:

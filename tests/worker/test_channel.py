@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sophserve.worker.channel import Reader, Ring, Writer
+from sophserve.link.channel import Reader, Ring, Writer
 
 SIZES = [0, 1, 7, 8, 100, 4087, 4088, 4089, 4096, 10_000, 50_000]
 
@@ -66,7 +66,7 @@ async def test_writer_in_the_event_loop_never_blocks() -> None:
 def test_other_process() -> None:
     ring = Ring.create(4096)
     code = (
-        "import sys; from sophserve.worker.channel import Ring, Writer\n"
+        "import sys; from sophserve.link.channel import Ring, Writer\n"
         "writer = Writer(Ring.attach(tuple(map(int, sys.argv[1:]))))\n"
         "for n in range(200): writer.send(n.to_bytes(2, 'big') * n * 10)"
     )

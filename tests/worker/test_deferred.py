@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from sophserve.config import EngineConfig
-from sophserve.engine.grammar import AnswerGrammar, GrammarCompiler
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
+from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler
+from sophserve.link.messages import LoadModel, StepPlan, StepResult
 from sophserve.sampling import SamplingParams, StructuredOutput
-from sophserve.worker.messages import LoadModel, StepPlan, StepResult
 from sophserve.worker.model_runner import ModelRunner
 
 FORM = StructuredOutput("regex", "[a-z]{300}")

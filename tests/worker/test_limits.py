@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from device.interface import DenseWeight, OutOfDeviceMemory
-from sophserve.bench import limits as bench_limits
-from sophserve.bench.limits import DeviceLimits
-from sophserve.worker import limits, profile
+from sophserve.measure import limits as bench_limits
+from sophserve.measure import limits_process as limits
+from sophserve.measure.limits import DeviceLimits
+from sophserve.worker import profile_writer as profile
 
 
 class Clock:

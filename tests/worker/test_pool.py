@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from sophserve.config import EngineConfig
-from sophserve.worker.pool import WorkerGroup
+from sophserve.link.workers import WorkerGroup
 
 
 def descriptors() -> int:

@@ -15,9 +15,9 @@ from device.reference import ReferenceOps
 from sophserve.engine.output import PromptLogprobTable
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Scheduler
+from sophserve.link.messages import AddedRequest
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.worker.batch import RequestState
-from sophserve.worker.messages import AddedRequest
 from sophserve.worker.penalties import PenaltyState
 from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tokens
 

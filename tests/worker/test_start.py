@@ -14,7 +14,7 @@ import json, sys
 from pathlib import Path
 import torch
 from sophserve.config import EngineConfig
-from sophserve.worker.messages import LoadModel
+from sophserve.link.messages import LoadModel
 from sophserve.worker.model_runner import ModelRunner
 
 def resident():

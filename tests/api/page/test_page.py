@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sophserve.worker.messages import Progress
+from sophserve.link.messages import Progress
 
 ANSWER = """<think>A table, and some code.</think>## Two protocols
 

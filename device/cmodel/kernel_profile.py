@@ -1,0 +1,137 @@
+"""Profiles of the cmodel: every kernel is one command, called from Python or from a list of commands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from ctypes import Array, c_int32, c_int64
+from itertools import pairwise
+from typing import Any
+
+from device.cmodel.arguments import Arguments
+from device.cmodel.capture import Calls, CommandList
+from device.cmodel.kernels import DTYPES, Kernel
+from device.cmodel.ops import NativeOps
+from device.interface import CommandRecord, Ops
+from device.operator_profile import OperatorRecorder, seen_positions
+from device.reference import ReferenceOps
+
+_ITEM_BYTES = {number: dtype.itemsize for dtype, number in DTYPES.items()}
+# Of the numbers in weights.CODES.
+_CODE_BITS = {0: 4, 1: 8, 2: 8}
+
+
+class KernelProfile(OperatorRecorder):
+    """Notes the kernels that run in this process, and the operators that have none, until it is closed."""
+
+    def __init__(self, ops: Ops, operators: Iterable[str], detailed: bool) -> None:
+        super().__init__(ops, [name for name in operators if not _has_kernel(ops, name)])
+        self._detailed = detailed
+        self._replays: list[tuple[Calls, Array[c_int64]]] = []
+        Kernel.intercept = self._call
+        CommandList.on_replay = self._note_replay
+
+    def take(self) -> list[CommandRecord]:
+        """The records since the last call, in order."""
+        records = super().take()
+        for calls, times in self._replays:
+            for (kernel, arguments), (start, end) in zip(calls, pairwise(times), strict=False):
+                records.append(self._record(kernel, arguments, start, end))
+        self._replays.clear()
+        return sorted(records, key=lambda record: record.start_ns)
+
+    def close(self) -> None:
+        """Run kernels untimed again."""
+        super().close()
+        Kernel.intercept = CommandList.on_replay = None
+
+    def _call(self, kernel: Kernel, arguments: Arguments) -> int:
+        start = time.monotonic_ns()
+        status = kernel.run(arguments)
+        self.records.append(self._record(kernel, arguments, start, time.monotonic_ns()))
+        return status
+
+    def _note_replay(self, calls: Calls, times: Array[c_int64]) -> None:
+        # What each command had to do is worked out after the step, not within it.
+        self._replays.append((calls, times))
+
+    def _record(self, kernel: Kernel, arguments: Arguments, start: int, end: int) -> CommandRecord:
+        cost = kernel_cost(kernel.name, arguments)
+        detail = _detail(arguments) if self._detailed else ""
+        return CommandRecord(_label(kernel.name, arguments), start, end - start, *cost, detail)
+
+
+def kernel_cost(name: str, arguments: Arguments) -> tuple[int, int]:
+    """Bytes and operations of one call of the kernel of that name."""
+    return _COSTS[name](arguments)
+
+
+def _has_kernel(ops: Ops, name: str) -> bool:
+    return isinstance(ops, NativeOps) and getattr(NativeOps, name) is not getattr(ReferenceOps, name)
+
+
+def _label(name: str, a: Any) -> str:
+    return f"{name} {a.outputs}x{a.inputs}" if name in ("linear", "quantized_linear") else name
+
+
+def _detail(arguments: Arguments) -> str:
+    numbers = [name for name, kind in type(arguments)._fields_ if kind is c_int64]  # type: ignore[misc]
+    return " ".join(f"{name}={getattr(arguments, name)}" for name in numbers if getattr(arguments, name))
+
+
+def _linear(a: Any) -> tuple[int, int]:
+    item, width = _ITEM_BYTES[a.dtype], a.outputs // 2 if a.gated else a.outputs
+    activations = a.rows * (a.inputs * item + width * _ITEM_BYTES[a.y_dtype])
+    weight = a.outputs * (a.inputs * item + (item if a.bias else 0))
+    return activations + weight, 2 * a.rows * a.inputs * a.outputs
+
+
+def _quantized_linear(a: Any) -> tuple[int, int]:
+    moved, operations = _linear(a)
+    groups = a.outputs * -(-a.inputs // a.group)
+    codes = a.outputs * a.inputs * _CODE_BITS[a.codes] // 8
+    scales = groups * (_ITEM_BYTES[a.scales_dtype] + (1 if a.shifts else 0))
+    return moved - a.outputs * a.inputs * _ITEM_BYTES[a.dtype] + codes + scales, operations
+
+
+def _rms_norm(a: Any) -> tuple[int, int]:
+    values = a.rows * a.size
+    tensors = 4 if a.residual else 2
+    return values * tensors * _ITEM_BYTES[a.dtype] + a.size * _ITEM_BYTES[a.weight_dtype], 4 * values
+
+
+def _paged_attention(a: Any) -> tuple[int, int]:
+    numbers = c_int32 * a.sequences
+    lengths, cached = numbers.from_address(a.input_lengths), numbers.from_address(a.cached_lengths)
+    read, pairs = seen_positions(lengths, cached, a.window or None)
+    # New keys and values come in and go to the cache; q comes in, the result goes out.
+    position = a.kv_heads * (a.head_dim + a.v_dim)
+    moved = (read + 2 * a.tokens) * position + a.tokens * a.heads * (a.head_dim + a.v_dim)
+    return moved * _ITEM_BYTES[a.dtype], 2 * pairs * a.heads * (a.head_dim + a.v_dim)
+
+
+def _packing(a: Any) -> tuple[int, int]:
+    return sum(tensor.nbytes for tensor in a.tensors), 0
+
+
+def _sample(a: Any) -> tuple[int, int]:
+    mask = a.rows * -(-a.vocab // 32) * 4 if a.mask else 0
+    return a.rows * a.vocab * _ITEM_BYTES[a.dtype] + mask, a.rows * a.vocab
+
+
+_COSTS: dict[str, Callable[[Any], tuple[int, int]]] = {
+    "pack_linear": _packing,
+    "pack_codes": _packing,
+    "linear": _linear,
+    "quantized_linear": _quantized_linear,
+    "gate": lambda a: (a.rows * a.intermediate * (8 + _ITEM_BYTES[a.dtype]), 2 * a.rows * a.intermediate),
+    "rms_norm": _rms_norm,
+    "paged_attention": _paged_attention,
+    "sample": _sample,
+    "embedding": lambda a: (a.rows * (8 + 2 * a.row_bytes), 0),
+    "gather": lambda a: (a.columns * (4 + 2 * a.rows * a.element_bytes), 0),
+    # Of collectives what this rank gives and takes; a group's size is not among their parameters.
+    "all_reduce": lambda a: (2 * a.size * _ITEM_BYTES[a.dtype], a.size),
+    "all_gather": lambda a: (2 * a.rows * a.row_bytes, 0),
+    "broadcast": lambda a: (a.bytes, 0),
+}

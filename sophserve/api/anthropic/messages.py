@@ -1,0 +1,342 @@
+"""/v1/messages: Anthropic's Messages API (https://docs.anthropic.com/en/api/messages) over the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sophserve.api.generation.answer_parts import Part, PartWriter
+from sophserve.api.generation.named_events import Event, Exchange, OutputFormat
+from sophserve.api.generation.params import check_texts
+from sophserve.api.generation.prompts import encode_chat
+from sophserve.api.generation.reply import Usage
+from sophserve.api.generation.request_bodies import ChatRequest, ContentPart, Message
+from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.tools import AnswerFormat, ToolUse
+from sophserve.api.http.body import LEFT_OUT, json_response, read_body, warn_of, warn_unknown
+from sophserve.api.openai.chat import ChatPlan, chat_generation, template_messages
+from sophserve.engine.output import OutputDelta
+from sophserve.errors import RequestError
+
+_OWN_TOOLS = (None, "custom")
+_THINKING = ("enabled", "adaptive", "between_tools", "disabled")
+
+
+class Block(msgspec.Struct):
+    """A part of a turn: text, thinking, a call of a tool (tool_use) or what it gave (tool_result). `is_error` and
+    `signature` are of no use to a chat template."""
+
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | list[Block] | None = None
+
+
+class Turn(msgspec.Struct):
+    """What one side said."""
+
+    role: str
+    content: str | list[Block]
+
+
+class Tool(msgspec.Struct):
+    """A tool that the model may call. type: custom, or one that only Anthropic describes or runs."""
+
+    name: str
+    type: str | None = None
+    strict: bool | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+
+
+class ToolChoice(msgspec.Struct):
+    """auto, any, none, or tool with its name."""
+
+    type: str
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(msgspec.Struct):
+    """enabled, adaptive or disabled, for templates that know enable_thinking. display: omitted leaves the text out."""
+
+    type: str
+    display: str | None = None
+
+
+class OutputConfig(msgspec.Struct):
+    """format: the form that the answer must have. effort: how much to think, for templates that know of it."""
+
+    format: OutputFormat | None = None
+    effort: str | None = None
+
+
+class CountRequest(msgspec.Struct, kw_only=True):
+    """The body of /v1/messages/count_tokens."""
+
+    messages: list[Turn]
+    model: str | None = None
+    system: str | list[Block] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+
+
+class MessagesRequest(CountRequest, kw_only=True):
+    """The body of /v1/messages."""
+
+    max_tokens: int
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stream: bool | None = None
+
+
+async def messages(request: web.Request) -> web.StreamResponse:
+    """Answer a conversation."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, MessagesRequest)
+    model = serving.check_model(body.model)
+    _warn_of_tools(body)
+    plan = await serving.texts.run(lambda: _plan(serving, body))
+    async with serving.admitted(1):
+        generation, answers = await chat_generation(serving, plan, "msg_")
+        exchange = Exchange(request, generation, warn_unknown(unknown))
+        shown = body.thinking is None or body.thinking.display != "omitted"
+        writer = MessageWriter(generation.id, model, exchange.usage, answers, shown)
+        if body.stream:
+            return await exchange.stream(writer.events)
+        await exchange.whole(writer.events)
+        return await exchange.respond(writer.message())
+
+
+async def count_tokens(request: web.Request) -> web.Response:
+    """How many tokens the prompt of a conversation has."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, CountRequest)
+    serving.check_model(body.model)
+    _warn_of_tools(body)
+
+    def work() -> int:
+        chat = _chat(body)
+        ToolUse(serving, chat)
+        return len(encode_chat(serving, template_messages(chat.messages), chat, bounded=False))
+
+    async with serving.admitted(1):
+        return json_response({"input_tokens": await serving.texts.run(work)}, warn_unknown(unknown))
+
+
+class MessageWriter(PartWriter):
+    """Words an answer as Anthropic's message and events. show_thinking: whether to give out the text of reasoning."""
+
+    def __init__(self, identity: str, model: str, usage: Usage, answers: AnswerFormat, show_thinking: bool) -> None:
+        super().__init__(answers, "toolu_")
+        self._identity = identity
+        self._model = model
+        self._usage = usage
+        self._show_thinking = show_thinking
+        self._started = False
+        self._ending: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
+
+    def message(self) -> dict[str, Any]:
+        """The message object of what there is."""
+        return {
+            "id": self._identity,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": [self._block(part) for part in self.parts],
+            **self._ending,
+            "usage": self._tokens(),
+        }
+
+    def events(self, delta: OutputDelta) -> Iterator[Event]:
+        """The events that a delta makes."""
+        if not self._started:
+            self._started = True
+            yield {"type": "message_start", "message": self.message()}
+        for event in self._parsed(delta):
+            yield from self._take(event)
+        if delta.finish_reason:
+            yield from self._end_last()
+            self._ending = self._ended(delta)
+            yield {"type": "message_delta", "delta": self._ending, "usage": self._tokens()}
+            yield {"type": "message_stop"}
+
+    def _begin(self, part: Part) -> Iterator[Event]:
+        block = self._block(part)
+        if part.kind == "reasoning":
+            block["signature"] = ""
+        yield {"type": "content_block_start", "index": len(self.parts) - 1, "content_block": block}
+
+    def _gain(self, part: Part, text: str) -> Iterator[Event]:
+        match part.kind:
+            case "text":
+                yield self._delta("text_delta", text=text)
+            case "call":
+                yield self._delta("input_json_delta", partial_json=text)
+            case "reasoning" if self._show_thinking:
+                yield self._delta("thinking_delta", thinking=text)
+
+    def _end(self, part: Part) -> Iterator[Event]:
+        if part.kind == "reasoning":
+            yield self._delta("signature_delta", signature=_signature(part))
+        yield {"type": "content_block_stop", "index": len(self.parts) - 1}
+
+    def _delta(self, kind: str, **fields: str) -> Event:
+        return {"type": "content_block_delta", "index": len(self.parts) - 1, "delta": {"type": kind, **fields}}
+
+    def _block(self, part: Part) -> dict[str, Any]:
+        match part.kind:
+            case "text":
+                return {"type": "text", "text": part.text}
+            case "call":
+                # As it was written: what JSON can say is more than what Python's values can.
+                arguments = msgspec.Raw(part.text.encode() or b"{}")
+                return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": arguments}
+        text = part.text if self._show_thinking else ""
+        return {"type": "thinking", "thinking": text, "signature": _signature(part)}
+
+    def _ended(self, delta: OutputDelta) -> dict[str, str | None]:
+        if delta.finish_reason == "length":
+            return {"stop_reason": "max_tokens", "stop_sequence": None}
+        if self.called:
+            return {"stop_reason": "tool_use", "stop_sequence": None}
+        if isinstance(delta.stop_reason, str):
+            return {"stop_reason": "stop_sequence", "stop_sequence": delta.stop_reason}
+        return {"stop_reason": "end_turn", "stop_sequence": None}
+
+    def _tokens(self) -> dict[str, int]:
+        # Anthropic does not count what the cache held as input.
+        cached = self._usage.cached_tokens
+        return {
+            "input_tokens": self._usage.prompt_tokens - cached,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached,
+            "output_tokens": self._usage.output_tokens,
+        }
+
+
+def _signature(part: Part) -> str:
+    """What clients send back with the text. It proves nothing, and is only there because they ask for one."""
+    return sha256(part.text.encode()).hexdigest()
+
+
+def _plan(serving: Serving, body: MessagesRequest) -> ChatPlan:
+    """Raises RequestError."""
+    check_texts("stop", body.stop_sequences, "stop_sequences")
+    chat = _chat(body)
+    chat.stop, chat.temperature, chat.top_p, chat.top_k = body.stop_sequences, body.temperature, body.top_p, body.top_k
+    return ChatPlan(serving, chat, body.max_tokens)
+
+
+def _chat(body: CountRequest) -> ChatRequest:
+    """The same conversation as chat completions have it. Raises RequestError."""
+    conversation: list[Message] = []
+    if body.system:
+        conversation.append(Message("system", _texts(body.system, "system")))
+    for index, turn in enumerate(body.messages):
+        path = f"messages[{index}]"
+        if turn.role not in ("user", "assistant", "system"):
+            raise RequestError(f"{path}.role must be user or assistant, got {turn.role!r}", f"{path}.role")
+        conversation += _turn(turn, path)
+    last = body.messages[-1] if body.messages else None
+    chat = ChatRequest(messages=conversation)
+    chat.continue_final_message = bool(
+        last and last.role == "assistant" and conversation[-1].content and not conversation[-1].tool_calls
+    )
+    chat.tools = [_function(tool) for tool in body.tools or [] if tool.type in _OWN_TOOLS]
+    chat.tool_choice = _tool_choice(body.tool_choice)
+    chat.parallel_tool_calls = not (body.tool_choice and body.tool_choice.disable_parallel_tool_use)
+    config = body.output_config or OutputConfig()
+    chat.reasoning_effort = config.effort
+    if wanted := config.format or body.output_format:
+        chat.response_format = wanted.response_format()
+    if body.thinking:
+        if body.thinking.type not in _THINKING:
+            raise RequestError(
+                f"thinking.type must be one of {', '.join(_THINKING)}, got {body.thinking.type!r}", "thinking.type"
+            )
+        chat.chat_template_kwargs = {"enable_thinking": body.thinking.type != "disabled"}
+    return chat
+
+
+def _turn(turn: Turn, path: str) -> Iterator[Message]:
+    """What tools gave are messages of their own, before what the user says to it."""
+    if isinstance(turn.content, str):
+        yield Message(turn.role, turn.content)
+        return
+    said = Message(turn.role)
+    parts, calls, thoughts = [], [], []
+    for index, block in enumerate(turn.content):
+        where = f"{path}.content[{index}]"
+        match block.type:
+            case "tool_result":
+                identity = _given(block, "tool_use_id", where)
+                yield Message("tool", _texts(block.content or "", f"{where}.content"), tool_call_id=identity)
+            case "tool_use":
+                function = {"name": _given(block, "name", where), "arguments": block.input or {}}
+                call = {"id": _given(block, "id", where), "type": "function", "function": function}
+                calls.append(call)
+            case "thinking":
+                thoughts.append(block.thinking or "")
+            case "redacted_thinking":
+                pass  # what no one can read
+            case _:
+                parts.append(ContentPart("text", _text(block, where)))
+    said.content, said.tool_calls = parts or None, calls or None
+    said.reasoning_content = "".join(thoughts) if thoughts else None
+    if parts or said.tool_calls or not turn.content:
+        yield said
+
+
+def _given(block: Block, name: str, path: str) -> str:
+    value: str | None = getattr(block, name)
+    if value is None:
+        raise RequestError(f"{path}.{name}: is missing", f"{path}.{name}")
+    return value
+
+
+def _texts(content: str | list[Block], path: str) -> str | list[ContentPart]:
+    if isinstance(content, str):
+        return content
+    return [ContentPart("text", _text(block, f"{path}[{index}]")) for index, block in enumerate(content)]
+
+
+def _text(block: Block, path: str) -> str:
+    if block.type != "text" or block.text is None:
+        raise RequestError(f"{path}: this model reads blocks of type text only, got {block.type!r}", path)
+    return block.text
+
+
+def _warn_of_tools(body: CountRequest) -> None:
+    """Name the tools that only Anthropic runs or describes: clients send them to every server."""
+    warn_of(LEFT_OUT, [str(tool.type) for tool in body.tools or [] if tool.type not in _OWN_TOOLS])
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "description": tool.description, "strict": tool.strict}
+    function = {name: value for name, value in function.items() if value is not None}
+    return {"type": "function", "function": function | {"parameters": tool.input_schema or {}}}
+
+
+def _tool_choice(choice: ToolChoice | None) -> str | dict[str, Any] | None:
+    if choice is None:
+        return None
+    if choice.type == "tool":
+        return {"type": "function", "function": {"name": choice.name}}
+    names = {"auto": "auto", "any": "required", "none": "none"}
+    if choice.type not in names:
+        raise RequestError(f"tool_choice.type must be auto, any, tool or none, got {choice.type!r}", "tool_choice.type")
+    return names[choice.type]

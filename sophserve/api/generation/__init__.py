@@ -1,0 +1,1 @@
+"""The one way from a parsed request to an answer."""

@@ -1,0 +1,83 @@
+"""An answer as a row of parts - reasoning, text, tool calls - which /v1/responses and /v1/messages word in turn."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import uuid4
+
+from sophserve.api.generation.named_events import Event
+from sophserve.api.generation.tools import AnswerFormat
+from sophserve.engine.output import OutputDelta
+from sophserve.text.answer_events import ArgumentsDelta, CallStart, ContentDelta, ReasoningDelta
+from sophserve.text.answer_events import Event as Parsed
+
+
+@dataclass
+class Part:
+    """What stands in one piece. text: of a call its arguments. call_id: what the tool's result will name."""
+
+    kind: Literal["reasoning", "text", "call"]
+    text: str = ""
+    name: str = ""
+    call_id: str = ""
+    id: str = field(default_factory=lambda: uuid4().hex)
+
+
+class PartWriter(ABC):
+    """Words the parts of one answer as they come. call_prefix: what the ids of calls begin with, where that is free."""
+
+    def __init__(self, answers: AnswerFormat, call_prefix: str) -> None:
+        self.parts: list[Part] = []
+        self._answers = answers
+        self._parser = answers.parser()
+        self._call_prefix = call_prefix
+
+    @property
+    def called(self) -> bool:
+        """Whether there is a tool call."""
+        return any(part.kind == "call" for part in self.parts)
+
+    @abstractmethod
+    def _begin(self, part: Part) -> Iterator[Event]:
+        """The events of a part that begins, empty."""
+
+    @abstractmethod
+    def _gain(self, part: Part, text: str) -> Iterator[Event]:
+        """The events of more text, which is in the part already."""
+
+    @abstractmethod
+    def _end(self, part: Part) -> Iterator[Event]:
+        """The events of a part that is complete."""
+
+    def _parsed(self, delta: OutputDelta) -> list[Parsed]:
+        """What a delta adds."""
+        return self._parser.feed(delta.text) + (self._parser.finish() if delta.finish_reason else [])
+
+    def _take(self, event: Parsed) -> Iterator[Event]:
+        """The events of what was added."""
+        match event:
+            case CallStart(_, name):
+                yield from self._next(Part("call", name=name, call_id=self._answers.call_id(self._call_prefix)))
+            case ReasoningDelta(text) | ContentDelta(text):
+                kind: Any = "reasoning" if isinstance(event, ReasoningDelta) else "text"
+                if not self.parts or self.parts[-1].kind != kind:
+                    yield from self._next(Part(kind))
+                yield from self._add(text)
+            case ArgumentsDelta(_, text):
+                yield from self._add(text)
+
+    def _next(self, part: Part) -> Iterator[Event]:
+        yield from self._end_last()
+        self.parts.append(part)
+        yield from self._begin(part)
+
+    def _add(self, text: str) -> Iterator[Event]:
+        self.parts[-1].text += text
+        yield from self._gain(self.parts[-1], text)
+
+    def _end_last(self) -> Iterator[Event]:
+        if self.parts:
+            yield from self._end(self.parts[-1])

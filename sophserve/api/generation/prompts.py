@@ -1,0 +1,162 @@
+"""Prompts to token ids, without holding up the event loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+
+from sophserve.api.generation.request_bodies import ChatRequest, GenerationRequest
+from sophserve.api.generation.served_model import Serving
+from sophserve.errors import CheckpointError, ContextLengthError, RequestError
+from sophserve.sampling import SamplingParams
+from sophserve.text.chat_template import ChatTemplate
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Characters of prompts that are tokenized in one go.
+_SLICE = 1 << 15
+# No text has more characters, nor more for each token of the context: the tokenizer takes 170 bytes for each.
+_MOST_CHARACTERS = 1 << 20
+_CHARACTERS_PER_TOKEN = 8
+_LOGGED_TOKENS = 2048
+_TRUNCATE = "truncate_prompt_tokens"
+
+
+def listed(prompt: str | list[str | int | list[int]], name: str) -> list[str | list[int]]:
+    """One prompt or several, each a text or token ids, from the field of that name. Raises RequestError."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise RequestError(f"{name} is empty; give a text or token ids", name)
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
+        return [prompt]  # type: ignore[list-item]
+    if int in kinds:
+        raise RequestError(f"{name} mixes token ids with texts or lists; give one kind", name)
+    return prompt  # type: ignore[return-value]
+
+
+async def each_in_slices(
+    serving: Serving, items: list[str | list[int]], work: Callable[[str | list[int]], T]
+) -> list[T]:
+    """What work makes of each prompt. They are gone through a slice at a time: between two, others have their turn, and
+    a client that is gone is noticed."""
+    made: list[T] = []
+    while len(made) < len(items):
+        start, end, size = len(made), len(made), 0
+        while end < len(items) and (end == start or size + len(items[end]) <= _SLICE):
+            size += len(items[end])
+            end += 1
+        made += await serving.texts.run(partial(_each, work, items[start:end]), size)
+    return made
+
+
+def _each(work: Callable[[str | list[int]], T], items: list[str | list[int]]) -> list[T]:
+    return list(map(work, items))
+
+
+def encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
+    """Token ids of a text. Raises RequestError for one that is too long; if bounded, for one that cannot fit in the
+    context."""
+    longest, per_token = serving.engine.info.max_model_len, serving.characters_per_token
+    if bounded and per_token and len(text) > longest * per_token:
+        least = math.ceil(len(text) / per_token)
+        problem = f"the prompt has {len(text)} characters, at least {least} tokens; shorten the prompt"
+        raise ContextLengthError(longest, problem, "prompt", least, longest)
+    most = max(_MOST_CHARACTERS, longest * _CHARACTERS_PER_TOKEN)
+    if len(text) > most:
+        problem = f"the prompt has {len(text)} characters; at most {most} are possible"
+        raise ContextLengthError(longest, problem, "prompt", 0, longest) if bounded else RequestError(problem, "prompt")
+    return serving.tokenizer.encode(text, add_special_tokens)
+
+
+def encode_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest, bounded: bool = True) -> list[int]:
+    """Token ids of a conversation in the chat template. Raises RequestError as encode does."""
+    text = render_chat(serving, messages, body)
+    bounded = bounded and body.truncate_prompt_tokens is None
+    tokens = encode(serving, text, bool(body.add_special_tokens), bounded)
+    return truncated(tokens, body, serving.engine.info.max_model_len)
+
+
+def log_prompts(
+    serving: Serving, identity: str, prompts: list[list[int]], params: SamplingParams | None = None
+) -> None:
+    """Log what a request asks of the model, where the operator wants that."""
+    if not serving.config.log_requests:
+        return
+    for prompt in prompts:
+        text = serving.tokenizer.decode(prompt[:_LOGGED_TOKENS], skip_special_tokens=False)
+        more = f" and {len(prompt) - _LOGGED_TOKENS} further tokens" if len(prompt) > _LOGGED_TOKENS else ""
+        fields = {"id": identity, "prompt": text, "params": msgspec.to_builtins(params)}
+        log.info("%s asks %r%s, %s", identity, text, more, fields["params"], extra={"fields": fields})
+
+
+def truncated(prompt: list[int], body: GenerationRequest, context: int) -> list[int]:
+    """What truncate_prompt_tokens leaves of a prompt; -1 leaves as many tokens as fit beside the answer. Raises
+    RequestError."""
+    answer = body.max_new_tokens or body.max_completion_tokens or body.max_tokens or 1
+    return cut(prompt, body.truncate_prompt_tokens, body.truncation_side or "left", max(1, context - answer))
+
+
+def cut(prompt: list[int], most: int | None, side: str, fitting: int) -> list[int]:
+    """The last `most` tokens, or with side right the first ones; None is all, -1 as many as are fitting. Raises
+    RequestError."""
+    if side not in ("left", "right"):
+        raise RequestError(f"truncation_side must be left or right, got {side!r}", "truncation_side")
+    if most is None:
+        return prompt
+    if most < 1 and most != -1:
+        raise RequestError(f"truncate_prompt_tokens must be at least 1, or -1 for what fits, got {most}", _TRUNCATE)
+    most = fitting if most == -1 else most
+    return prompt[:most] if side == "right" else prompt[-most:]
+
+
+def render_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> str:
+    """A conversation in the chat template, as text. Raises RequestError."""
+    continued = bool(body.continue_final_message)
+    if continued and body.add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
+        )
+    if body.chat_template is not None and not serving.config.trust_request_chat_template:
+        raise RequestError(
+            "chat_template is only taken by a server that was started with --trust-request-chat-template; leave it out",
+            "chat_template",
+        )
+    kwargs = _effort(body) | (body.chat_template_kwargs or {})
+    for name in ("tools", "documents", "add_generation_prompt", "continue_final_message"):
+        if name in kwargs:
+            raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
+    try:
+        return _template(serving, body).render(
+            messages,
+            tools=body.tools or None,
+            documents=body.documents,
+            add_generation_prompt=not continued if body.add_generation_prompt is None else body.add_generation_prompt,
+            continue_final_message=continued,
+            **kwargs,
+        )
+    except RecursionError:
+        raise RequestError("messages are nested too deeply", "messages") from None
+
+
+def _effort(body: ChatRequest) -> dict[str, Any]:
+    """How much the model is to think, in the words of templates that know of it: most can only turn it on or off."""
+    effort = body.reasoning_effort
+    return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+
+
+def _template(serving: Serving, body: ChatRequest) -> ChatTemplate:
+    """The request's own chat template, where the server trusts it, else the server's."""
+    if body.chat_template is None:
+        return serving.chat_template
+    try:
+        return ChatTemplate({"default": body.chat_template}, serving.tokenizer.special_tokens)
+    except CheckpointError as error:
+        raise RequestError(f"chat_template: {error}", "chat_template") from None

@@ -1,0 +1,140 @@
+"""A generation request after its text has become tokens, and its answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from sophserve.api.http.errors import ApiError
+from sophserve.api.http.request_record import current_record
+from sophserve.engine.engine import Engine
+from sophserve.engine.interleave import interleave
+from sophserve.engine.output import OutputDelta
+from sophserve.errors import EngineDeadError, RequestAborted
+from sophserve.link.messages import TokenLogprob
+from sophserve.sampling import SamplingParams
+
+# Whose logprobs are worded at once.
+_TOKENS = 64
+
+
+@contextmanager
+def engine_errors(engine: Engine) -> Iterator[None]:
+    """Raise what the engine raises as ApiError."""
+    try:
+        yield
+    except RequestAborted as error:
+        # 499 is what proxies log for a request that the client's side gave up.
+        status, headers = (503, {"Retry-After": "1"}) if error.code == "queue_timeout" else (499, None)
+        raise ApiError(status, str(error), code=error.code, headers=headers) from None
+    except EngineDeadError as error:
+        if engine.died.is_set():
+            raise ApiError(503, str(error), code="engine_dead") from None
+        raise ApiError(500, str(error), code="generation_failed") from None
+
+
+@dataclass
+class Generation:
+    """What to generate: params.n answers to every prompt, each prompt with its own params. Answer i of prompt p is
+    choice `p * n + i`. priority and cache_salt: see Engine.generate. keep: how many answers to a prompt to show, the
+    most probable ones, which needs their logprobs; None for all."""
+
+    id: str
+    prompts: list[list[int]]
+    params: list[SamplingParams]
+    priority: int = 0
+    cache_salt: str = ""
+    keep: int | None = None
+
+    @property
+    def n(self) -> int:
+        """Answers to each prompt."""
+        return self.params[0].n
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(map(len, self.prompts))
+
+    def chosen(self, answers: list[Answer]) -> list[tuple[int, Answer]]:
+        """The answers to show, with the numbers of their choices."""
+        numbered = list(enumerate(answers))
+        if self.keep is None:
+            return numbered
+        groups = [numbered[start : start + self.n] for start in range(0, len(numbered), self.n)]
+        return [
+            entry
+            for group in groups
+            for entry in sorted(group, key=lambda entry: entry[1].mean_logprob, reverse=True)[: self.keep]
+        ]
+
+    async def deltas(self, engine: Engine) -> AsyncGenerator[tuple[int, OutputDelta], None]:
+        """What every choice gains, as it comes. Closing the iterator aborts all. Raises ApiError if the engine ends
+        an answer before it is complete."""
+        record = current_record.get()
+        priority = self.priority + record.priority
+        answers = [
+            engine.generate(prompt, params, self.id, index, priority, self.cache_salt, record.place)
+            for prompt, params in zip(self.prompts, self.params, strict=True)
+            for index in range(self.n)
+        ]
+        with engine_errors(engine):
+            async with aclosing(interleave(answers)) as merged:
+                async for choice, delta in merged:
+                    if delta.finish_reason == "abort":
+                        raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
+                    for part in _parts(delta):
+                        yield choice, part
+                    if len(delta.token_ids) > _TOKENS:
+                        await asyncio.sleep(0)
+
+
+def _parts(delta: OutputDelta) -> Iterator[OutputDelta]:
+    """A delta of which a reader was slow to take, in several: logprobs take long to word. The text comes with the
+    last one."""
+    last = delta
+    while last.logprobs is not None and len(last.logprobs) > _TOKENS:
+        yield replace(
+            last,
+            text="",
+            token_ids=last.token_ids[:_TOKENS],
+            logprobs=last.logprobs[:_TOKENS],
+            finish_reason=None,
+            stop_reason=None,
+        )
+        last = replace(last, token_ids=last.token_ids[_TOKENS:], logprobs=last.logprobs[_TOKENS:], prompt_logprobs=None)
+    yield last
+
+
+@dataclass
+class Answer:
+    """One complete choice."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    prompt_logprobs: Sequence[list[TokenLogprob] | None] | None = None
+    cached_tokens: int = 0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    _logprob: float = 0.0
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, where their logprobs were asked for."""
+        return self._logprob / len(self.logprobs)
+
+    def add(self, delta: OutputDelta) -> None:
+        """Append what came."""
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs or []
+        self._logprob += sum(chosen.logprob for chosen, *_ in delta.logprobs or [])
+        self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
+        self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason

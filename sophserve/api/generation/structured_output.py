@@ -1,0 +1,84 @@
+"""The many fields that ask for structured output, as one constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from sophserve.api.generation.request_bodies import GenerationRequest, ResponseFormat
+from sophserve.api.http.request_record import current_record
+from sophserve.engine.engine import Engine
+from sophserve.errors import RequestError
+from sophserve.sampling import SamplingParams, StructuredOutput
+
+
+def structured_output(body: GenerationRequest) -> StructuredOutput | None:
+    """What the answer is to be kept to. Raises RequestError if that is not one thing."""
+    asked = list(_asked(body))
+    if len(asked) > 1:
+        names = " and ".join(name for name, _ in asked)
+        raise RequestError(f"{names} exclude each other; give one", asked[1][0])
+    return asked[0][1] if asked else None
+
+
+async def check_structured(engine: Engine, body: GenerationRequest, params: SamplingParams) -> None:
+    """Raise RequestError for a constraint that the engine cannot keep to."""
+    try:
+        await engine.compile(params.structured, current_record.get().client)
+    except RequestError as error:
+        name = next((name for name, _ in _asked(body)), "tools")  # whose calls may be demanded
+        raise RequestError(str(error), name, error.code) from None
+
+
+def _asked(body: GenerationRequest) -> Iterator[tuple[str, StructuredOutput]]:
+    """The fields that hold a constraint."""
+    if body.response_format and (structured := _of_format(body.response_format)):
+        yield "response_format", structured
+    for name in ("structured_outputs", "guided_decoding"):
+        if (group := getattr(body, name)) is not None:
+            if group.structural_tag is not None:
+                raise RequestError(f"{name}.structural_tag is not supported; use another field of it", name)
+            for field in ("json", "regex", "choice", "grammar", "json_object"):
+                if value := _given(getattr(group, field)):
+                    yield f"{name}.{field}", _constraint(field, value[0])
+    for field in ("json", "regex", "choice", "grammar"):
+        if value := _given(getattr(body, f"guided_{field}")):
+            yield f"guided_{field}", _constraint(field, value[0])
+
+
+def _given(value: Any) -> list[Any]:
+    return [] if value is None or value is False else [value]
+
+
+def _of_format(wanted: ResponseFormat) -> StructuredOutput | None:
+    match wanted.type:
+        case "text":
+            return None
+        case "json_object":
+            return StructuredOutput("json_object")
+        case "json_schema" if wanted.json_schema:
+            return _constraint("json", wanted.json_schema.schema)
+        case "json_schema":
+            raise RequestError(
+                'response_format of type json_schema needs "json_schema": {"name": ..., "schema": ...}',
+                "response_format.json_schema",
+            )
+    raise RequestError(
+        f"response_format {wanted.type!r} is not supported; give text, json_object or json_schema", "response_format"
+    )
+
+
+def _constraint(field: str, value: Any) -> StructuredOutput:
+    match field:
+        case "json":
+            schema = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+            return StructuredOutput("json_schema", schema)
+        case "choice":
+            return StructuredOutput("choice", msgspec.json.encode(value).decode())
+        case "regex":
+            return StructuredOutput("regex", value)
+        case "grammar":
+            return StructuredOutput("lark", value)
+    return StructuredOutput("json_object")

@@ -1,0 +1,82 @@
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html) on their way to one client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from sophserve.api.generation.served_model import SERVING
+from sophserve.api.http.request_record import current_record
+
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+
+class EventStream:
+    """Use as a context. The headers wait for the first event, so that what fails before it has a status of its own.
+
+    Where nothing is sent for a while a comment is, lest a proxy or client give up. That sends the headers, too: not
+    before the engine has begun with the request where it may still refuse it for want of time.
+    """
+
+    def __init__(self, request: web.Request, headers: Mapping[str, str]) -> None:
+        self.response = web.StreamResponse(headers={**headers, **_HEADERS})
+        self._request = request
+        self._engine = request.app[SERVING].engine
+        self._interval = request.app[SERVING].config.sse_keep_alive_interval
+        self._record = current_record.get()
+        self._loop = asyncio.get_running_loop()
+        self._sent = self._loop.time()
+        self._lock = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._comment: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._interval:
+            self._timer = self._loop.call_later(self._interval, self._tick)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._timer:
+            self._timer.cancel()
+        if self._comment:
+            # To its end, for half a comment would spoil what follows; it waits for the client at most, which a client
+            # that goes away ends.
+            await self._comment
+
+    async def send(self, data: bytes) -> None:
+        """Write whole events."""
+        async with self._lock:
+            if not self.response.prepared:
+                await self.response.prepare(self._request)
+                self._record.stream = self.response
+            await self.response.write(data)
+            self._sent = self._loop.time()
+
+    def _tick(self) -> None:
+        silent = self._loop.time() - self._sent
+        # While a write waits for a slow client nothing needs to be added to it.
+        if silent >= self._interval and not self._lock.locked() and self._begun():
+            self._comment = asyncio.create_task(self._keep_alive())
+        left = self._interval - silent
+        self._timer = self._loop.call_later(left if left > 0 else self._interval, self._tick)
+
+    def _begun(self) -> bool:
+        if self.response.prepared or self._engine.config.max_queue_time is None:
+            return True
+        mine = [sequence for sequence in self._engine.sequences if sequence.request_id == self._record.id]
+        return all(sequence.timeline.scheduled for sequence in mine)
+
+    async def _keep_alive(self) -> None:
+        with suppress(ConnectionError):  # the handler hears of it as well
+            await self.send(b": keep-alive\n\n")

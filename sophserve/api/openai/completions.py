@@ -1,0 +1,162 @@
+"""/v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from aiohttp import web
+from msgspec.structs import replace
+
+from sophserve.api.generation.logprobs import CompletionLogprobs, Entries, prompt_logprobs
+from sophserve.api.generation.params import fitted, sampling_params
+from sophserve.api.generation.prompts import each_in_slices, encode, listed, truncated
+from sophserve.api.generation.reply import Choice, Reply
+from sophserve.api.generation.request_bodies import CompletionRequest
+from sophserve.api.generation.run import Answer, Generation
+from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.structured_output import check_structured
+from sophserve.api.http.body import read_body, warn_unknown
+from sophserve.api.http.request_record import name_request
+from sophserve.engine.output import OutputDelta
+from sophserve.errors import RequestError
+from sophserve.link.messages import TokenLogprob
+from sophserve.sampling import SamplingParams
+from sophserve.text.detokenizer import decode_in_slices
+from sophserve.text.tokenizer import Tokenizer
+
+# Tokens of a prompt whose logprobs are echoed in one event.
+_ECHOED = 64
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """Continue one or several texts."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, CompletionRequest)
+    model = serving.check_model(body.model)
+
+    def plan() -> tuple[list[str | list[int]], SamplingParams, int | None]:
+        best, keep = _best_of(body)
+        defaults = {"max_tokens": 16} | serving.sampling_defaults
+        return (
+            listed(body.prompt, "prompt"),
+            sampling_params(best, defaults, best.logprobs, _prompt_logprobs(body)),
+            keep,
+        )
+
+    texts, params, keep = await serving.texts.run(plan)
+    async with serving.admitted(len(texts) * params.n, body.timeout):
+        identity = name_request("cmpl-", body.request_id)
+        await check_structured(serving.engine, body, params)
+        each = await each_in_slices(serving, texts, lambda text: _prompt(serving, text, body, params))
+        prompts, fitting, shown = zip(*each, strict=True)
+        generation = Generation(identity, list(prompts), list(fitting), body.priority or 0, body.cache_salt or "", keep)
+        style = CompletionStyle(serving.tokenizer, body, shown, generation)
+        return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
+
+
+class CompletionStyle:
+    """Choices with text, which begins with the prompt where the request says echo."""
+
+    kind = "text_completion"
+    chunk_kind = "text_completion"
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        body: CompletionRequest,
+        texts: Sequence[str],
+        generation: Generation,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._body = body
+        self._texts = texts
+        self._generation = generation
+        skip_special_tokens = generation.params[0].skip_special_tokens
+        self._logprobs = [CompletionLogprobs(tokenizer, skip_special_tokens) for _ in range(len(texts) * generation.n)]
+
+    def whole(self, index: int, answer: Answer) -> Choice:
+        """A complete choice."""
+        token_ids: list[Sequence[int]] = [[chosen.token_id for chosen, *_ in answer.logprobs]]
+        entries: list[Entries] = [answer.logprobs]
+        text = answer.text
+        if self._body.echo:
+            number = index // self._generation.n
+            text = self._texts[number] + text
+            token_ids.insert(0, self._generation.prompts[number])
+            entries.insert(0, answer.prompt_logprobs or [])
+        choice: Choice = {"index": index, "text": text, "logprobs": None}
+        if self._body.logprobs is not None:
+            choice["logprobs"] = self._logprobs[index].rows(token_ids, entries)
+        choice["finish_reason"], choice["stop_reason"] = answer.finish_reason, answer.stop_reason
+        if self._body.prompt_logprobs is not None and answer.prompt_logprobs is not None:
+            most = self._body.prompt_logprobs
+            choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, answer.prompt_logprobs, most)
+        return choice
+
+    def opening(self, index: int, delta: OutputDelta) -> Iterator[Choice]:
+        """The prompt, where it is echoed: its text, and its logprobs in parts."""
+        if not self._body.echo:
+            return
+        number = index // self._generation.n
+        text, token_ids, entries = self._texts[number], self._generation.prompts[number], delta.prompt_logprobs or []
+        for start in range(0, len(token_ids) if entries else 1, _ECHOED):
+            part = slice(start, start + _ECHOED)
+            yield self._shaped(index, "" if start else text, token_ids[part], entries[part])
+
+    def parts(self, index: int, delta: OutputDelta) -> list[Choice]:
+        """Text, with the logprobs of the tokens that came with it."""
+        return [self._choice(index, delta.text, delta.logprobs or [])] if delta.text or delta.logprobs else []
+
+    def silent(self, index: int) -> Choice:
+        """No text, for tokens that have none."""
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+
+    def closing(self, index: int, delta: OutputDelta) -> Choice:
+        """Why the choice ended."""
+        choice: Choice = {"index": index, "text": "", "logprobs": None}
+        return {**choice, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+
+    def _choice(self, index: int, text: str, entries: list[list[TokenLogprob]]) -> Choice:
+        return self._shaped(index, text, [chosen.token_id for chosen, *_ in entries], entries)
+
+    def _shaped(self, index: int, text: str, token_ids: list[int], entries: Entries) -> Choice:
+        wanted = self._body.logprobs is not None
+        logprobs = self._logprobs[index].add(token_ids, entries) if wanted else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+
+
+def _best_of(body: CompletionRequest) -> tuple[CompletionRequest, int | None]:
+    """The request for best_of answers with the logprobs that they are compared by, and how many of them to keep."""
+    most, n = body.best_of, body.n or 1
+    if most is None or most == n == 1:
+        return body, None
+    if not n <= most <= 128:
+        raise RequestError(f"best_of must be between n ({n}) and 128, got {most}", "best_of")
+    if body.stream:
+        raise RequestError("best_of cannot be streamed, as the best is known at the end; leave out stream", "best_of")
+    return replace(body, n=most, logprobs=body.logprobs or 0), n
+
+
+def _prompt(
+    serving: Serving, text: str | list[int], body: CompletionRequest, params: SamplingParams
+) -> tuple[list[int], SamplingParams, str]:
+    """The tokens of one prompt, its parameters, and what echo shows of it. Raises RequestError."""
+    context = serving.engine.info.max_model_len
+    tokens = text
+    if isinstance(tokens, str):
+        special, bounded = body.add_special_tokens is not False, body.truncate_prompt_tokens is None
+        tokens = encode(serving, tokens, special, bounded)
+    tokens = truncated(tokens, body, context)
+    params = fitted(params, body, tokens, context)
+    serving.engine.check(tokens, params)
+    if not body.echo:
+        return tokens, params, ""
+    if isinstance(text, str) and body.truncate_prompt_tokens is None:
+        return tokens, params, text
+    return tokens, params, decode_in_slices(serving.tokenizer, tokens, params.skip_special_tokens)
+
+
+def _prompt_logprobs(body: CompletionRequest) -> int | None:
+    """How many the engine has to give: echo shows the prompt's logprobs as if they were the answer's."""
+    counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    return max((count for count in counts if count is not None), default=None)

@@ -1,0 +1,109 @@
+"""/v1/embeddings: the pooled hidden states of texts."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sophserve.api.generation.prompts import cut, each_in_slices, encode, listed, log_prompts
+from sophserve.api.generation.run import engine_errors
+from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.http.body import read_body, warn_unknown
+from sophserve.api.http.json_pieces import Rows, respond_json
+from sophserve.api.http.request_record import current_record, name_request
+from sophserve.engine.request_checks import check_input
+from sophserve.errors import RequestError
+
+
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """The body: OpenAI's, and what vLLM adds. dimensions: how many numbers of each embedding to keep."""
+
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+    encoding_format: str | None = None
+    dimensions: int | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
+    priority: int | None = None
+    request_id: str | None = None
+    timeout: float | None = None
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    """One vector of length 1 for each input."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, EmbeddingRequest)
+    model = serving.check_model(body.model)
+    as_text = body.encoding_format == "base64"
+    if body.encoding_format not in (None, "float", "base64"):
+        raise RequestError("encoding_format must be float or base64", "encoding_format")
+    if body.dimensions is not None and body.dimensions < 1:
+        raise RequestError(f"dimensions must be at least 1, got {body.dimensions}", "dimensions")
+    texts = await serving.texts.run(lambda: listed(body.input, "input"))
+    async with serving.admitted(len(texts), body.timeout):
+        inputs = await each_in_slices(serving, texts, lambda text: _tokens(serving, text, body))
+        vectors = await _embed(serving, inputs, body)
+        if vectors and body.dimensions is not None and body.dimensions > len(vectors[0]):
+            raise RequestError(f"dimensions must be at most {len(vectors[0])}, got {body.dimensions}", "dimensions")
+
+    def word(numbered: list[tuple[int, array[float]]]) -> list[dict[str, Any]]:
+        return [
+            {"object": "embedding", "index": index, "embedding": shown(_shortened(vector, body.dimensions))}
+            for index, vector in numbered
+        ]
+
+    shown: Callable[[array[float]], Any] = _base64 if as_text else list
+    data = Rows(word, list(enumerate(vectors)), size=4)
+    used = sum(map(len, inputs))
+    usage = {"prompt_tokens": used, "total_tokens": used}
+    answer = {"object": "list", "data": data, "model": model, "usage": usage}
+    return await respond_json(request, answer, warn_unknown(unknown))
+
+
+def _tokens(serving: Serving, text: str | list[int], body: EmbeddingRequest) -> list[int]:
+    if isinstance(text, str):
+        special, bounded = body.add_special_tokens is not False, body.truncate_prompt_tokens is None
+        text = encode(serving, text, special, bounded)
+    context = serving.engine.info.max_model_len
+    tokens = cut(text, body.truncate_prompt_tokens, body.truncation_side or "left", context)
+    check_input(tokens, serving.engine.info)
+    return tokens
+
+
+async def _embed(serving: Serving, inputs: list[list[int]], body: EmbeddingRequest) -> list[array[float]]:
+    """The vectors, made at once in as few steps as they fit in."""
+    identity, record, engine = name_request("embd-", body.request_id), current_record.get(), serving.engine
+    log_prompts(serving, identity, inputs)
+    record.prompt_tokens = sum(map(len, inputs))
+    record.spend(record.prompt_tokens)
+    priority = (body.priority or 0) + record.priority
+    tasks = [
+        asyncio.create_task(engine.embed(tokens, serving.pooling, identity, index, priority))
+        for index, tokens in enumerate(inputs)
+    ]
+    try:
+        with engine_errors(engine):
+            return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _shortened(vector: array[float], dimensions: int | None) -> array[float]:
+    """The first numbers of a vector, scaled to length 1."""
+    vector = vector[:dimensions]
+    length = math.hypot(*vector)
+    return array("f", [value / length for value in vector]) if length else vector
+
+
+def _base64(vector: array[float]) -> str:
+    return base64.b64encode(vector.tobytes()).decode()

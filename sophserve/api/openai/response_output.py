@@ -1,0 +1,202 @@
+"""An answer as the response object and the events of /v1/responses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from sophserve.api.generation.answer_parts import Part, PartWriter
+from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs
+from sophserve.api.generation.named_events import Event
+from sophserve.api.generation.reply import Usage
+from sophserve.api.generation.request_bodies import Message
+from sophserve.api.generation.tools import AnswerFormat
+from sophserve.api.openai.response_input import ResponsesRequest
+from sophserve.engine.output import OutputDelta
+from sophserve.link.messages import TokenLogprob
+from sophserve.sampling import SamplingParams
+from sophserve.text.answer_events import ContentDelta
+from sophserve.text.tokenizer import Tokenizer
+
+Item = dict[str, Any]
+
+
+class ResponseWriter(PartWriter):
+    """Words one answer: its events as it comes, and the whole object of what there is; each part is an item."""
+
+    def __init__(
+        self,
+        model: str,
+        body: ResponsesRequest,
+        params: SamplingParams,
+        usage: Usage,
+        tokenizer: Tokenizer,
+        answers: AnswerFormat,
+    ) -> None:
+        super().__init__(answers, "call_")
+        # An id of our own, as it is all that a client needs to read what is stored.
+        self.id = f"resp_{uuid4().hex}"
+        self._model = model
+        self._body = body
+        self._params = params
+        self._usage = usage
+        self._tokenizer = tokenizer
+        self._finish_reason: str | None = None
+        self._logprobs: dict[str, list[list[TokenLogprob]]] = {}  # of texts, by the ids of their parts
+        self._untold: list[list[TokenLogprob]] = []  # of tokens whose text has not come yet
+        self._created = int(time.time())
+        self._number = 0
+        self._thought = 0  # tokens that came while the model was thinking
+
+    def response(self) -> dict[str, Any]:
+        """The response object."""
+        body, reason = self._body, self._finish_reason
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self._created,
+            "status": "in_progress" if reason is None else self._status,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if reason == "length" else None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": self._model,
+            "output": self._items() if reason is not None else [],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": body.previous_response_id,
+            "reasoning": msgspec.to_builtins(body.reasoning) if body.reasoning else {"effort": None, "summary": None},
+            "store": body.store is not False,
+            "temperature": self._params.temperature,
+            "text": msgspec.to_builtins(body.text) if body.text else {"format": {"type": "text"}},
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
+            "top_p": self._params.top_p,
+            "truncation": body.truncation or "disabled",
+            "usage": None if reason is None else self._tokens(),
+        }
+
+    def said(self) -> Message:
+        """The answer as a message of the conversation that it ends."""
+        calls = [
+            {"id": part.call_id, "type": "function", "function": {"name": part.name, "arguments": part.text}}
+            for part in self.parts
+            if part.kind == "call"
+        ]
+        reasoning = self._text("reasoning") or None
+        return Message("assistant", self._text("text"), tool_calls=calls or None, reasoning_content=reasoning)
+
+    def events(self, delta: OutputDelta) -> Iterator[Event]:
+        """The events that a delta makes."""
+        if not self._number:
+            yield self._event("response.created", response=self.response())
+            yield self._event("response.in_progress", response=self.response())
+        self._untold += delta.logprobs or []
+        for event in self._parsed(delta):
+            yield from self._take(event)
+        if self.parts and self.parts[-1].kind == "reasoning":
+            self._thought += len(delta.token_ids)
+        if delta.finish_reason:
+            if not self.parts:
+                yield from self._take(ContentDelta(""))
+            elif self._untold and self.parts[-1].kind == "text":
+                yield from self._gain(self.parts[-1], "")
+            self._finish_reason = delta.finish_reason
+            yield from self._end_last()
+            yield self._event(f"response.{self._status}", response=self.response())
+
+    def _begin(self, part: Part) -> Iterator[Event]:
+        item = self._item(part, "in_progress")
+        if part.kind == "call":
+            yield self._event("response.output_item.added", output_index=self._index, item=item)
+            return
+        item, [empty] = item | {"content": []}, item["content"]
+        yield self._event("response.output_item.added", output_index=self._index, item=item)
+        yield self._event("response.content_part.added", **self._place(part), content_index=0, part=empty)
+
+    def _gain(self, part: Part, text: str) -> Iterator[Event]:
+        untold, self._untold = self._untold, []
+        match part.kind:
+            case "call":
+                yield self._event("response.function_call_arguments.delta", **self._place(part), delta=text)
+            case "reasoning":
+                place = {**self._place(part), "content_index": 0}
+                yield self._event("response.reasoning_text.delta", **place, delta=text)
+            case "text" if text or untold:
+                self._logprobs.setdefault(part.id, []).extend(untold)
+                place = {**self._place(part), "content_index": 0}
+                shown = untold if self._body.wants_logprobs else []
+                yield self._event(
+                    "response.output_text.delta", **place, delta=text, logprobs=chat_logprobs(self._tokenizer, shown)
+                )
+
+    def _end(self, part: Part) -> Iterator[Event]:
+        item, place = self._item(part, self._status), self._place(part)
+        if part.kind == "call":
+            done = {"name": part.name, "arguments": part.text}
+            yield self._event("response.function_call_arguments.done", **place, **done)
+        else:
+            [content] = item["content"]
+            place["content_index"] = 0
+            fields = {name: value for name, value in content.items() if name in ("text", "logprobs")}
+            kind = "reasoning_text" if part.kind == "reasoning" else "output_text"
+            yield self._event(f"response.{kind}.done", **place, **fields)
+            yield self._event("response.content_part.done", **place, part=content)
+        yield self._event("response.output_item.done", output_index=self._index, item=item)
+
+    @property
+    def _status(self) -> str:
+        return "incomplete" if self._finish_reason == "length" else "completed"
+
+    @property
+    def _index(self) -> int:
+        return len(self.parts) - 1
+
+    def _place(self, part: Part) -> dict[str, Any]:
+        return {"item_id": _id(part), "output_index": self._index}
+
+    def _event(self, kind: str, **fields: Any) -> Event:
+        self._number += 1
+        return {"type": kind, "sequence_number": self._number - 1, **fields}
+
+    def _text(self, kind: str) -> str:
+        return "".join(part.text for part in self.parts if part.kind == kind)
+
+    def _items(self) -> list[Item]:
+        """All items; only the last one can have been cut off."""
+        return [*(self._item(part, "completed") for part in self.parts[:-1]), self._item(self.parts[-1], self._status)]
+
+    def _item(self, part: Part, status: str) -> Item:
+        item: Item = {"id": _id(part), "status": status}
+        match part.kind:
+            case "call":
+                call = {"call_id": part.call_id, "name": part.name, "arguments": part.text}
+                return {**item, "type": "function_call", **call}
+            case "reasoning":
+                thought = {"type": "reasoning_text", "text": part.text}
+                return {**item, "type": "reasoning", "summary": [], "content": [thought], "encrypted_content": None}
+        entries = self._logprobs.get(part.id, []) if self._body.wants_logprobs else []
+        logprobs = chat_logprob_rows(self._tokenizer, entries)
+        content = {"type": "output_text", "text": part.text, "annotations": [], "logprobs": logprobs}
+        return {**item, "type": "message", "role": "assistant", "content": [content]}
+
+    def _tokens(self) -> dict[str, Any]:
+        used = self._usage
+        return {
+            "input_tokens": used.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": used.cached_tokens},
+            "output_tokens": used.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": self._thought},
+            "total_tokens": used.prompt_tokens + used.output_tokens,
+        }
+
+
+_PREFIXES = {"reasoning": "rs_", "text": "msg_", "call": "fc_"}
+
+
+def _id(part: Part) -> str:
+    return _PREFIXES[part.kind] + part.id

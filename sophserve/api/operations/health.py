@@ -1,0 +1,73 @@
+"""/health, /ready, /live, /ping and /version, and why the server cannot serve right now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.http.errors import ApiError
+from sophserve.version import VERSION
+
+
+def unavailable(serving: Serving) -> ApiError | None:
+    """The answer to every request while the model loads, the server stops or the engine is lost."""
+    if serving.draining:
+        return _not_ready("the server is stopping", "stopping", {"Connection": "close"})
+    if serving.engine.died.is_set():
+        return _not_ready("the model's worker is lost", "engine_dead")
+    return None if serving.engine.loaded else _loading(serving, "loading")
+
+
+async def health(request: web.Request) -> web.Response:
+    """200 when the model answers at once: loaded, its worker alive and moving, and the server not stopping."""
+    serving = request.app[SERVING]
+    engine = serving.engine
+    if error := unavailable(serving):
+        raise error
+    if not engine.ready:  # requests wait for the new worker
+        raise _loading(serving, "restarting")
+    _check_heartbeat(serving)
+    return web.json_response({"status": "ok"})
+
+
+async def ping(request: web.Request) -> web.Response:
+    """/health without a body, as Amazon SageMaker asks for it."""
+    await health(request)
+    return web.Response()
+
+
+async def live(request: web.Request) -> web.Response:
+    """200 unless restarting the server is all that can help."""
+    serving = request.app[SERVING]
+    if serving.engine.died.is_set():
+        raise _not_ready("the model's worker is lost", "engine_dead")
+    _check_heartbeat(serving)
+    return web.json_response({"status": "ok"})
+
+
+async def version(request: web.Request) -> web.Response:
+    """The version of sophserve."""
+    return web.json_response({"version": VERSION})
+
+
+def _check_heartbeat(serving: Serving) -> None:
+    age = serving.engine.heartbeat_age
+    # Half of it, so that a hung worker is seen before it is restarted.
+    if age > serving.engine.config.step_timeout / 2:
+        raise _not_ready(f"the worker has not moved for {age:.0f} s", "stalled")
+
+
+def _loading(serving: Serving, code: str) -> ApiError:
+    progress = serving.engine.progress
+    share = f" ({100 * progress.done // progress.total} %)" if progress.total else ""
+    message = f"the model is not ready yet: {progress.stage}{share}; try again soon"
+    details = {"stage": progress.stage, "done": progress.done, "total": progress.total}
+    return _not_ready(message, code, {"Retry-After": "1"}, details)
+
+
+def _not_ready(
+    message: str, code: str, headers: dict[str, str] | None = None, details: dict[str, Any] | None = None
+) -> ApiError:
+    return ApiError(503, message, code=code, headers=headers, extra={"status": code, **(details or {})})

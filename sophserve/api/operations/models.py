@@ -1,0 +1,80 @@
+"""/v1/models, in the form of OpenAI's API, or of Anthropic's for its clients (their requests name its version)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.http.errors import speaks_anthropic
+from sophserve.api.http.request_record import current_record
+from sophserve.errors import RequestError
+
+_LONGEST_PAGE = 1000
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """Every name of the model."""
+    serving = request.app[SERVING]
+    if _for_anthropic(request):
+        return web.json_response(_page(serving, request.query))
+    return web.json_response({"object": "list", "data": [_model(serving, name) for name in serving.model_names]})
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """One name of the model."""
+    serving = request.app[SERVING]
+    name = serving.check_model(request.match_info["name"])
+    return web.json_response((_anthropic_model if _for_anthropic(request) else _model)(serving, name))
+
+
+def _for_anthropic(request: web.Request) -> bool:
+    return speaks_anthropic(request, current_record.get().path)
+
+
+def _page(serving: Serving, query: Mapping[str, str]) -> dict[str, Any]:
+    """So many names after one, or before one. Raises RequestError."""
+    names, limit = serving.model_names, query.get("limit", "20")
+    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _LONGEST_PAGE:
+        raise RequestError(f"limit must be between 1 and {_LONGEST_PAGE}, got {limit[:20]!r}", "limit")
+    for cursor in ("after_id", "before_id"):
+        if (name := query.get(cursor)) is not None:
+            place = names.index(serving.check_model(name))
+            names = names[place + 1 :] if cursor == "after_id" else names[:place]
+    page = names[-int(limit) :] if "before_id" in query else names[: int(limit)]
+    return {
+        "data": [_anthropic_model(serving, name) for name in page],
+        "has_more": len(page) < len(names),
+        "first_id": page[0] if page else None,
+        "last_id": page[-1] if page else None,
+    }
+
+
+def _anthropic_model(serving: Serving, name: str) -> dict[str, Any]:
+    longest = serving.engine.info.max_model_len
+    return {
+        "type": "model",
+        "id": name,
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(serving.created, UTC).isoformat().replace("+00:00", "Z"),
+        "lifecycle": "active",
+        "deprecated_at": None,
+        "retires_at": None,
+        "line": None,
+        "capabilities": None,
+        "max_input_tokens": longest,
+        "max_tokens": longest,
+    }
+
+
+def _model(serving: Serving, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": serving.created,
+        "owned_by": "sophserve",
+        "max_model_len": serving.engine.info.max_model_len,
+    }

@@ -1,0 +1,63 @@
+"""/server_info: how this server is set up."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sophserve.api.generation.served_model import SERVING
+from sophserve.api.generation.tools import reasoning_parser, tool_parser
+from sophserve.api.http.body import json_response
+from sophserve.link.messages import ModelInfo
+from sophserve.plugins import Registered
+from sophserve.version import VERSION
+
+
+async def server_info(request: web.Request) -> web.Response:
+    """The options in effect, the model and its memory. Keys and the paths of keys are left out."""
+    serving = request.app[SERVING]
+    server: dict[str, Any] = msgspec.to_builtins(serving.config)
+    server["api_key"] = bool(serving.config.keys)
+    del server["ssl_keyfile"], server["api_key_file"]
+    answer = {
+        "version": VERSION,
+        "uptime": round(time.monotonic() - serving.started, 3),
+        "model": _model(serving.engine.info, serving.model_names),
+        "memory": _memory(serving.engine.info),
+        "pooling": serving.pooling,
+        "parsers": {"tool_calls": _name(tool_parser(serving)), "reasoning": _name(reasoning_parser(serving))},
+        "sampling_defaults": serving.sampling_defaults,
+        "engine_config": msgspec.to_builtins(serving.engine.config),
+        "server_config": server,
+    }
+    return json_response(answer)
+
+
+def _name(parser: Registered | None) -> str | None:
+    return parser.name if parser else None
+
+
+def _model(info: ModelInfo, names: list[str]) -> dict[str, Any]:
+    return {
+        "names": names,
+        "max_model_len": info.max_model_len,
+        "vocab_size": info.vocab_size,
+        "dtype": info.dtype,
+        "device": info.device,
+    }
+
+
+def _memory(info: ModelInfo) -> dict[str, int]:
+    """Bytes, of one rank."""
+    return {
+        "weights": info.weight_bytes,
+        "kv_cache": info.kv_cache_bytes,
+        "kv_cache_tokens": info.num_blocks * info.block_size,
+        "kv_cache_blocks": info.num_blocks,
+        "block_size": info.block_size,
+        "free": info.free_memory,
+        "total": info.total_memory,
+    }

@@ -1,0 +1,133 @@
+"""/tokenize, /detokenize and /apply-template: what a prompt becomes, without generating."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sophserve.api.generation.prompts import encode, encode_chat, render_chat
+from sophserve.api.generation.request_bodies import ChatRequest, Message
+from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.http.body import read_body, warn_unknown
+from sophserve.api.http.errors import ApiError
+from sophserve.api.http.json_pieces import respond_json
+from sophserve.api.openai.chat import template_messages
+from sophserve.engine.request_checks import check_ids
+from sophserve.errors import RequestError
+from sophserve.text.detokenizer import decode_in_slices
+
+
+class ConversationRequest(msgspec.Struct, kw_only=True):
+    """A conversation and how the chat template is to render it; the fields are those of ChatRequest."""
+
+    model: str | None = None
+    messages: list[Message] | None = None
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+
+
+class TokenizeRequest(ConversationRequest, kw_only=True):
+    """vLLM's body, with prompt or messages, or llama.cpp's, with content."""
+
+    prompt: str | None = None
+    return_token_strs: bool | None = None
+    content: str | None = None
+    add_special: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """vLLM's and llama.cpp's body."""
+
+    tokens: list[int]
+    model: str | None = None
+
+
+async def tokenize(request: web.Request) -> web.StreamResponse:
+    """The token ids of a text, or of a conversation in the chat template."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, TokenizeRequest)
+    serving.check_model(body.model)
+    if sum(given is not None for given in (body.prompt, body.content, body.messages)) != 1:
+        raise RequestError("give one of prompt, messages and content", "prompt")
+
+    def work() -> dict[str, Any]:
+        tokens = _tokens(serving, body)
+        entry = serving.tokenizer.vocabulary_entry
+        return {
+            "count": len(tokens),
+            "max_model_len": serving.engine.info.max_model_len,
+            "tokens": tokens,
+            "token_strs": list(map(entry, tokens)) if body.return_token_strs else None,
+        }
+
+    async with serving.admitted(1):
+        answer = await serving.texts.run(work)
+    return await respond_json(request, answer, warn_unknown(unknown))
+
+
+async def detokenize(request: web.Request) -> web.StreamResponse:
+    """The text of token ids, special tokens included: `prompt` is vLLM's name for it, `content` llama.cpp's."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, DetokenizeRequest)
+    serving.check_model(body.model)
+
+    def work() -> str:
+        check_ids("tokens", body.tokens, serving.engine.info.vocab_size)
+        return decode_in_slices(serving.tokenizer, body.tokens, skip_special_tokens=False)
+
+    async with serving.admitted(1):
+        text = await serving.texts.run(work)
+    return await respond_json(request, {"prompt": text, "content": text}, warn_unknown(unknown))
+
+
+async def tokenizer_info(request: web.Request) -> web.StreamResponse:
+    """The tokenizer's settings, its special tokens and the chat template, as vLLM shows them."""
+    serving = request.app[SERVING]
+    if not serving.config.enable_tokenizer_info_endpoint:
+        raise ApiError(404, "/tokenizer_info is only served with --enable-tokenizer-info-endpoint")
+    tokenizer, template = serving.tokenizer, serving.chat_template.source()
+    info = {"tokenizer_class": "PreTrainedTokenizerFast"} | _plain(tokenizer.config) | tokenizer.special_tokens
+    return await respond_json(request, info | {"chat_template": template} if template else info)
+
+
+def _plain(value: Any) -> Any:
+    """Settings in which tokens are their texts."""
+    if isinstance(value, dict):
+        return value["content"] if "content" in value else {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+
+
+async def apply_template(request: web.Request) -> web.StreamResponse:
+    """A conversation as the text that the model would be asked to continue."""
+    serving = request.app[SERVING]
+    body, unknown = await read_body(request, ConversationRequest)
+    serving.check_model(body.model)
+
+    def work() -> str:
+        chat = _chat(body)
+        return render_chat(serving, template_messages(chat.messages), chat)
+
+    async with serving.admitted(1):
+        prompt = await serving.texts.run(work)
+    return await respond_json(request, {"prompt": prompt}, warn_unknown(unknown))
+
+
+def _tokens(serving: Serving, body: TokenizeRequest) -> list[int]:
+    if body.messages is not None:
+        chat = _chat(body)
+        return encode_chat(serving, template_messages(chat.messages), chat, bounded=False)
+    if body.prompt is not None:
+        return encode(serving, body.prompt, body.add_special_tokens is not False, bounded=False)
+    return encode(serving, body.content or "", bool(body.add_special), bounded=False)
+
+
+def _chat(body: ConversationRequest) -> ChatRequest:
+    fields = {name: getattr(body, name) for name in ConversationRequest.__struct_fields__}
+    return ChatRequest(**fields | {"messages": body.messages or []})

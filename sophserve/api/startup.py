@@ -1,0 +1,229 @@
+"""The server's life: listen at once, load, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import os
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import uvloop
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from sophserve.api.application import create_app
+from sophserve.api.generation.served_model import Serving
+from sophserve.api.http.budget import give_freed_memory_back
+from sophserve.api.http.connections import Runner
+from sophserve.api.http.listener import Listener, bind, connection_limit, raise_descriptor_limit
+from sophserve.api.http.tls import renew, ssl_context
+from sophserve.checkpoint import read_generation_config, read_pooling
+from sophserve.config import ServerConfig
+from sophserve.engine.engine import Engine
+from sophserve.errors import CheckpointError, ConfigError, EngineDeadError
+from sophserve.sampling import SamplingParams, sampling_defaults
+
+log = logging.getLogger(__name__)
+
+# For which a thread may keep the event loop from running, a fifth of Python's own.
+_SWITCH_SECONDS = 0.001
+
+
+def run(engine: Engine, config: ServerConfig, started: float) -> None:
+    """Serve an engine whose worker has been started, until SIGINT or SIGTERM.
+
+    started is the time.monotonic() at which the process began. Raises SophserveError if the server cannot listen, the
+    model cannot be loaded or the worker is lost.
+    """
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    raise_descriptor_limit()
+    give_freed_memory_back()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(engine, config, started))
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the loop leaves Python's own, which ends in a traceback
+
+
+def make_runner(serving: Serving) -> Runner:
+    """The application, and how aiohttp is to run it."""
+    logging.getLogger("aiohttp.server").addFilter(_is_not_the_clients_mistake)
+    return Runner(create_app(serving), serving.connections)
+
+
+def _is_not_the_clients_mistake(record: logging.LogRecord) -> bool:
+    # aiohttp logs bytes that are not HTTP with a traceback; it has answered them with 400.
+    return not record.exc_info or not isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError)
+
+
+async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
+    serving = Serving(engine, config)
+    stop = _stop_on_signal()
+    runner = make_runner(serving)
+    loading = asyncio.create_task(load(serving))
+    background: list[asyncio.Task[None]] = [loading]
+    listener = None
+    try:
+        await runner.setup()
+        context = ssl_context(config)
+        listener, address = _listen(runner, serving, context)
+        if context:
+            background.append(asyncio.create_task(renew(context, config)))
+        log.info("listening on %s", address)
+        if await _before(stop, loading):
+            gc.freeze()  # or each full collection would stop the loop to walk through all modules
+            _log_ready(serving, address, time.monotonic() - started)
+            if await _before(stop, asyncio.create_task(engine.died.wait())):
+                await serving.drain(1)  # for the errors to reach their clients
+                raise EngineDeadError("the worker is lost; restart the server")
+            log.info(
+                "stopping: running requests have %g s to finish; interrupt again to exit at once", config.drain_timeout
+            )
+            listener.close()
+            await serving.drain(config.drain_timeout)
+    finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        if listener:
+            listener.close()
+        await runner.cleanup()
+        await engine.close()
+        serving.texts.close()
+        if config.uds and listener:
+            Path(config.uds).unlink(missing_ok=True)
+
+
+def _stop_on_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)  # the worker notices and exits as well
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _before(stop: asyncio.Event, task: asyncio.Task[object]) -> bool:
+    """Wait for the task; False if stop came first. Raises what the task raises."""
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+    if stop.is_set():
+        task.cancel()
+        return False
+    await task
+    return True
+
+
+def _listen(runner: Runner, serving: Serving, context: ssl.SSLContext | None) -> tuple[Listener, str]:
+    """Bind, and return what listens and its address for users."""
+    config = serving.config
+    try:
+        sockets = bind(config)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and not config.uds:
+            raise ConfigError(
+                f"port {config.port} is in use; stop what uses it or choose another --port", help="port"
+            ) from None
+        where, advice = (
+            (config.uds, "--uds") if config.uds else (f"{config.host} port {config.port}", "--host and --port")
+        )
+        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; change {advice}") from None
+    most = connection_limit(config.max_connections, serving.engine.config.tensor_parallel_size)
+    listener = Listener(runner.factory, sockets, serving.connections, most, context)
+    if config.uds:
+        return listener, f"unix:{config.uds}"
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return listener, f"{'https' if context else 'http'}://{host}:{listener.port}"
+
+
+async def load(serving: Serving) -> None:
+    """Make the model ready, and show how far that is. Raises SophserveError."""
+    # Reading a large tokenizer.json holds the interpreter's lock for a third of a second, and the worker takes longer
+    # anyway: answer first who has been waiting for the port.
+    await asyncio.sleep(0.3)
+    with _progress_shown(serving.engine):
+        await asyncio.to_thread(_load_text, serving)
+        await serving.engine.start(serving.tokenizer, serving.model_names[0])
+
+
+def _load_text(serving: Serving) -> None:
+    from sophserve import plugins
+    from sophserve.text.bound import characters_per_token
+    from sophserve.text.chat_template import ChatTemplate
+    from sophserve.text.tokenizer import Tokenizer
+
+    plugins.tool_parsers(), plugins.reasoning_parsers()  # one that does not load must not fail a request
+    directory = serving.engine.directory
+    defaults = sampling_defaults(read_generation_config(directory))
+    try:
+        msgspec.convert(defaults, SamplingParams)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from None
+    serving.sampling_defaults = defaults
+    pooling = serving.config.pooling
+    serving.pooling = "mean" if (read_pooling(directory) if pooling == "auto" else pooling) == "mean" else "last"
+    serving.tokenizer = Tokenizer.from_directory(directory)
+    serving.characters_per_token = characters_per_token(serving.tokenizer)
+    template = serving.engine.config.chat_template
+    serving.chat_template = ChatTemplate.from_directory(
+        directory, serving.tokenizer, Path(template) if template else None
+    )
+
+
+@contextmanager
+def _progress_shown(engine: Engine) -> Iterator[None]:
+    """Show how far loading is: a bar on a terminal, a log line for each stage otherwise."""
+    from tqdm import tqdm
+
+    bar = tqdm(unit="B", unit_scale=True, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+    stage = ""
+
+    def show() -> None:
+        nonlocal stage
+        progress = engine.progress
+        bar.set_description_str(progress.stage, refresh=False)
+        bar.total, bar.n = progress.total or None, progress.done
+        bar.refresh()
+        if bar.disable and progress.stage != stage:
+            log.info("loading: %s", progress.stage)
+        stage = progress.stage
+
+    engine.show_progress(show)
+    try:
+        yield
+    finally:
+        engine.show_progress(None)
+        bar.close()
+
+
+def _log_ready(serving: Serving, address: str, seconds: float) -> None:
+    info = serving.engine.info
+    log.info(
+        "memory: weights %s, KV cache %s, free %s of %s",
+        *(f"{size / 2**20:.0f} MiB" for size in (info.weight_bytes, info.kv_cache_bytes)),
+        *(f"{size / 2**30:.1f} GiB" for size in (info.free_memory, info.total_memory)),
+    )
+    log.info(
+        "ready: %s/v1, model %s, context %d, KV cache %d tokens, in %.1f s",
+        address,
+        serving.model_names[0],
+        info.max_model_len,
+        info.num_blocks * info.block_size,
+        seconds,
+    )

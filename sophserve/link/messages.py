@@ -1,0 +1,180 @@
+"""The messages between the engine and its workers. A step plan carries only what changed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from sophserve.config import EngineConfig
+from sophserve.profile_format import ProfileOptions
+from sophserve.sampling import SamplingParams, StructuredOutput
+
+# How the hidden states of a prompt become one vector: that of its last token, or their mean.
+Pooling = Literal["last", "mean"]
+
+
+class LoadModel(msgspec.Struct, array_like=True, tag="load"):
+    """The first message: what to load. num_blocks: how many KV blocks to make, where the scheduler counts on them."""
+
+    directory: str
+    config: EngineConfig
+    rank: int
+    world_size: int
+    log_level: int
+    log_json: bool = False
+    num_blocks: int | None = None
+
+
+class AddedRequest(msgspec.Struct, array_like=True):
+    """A request that the worker does not hold yet, or holds no more because it was preempted.
+
+    token_ids: int32 little-endian, prompt and what has been generated. computed: how many of them are in the KV cache.
+    end_token_ids: the tokens that may not be chosen before params.min_tokens are there. bad_word_ids: token sequences
+    that the answer must not contain. allowed: params.allowed_token_ids as bits. pooling: no token is wanted, but one
+    vector of the prompt's hidden states.
+    """
+
+    id: int
+    token_ids: bytes
+    prompt_length: int
+    computed: int
+    seed: int
+    params: SamplingParams
+    end_token_ids: list[int]
+    bad_word_ids: list[list[int]]
+    allowed: bytes | None = None
+    pooling: Pooling | None = None
+
+
+class ScheduledRequest(msgspec.Struct, array_like=True):
+    """Compute `count` more tokens of a request. new_blocks are appended to its block table. A request whose last token
+    is computed by this is sampled."""
+
+    id: int
+    count: int
+    new_blocks: list[int]
+
+
+class StepPlan(msgspec.Struct, array_like=True, tag="step"):
+    """One step: forget `dropped`, take `added`, compute `scheduled`, those with one token first."""
+
+    step: int
+    dropped: list[int]
+    added: list[AddedRequest]
+    scheduled: list[ScheduledRequest]
+
+
+class CompileGrammar(msgspec.Struct, array_like=True, tag="grammar"):
+    """A request with this grammar is on its way: compile it beside the steps until it comes."""
+
+    structured: StructuredOutput
+
+
+class StartProfile(msgspec.Struct, array_like=True, tag="start_profile"):
+    """Record every step from now on, in a folder of `directory` with `index` in its name."""
+
+    directory: str
+    index: int
+    options: ProfileOptions
+
+
+class StopProfile(msgspec.Struct, array_like=True, tag="stop_profile"):
+    """Record no more steps."""
+
+
+class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
+    """One token's log-probability under the model, and its rank among the vocabulary (1 = most probable)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+class SampledToken(msgspec.Struct, array_like=True):
+    """The next token of a request; with logprobs the chosen token first, then the most probable ones. With an error
+    the token means nothing, and the request cannot go on for that reason."""
+
+    id: int
+    token_id: int
+    logprobs: list[TokenLogprob] | None = None
+    error: str | None = None
+
+
+class PromptLogprobs(msgspec.Struct, array_like=True):
+    """Logprobs of the prompt tokens from position `start` on, little-endian: for each of them the token itself and then
+    the `count` most probable ones, token_ids int32 and logprobs float32 `[tokens, 1 + count]`; and its rank, int32
+    `[tokens]`."""
+
+    id: int
+    start: int
+    count: int
+    token_ids: bytes
+    logprobs: bytes
+    ranks: bytes
+
+
+class Embedding(msgspec.Struct, array_like=True):
+    """The pooled hidden states of a prompt: float32 little-endian, not normalized."""
+
+    id: int
+    values: bytes
+
+
+class StepResult(msgspec.Struct, array_like=True, tag="result"):
+    """What a step gave. deferred: the requests that were to be sampled and get their token from a later step, because
+    it is not known yet what their grammars allow. That step computes nothing else of them."""
+
+    step: int
+    sampled: list[SampledToken]
+    prompt_logprobs: list[PromptLogprobs]
+    embeddings: list[Embedding] = []
+    deferred: list[int] = []
+
+
+class Progress(msgspec.Struct, array_like=True, tag="progress"):
+    """How far loading is; done and total in bytes, 0 where unknown."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
+    """The model is loaded; what the engine must know about it. Sizes in bytes; memory is that of rank 0's device, once
+    the weights and the KV cache are there. prompt_logprobs_cost: how many prompt tokens take as long as one whose
+    logprobs are asked for."""
+
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    device: str
+    block_size: int
+    num_blocks: int
+    kv_cache_bytes: int
+    weight_bytes: int = 0
+    free_memory: int = 0
+    total_memory: int = 0
+    prompt_logprobs_cost: float = 1.0
+
+
+class LoadFailed(msgspec.Struct, array_like=True, tag="failed"):
+    """Loading failed for a reason that the user can change."""
+
+    message: str
+
+
+class Profiled(msgspec.Struct, array_like=True, tag="profiled"):
+    """A rank's answer to StartProfile, with the folder that it records in or why it cannot, and to StopProfile."""
+
+    folder: str = ""
+    error: str = ""
+
+
+ToWorker = LoadModel | StepPlan | CompileGrammar | StartProfile | StopProfile
+FromWorker = Progress | ModelInfo | LoadFailed | StepResult | Profiled
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+decode_to_worker: Any = msgspec.msgpack.Decoder(ToWorker).decode
+decode_from_worker: Any = msgspec.msgpack.Decoder(FromWorker).decode

@@ -1,0 +1,107 @@
+"""What a model takes and costs on a device, by its config.json alone: what `plan` and `bench` reckon with.
+
+It is measured in a process of its own, sophserve.measure.footprint_process, since that needs torch.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import msgspec
+
+from sophserve.config import EngineConfig
+from sophserve.errors import ConfigError, SophserveError
+
+
+class FootprintRequest(msgspec.Struct, kw_only=True):
+    """What to measure.
+
+    directory: holds config.json. memory: bytes of each device; None for what this machine's has now. search: also find
+    the fewest devices that hold the model and one sequence of max_model_len tokens, see Footprint.devices_needed.
+    """
+
+    directory: str
+    config: EngineConfig
+    memory: int | None = None
+    search: bool = False
+
+
+class Attention(msgspec.Struct, kw_only=True):
+    """The attention layers with one sliding window, of one rank.
+
+    token_bytes: of keys and values that a cached token takes, and that a new token reads of it. pair_flops: operations
+    for each pair of a new token and one that it sees.
+    """
+
+    window: int | None
+    token_bytes: int
+    pair_flops: int
+
+
+class Footprint(msgspec.Struct, kw_only=True):
+    """What rank 0 takes and does. Sizes in bytes; its products in operations, two for each multiplication.
+
+    step_bytes: weights that every step reads. product_flops: of the layers, for each token; head_flops: of the head,
+    for each row of logits. kv_budget: what the KV cache may take. num_blocks: its blocks, 0 if there is no room. needs:
+    what the model and one sequence take of each of so many devices.
+    """
+
+    architecture: str
+    dtype: str
+    quantization: str | None
+    layout: str
+    context_length: int
+    max_model_len: int
+    weight_bytes: int
+    step_bytes: int
+    kv_token_bytes: int
+    kv_budget: int
+    num_blocks: int
+    product_flops: int
+    head_flops: int
+    attention: list[Attention]
+    device_memory: int
+    needs: dict[int, int] = {}
+
+    def devices_needed(self, memory: int) -> int | None:
+        """The fewest devices with so much memory, of those numbers that were tried."""
+        return next((count for count, size in self.needs.items() if size <= memory), None)
+
+    def decode_bytes(self, batch: int, length: int) -> int:
+        """Bytes that a step of `batch` decoding sequences of `length` tokens reads."""
+        return self.step_bytes + batch * sum(each.token_bytes * _seen(length, each) for each in self.attention)
+
+    def decode_flops(self, batch: int, length: int) -> int:
+        """Operations of that step."""
+        seen = sum(each.pair_flops * _seen(length, each) for each in self.attention)
+        return batch * (self.product_flops + self.head_flops + seen)
+
+    def prefill_flops(self, length: int) -> int:
+        """Operations that a prompt of `length` tokens takes, with the logits of its last."""
+        pairs = sum(each.pair_flops * _pairs(length, each) for each in self.attention)
+        return length * self.product_flops + self.head_flops + pairs
+
+
+def measure(request: FootprintRequest) -> Footprint:
+    """Measure it. Raises SophserveError."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sophserve.measure.footprint_process"],
+        input=msgspec.json.encode(request),
+        capture_output=True,
+    )
+    if done.returncode == 2:
+        raise ConfigError(done.stdout.decode())
+    if done.returncode:
+        raise SophserveError(f"the model could not be measured: {done.stderr.decode().strip()}")
+    return msgspec.json.decode(done.stdout, type=Footprint)
+
+
+def _seen(length: int, attention: Attention) -> int:
+    return length if attention.window is None else min(length, attention.window)
+
+
+def _pairs(length: int, attention: Attention) -> int:
+    """Of new tokens and tokens seen, in a prompt."""
+    full = _seen(length, attention)
+    return full * (full + 1) // 2 + (length - full) * full
