@@ -47,10 +47,13 @@ class FollowedRequest(Protocol):
     end_token_ids: list[int]
     prompt_length: int
     tokens: array[int]
-    rules: Restrictions
     grammar: AnswerGrammar | None
     mask: Future[bytes] | None
     slow_masks: bool
+
+    @property
+    def rules(self) -> Restrictions:
+        """Those of its other parameters."""
 
 
 @dataclass(frozen=True)
