@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,26 @@ ALLOWED = {
     "model_plugins": ("model_plugins", "device", "sophserve.model", "sophserve.plugins", "sophserve.errors"),
     "sophserve": ("sophserve", "device"),
 }
-# The parts of sophserve that run in a worker. All else runs in the server, without torch, and so without devices.
-WORKER = ("sophserve.model", "sophserve.worker")
-SERVER_IN_WORKER = tuple(f"sophserve.worker.{name}" for name in ("pool", "channel", "messages", "pulse"))
+# The rooms of sophserve, each with those that it may import. The files beside them belong to no room.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "api": ("engine", "link", "text"),
+    "bench": ("engine", "link", "measure", "text"),
+    "chat": ("api", "engine"),
+    "engine": ("grammar", "link", "text"),
+    "grammar": ("text",),
+    "link": (),
+    "measure": ("model",),
+    "model": (),
+    "text": (),
+    "worker": ("grammar", "link", "measure", "model"),
+}
+# What runs beside a device, with torch. All else runs in the server, without torch, and so without devices.
+WORKER = (
+    "sophserve.model",
+    "sophserve.worker",
+    "sophserve.measure.footprint_process",
+    "sophserve.measure.limits_process",
+)
 ONLY_IN_WORKERS = ("torch", "safetensors", "numpy", "device")
 
 MOST_LINES = 420
@@ -48,20 +66,56 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
+def room_of(module: str) -> str | None:
+    """The room of sophserve that a module is in."""
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] if package == "sophserve" and rest.partition(".")[0] in ROOMS else None
+
+
 def wrong_imports(module: str, imported: set[str]) -> list[str]:
     """Those of a module's imports that break a rule."""
     own = [name for name in imported if within(name, PACKAGES)]
-    wrong = [name for name in own if not within(name, ALLOWED[module.partition(".")[0]])]
-    in_server = within(module, ("sophserve",)) and (not within(module, WORKER) or within(module, SERVER_IN_WORKER))
-    if in_server:
-        wrong += [name for name in imported if within(name, ONLY_IN_WORKERS)]
-        wrong += [name for name in own if within(name, WORKER) and not within(name, SERVER_IN_WORKER)]
+    wrong = {name for name in own if not within(name, ALLOWED[module.partition(".")[0]])}
+    if (room := room_of(module)) is not None:
+        wrong |= {name for name in own if room_of(name) not in (None, room, *ROOMS[room])}
+    if within(module, ("sophserve",)) and not within(module, WORKER):
+        wrong |= {name for name in imported if within(name, ONLY_IN_WORKERS + WORKER)}
     return sorted(wrong)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """By module, those of the project that it imports."""
+    modules = {name_of(path) for path in FILES}
+    graph = {}
+    for path in FILES:
+        imported = {name if name in modules else name.rpartition(".")[0] for name in imports_of(path)}
+        graph[name_of(path)] = imported & modules
+    return graph
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_point_down(path: Path) -> None:
     assert wrong_imports(name_of(path), imports_of(path)) == []
+
+
+@pytest.mark.xfail(strict=True, reason="places and the request's record still know each other")
+def test_there_is_no_circle() -> None:
+    graph = import_graph()
+    TopologicalSorter(graph).prepare()  # raises CycleError with the files
+
+    rooms: dict[str, set[str]] = {}
+    for module, imported in graph.items():
+        room = module if room_of(module) is None else f"sophserve.{room_of(module)}"
+        others = {name if room_of(name) is None else f"sophserve.{room_of(name)}" for name in imported}
+        rooms.setdefault(room, set()).update(others - {room})
+    TopologicalSorter(rooms).prepare()
+
+
+def test_server_and_workers_share_messages_and_grammars_alone() -> None:
+    def reached(*rooms: str) -> set[str]:
+        return set(rooms).union(*(reached(*ROOMS[room]) for room in rooms))
+
+    assert reached("api") & reached("worker") == {"link", "grammar", *reached("grammar")}
 
 
 def test_the_rules_catch_what_they_forbid() -> None:
@@ -75,10 +129,13 @@ def test_the_rules_catch_what_they_forbid() -> None:
         ("sophserve.engine.scheduler", "device.interface"),
         ("sophserve.api.application", "sophserve.worker.process.main"),
         ("sophserve.link.workers", "torch.nn"),
+        ("sophserve.link.messages", "sophserve.engine.output"),
+        ("sophserve.text.tokenizer", "sophserve.api.http.body"),
+        ("sophserve.worker.sampler", "sophserve.engine.output"),
     ):
-        assert wrong_imports(module, {imported}) == [imported] * len(wrong_imports(module, {imported})) != []
+        assert wrong_imports(module, {imported}) == [imported]
     assert wrong_imports("sophserve.worker.runner", {"torch", "device.interface", "sophserve.model.layers"}) == []
-    assert wrong_imports("sophserve.engine.engine", {"sophserve.link.workers.Worker", "asyncio"}) == []
+    assert wrong_imports("sophserve.engine.engine", {"sophserve.link.workers.WorkerGroup", "asyncio"}) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -93,11 +150,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 def test_the_server_does_not_load_torch() -> None:
     modules = [name_of(path) for path in FILES if name_of(path).startswith("sophserve")]
-    server = [
-        name
-        for name in modules
-        if name != "sophserve.__main__" and (not within(name, WORKER) or within(name, SERVER_IN_WORKER))
-    ]
+    server = [name for name in modules if name != "sophserve.__main__" and not within(name, WORKER)]
     assert "sophserve.api.startup" in server and "sophserve.engine.engine" in server and "sophserve.llm" in server
     script = "\n".join([*(f"import {name}" for name in server), "import sys", "print(*sorted(sys.modules))"])
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
