@@ -10,7 +10,7 @@ from aiohttp import web
 
 from sophserve.api.http.errors import Handler
 
-_FOLDER = Path(__file__).with_name("playground")
+_FOLDER = Path(__file__).parent
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FILES = {
     "/" if path.name == "index.html" else f"/playground/{path.name}": path
