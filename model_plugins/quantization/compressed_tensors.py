@@ -33,9 +33,11 @@ from sophserve.model.quantization import (
     WeightPart,
     expected_groups,
     filled_words,
+    held_words,
     is_dense,
     no_values,
     read_settings,
+    unpack_held,
     unpack_words,
 )
 from sophserve.model.weights import INDICES, StoredTensor
@@ -95,19 +97,16 @@ class PackedFormat(WeightFormat):
             "with 4 and 8 bits"
         )
 
-    def _held_words(self, part: WeightPart) -> slice:
-        per_word = 32 // self._bits(part)
-        return slice(part.columns.start // per_word, -(-part.columns.stop // per_word))
-
     def parameters(self, part: WeightPart) -> dict[str, ParameterSpec]:
         """The words that hold the rank's inputs; all zero points, which are packed down the outputs."""
-        outputs, inputs = part.shape
+        (outputs, inputs), bits = part.shape, self._bits(part)
+        held = (part.rows, held_words(part.columns, bits))
         specs = {
-            "weight_packed": ParameterSpec((outputs, self._words), (part.rows, self._held_words(part)), ("I32",)),
+            "weight_packed": ParameterSpec((outputs, self._words), held, ("I32",)),
             "weight_scale": ParameterSpec((outputs, self._groups), (part.rows, slice(0, self._groups))),
         }
         if self._has_zeros:
-            down = -(-outputs * self._bits(part) // 32)
+            down = -(-outputs * bits // 32)
             specs["weight_zero_point"] = ParameterSpec((down, self._groups), dtypes=("I32",))
         if self._has_order:
             specs["weight_g_idx"] = ParameterSpec((inputs,), dtypes=INDICES)
@@ -116,9 +115,7 @@ class PackedFormat(WeightFormat):
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
         """The rank's codes, with the inputs of a group side by side."""
         bits = self._bits(part)
-        first = part.columns.start - self._held_words(part).start * (32 // bits)
-        codes = unpack_words(tensors["weight_packed"], bits)
-        codes = codes[:, first : first + part.columns.stop - part.columns.start]
+        codes = unpack_held(tensors["weight_packed"], part.columns, bits)
         scales = tensors["weight_scale"]
         zeros = torch.full(scales.shape, 1 << (bits - 1), dtype=torch.uint8)
         if self._has_zeros:

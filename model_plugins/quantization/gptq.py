@@ -34,9 +34,11 @@ from sophserve.model.quantization import (
     WeightPart,
     expected_groups,
     filled_words,
+    held_words,
     is_dense,
     no_values,
     read_settings,
+    unpack_held,
     unpack_words,
 )
 from sophserve.model.weights import INDICES, StoredTensor
@@ -120,17 +122,13 @@ class GPTQFormat(WeightFormat):
             )
         return bits
 
-    def _held_words(self, part: WeightPart) -> slice:
-        per_word = 32 // self._bits(part)
-        return slice(part.columns.start // per_word, -(-part.columns.stop // per_word))
-
     def parameters(self, part: WeightPart) -> dict[str, ParameterSpec]:
         """qweight of the rank's inputs and outputs; of what is small, all groups."""
-        outputs, inputs = part.shape
-        zeros = -(-outputs * self._bits(part) // 32)
+        (outputs, inputs), bits = part.shape, self._bits(part)
+        zeros = -(-outputs * bits // 32)
         everything = slice(0, self._groups)
         specs = {
-            "qweight": ParameterSpec((self._words, outputs), (self._held_words(part), part.rows), ("I32",)),
+            "qweight": ParameterSpec((self._words, outputs), (held_words(part.columns, bits), part.rows), ("I32",)),
             "qzeros": ParameterSpec((self._groups, zeros), dtypes=("I32",)),
             "scales": ParameterSpec((self._groups, outputs), (everything, part.rows)),
         }
@@ -141,9 +139,7 @@ class GPTQFormat(WeightFormat):
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
         """The rank's codes, with the inputs of a group side by side."""
         bits = self._bits(part)
-        codes = unpack_words(tensors["qweight"].T, bits)
-        first = part.columns.start - self._held_words(part).start * (32 // bits)
-        codes = codes[:, first : first + part.columns.stop - part.columns.start]
+        codes = unpack_held(tensors["qweight"].T, part.columns, bits)
         zeros = self._zeros(tensors["qzeros"], bits)[:, part.rows]
         groups = even_groups(part.shape[1], self._groups, self._group_size)
         if self._has_order:

@@ -145,6 +145,17 @@ def expected_groups(inputs: int, group_size: int, *, in_order: bool) -> Tensor:
     return groups if in_order else groups[torch.randperm(inputs, generator=torch.Generator().manual_seed(inputs))]
 
 
+def held_words(held: slice, bits: int) -> slice:
+    """The int32 words that hold a range of codes, of which neighbouring ranks may share the first or the last one."""
+    return slice(held.start * bits // 32, -(-held.stop * bits // 32))
+
+
+def unpack_held(words: Tensor, held: slice, bits: int) -> Tensor:
+    """From the words of held_words, `[rows, words]`, the range's codes, uint8 `[rows, codes]`."""
+    first = held.start - held_words(held, bits).start * 32 // bits
+    return unpack_words(words, bits)[:, first : first + held.stop - held.start]
+
+
 def unpack_words(words: Tensor, bits: int) -> Tensor:
     """int32 `[rows, words]` to uint8 `[rows, words * 32 / bits]`, the lowest bits first."""
     octets = words.contiguous().view(torch.uint8)

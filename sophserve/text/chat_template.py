@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sophserve.checkpoint import read_json
 from sophserve.errors import CheckpointError, ConfigError, RequestError
 from sophserve.text.json_size import JsonTooLarge, check_json
-from sophserve.text.tokenizer import Tokenizer, read_json
+from sophserve.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from sophserve.checkpoint import read_json
 from sophserve.errors import CheckpointError, RequestError
 from sophserve.text import sentencepiece
 
@@ -176,17 +177,6 @@ class Tokenizer:
         if "Replace" in self.decoder_types or "Metaspace" in self.decoder_types:
             token = token.replace(sentencepiece.SPACE, " ")
         return token.encode()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object. Raises CheckpointError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return value
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
