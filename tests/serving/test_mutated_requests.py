@@ -14,7 +14,7 @@ import pytest
 from aiohttp import ClientSession, ClientTimeout
 
 from benchmarks.bystander import Noticed, bystander
-from sophserve.api.application import ROUTES
+from sophserve.api.routes import TABLE
 from tests.serving.mutations import BODIES, Mutator
 
 # Memory that the server may gain while it is warm: caches of bounded size fill up.
@@ -74,7 +74,7 @@ async def noticed(url: str, mutator: Mutator, count: int) -> tuple[Counter[int],
 def test_every_broken_request_has_a_proper_answer(
     make_checkpoint: Callable[..., Path], start_server: Callable[..., Any], warm_up: int, count: int
 ) -> None:
-    posts = {route.path.replace("{id}", "x") for route in ROUTES if route.method == "POST"}
+    posts = {route.path.replace("{id}", "x") for route in TABLE.routes if route.method == "POST"}
     assert posts - {"/ping", "/start_profile", "/stop_profile"} == BODIES.keys()
     options = ["--tool-call-parser", "hermes", "--reasoning-parser", "qwen3", "--trust-request-chat-template"]
     options += ["--response-store-memory", "1MiB", "--kv-cache-memory", "16MiB"]

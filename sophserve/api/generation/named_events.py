@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -46,7 +47,8 @@ class Exchange:
     ) -> web.StreamResponse:
         """Send the events that each delta makes; the name of an event is its type. finished is done before the last
         ones are sent."""
-        async with EventStream(self._request, self._headers) as stream, aclosing(self._deltas()) as deltas:
+        begun = partial(self._request.app[SERVING].has_begun, self._generation.id)
+        async with EventStream(self._request, self._headers, begun) as stream, aclosing(self._deltas()) as deltas:
             async for _, delta in deltas:
                 made = list(events(delta))
                 if delta.finish_reason and finished:

@@ -100,7 +100,7 @@ class Places:
             place.limits.enter_context(record.account.request())
         self.used += answers
         self.taken[place] = None
-        record.place = place
+        record.answers = place
         try:
             yield place
         finally:

@@ -149,7 +149,8 @@ class Reply:
     async def _stream(self, options: StreamOptions, token_ids: bool) -> web.StreamResponse:
         opened: set[int] = set()
         untold: dict[int, dict[str, list[int]]] = {}  # token ids for the next chunk of a choice
-        async with EventStream(self._request, self._headers) as stream, aclosing(self._deltas()) as deltas:
+        begun = partial(self._request.app[SERVING].has_begun, self._generation.id)
+        async with EventStream(self._request, self._headers, begun) as stream, aclosing(self._deltas()) as deltas:
             async for index, delta in deltas:
                 events: list[bytes] = []
                 held: Choice | None = None

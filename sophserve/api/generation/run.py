@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from sophserve.api.generation.places import Place
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.request_record import current_record
 from sophserve.engine.engine import Engine
@@ -77,8 +78,9 @@ class Generation:
         an answer before it is complete."""
         record = current_record.get()
         priority = self.priority + record.priority
+        place = record.answers if isinstance(record.answers, Place) else None
         answers = [
-            engine.generate(prompt, params, self.id, index, priority, self.cache_salt, record.place)
+            engine.generate(prompt, params, self.id, index, priority, self.cache_salt, place)
             for prompt, params in zip(self.prompts, self.params, strict=True)
             for index in range(self.n)
         ]

@@ -78,6 +78,12 @@ class Serving:
                 if not self._deadlines:
                     self._idle.set()
 
+    def has_begun(self, identity: str) -> bool:
+        """Whether a request is not refused any more for the time that it waits."""
+        if self.engine.config.max_queue_time is None:
+            return True
+        return all(each.timeline.scheduled for each in self.engine.sequences if each.request_id == identity)
+
     async def drain(self, seconds: float) -> None:
         """Let no new request in, wait for the running ones, and after that time end them with an error."""
         self.draining = True

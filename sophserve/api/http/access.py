@@ -1,33 +1,29 @@
-"""Who may call: API keys, web origins (CORS), and nobody while the model is not ready."""
+"""Who may call: API keys and web origins (CORS)."""
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from sophserve.api.generation.served_model import SERVING
-from sophserve.api.http.errors import HEALTH_PATHS, ApiError, Handler
+from sophserve.api.http.error_middleware import Handler
+from sophserve.api.http.errors import ApiError
 from sophserve.api.http.quota import Account
 from sophserve.api.http.request_record import current_record
-from sophserve.api.operations.health import unavailable
-from sophserve.api.playground.page import PATHS
 from sophserve.keys import ApiKey, digest_of
 
-# The health checks speak for themselves, and the playground shows what they say.
-OPEN_PATHS = HEALTH_PATHS | PATHS
 
-
-def require_key(keys: list[ApiKey]) -> Middleware:
-    """Middleware that asks every request but those of OPEN_PATHS for one of the keys, as `Authorization: Bearer KEY` or
+def require_key(keys: list[ApiKey], open_paths: Collection[str]) -> Middleware:
+    """Middleware that asks every request but those of open_paths for one of the keys, as `Authorization: Bearer KEY` or
     `x-api-key: KEY`, and notes whose it is."""
     accounts = [Account(key) for key in keys]
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         record = current_record.get()
-        if record.path not in OPEN_PATHS:
+        if record.path not in open_paths:
             given = digest_of(_given_key(request))
             # Digests of equal length, each one compared: the time says nothing about any key.
             found = [account for account in accounts if hmac.compare_digest(given, account.key.digest)]
@@ -50,15 +46,6 @@ def _given_key(request: web.Request) -> str:
     if scheme.lower() == "bearer":
         return key.strip()
     return request.headers.get("x-api-key", "")
-
-
-@web.middleware
-async def require_ready(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """503 for every request until the model is loaded, and again once the server stops or the engine is lost. The
-    health checks speak for themselves, and the playground shows what they say."""
-    if current_record.get().path not in OPEN_PATHS and (error := unavailable(request.app[SERVING])) is not None:
-        raise error
-    return await handler(request)
 
 
 def allow_origins(app: web.Application, origins: list[str]) -> None:

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.served_model import SERVING
+from sophserve.api.http.connections import CONNECTIONS
 from sophserve.api.http.request_record import current_record
-from sophserve.api.http.text_threads import INLINE
+from sophserve.api.http.text_threads import INLINE, TEXT_THREADS
 from sophserve.api.http.upload import received
 from sophserve.errors import RequestError
 from sophserve.text.json_size import JsonTooLarge, check_json
@@ -81,13 +81,13 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 async def read_body(request: web.Request, kind: type[T], optional: bool = False) -> tuple[T, list[str]]:
     """The body as a struct, and the names of fields in it that mean nothing here. If optional, none is as good as
     `{}`. Raises RequestError."""
-    serving = request.app[SERVING]
+    config = request.app[CONNECTIONS].config
     async with received(request) as body:
         current_record.get().body_bytes = len(body)
         if optional and not body:
             return kind(), []
-        work = partial(_parsed, body, kind, serving.config.reject_unknown_fields)
-        found, unknown, idle = await serving.texts.run(work)
+        work = partial(_parsed, body, kind, config.reject_unknown_fields)
+        found, unknown, idle = await request.app[TEXT_THREADS].run(work)
     warn_of(WITHOUT_EFFECT, idle)
     return found, unknown
 

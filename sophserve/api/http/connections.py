@@ -287,9 +287,12 @@ class Connection(web.RequestHandler):
         if self._wire is None:
             return
         size = self._wire.get_write_buffer_size()
-        if self._blocked is not None and self.record is not None and self.record.place is not None:
-            size += self.record.place.unread_bytes
+        if self._blocked is not None and self.record is not None and self.record.answers is not None:
+            size += self.record.answers.unread_bytes
         self._connections.unread.hold(self, size)
+
+
+CONNECTIONS = web.AppKey("connections", Connections)
 
 
 class _Server(web.Server):

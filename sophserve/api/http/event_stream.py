@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from aiohttp import web
 
-from sophserve.api.generation.served_model import SERVING
+from sophserve.api.http.connections import CONNECTIONS
 from sophserve.api.http.request_record import current_record
 
 _HEADERS = {
@@ -24,14 +24,14 @@ class EventStream:
     """Use as a context. The headers wait for the first event, so that what fails before it has a status of its own.
 
     Where nothing is sent for a while a comment is, lest a proxy or client give up. That sends the headers, too: not
-    before the engine has begun with the request where it may still refuse it for want of time.
+    before may_begin says so, while the request may still be refused.
     """
 
-    def __init__(self, request: web.Request, headers: Mapping[str, str]) -> None:
+    def __init__(self, request: web.Request, headers: Mapping[str, str], may_begin: Callable[[], bool]) -> None:
         self.response = web.StreamResponse(headers={**headers, **_HEADERS})
         self._request = request
-        self._engine = request.app[SERVING].engine
-        self._interval = request.app[SERVING].config.sse_keep_alive_interval
+        self._may_begin = may_begin
+        self._interval = request.app[CONNECTIONS].config.sse_keep_alive_interval
         self._record = current_record.get()
         self._loop = asyncio.get_running_loop()
         self._sent = self._loop.time()
@@ -66,16 +66,10 @@ class EventStream:
     def _tick(self) -> None:
         silent = self._loop.time() - self._sent
         # While a write waits for a slow client nothing needs to be added to it.
-        if silent >= self._interval and not self._lock.locked() and self._begun():
+        if silent >= self._interval and not self._lock.locked() and (self.response.prepared or self._may_begin()):
             self._comment = asyncio.create_task(self._keep_alive())
         left = self._interval - silent
         self._timer = self._loop.call_later(left if left > 0 else self._interval, self._tick)
-
-    def _begun(self) -> bool:
-        if self.response.prepared or self._engine.config.max_queue_time is None:
-            return True
-        mine = [sequence for sequence in self._engine.sequences if sequence.request_id == self._record.id]
-        return all(sequence.timeline.scheduled for sequence in mine)
 
     async def _keep_alive(self) -> None:
         with suppress(ConnectionError):  # the handler hears of it as well

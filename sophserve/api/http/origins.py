@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from sophserve.api.generation.served_model import SERVING
-from sophserve.api.http.errors import ApiError, Handler
+from sophserve.api.http.connections import CONNECTIONS
+from sophserve.api.http.error_middleware import Handler
+from sophserve.api.http.errors import ApiError
 from sophserve.config import ServerConfig
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -24,7 +25,7 @@ def refuse_foreign_pages(config: ServerConfig) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method not in _READING and _is_foreign(request, config.allowed_origins, local):
-            request.app[SERVING].connections.refused["origin"] += 1
+            request.app[CONNECTIONS].refused["origin"] += 1
             raise ApiError(
                 403,
                 "pages of this origin may not call the server; name it with --allowed-origins, or set an API key",

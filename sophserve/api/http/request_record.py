@@ -6,18 +6,27 @@ import re
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 from aiohttp import web
 
+from sophserve.api.http.quota import Account
 from sophserve.errors import RequestError
 
-if TYPE_CHECKING:
-    from sophserve.api.generation.places import Place
-    from sophserve.api.http.quota import Account
-
 _SANE_ID = re.compile(r"[A-Za-z0-9][\w.:@+=-]{0,127}", re.ASCII)
+
+
+class Answers(Protocol):
+    """What is being generated for a request."""
+
+    @property
+    def unread_bytes(self) -> int:
+        """About what the client has not taken of them."""
+
+    @property
+    def generated_tokens(self) -> int:
+        """Of all of them."""
 
 
 @dataclass
@@ -32,7 +41,7 @@ class Record:
     client: str = ""
     account: Account | None = None
     body_bytes: int = 0
-    place: Place | None = None
+    answers: Answers | None = None
     uploading: bool = False
     prompt_tokens: int = 0
     cached_tokens: int = 0

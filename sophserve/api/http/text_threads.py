@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from aiohttp import web
+
 from sophserve.api.http.request_record import current_record
 
 T = TypeVar("T")
@@ -57,6 +59,9 @@ class TextThreads:
         """Begin nothing more."""
         for lane in (self._short, self._long):
             lane.thread.shutdown(wait=False, cancel_futures=True)
+
+
+TEXT_THREADS = web.AppKey("text_threads", TextThreads)
 
 
 class _Lane:

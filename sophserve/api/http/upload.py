@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from aiohttp import StreamReader, web
 from aiohttp.http import HttpVersion11
 
-from sophserve.api.generation.served_model import SERVING
-from sophserve.api.http.connections import LEAST_PROGRESS, Connection, Connections
-from sophserve.api.http.errors import MAX_BODY_BYTES, ApiError
+from sophserve.api.http.connections import CONNECTIONS, LEAST_PROGRESS, Connection, Connections
+from sophserve.api.http.errors import ApiError
 from sophserve.api.http.request_record import current_record
 from sophserve.errors import RequestError
 
+MAX_BODY_BYTES = 32 * 1024**2
 # What a refused body would have brought must not be taken for the next request.
 _CLOSE = {"Connection": "close"}
 
@@ -25,9 +25,9 @@ async def received(request: web.Request) -> AsyncIterator[bytearray]:
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RequestError("compressed bodies are not supported; leave out Content-Encoding")
     if (request.content_length or 0) > MAX_BODY_BYTES:
-        raise _too_large()
+        raise too_large()
     await _ask_for_it(request)
-    record, connections = current_record.get(), request.app[SERVING].connections
+    record, connections = current_record.get(), request.app[CONNECTIONS]
     upload = _Upload(record.client, connections, request.protocol)
     record.uploading = True
     try:
@@ -79,7 +79,7 @@ class _Upload:
                 while chunk := await content.readany():
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
-                        raise _too_large()
+                        raise too_large()
                     self._connections.uploads.hold(self, len(body))
                     if self._gave_way:
                         raise self._refused()
@@ -123,5 +123,6 @@ class _Upload:
         )
 
 
-def _too_large() -> ApiError:
+def too_large() -> ApiError:
+    """Why a body is refused that has more than MAX_BODY_BYTES."""
     return ApiError(413, f"the request body is larger than {MAX_BODY_BYTES // 1024**2} MiB", headers=_CLOSE)

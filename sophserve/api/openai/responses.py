@@ -11,9 +11,10 @@ from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVING, Serving
 from sophserve.api.generation.tools import ToolUse
 from sophserve.api.http.body import LEFT_OUT, WITHOUT_EFFECT, json_response, read_body, warn_of, warn_unknown
-from sophserve.api.http.errors import MAX_BODY_BYTES, ApiError
+from sophserve.api.http.errors import ApiError
 from sophserve.api.http.json_pieces import pieces
 from sophserve.api.http.request_record import current_record
+from sophserve.api.http.upload import MAX_BODY_BYTES
 from sophserve.api.openai.chat import ChatPlan, chat_generation, template_messages
 from sophserve.api.openai.response_input import InputRequest, ResponsesRequest, conversation_of, function_tools
 from sophserve.api.openai.response_output import ResponseWriter

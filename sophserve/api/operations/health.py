@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.http.error_middleware import Handler
 from sophserve.api.http.errors import ApiError
+from sophserve.api.http.request_record import current_record
 from sophserve.version import VERSION
 
 
@@ -18,6 +22,19 @@ def unavailable(serving: Serving) -> ApiError | None:
     if serving.engine.died.is_set():
         return _not_ready("the model's worker is lost", "engine_dead")
     return None if serving.engine.loaded else _loading(serving, "loading")
+
+
+def require_ready(open_paths: Collection[str]) -> Middleware:
+    """Middleware that answers 503 to all but open_paths until the model is loaded, and again once the server stops or
+    the engine is lost."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if current_record.get().path not in open_paths and (error := unavailable(request.app[SERVING])) is not None:
+            raise error
+        return await handler(request)
+
+    return middleware
 
 
 async def health(request: web.Request) -> web.Response:

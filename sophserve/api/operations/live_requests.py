@@ -51,7 +51,7 @@ def _sending(serving: Serving) -> list[Connection]:
 
 
 def _sent(record: Record, unsent: int) -> dict[str, Any]:
-    tokens = record.place.generated_tokens if record.place else record.output_tokens
+    tokens = record.answers.generated_tokens if record.answers else record.output_tokens
     return {
         "id": record.id,
         "index": 0,

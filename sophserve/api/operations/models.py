@@ -8,9 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
+from sophserve.api.anthropic.error_envelope import speaks_anthropic
 from sophserve.api.generation.served_model import SERVING, Serving
-from sophserve.api.http.errors import speaks_anthropic
-from sophserve.api.http.request_record import current_record
 from sophserve.errors import RequestError
 
 _LONGEST_PAGE = 1000
@@ -19,7 +18,7 @@ _LONGEST_PAGE = 1000
 async def list_models(request: web.Request) -> web.Response:
     """Every name of the model."""
     serving = request.app[SERVING]
-    if _for_anthropic(request):
+    if speaks_anthropic(request):
         return web.json_response(_page(serving, request.query))
     return web.json_response({"object": "list", "data": [_model(serving, name) for name in serving.model_names]})
 
@@ -28,11 +27,7 @@ async def get_model(request: web.Request) -> web.Response:
     """One name of the model."""
     serving = request.app[SERVING]
     name = serving.check_model(request.match_info["name"])
-    return web.json_response((_anthropic_model if _for_anthropic(request) else _model)(serving, name))
-
-
-def _for_anthropic(request: web.Request) -> bool:
-    return speaks_anthropic(request, current_record.get().path)
+    return web.json_response((_anthropic_model if speaks_anthropic(request) else _model)(serving, name))
 
 
 def _page(serving: Serving, query: Mapping[str, str]) -> dict[str, Any]:

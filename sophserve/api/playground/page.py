@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from sophserve.api.http.errors import Handler
+from sophserve.api.http.error_middleware import Handler
 
 _FOLDER = Path(__file__).parent
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

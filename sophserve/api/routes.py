@@ -1,0 +1,94 @@
+"""Every route of the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sophserve.api.anthropic import answer_types as anthropic
+from sophserve.api.anthropic.error_envelope import ANTHROPIC
+from sophserve.api.anthropic.messages import CountRequest, MessagesRequest, count_tokens, messages
+from sophserve.api.generation.request_bodies import ChatRequest, CompletionRequest
+from sophserve.api.openai import answer_types as openai
+from sophserve.api.openai.chat import chat_completions
+from sophserve.api.openai.completions import completions
+from sophserve.api.openai.embeddings import EmbeddingRequest, embeddings
+from sophserve.api.openai.error_envelope import RESPONSES
+from sophserve.api.openai.response_input import InputRequest, ResponsesRequest
+from sophserve.api.openai.responses import count_input_tokens, create_response, delete_response, get_response
+from sophserve.api.operations import answer_types as operations
+from sophserve.api.operations.health import health, live, ping, version
+from sophserve.api.operations.live_requests import cancel_request, list_requests
+from sophserve.api.operations.metrics import metrics, reset_prefix_cache
+from sophserve.api.operations.models import get_model, list_models
+from sophserve.api.operations.openapi import openapi as describe_api
+from sophserve.api.operations.profile import start_profile, stop_profile
+from sophserve.api.operations.server_info import server_info
+from sophserve.api.operations.tokenize import (
+    ConversationRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    apply_template,
+    detokenize,
+    tokenize,
+    tokenizer_info,
+)
+from sophserve.api.route import Route, RouteTable
+from sophserve.profile_format import ProfileOptions
+
+TABLE = RouteTable(
+    [
+        Route("GET", "/health", health, operations.Status, health=True),
+        Route("GET", "/ready", health, operations.Status, health=True),
+        Route("GET", "/live", live, operations.Status, health=True),
+        Route("GET", "/ping", ping, health=True),
+        Route("POST", "/ping", ping, health=True),
+        Route("GET", "/version", version, operations.Version),
+        Route("GET", "/openapi.json", describe_api, dict[str, Any]),
+        Route("GET", "/server_info", server_info, operations.ServerInfo),
+        Route("GET", "/metrics", metrics, str),
+        Route("POST", "/reset_prefix_cache", reset_prefix_cache, operations.Status),
+        Route("POST", "/start_profile", start_profile, operations.ProfileFolders, ProfileOptions, optional=True),
+        Route("POST", "/stop_profile", stop_profile, operations.ProfileFolders),
+        Route("GET", "/requests", list_requests, operations.LiveRequests),
+        Route("POST", "/requests/{id}/cancel", cancel_request, operations.Cancelled),
+        Route("DELETE", "/requests/{id}", cancel_request, operations.Cancelled),
+        Route("POST", "/tokenize", tokenize, operations.Tokens, TokenizeRequest),
+        Route("POST", "/detokenize", detokenize, operations.Text, DetokenizeRequest),
+        Route("POST", "/apply-template", apply_template, operations.Prompt, ConversationRequest),
+        Route("GET", "/tokenizer_info", tokenizer_info, dict[str, Any]),
+        Route("GET", "/v1/models", list_models, openai.ModelList, anthropic=anthropic.AnthropicModelList),
+        Route("GET", "/v1/models/{name:.+}", get_model, openai.Model, anthropic=anthropic.AnthropicModel),
+        Route("POST", "/v1/chat/completions", chat_completions, openai.ChatCompletion, ChatRequest, streams=True),
+        Route("POST", "/v1/completions", completions, openai.Completion, CompletionRequest, streams=True),
+        Route("POST", "/v1/embeddings", embeddings, openai.EmbeddingList, EmbeddingRequest),
+        Route(
+            "POST",
+            "/v1/responses",
+            create_response,
+            openai.Response,
+            ResponsesRequest,
+            streams=True,
+            envelope=RESPONSES,
+        ),
+        Route("POST", "/v1/responses/input_tokens", count_input_tokens, openai.InputTokens, InputRequest),
+        Route("GET", "/v1/responses/{id}", get_response, openai.Response),
+        Route("DELETE", "/v1/responses/{id}", delete_response, openai.Deleted),
+        Route(
+            "POST",
+            "/v1/messages",
+            messages,
+            anthropic.AnthropicMessage,
+            MessagesRequest,
+            streams=True,
+            envelope=ANTHROPIC,
+        ),
+        Route(
+            "POST",
+            "/v1/messages/count_tokens",
+            count_tokens,
+            anthropic.TokenCount,
+            CountRequest,
+            envelope=ANTHROPIC,
+        ),
+    ]
+)
