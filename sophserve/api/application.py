@@ -11,6 +11,7 @@ from sophserve.api.http.error_middleware import answer_errors
 from sophserve.api.http.origins import refuse_foreign_pages
 from sophserve.api.http.text_threads import TEXT_THREADS
 from sophserve.api.http.upload import MAX_BODY_BYTES, take_expectation
+from sophserve.api.openai.response_store import RESPONSES, ResponseStore
 from sophserve.api.operations.health import require_ready
 from sophserve.api.playground import page
 from sophserve.api.route import ROUTES, Route
@@ -28,7 +29,7 @@ def create_app(serving: Serving) -> web.Application:
         middlewares=[answer_errors(config.root_path, TABLE), who, require_ready(open_paths)],
     )
     app[SERVING], app[CONNECTIONS], app[TEXT_THREADS] = serving, serving.connections, serving.texts
-    app[ROUTES] = TABLE
+    app[ROUTES], app[RESPONSES] = TABLE, ResponseStore(config.response_store_bytes)
     app.on_response_prepare.append(_hide_versions)
     for prefix in dict.fromkeys(("", config.root_path)):  # a proxy may take it off the path, or not
         app.add_routes([_definition(route, prefix) for route in TABLE.routes])

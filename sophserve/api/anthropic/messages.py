@@ -9,16 +9,13 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.answer_parts import Part, PartWriter
-from sophserve.api.generation.named_events import Event, Exchange, OutputFormat
+from sophserve.api.generation.answer_parts import Named, Part, PartWriter
+from sophserve.api.generation.chat import Chat, prompt_length
+from sophserve.api.generation.exchange import Exchange, Usage
 from sophserve.api.generation.params import check_texts
-from sophserve.api.generation.prompts import encode_chat
-from sophserve.api.generation.reply import Usage
-from sophserve.api.generation.request_bodies import ChatRequest, ContentPart, Message
+from sophserve.api.generation.request_bodies import ChatRequest, ContentPart, Message, OutputFormat
 from sophserve.api.generation.served_model import SERVING, Serving
-from sophserve.api.generation.tools import AnswerFormat, ToolUse
 from sophserve.api.http.body import LEFT_OUT, json_response, read_body, warn_of, warn_unknown
-from sophserve.api.openai.chat import ChatPlan, chat_generation, template_messages
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
 
@@ -109,16 +106,12 @@ async def messages(request: web.Request) -> web.StreamResponse:
     body, unknown = await read_body(request, MessagesRequest)
     model = serving.check_model(body.model)
     _warn_of_tools(body)
-    plan = await serving.texts.run(lambda: _plan(serving, body))
+    chat = await serving.texts.run(lambda: _chat_of(serving, body))
     async with serving.admitted(1):
-        generation, answers = await chat_generation(serving, plan, "msg_")
+        generation = await chat.generation("msg_")
         exchange = Exchange(request, generation, warn_unknown(unknown))
         shown = body.thinking is None or body.thinking.display != "omitted"
-        writer = MessageWriter(generation.id, model, exchange.usage, answers, shown)
-        if body.stream:
-            return await exchange.stream(writer.events)
-        await exchange.whole(writer.events)
-        return await exchange.respond(writer.message())
+        return await exchange.send(MessageWriter(chat, generation.id, model, exchange.usage, shown), body.stream)
 
 
 async def count_tokens(request: web.Request) -> web.Response:
@@ -127,21 +120,16 @@ async def count_tokens(request: web.Request) -> web.Response:
     body, unknown = await read_body(request, CountRequest)
     serving.check_model(body.model)
     _warn_of_tools(body)
-
-    def work() -> int:
-        chat = _chat(body)
-        ToolUse(serving, chat)
-        return len(encode_chat(serving, template_messages(chat.messages), chat, bounded=False))
-
     async with serving.admitted(1):
-        return json_response({"input_tokens": await serving.texts.run(work)}, warn_unknown(unknown))
+        count = await serving.texts.run(lambda: prompt_length(serving, _as_chat(body)))
+        return json_response({"input_tokens": count}, warn_unknown(unknown))
 
 
 class MessageWriter(PartWriter):
     """Words an answer as Anthropic's message and events. show_thinking: whether to give out the text of reasoning."""
 
-    def __init__(self, identity: str, model: str, usage: Usage, answers: AnswerFormat, show_thinking: bool) -> None:
-        super().__init__(answers, "toolu_")
+    def __init__(self, chat: Chat, identity: str, model: str, usage: Usage, show_thinking: bool) -> None:
+        super().__init__(chat, "toolu_")
         self._identity = identity
         self._model = model
         self._usage = usage
@@ -149,7 +137,7 @@ class MessageWriter(PartWriter):
         self._started = False
         self._ending: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
 
-    def message(self) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         """The message object of what there is."""
         return {
             "id": self._identity,
@@ -161,11 +149,11 @@ class MessageWriter(PartWriter):
             "usage": self._tokens(),
         }
 
-    def events(self, delta: OutputDelta) -> Iterator[Event]:
+    def named_events(self, delta: OutputDelta) -> Iterator[Named]:
         """The events that a delta makes."""
         if not self._started:
             self._started = True
-            yield {"type": "message_start", "message": self.message()}
+            yield {"type": "message_start", "message": self.whole()}
         for event in self._parsed(delta):
             yield from self._take(event)
         if delta.finish_reason:
@@ -174,13 +162,13 @@ class MessageWriter(PartWriter):
             yield {"type": "message_delta", "delta": self._ending, "usage": self._tokens()}
             yield {"type": "message_stop"}
 
-    def _begin(self, part: Part) -> Iterator[Event]:
+    def _begin(self, part: Part) -> Iterator[Named]:
         block = self._block(part)
         if part.kind == "reasoning":
             block["signature"] = ""
         yield {"type": "content_block_start", "index": len(self.parts) - 1, "content_block": block}
 
-    def _gain(self, part: Part, text: str) -> Iterator[Event]:
+    def _gain(self, part: Part, text: str) -> Iterator[Named]:
         match part.kind:
             case "text":
                 yield self._delta("text_delta", text=text)
@@ -189,12 +177,12 @@ class MessageWriter(PartWriter):
             case "reasoning" if self._show_thinking:
                 yield self._delta("thinking_delta", thinking=text)
 
-    def _end(self, part: Part) -> Iterator[Event]:
+    def _end(self, part: Part) -> Iterator[Named]:
         if part.kind == "reasoning":
             yield self._delta("signature_delta", signature=_signature(part))
         yield {"type": "content_block_stop", "index": len(self.parts) - 1}
 
-    def _delta(self, kind: str, **fields: str) -> Event:
+    def _delta(self, kind: str, **fields: str) -> Named:
         return {"type": "content_block_delta", "index": len(self.parts) - 1, "delta": {"type": kind, **fields}}
 
     def _block(self, part: Part) -> dict[str, Any]:
@@ -233,15 +221,15 @@ def _signature(part: Part) -> str:
     return sha256(part.text.encode()).hexdigest()
 
 
-def _plan(serving: Serving, body: MessagesRequest) -> ChatPlan:
+def _chat_of(serving: Serving, body: MessagesRequest) -> Chat:
     """Raises RequestError."""
     check_texts("stop", body.stop_sequences, "stop_sequences")
-    chat = _chat(body)
+    chat = _as_chat(body)
     chat.stop, chat.temperature, chat.top_p, chat.top_k = body.stop_sequences, body.temperature, body.top_p, body.top_k
-    return ChatPlan(serving, chat, body.max_tokens)
+    return Chat(serving, chat, body.max_tokens)
 
 
-def _chat(body: CountRequest) -> ChatRequest:
+def _as_chat(body: CountRequest) -> ChatRequest:
     """The same conversation as chat completions have it. Raises RequestError."""
     conversation: list[Message] = []
     if body.system:

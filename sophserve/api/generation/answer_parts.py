@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
 
-from sophserve.api.generation.named_events import Event
-from sophserve.api.generation.tools import AnswerFormat
+from sophserve.api.generation.chat import Chat
+from sophserve.api.generation.exchange import Event
+from sophserve.api.http.json_pieces import pieces
+from sophserve.api.http.text_threads import TextThreads
 from sophserve.engine.output import OutputDelta
 from sophserve.text.answer_events import ArgumentsDelta, CallStart, ContentDelta, ReasoningDelta
 from sophserve.text.answer_events import Event as Parsed
+
+# An event of these APIs, whose name is its type.
+Named = dict[str, Any]
 
 
 @dataclass
@@ -29,11 +35,35 @@ class Part:
 class PartWriter(ABC):
     """Words the parts of one answer as they come. call_prefix: what the ids of calls begin with, where that is free."""
 
-    def __init__(self, answers: AnswerFormat, call_prefix: str) -> None:
+    def __init__(self, chat: Chat, call_prefix: str) -> None:
         self.parts: list[Part] = []
-        self._answers = answers
-        self._parser = answers.parser()
+        self._chat = chat
+        self._parser = chat.parser()
         self._call_prefix = call_prefix
+
+    @abstractmethod
+    def whole(self) -> dict[str, Any]:
+        """The object of what there is."""
+
+    @abstractmethod
+    def named_events(self, delta: OutputDelta) -> Iterator[Named]:
+        """The events that a delta makes."""
+
+    def add(self, index: int, delta: OutputDelta) -> None:
+        """Take a delta without telling of it."""
+        deque(self.named_events(delta), maxlen=0)
+
+    async def body(self, texts: TextThreads) -> dict[str, Any]:
+        """The complete object."""
+        return self.whole()
+
+    def events(self, index: int, delta: OutputDelta) -> Iterator[Event]:
+        """The events that a delta makes, to be sent."""
+        return map(_encoded, self.named_events(delta))
+
+    def ending(self) -> bytes:
+        """Nothing: the last event says that it is."""
+        return b""
 
     @property
     def called(self) -> bool:
@@ -41,26 +71,26 @@ class PartWriter(ABC):
         return any(part.kind == "call" for part in self.parts)
 
     @abstractmethod
-    def _begin(self, part: Part) -> Iterator[Event]:
+    def _begin(self, part: Part) -> Iterator[Named]:
         """The events of a part that begins, empty."""
 
     @abstractmethod
-    def _gain(self, part: Part, text: str) -> Iterator[Event]:
+    def _gain(self, part: Part, text: str) -> Iterator[Named]:
         """The events of more text, which is in the part already."""
 
     @abstractmethod
-    def _end(self, part: Part) -> Iterator[Event]:
+    def _end(self, part: Part) -> Iterator[Named]:
         """The events of a part that is complete."""
 
     def _parsed(self, delta: OutputDelta) -> list[Parsed]:
         """What a delta adds."""
         return self._parser.feed(delta.text) + (self._parser.finish() if delta.finish_reason else [])
 
-    def _take(self, event: Parsed) -> Iterator[Event]:
+    def _take(self, event: Parsed) -> Iterator[Named]:
         """The events of what was added."""
         match event:
             case CallStart(_, name):
-                yield from self._next(Part("call", name=name, call_id=self._answers.call_id(self._call_prefix)))
+                yield from self._next(Part("call", name=name, call_id=self._chat.call_id(self._call_prefix)))
             case ReasoningDelta(text) | ContentDelta(text):
                 kind: Any = "reasoning" if isinstance(event, ReasoningDelta) else "text"
                 if not self.parts or self.parts[-1].kind != kind:
@@ -69,15 +99,21 @@ class PartWriter(ABC):
             case ArgumentsDelta(_, text):
                 yield from self._add(text)
 
-    def _next(self, part: Part) -> Iterator[Event]:
+    def _next(self, part: Part) -> Iterator[Named]:
         yield from self._end_last()
         self.parts.append(part)
         yield from self._begin(part)
 
-    def _add(self, text: str) -> Iterator[Event]:
+    def _add(self, text: str) -> Iterator[Named]:
         self.parts[-1].text += text
         yield from self._gain(self.parts[-1], text)
 
-    def _end_last(self) -> Iterator[Event]:
+    def _end_last(self) -> Iterator[Named]:
         if self.parts:
             yield from self._end(self.parts[-1])
+
+
+def _encoded(event: Named) -> Event:
+    yield b"event: %b\ndata: " % event["type"].encode()
+    yield from pieces(event)
+    yield b"\n\n"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sophserve.api.generation.request_bodies import ChatRequest, GenerationRequest
+from sophserve.api.generation.request_bodies import ChatRequest, GenerationRequest, Message
 from sophserve.api.generation.served_model import Serving
 from sophserve.errors import CheckpointError, ContextLengthError, RequestError
 from sophserve.sampling import SamplingParams
@@ -160,3 +160,23 @@ def _template(serving: Serving, body: ChatRequest) -> ChatTemplate:
         return ChatTemplate({"default": body.chat_template}, serving.tokenizer.special_tokens)
     except CheckpointError as error:
         raise RequestError(f"chat_template: {error}", "chat_template") from None
+
+
+def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
+    """A conversation for the chat template. Raises RequestError."""
+    if not messages:
+        raise RequestError("messages is empty; give at least one", "messages")
+    return [_to_template(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _to_template(message: Message, path: str) -> dict[str, Any]:
+    """The message for the chat template; only text may be in it."""
+    if message.content is None and message.role != "assistant":
+        raise RequestError(f"{path}.content: is missing", f"{path}.content")
+    parts = message.content if isinstance(message.content, list) else []
+    for index, part in enumerate(parts):
+        if part.type != "text" or part.text is None:
+            name = f"{path}.content[{index}]"
+            raise RequestError(f"{name}: this model reads parts of type text only, got {part.type!r}", name)
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    return fields

@@ -30,6 +30,20 @@ class ResponseFormat(msgspec.Struct):
     json_schema: NamedSchema | None = None
 
 
+class OutputFormat(msgspec.Struct):
+    """What form the text must have: `text`, `json_object`, or `json_schema` with the schema."""
+
+    type: str
+    schema: dict[str, Any] | None = None
+    name: str | None = None
+    strict: bool | None = None
+
+    def response_format(self) -> ResponseFormat:
+        """The same as chat completions have it."""
+        nested = {"json_schema": msgspec.to_builtins(self)} if self.schema is not None else {}
+        return msgspec.convert({"type": self.type, **nested}, ResponseFormat)
+
+
 class StructuredOutputs(msgspec.Struct):
     """vLLM's form of a constraint: one of these."""
 

@@ -1,11 +1,11 @@
-"""A generation request after its text has become tokens, and its answers."""
+"""A generation request after its text has become tokens."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -16,7 +16,6 @@ from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import EngineDeadError, RequestAborted
-from sophserve.link.messages import TokenLogprob
 from sophserve.sampling import SamplingParams
 
 # Whose logprobs are worded at once.
@@ -61,18 +60,6 @@ class Generation:
         """Tokens of all prompts."""
         return sum(map(len, self.prompts))
 
-    def chosen(self, answers: list[Answer]) -> list[tuple[int, Answer]]:
-        """The answers to show, with the numbers of their choices."""
-        numbered = list(enumerate(answers))
-        if self.keep is None:
-            return numbered
-        groups = [numbered[start : start + self.n] for start in range(0, len(numbered), self.n)]
-        return [
-            entry
-            for group in groups
-            for entry in sorted(group, key=lambda entry: entry[1].mean_logprob, reverse=True)[: self.keep]
-        ]
-
     async def deltas(self, engine: Engine) -> AsyncGenerator[tuple[int, OutputDelta], None]:
         """What every choice gains, as it comes. Closing the iterator aborts all. Raises ApiError if the engine ends
         an answer before it is complete."""
@@ -110,33 +97,3 @@ def _parts(delta: OutputDelta) -> Iterator[OutputDelta]:
         )
         last = replace(last, token_ids=last.token_ids[_TOKENS:], logprobs=last.logprobs[_TOKENS:], prompt_logprobs=None)
     yield last
-
-
-@dataclass
-class Answer:
-    """One complete choice."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[list[TokenLogprob]] = field(default_factory=list)
-    prompt_logprobs: Sequence[list[TokenLogprob] | None] | None = None
-    cached_tokens: int = 0
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    _logprob: float = 0.0
-
-    @property
-    def mean_logprob(self) -> float:
-        """Of its tokens, where their logprobs were asked for."""
-        return self._logprob / len(self.logprobs)
-
-    def add(self, delta: OutputDelta) -> None:
-        """Append what came."""
-        self.text += delta.text
-        self.token_ids += delta.token_ids
-        self.logprobs += delta.logprobs or []
-        self._logprob += sum(chosen.logprob for chosen, *_ in delta.logprobs or [])
-        self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
-        self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
-        self.finish_reason = delta.finish_reason
-        self.stop_reason = delta.stop_reason

@@ -14,7 +14,6 @@ from sophserve.api.generation.places import NOW, Places
 from sophserve.api.http.connections import Connections
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.text_threads import TextThreads
-from sophserve.api.openai.response_store import ResponseStore
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
 from sophserve.link.messages import Pooling
@@ -40,7 +39,6 @@ class Serving:
         self.config = config
         self.model_names = config.served_model_name or [engine.config.model]
         self.created, self.started = int(time.time()), time.monotonic()
-        self.responses = ResponseStore(config.response_store_bytes)
         self.connections = Connections(config)
         self.places = Places(engine.config.max_num_seqs + config.max_queued_requests)
         self.draining = False

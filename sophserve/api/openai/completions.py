@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 from aiohttp import web
 from msgspec.structs import replace
 
+from sophserve.api.generation.exchange import Exchange, Usage
 from sophserve.api.generation.logprobs import CompletionLogprobs, Entries, prompt_logprobs
 from sophserve.api.generation.params import fitted, sampling_params
 from sophserve.api.generation.prompts import each_in_slices, encode, listed, truncated
-from sophserve.api.generation.reply import Choice, Reply
 from sophserve.api.generation.request_bodies import CompletionRequest
-from sophserve.api.generation.run import Answer, Generation
+from sophserve.api.generation.run import Generation
 from sophserve.api.generation.served_model import SERVING, Serving
 from sophserve.api.generation.structured_output import check_structured
 from sophserve.api.http.body import read_body, warn_unknown
 from sophserve.api.http.request_record import name_request
+from sophserve.api.openai.choices import Answer, Choice, ChoicesWriter
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
 from sophserve.link.messages import TokenLogprob
@@ -49,32 +50,36 @@ async def completions(request: web.Request) -> web.StreamResponse:
         await check_structured(serving.engine, body, params)
         each = await each_in_slices(serving, texts, lambda text: _prompt(serving, text, body, params))
         prompts, fitting, shown = zip(*each, strict=True)
-        generation = Generation(identity, list(prompts), list(fitting), body.priority or 0, body.cache_salt or "", keep)
-        style = CompletionStyle(serving.tokenizer, body, shown, generation)
-        return await Reply(request, generation, style, model, warn_unknown(unknown)).send(body)
+        generation = Generation(identity, list(prompts), list(fitting), body.priority or 0, body.cache_salt or "")
+        exchange = Exchange(request, generation, warn_unknown(unknown))
+        writer = CompletionWriter(body, model, generation, exchange.usage, keep, serving.tokenizer, shown)
+        return await exchange.send(writer, body.stream)
 
 
-class CompletionStyle:
-    """Choices with text, which begins with the prompt where the request says echo."""
+class CompletionWriter(ChoicesWriter):
+    """Choices with text, which begins with the prompt where the request says echo; texts: what it then shows."""
 
     kind = "text_completion"
     chunk_kind = "text_completion"
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
         body: CompletionRequest,
-        texts: Sequence[str],
+        model: str,
         generation: Generation,
+        usage: Usage,
+        keep: int | None,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
     ) -> None:
-        self._tokenizer = tokenizer
+        super().__init__(body, model, generation, usage, keep)
         self._body = body
+        self._tokenizer = tokenizer
         self._texts = texts
-        self._generation = generation
         skip_special_tokens = generation.params[0].skip_special_tokens
         self._logprobs = [CompletionLogprobs(tokenizer, skip_special_tokens) for _ in range(len(texts) * generation.n)]
 
-    def whole(self, index: int, answer: Answer) -> Choice:
+    def _whole(self, index: int, answer: Answer) -> Choice:
         """A complete choice."""
         token_ids: list[Sequence[int]] = [[chosen.token_id for chosen, *_ in answer.logprobs]]
         entries: list[Entries] = [answer.logprobs]
@@ -93,7 +98,7 @@ class CompletionStyle:
             choice["prompt_logprobs"] = prompt_logprobs(self._tokenizer, answer.prompt_logprobs, most)
         return choice
 
-    def opening(self, index: int, delta: OutputDelta) -> Iterator[Choice]:
+    def _opening(self, index: int, delta: OutputDelta) -> Iterator[Choice]:
         """The prompt, where it is echoed: its text, and its logprobs in parts."""
         if not self._body.echo:
             return
@@ -103,15 +108,15 @@ class CompletionStyle:
             part = slice(start, start + _ECHOED)
             yield self._shaped(index, "" if start else text, token_ids[part], entries[part])
 
-    def parts(self, index: int, delta: OutputDelta) -> list[Choice]:
+    def _parts(self, index: int, delta: OutputDelta) -> list[Choice]:
         """Text, with the logprobs of the tokens that came with it."""
         return [self._choice(index, delta.text, delta.logprobs or [])] if delta.text or delta.logprobs else []
 
-    def silent(self, index: int) -> Choice:
+    def _silent(self, index: int) -> Choice:
         """No text, for tokens that have none."""
         return {"index": index, "text": "", "logprobs": None, "finish_reason": None}
 
-    def closing(self, index: int, delta: OutputDelta) -> Choice:
+    def _closing(self, index: int, delta: OutputDelta) -> Choice:
         """Why the choice ended."""
         choice: Choice = {"index": index, "text": "", "logprobs": None}
         return {**choice, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}

@@ -6,8 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sophserve.api.generation.named_events import OutputFormat
-from sophserve.api.generation.request_bodies import ContentPart, Message
+from sophserve.api.generation.request_bodies import ContentPart, Message, OutputFormat
 from sophserve.api.http.body import checked
 from sophserve.errors import RequestError
 

@@ -9,16 +9,14 @@ from uuid import uuid4
 
 import msgspec
 
-from sophserve.api.generation.answer_parts import Part, PartWriter
+from sophserve.api.generation.answer_parts import Named, Part, PartWriter
+from sophserve.api.generation.chat import Chat
+from sophserve.api.generation.exchange import Usage
 from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs
-from sophserve.api.generation.named_events import Event
-from sophserve.api.generation.reply import Usage
 from sophserve.api.generation.request_bodies import Message
-from sophserve.api.generation.tools import AnswerFormat
 from sophserve.api.openai.response_input import ResponsesRequest
 from sophserve.engine.output import OutputDelta
 from sophserve.link.messages import TokenLogprob
-from sophserve.sampling import SamplingParams
 from sophserve.text.answer_events import ContentDelta
 from sophserve.text.tokenizer import Tokenizer
 
@@ -28,21 +26,13 @@ Item = dict[str, Any]
 class ResponseWriter(PartWriter):
     """Words one answer: its events as it comes, and the whole object of what there is; each part is an item."""
 
-    def __init__(
-        self,
-        model: str,
-        body: ResponsesRequest,
-        params: SamplingParams,
-        usage: Usage,
-        tokenizer: Tokenizer,
-        answers: AnswerFormat,
-    ) -> None:
-        super().__init__(answers, "call_")
+    def __init__(self, chat: Chat, model: str, body: ResponsesRequest, usage: Usage, tokenizer: Tokenizer) -> None:
+        super().__init__(chat, "call_")
         # An id of our own, as it is all that a client needs to read what is stored.
         self.id = f"resp_{uuid4().hex}"
         self._model = model
         self._body = body
-        self._params = params
+        self._params = chat.params
         self._usage = usage
         self._tokenizer = tokenizer
         self._finish_reason: str | None = None
@@ -52,7 +42,7 @@ class ResponseWriter(PartWriter):
         self._number = 0
         self._thought = 0  # tokens that came while the model was thinking
 
-    def response(self) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         """The response object."""
         body, reason = self._body, self._finish_reason
         return {
@@ -90,11 +80,11 @@ class ResponseWriter(PartWriter):
         reasoning = self._text("reasoning") or None
         return Message("assistant", self._text("text"), tool_calls=calls or None, reasoning_content=reasoning)
 
-    def events(self, delta: OutputDelta) -> Iterator[Event]:
+    def named_events(self, delta: OutputDelta) -> Iterator[Named]:
         """The events that a delta makes."""
         if not self._number:
-            yield self._event("response.created", response=self.response())
-            yield self._event("response.in_progress", response=self.response())
+            yield self._event("response.created", response=self.whole())
+            yield self._event("response.in_progress", response=self.whole())
         self._untold += delta.logprobs or []
         for event in self._parsed(delta):
             yield from self._take(event)
@@ -107,9 +97,9 @@ class ResponseWriter(PartWriter):
                 yield from self._gain(self.parts[-1], "")
             self._finish_reason = delta.finish_reason
             yield from self._end_last()
-            yield self._event(f"response.{self._status}", response=self.response())
+            yield self._event(f"response.{self._status}", response=self.whole())
 
-    def _begin(self, part: Part) -> Iterator[Event]:
+    def _begin(self, part: Part) -> Iterator[Named]:
         item = self._item(part, "in_progress")
         if part.kind == "call":
             yield self._event("response.output_item.added", output_index=self._index, item=item)
@@ -118,7 +108,7 @@ class ResponseWriter(PartWriter):
         yield self._event("response.output_item.added", output_index=self._index, item=item)
         yield self._event("response.content_part.added", **self._place(part), content_index=0, part=empty)
 
-    def _gain(self, part: Part, text: str) -> Iterator[Event]:
+    def _gain(self, part: Part, text: str) -> Iterator[Named]:
         untold, self._untold = self._untold, []
         match part.kind:
             case "call":
@@ -134,7 +124,7 @@ class ResponseWriter(PartWriter):
                     "response.output_text.delta", **place, delta=text, logprobs=chat_logprobs(self._tokenizer, shown)
                 )
 
-    def _end(self, part: Part) -> Iterator[Event]:
+    def _end(self, part: Part) -> Iterator[Named]:
         item, place = self._item(part, self._status), self._place(part)
         if part.kind == "call":
             done = {"name": part.name, "arguments": part.text}
@@ -159,7 +149,7 @@ class ResponseWriter(PartWriter):
     def _place(self, part: Part) -> dict[str, Any]:
         return {"item_id": _id(part), "output_index": self._index}
 
-    def _event(self, kind: str, **fields: Any) -> Event:
+    def _event(self, kind: str, **fields: Any) -> Named:
         self._number += 1
         return {"type": kind, "sequence_number": self._number - 1, **fields}
 

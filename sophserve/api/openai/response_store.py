@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 import msgspec
+from aiohttp import web
 
 from sophserve.api.generation.request_bodies import Message
 from sophserve.errors import RequestError
@@ -65,6 +66,9 @@ class ResponseStore:
         if response is not None:
             self._held -= _size(response)
         return response is not None
+
+
+RESPONSES = web.AppKey("responses", ResponseStore)
 
 
 def _size(response: StoredResponse) -> int:

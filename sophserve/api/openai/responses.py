@@ -5,20 +5,18 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.named_events import Exchange
-from sophserve.api.generation.prompts import encode_chat
+from sophserve.api.generation.chat import Chat, prompt_length
+from sophserve.api.generation.exchange import Exchange
 from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVING, Serving
-from sophserve.api.generation.tools import ToolUse
 from sophserve.api.http.body import LEFT_OUT, WITHOUT_EFFECT, json_response, read_body, warn_of, warn_unknown
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.json_pieces import pieces
 from sophserve.api.http.request_record import current_record
 from sophserve.api.http.upload import MAX_BODY_BYTES
-from sophserve.api.openai.chat import ChatPlan, chat_generation, template_messages
 from sophserve.api.openai.response_input import InputRequest, ResponsesRequest, conversation_of, function_tools
 from sophserve.api.openai.response_output import ResponseWriter
-from sophserve.api.openai.response_store import StoredResponse, joined, messages_of
+from sophserve.api.openai.response_store import RESPONSES, ResponseStore, StoredResponse, joined, messages_of
 from sophserve.errors import RequestError
 
 _SAME_NAME = [name for name in ResponsesRequest.__struct_fields__ if name in ChatRequest.__struct_fields__]
@@ -34,34 +32,31 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     _check_supported(body)
     idle = {"text.verbosity": body.text and body.text.verbosity, "truncation": body.truncation == "auto"}
     warn_of(WITHOUT_EFFECT, [name for name, given in idle.items() if given])
-    before = _stored(serving, body.previous_response_id)
-    plan, conversation = await serving.texts.run(lambda: _plan(serving, body, before))
+    responses = request.app[RESPONSES]
+    before = _stored(responses, body.previous_response_id)
+    chat, conversation = await serving.texts.run(lambda: _chat_of(serving, body, before))
     async with serving.admitted(1, body.timeout):
-        generation, answers = await chat_generation(serving, plan, "resp_")
+        generation = await chat.generation("resp_")
         exchange = Exchange(request, generation, warn_unknown(unknown))
-        writer = ResponseWriter(model, body, plan.params, exchange.usage, serving.tokenizer, answers)
+        writer = ResponseWriter(chat, model, body, exchange.usage, serving.tokenizer)
 
         def record() -> StoredResponse:
             said = msgspec.json.encode([writer.said()])
-            return StoredResponse(b"".join(pieces(writer.response())), joined(conversation, said))
+            return StoredResponse(b"".join(pieces(writer.whole())), joined(conversation, said))
 
         async def store() -> None:
             # Before the last event goes out, as the client may go on at once.
             if body.store is not False:
                 size = len(conversation) + sum(len(part.text) for part in writer.parts)
-                serving.responses.add(writer.id, await serving.texts.run(record, size))
+                responses.add(writer.id, await serving.texts.run(record, size))
 
-        if body.stream:
-            return await exchange.stream(writer.events, store)
-        await exchange.whole(writer.events)
-        await store()
-        return await exchange.respond(writer.response())
+        return await exchange.send(writer, body.stream, store)
 
 
 async def get_response(request: web.Request) -> web.Response:
     """A response that is stored."""
     identity = request.match_info["id"]
-    stored = request.app[SERVING].responses.get(identity)
+    stored = request.app[RESPONSES].get(identity)
     if stored is None:
         raise _not_found(identity)
     return web.Response(body=stored.body, content_type="application/json")
@@ -70,7 +65,7 @@ async def get_response(request: web.Request) -> web.Response:
 async def delete_response(request: web.Request) -> web.Response:
     """Forget a response."""
     identity = request.match_info["id"]
-    if not request.app[SERVING].responses.delete(identity):
+    if not request.app[RESPONSES].delete(identity):
         raise _not_found(identity)
     return json_response({"id": identity, "object": "response", "deleted": True})
 
@@ -81,13 +76,12 @@ async def count_input_tokens(request: web.Request) -> web.Response:
     body, unknown = await read_body(request, InputRequest)
     serving.check_model(body.model)
     _check_supported(body)
-    before = _stored(serving, body.previous_response_id)
+    before = _stored(request.app[RESPONSES], body.previous_response_id)
 
     def work() -> int:
-        chat = _chat(body, messages_of(before) + conversation_of(body.input))
-        ToolUse(serving, chat)
+        chat = _as_chat(body, messages_of(before) + conversation_of(body.input))
         chat.chat_template_kwargs = body.chat_template_kwargs
-        return len(encode_chat(serving, template_messages(chat.messages), chat, bounded=False))
+        return prompt_length(serving, chat)
 
     async with serving.admitted(1):
         count = await serving.texts.run(work)
@@ -103,26 +97,26 @@ def _check_supported(body: InputRequest) -> None:
     warn_of(LEFT_OUT, [kind for tool in body.tools or [] if (kind := str(tool.get("type"))) != "function"])
 
 
-def _plan(serving: Serving, body: ResponsesRequest, before: bytes) -> tuple[ChatPlan, bytes]:
+def _chat_of(serving: Serving, body: ResponsesRequest, before: bytes) -> tuple[Chat, bytes]:
     """The request as chat completions have it, and the conversation that its answer is stored with. Raises
     RequestError."""
     said = conversation_of(body.input)
     stored = joined(before, msgspec.json.encode(said)) if body.store is not False else b""
-    chat = _chat(body, messages_of(before) + said)
+    chat = _as_chat(body, messages_of(before) + said)
     for name in set(_SAME_NAME) - {"model", "tools", "tool_choice"}:
         setattr(chat, name, getattr(body, name))
     if body.text and body.text.format:
         chat.response_format = body.text.format.response_format()
     if body.wants_logprobs:
         chat.logprobs = True
-    return ChatPlan(serving, chat, body.max_output_tokens), stored
+    return Chat(serving, chat, body.max_output_tokens), stored
 
 
-def _stored(serving: Serving, identity: str | None) -> bytes:
+def _stored(responses: ResponseStore, identity: str | None) -> bytes:
     """The conversation so far, without the instructions, which hold for one answer only. Raises RequestError."""
     if identity is None:
         return b"[]"
-    stored = serving.responses.get(identity)
+    stored = responses.get(identity)
     if stored is None:
         raise RequestError(
             f"the previous response {identity!r} is not stored any more; send the whole conversation as input",
@@ -138,7 +132,7 @@ def _stored(serving: Serving, identity: str | None) -> bytes:
     return stored.conversation
 
 
-def _chat(body: InputRequest, conversation: list[Message]) -> ChatRequest:
+def _as_chat(body: InputRequest, conversation: list[Message]) -> ChatRequest:
     """The same conversation as chat completions have it."""
     if body.instructions:
         conversation = [Message("system", body.instructions), *conversation]

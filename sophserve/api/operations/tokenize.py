@@ -7,13 +7,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.prompts import encode, encode_chat, render_chat
+from sophserve.api.generation.prompts import encode, encode_chat, render_chat, template_messages
 from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVING, Serving
 from sophserve.api.http.body import read_body, warn_unknown
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.json_pieces import respond_json
-from sophserve.api.openai.chat import template_messages
 from sophserve.engine.request_checks import check_ids
 from sophserve.errors import RequestError
 from sophserve.text.detokenizer import decode_in_slices

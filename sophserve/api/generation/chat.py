@@ -1,0 +1,157 @@
+"""The one way of a chat request, whichever API it came by."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from msgspec.structs import replace
+
+from sophserve.api.generation.params import fitted, sampling_params
+from sophserve.api.generation.prompts import encode_chat, template_messages
+from sophserve.api.generation.request_bodies import ChatRequest
+from sophserve.api.generation.run import Generation
+from sophserve.api.generation.served_model import Serving
+from sophserve.api.generation.structured_output import check_structured
+from sophserve.api.generation.tools import TOOL_CHOICE, Function, ToolUse, reasoning_parser
+from sophserve.api.http.request_record import name_request
+from sophserve.errors import RequestError
+from sophserve.sampling import SamplingParams, StructuredOutput
+from sophserve.text.answer_events import AnswerParser
+from sophserve.text.json_size import check_json
+from sophserve.text.reasoning import ReasoningParser
+from sophserve.text.tool_grammar import ToolGrammar
+from sophserve.text.tool_parser import ToolParser
+
+# Enough tokens of a prompt's end to hold a mark and the blanks around it, even letter by letter.
+_TAIL = 24
+
+
+class Chat:
+    """A chat request. Made from its body, once all is checked that can be checked before there is a prompt; then
+    `generation` binds it to its prompt.
+
+    params: what the engine is asked for. thinking: whether the answer begins with reasoning - for certain True, for
+    certain False, or None where the model decides. max_tokens: a longest answer that is cut to what fits into the
+    context. Raises RequestError.
+    """
+
+    def __init__(self, serving: Serving, body: ChatRequest, max_tokens: int | None = None) -> None:
+        defaults = {"max_tokens": None} | serving.sampling_defaults
+        if max_tokens is not None:
+            defaults["max_tokens"] = max_tokens
+        self.body = body
+        self.params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
+        self.thinking: bool | None = False
+        self._serving = serving
+        self._use = ToolUse(serving, body)
+        self._messages = template_messages(body.messages)
+        found = reasoning_parser(serving)
+        self._reasoning: type[ReasoningParser] | None = found.value if found else None
+
+    async def generation(self, prefix: str) -> Generation:
+        """What the engine is asked for, under an id with this prefix. Raises RequestError."""
+        body = self.body
+        identity = name_request(prefix, body.request_id)
+        prompt = await self._serving.texts.run(self._bind)
+        await check_structured(self._serving.engine, body, self.params)
+        return Generation(identity, [prompt], [self.params], body.priority or 0, body.cache_salt or "")
+
+    def parser(self) -> AnswerParser:
+        """A new parser, for one answer."""
+        reasoning = self._reasoning(bool(self.thinking)) if self._reasoning and self.thinking is not False else None
+        tools = self._use.parser(self._use.functions) if self._use.parser else None
+        return AnswerParser(reasoning, tools, self._use.parallel)
+
+    def call_id(self, prefix: str = "call_") -> str:
+        """A new id of a tool call. prefix: what it begins with, where the format leaves that free."""
+        return (self._use.parser or ToolParser).call_id(prefix)
+
+    def _bind(self) -> list[int]:
+        """Make the prompt, and fit all that depends on it."""
+        engine, body = self._serving.engine, self.body
+        prompt = encode_chat(self._serving, self._messages, body)
+        if self._reasoning:
+            self.thinking = self._thinks(self._reasoning, prompt)
+        params = fitted(self.params, body, prompt, engine.info.max_model_len)
+        self.params = replace(params, structured=self._form(params), shown_token_ids=self._shown_token_ids())
+        engine.check(prompt, self.params)
+        return prompt
+
+    def _form(self, params: SamplingParams) -> StructuredOutput | None:
+        """Has the model call tools as it must, and keep to a form only behind its reasoning. Raises RequestError."""
+        structured, use = params.structured, self._use
+        if use.forced and structured:
+            raise RequestError(
+                "a form of the answer and a tool_choice that demands calls exclude each other", TOOL_CHOICE
+            )
+        if use.parser:
+            try:
+                structured = self._with_calls(use.parser, structured)
+            except RecursionError:
+                raise RequestError("tools: a schema is nested too deeply", "tools") from None
+            except ValueError as error:
+                raise RequestError(f"tools: {error}; change it, or {self._way_out(structured)}", "tools") from None
+        if structured and self.thinking and self._reasoning:
+            structured = replace(structured, after=self._reasoning.closing)
+        return structured
+
+    def _with_calls(self, parser: type[ToolParser], structured: StructuredOutput | None) -> StructuredOutput | None:
+        """A form that calls have to fit as well, where there is a demand on either. Raises ValueError."""
+        use, serving = self._use, self._serving
+        functions = use.forced or list(use.functions.values())
+        schemas = {function.name: _schema(function) for function in functions}
+        strict = None if use.forced else [function.name for function in functions if function.strict]
+        thinking = self._reasoning if self.thinking is None else None
+        template = serving.chat_template.source(with_tools=True)
+        grammar = ToolGrammar(parser, template, serving.tokenizer, schemas, strict, thinking)
+        if use.forced:
+            return StructuredOutput("lark", grammar.demanded(use.choice == "required" and use.parallel))
+        if structured and structured.kind in ("json_object", "json_schema"):
+            check_json(structured.value.encode())
+            schema = json.loads(structured.value or '{"type": "object"}')
+            if not isinstance(schema, dict | bool):
+                raise ValueError("the form of the answer is no JSON schema, which is an object or a boolean")
+            return StructuredOutput("lark", grammar.or_json(use.parallel, schema))
+        if not structured and (strict or use.limited):
+            return StructuredOutput("lark", grammar.free(use.parallel))
+        return structured
+
+    def _way_out(self, structured: StructuredOutput | None) -> str:
+        if self._use.forced:
+            return "set tool_choice to auto"
+        return "leave out the form of the answer" if structured else "leave out strict and allowed_tools"
+
+    def _shown_token_ids(self) -> list[int]:
+        """Special tokens that the parser needs to see."""
+        marks = [self._reasoning.opening, self._reasoning.closing] if self._reasoning else []
+        if self._use.parser:
+            marks += [*self._use.parser.markers, *self._use.parser.inner]
+        ids = [self._serving.tokenizer.special_id(mark) for mark in marks]
+        return [token_id for token_id in ids if token_id is not None]
+
+    def _thinks(self, reasoning: type[ReasoningParser], prompt: list[int]) -> bool | None:
+        end = self._serving.tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
+        if end.endswith(reasoning.opening):
+            return True
+        if end.endswith(reasoning.closing) or self.body.continue_final_message:
+            return False
+        return True if reasoning.always else None
+
+
+def prompt_length(serving: Serving, body: ChatRequest) -> int:
+    """How many tokens the prompt of a chat request has, even of one that is too long. Raises RequestError."""
+    ToolUse(serving, body)
+    return len(encode_chat(serving, template_messages(body.messages), body, bounded=False))
+
+
+def _logprobs(body: ChatRequest) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
+    return None
+
+
+def _schema(function: Function) -> dict[str, Any]:
+    return {"type": "object"} | (function.parameters or {"properties": {}})
