@@ -13,7 +13,7 @@ from sophserve.api.generation.answer_parts import Named, Part, PartWriter
 from sophserve.api.generation.chat import Chat, prompt_length
 from sophserve.api.generation.exchange import Exchange, Usage
 from sophserve.api.generation.params import check_texts
-from sophserve.api.generation.request_bodies import ChatRequest, ContentPart, Message, OutputFormat
+from sophserve.api.generation.request_bodies import ChatRequest, ContentPart, Message, OutputFormat, required, text_part
 from sophserve.api.generation.served_model import SERVING, Serving
 from sophserve.api.http.body import LEFT_OUT, json_response, read_body, warn_of, warn_unknown
 from sophserve.engine.output import OutputDelta
@@ -271,41 +271,32 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
         where = f"{path}.content[{index}]"
         match block.type:
             case "tool_result":
-                identity = _given(block, "tool_use_id", where)
+                identity = required(block, "tool_use_id", where)
                 yield Message("tool", _texts(block.content or "", f"{where}.content"), tool_call_id=identity)
             case "tool_use":
-                function = {"name": _given(block, "name", where), "arguments": block.input or {}}
-                call = {"id": _given(block, "id", where), "type": "function", "function": function}
+                function = {"name": required(block, "name", where), "arguments": block.input or {}}
+                call = {"id": required(block, "id", where), "type": "function", "function": function}
                 calls.append(call)
             case "thinking":
                 thoughts.append(block.thinking or "")
             case "redacted_thinking":
                 pass  # what no one can read
             case _:
-                parts.append(ContentPart("text", _text(block, where)))
+                parts.append(_text(block, where))
     said.content, said.tool_calls = parts or None, calls or None
     said.reasoning_content = "".join(thoughts) if thoughts else None
     if parts or said.tool_calls or not turn.content:
         yield said
 
 
-def _given(block: Block, name: str, path: str) -> str:
-    value: str | None = getattr(block, name)
-    if value is None:
-        raise RequestError(f"{path}.{name}: is missing", f"{path}.{name}")
-    return value
-
-
 def _texts(content: str | list[Block], path: str) -> str | list[ContentPart]:
     if isinstance(content, str):
         return content
-    return [ContentPart("text", _text(block, f"{path}[{index}]")) for index, block in enumerate(content)]
+    return [_text(block, f"{path}[{index}]") for index, block in enumerate(content)]
 
 
-def _text(block: Block, path: str) -> str:
-    if block.type != "text" or block.text is None:
-        raise RequestError(f"{path}: this model reads blocks of type text only, got {block.type!r}", path)
-    return block.text
+def _text(block: Block, path: str) -> ContentPart:
+    return text_part(block, path, called="blocks")
 
 
 def _warn_of_tools(body: CountRequest) -> None:

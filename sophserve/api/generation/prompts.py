@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sophserve.api.generation.request_bodies import ChatRequest, GenerationRequest, Message
+from sophserve.api.generation.request_bodies import ChatRequest, GenerationRequest, Message, text_part
 from sophserve.api.generation.served_model import Serving
 from sophserve.errors import CheckpointError, ContextLengthError, RequestError
 from sophserve.sampling import SamplingParams
@@ -173,10 +173,7 @@ def _to_template(message: Message, path: str) -> dict[str, Any]:
     """The message for the chat template; only text may be in it."""
     if message.content is None and message.role != "assistant":
         raise RequestError(f"{path}.content: is missing", f"{path}.content")
-    parts = message.content if isinstance(message.content, list) else []
-    for index, part in enumerate(parts):
-        if part.type != "text" or part.text is None:
-            name = f"{path}.content[{index}]"
-            raise RequestError(f"{name}: this model reads parts of type text only, got {part.type!r}", name)
+    for index, part in enumerate(message.content if isinstance(message.content, list) else []):
+        text_part(part, f"{path}.content[{index}]")
     fields: dict[str, Any] = msgspec.to_builtins(message)
     return fields

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
+
+from sophserve.errors import RequestError
 
 
 class StreamOptions(msgspec.Struct):
@@ -148,3 +150,26 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     best_of: int | None = None
     echo: bool | None = None
     logprobs: int | None = None
+
+
+class Entry(Protocol):
+    """An entry of a message's content in any API."""
+
+    type: str
+    text: str | None
+
+
+def text_part(entry: Entry, path: str, types: tuple[str, ...] = ("text",), called: str = "parts") -> ContentPart:
+    """An entry as chat completions have it. types: those that hold text, the first one being the usual; called: what
+    the API calls entries. Raises RequestError for another one."""
+    if entry.type not in types or entry.text is None:
+        raise RequestError(f"{path}: this model reads {called} of type {types[0]} only, got {entry.type!r}", path)
+    return ContentPart("text", entry.text)
+
+
+def required(entry: msgspec.Struct, name: str, path: str) -> str:
+    """A field that such an entry must have. Raises RequestError."""
+    value: str | None = getattr(entry, name)
+    if value is None:
+        raise RequestError(f"{path}.{name}: is missing", f"{path}.{name}")
+    return value

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sophserve.api.generation.request_bodies import ContentPart, Message, OutputFormat
+from sophserve.api.generation.request_bodies import ContentPart, Message, OutputFormat, required, text_part
 from sophserve.api.http.body import checked
 from sophserve.errors import RequestError
 
@@ -113,7 +113,7 @@ def conversation_of(given: str | list[Item]) -> list[Message]:
                 _add_call(messages, item, path)
             case "function_call_output":
                 output = _texts(item.output or "", f"{path}.output")
-                messages.append(Message("tool", output, tool_call_id=_given(item, "call_id", path)))
+                messages.append(Message("tool", output, tool_call_id=required(item, "call_id", path)))
             case "reasoning":
                 _add_reasoning(messages, item)
             case _:
@@ -157,19 +157,12 @@ def _add_reasoning(messages: list[Message], item: Item) -> None:
         messages.append(Message("assistant", reasoning_content="\n\n".join(texts)))
 
 
-def _given(item: Item, name: str, path: str) -> str:
-    value: str | None = getattr(item, name)
-    if value is None:
-        raise RequestError(f"{path}.{name}: is missing", f"{path}.{name}")
-    return value
-
-
 def _add_call(messages: list[Message], item: Item, path: str) -> None:
     """Calls that were made together, and the text before them, are one message."""
-    function = {"name": _given(item, "name", path), "arguments": item.arguments or "{}"}
+    function = {"name": required(item, "name", path), "arguments": item.arguments or "{}"}
     if not messages or messages[-1].role != "assistant":
         messages.append(Message("assistant"))
-    call = {"id": _given(item, "call_id", path), "type": "function", "function": function}
+    call = {"id": required(item, "call_id", path), "type": "function", "function": function}
     messages[-1].tool_calls = messages[-1].tool_calls or []
     messages[-1].tool_calls.append(call)
 
@@ -177,8 +170,5 @@ def _add_call(messages: list[Message], item: Item, path: str) -> None:
 def _texts(content: str | list[ContentPart], path: str) -> str | list[ContentPart]:
     if isinstance(content, str):
         return content
-    for index, part in enumerate(content):
-        if part.type not in ("input_text", "output_text", "text") or part.text is None:
-            name = f"{path}[{index}]"
-            raise RequestError(f"{name}: this model reads parts of type input_text only, got {part.type!r}", name)
-    return [ContentPart("text", part.text) for part in content]
+    kinds = ("input_text", "output_text", "text")
+    return [text_part(part, f"{path}[{index}]", kinds) for index, part in enumerate(content)]
