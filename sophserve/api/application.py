@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.access import allow_origins, require_key
 from sophserve.api.http.connections import CONNECTIONS, SERVER
 from sophserve.api.http.error_middleware import answer_errors
@@ -18,7 +18,7 @@ from sophserve.api.route import ROUTES, Route
 from sophserve.api.routes import TABLE
 
 
-def create_app(serving: Serving) -> web.Application:
+def create_app(serving: ServedModel) -> web.Application:
     """The OpenAI API over one model."""
     config = serving.config
     # The health checks speak for themselves, and the playground shows what they say.
@@ -28,7 +28,7 @@ def create_app(serving: Serving) -> web.Application:
         client_max_size=MAX_BODY_BYTES,
         middlewares=[answer_errors(config.root_path, TABLE), who, require_ready(open_paths)],
     )
-    app[SERVING], app[CONNECTIONS], app[TEXT_THREADS] = serving, serving.connections, serving.texts
+    app[SERVED_MODEL], app[CONNECTIONS], app[TEXT_THREADS] = serving, serving.connections, serving.texts
     app[ROUTES], app[RESPONSES] = TABLE, ResponseStore(config.response_store_bytes)
     app.on_response_prepare.append(_hide_versions)
     for prefix in dict.fromkeys(("", config.root_path)):  # a proxy may take it off the path, or not

@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from sophserve.api.application import create_app
-from sophserve.api.generation.served_model import Serving
+from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.http.budget import give_freed_memory_back
 from sophserve.api.http.connections import Runner
 from sophserve.api.http.listener import Listener, bind, connection_limit, raise_descriptor_limit
@@ -54,7 +54,7 @@ def run(engine: Engine, config: ServerConfig, started: float) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the loop leaves Python's own, which ends in a traceback
 
 
-def make_runner(serving: Serving) -> Runner:
+def make_runner(serving: ServedModel) -> Runner:
     """The application, and how aiohttp is to run it."""
     logging.getLogger("aiohttp.server").addFilter(_is_not_the_clients_mistake)
     return Runner(create_app(serving), serving.connections)
@@ -66,7 +66,7 @@ def _is_not_the_clients_mistake(record: logging.LogRecord) -> bool:
 
 
 async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
-    serving = Serving(engine, config)
+    serving = ServedModel(engine, config)
     stop = _stop_on_signal()
     runner = make_runner(serving)
     loading = asyncio.create_task(load(serving))
@@ -130,7 +130,7 @@ async def _before(stop: asyncio.Event, task: asyncio.Task[object]) -> bool:
     return True
 
 
-def _listen(runner: Runner, serving: Serving, context: ssl.SSLContext | None) -> tuple[Listener, str]:
+def _listen(runner: Runner, serving: ServedModel, context: ssl.SSLContext | None) -> tuple[Listener, str]:
     """Bind, and return what listens and its address for users."""
     config = serving.config
     try:
@@ -152,7 +152,7 @@ def _listen(runner: Runner, serving: Serving, context: ssl.SSLContext | None) ->
     return listener, f"{'https' if context else 'http'}://{host}:{listener.port}"
 
 
-async def load(serving: Serving) -> None:
+async def load(serving: ServedModel) -> None:
     """Make the model ready, and show how far that is. Raises SophserveError."""
     # Reading a large tokenizer.json holds the interpreter's lock for a third of a second, and the worker takes longer
     # anyway: answer first who has been waiting for the port.
@@ -162,7 +162,7 @@ async def load(serving: Serving) -> None:
         await serving.engine.start(serving.tokenizer, serving.model_names[0])
 
 
-def _load_text(serving: Serving) -> None:
+def _load_text(serving: ServedModel) -> None:
     from sophserve import plugins
     from sophserve.text.bound import characters_per_token
     from sophserve.text.chat_template import ChatTemplate
@@ -212,7 +212,7 @@ def _progress_shown(engine: Engine) -> Iterator[None]:
         bar.close()
 
 
-def _log_ready(serving: Serving, address: str, seconds: float) -> None:
+def _log_ready(serving: ServedModel, address: str, seconds: float) -> None:
     info = serving.engine.info
     log.info(
         "memory: weights %s, KV cache %s, free %s of %s",

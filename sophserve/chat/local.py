@@ -22,12 +22,12 @@ async def local_model(config: EngineConfig) -> AsyncIterator[Path]:
     read_config(directory)
     engine = Engine(config, directory)
     engine.start_worker()
-    from sophserve.api.generation.served_model import Serving
+    from sophserve.api.generation.served_model import ServedModel
     from sophserve.api.startup import load, make_runner
 
     options = ServerConfig(ui=False)
     options.api_key = []  # one in the environment is for other servers; the socket's folder is the reader's own
-    serving = Serving(engine, options)
+    serving = ServedModel(engine, options)
     runner = make_runner(serving)
     try:
         with tempfile.TemporaryDirectory(prefix="sophserve-") as folder:

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import ClientSession, web
 from openai import AsyncOpenAI
 
-from sophserve.api.generation.served_model import Serving
+from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.startup import make_runner
 from sophserve.config import EngineConfig, ServerConfig
 from sophserve.engine.engine import Engine
@@ -157,7 +157,7 @@ class FakeEngine(Engine):
 class App:
     """A running application, and clients for it."""
 
-    def __init__(self, engine: FakeEngine, serving: Serving, runner: web.AppRunner) -> None:
+    def __init__(self, engine: FakeEngine, serving: ServedModel, runner: web.AppRunner) -> None:
         self.engine = engine
         self.serving = serving
         self.runner = runner
@@ -193,7 +193,7 @@ async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Start
     ) -> App:
         directory = make_checkpoint("qwen2")
         fake = FakeEngine(directory, **(engine or {}))
-        serving = Serving(fake, ServerConfig(**{"served_model_name": ["tiny", "org/tiny"], **options}))
+        serving = ServedModel(fake, ServerConfig(**{"served_model_name": ["tiny", "org/tiny"], **options}))
         serving.tokenizer = Tokenizer.from_directory(directory)
         serving.chat_template = ChatTemplate.from_directory(directory, serving.tokenizer)
         serving.sampling_defaults = defaults or {}

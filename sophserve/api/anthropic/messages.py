@@ -14,7 +14,7 @@ from sophserve.api.generation.chat import Chat, prompt_length
 from sophserve.api.generation.exchange import Exchange, Usage
 from sophserve.api.generation.params import check_texts
 from sophserve.api.generation.request_bodies import ChatRequest, ContentPart, Message, OutputFormat, required, text_part
-from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import LEFT_OUT, json_response, read_body, warn_of, warn_unknown
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
@@ -102,7 +102,7 @@ class MessagesRequest(CountRequest, kw_only=True):
 
 async def messages(request: web.Request) -> web.StreamResponse:
     """Answer a conversation."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, MessagesRequest)
     model = serving.check_model(body.model)
     _warn_of_tools(body)
@@ -116,7 +116,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
 
 async def count_tokens(request: web.Request) -> web.Response:
     """How many tokens the prompt of a conversation has."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, CountRequest)
     serving.check_model(body.model)
     _warn_of_tools(body)
@@ -221,7 +221,7 @@ def _signature(part: Part) -> str:
     return sha256(part.text.encode()).hexdigest()
 
 
-def _chat_of(serving: Serving, body: MessagesRequest) -> Chat:
+def _chat_of(serving: ServedModel, body: MessagesRequest) -> Chat:
     """Raises RequestError."""
     check_texts("stop", body.stop_sequences, "stop_sequences")
     chat = _as_chat(body)

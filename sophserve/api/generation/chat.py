@@ -11,7 +11,7 @@ from sophserve.api.generation.params import fitted, sampling_params
 from sophserve.api.generation.prompts import encode_chat, template_messages
 from sophserve.api.generation.request_bodies import ChatRequest
 from sophserve.api.generation.run import Generation
-from sophserve.api.generation.served_model import Serving
+from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.generation.structured_output import check_structured
 from sophserve.api.generation.tools import TOOL_CHOICE, Function, ToolUse, reasoning_parser
 from sophserve.api.http.request_record import name_request
@@ -36,7 +36,7 @@ class Chat:
     context. Raises RequestError.
     """
 
-    def __init__(self, serving: Serving, body: ChatRequest, max_tokens: int | None = None) -> None:
+    def __init__(self, serving: ServedModel, body: ChatRequest, max_tokens: int | None = None) -> None:
         defaults = {"max_tokens": None} | serving.sampling_defaults
         if max_tokens is not None:
             defaults["max_tokens"] = max_tokens
@@ -139,7 +139,7 @@ class Chat:
         return True if reasoning.always else None
 
 
-def prompt_length(serving: Serving, body: ChatRequest) -> int:
+def prompt_length(serving: ServedModel, body: ChatRequest) -> int:
     """How many tokens the prompt of a chat request has, even of one that is too long. Raises RequestError."""
     ToolUse(serving, body)
     return len(encode_chat(serving, template_messages(body.messages), body, bounded=False))

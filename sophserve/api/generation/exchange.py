@@ -13,7 +13,7 @@ from aiohttp import web
 
 from sophserve.api.generation.prompts import log_prompts
 from sophserve.api.generation.run import Generation
-from sophserve.api.generation.served_model import SERVING
+from sophserve.api.generation.served_model import SERVED_MODEL
 from sophserve.api.http.event_stream import EventStream
 from sophserve.api.http.json_pieces import joined, respond_json
 from sophserve.api.http.request_record import current_record
@@ -77,7 +77,7 @@ class Exchange:
     def __init__(self, request: web.Request, generation: Generation, headers: dict[str, str]) -> None:
         self.usage = Usage(generation)
         self._request = request
-        self._serving = request.app[SERVING]
+        self._serving = request.app[SERVED_MODEL]
         self._generation = generation
         self._headers = {**headers, "X-Request-Id": generation.id}
 

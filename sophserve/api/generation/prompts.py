@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sophserve.api.generation.request_bodies import ChatRequest, GenerationRequest, Message, text_part
-from sophserve.api.generation.served_model import Serving
+from sophserve.api.generation.served_model import ServedModel
 from sophserve.errors import CheckpointError, ContextLengthError, RequestError
 from sophserve.sampling import SamplingParams
 from sophserve.text.chat_template import ChatTemplate
@@ -43,7 +43,7 @@ def listed(prompt: str | list[str | int | list[int]], name: str) -> list[str | l
 
 
 async def each_in_slices(
-    serving: Serving, items: list[str | list[int]], work: Callable[[str | list[int]], T]
+    serving: ServedModel, items: list[str | list[int]], work: Callable[[str | list[int]], T]
 ) -> list[T]:
     """What work makes of each prompt. They are gone through a slice at a time: between two, others have their turn, and
     a client that is gone is noticed."""
@@ -61,7 +61,7 @@ def _each(work: Callable[[str | list[int]], T], items: list[str | list[int]]) ->
     return list(map(work, items))
 
 
-def encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
+def encode(serving: ServedModel, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
     """Token ids of a text. Raises RequestError for one that is too long; if bounded, for one that cannot fit in the
     context."""
     longest, per_token = serving.engine.info.max_model_len, serving.characters_per_token
@@ -76,7 +76,9 @@ def encode(serving: Serving, text: str, add_special_tokens: bool, bounded: bool 
     return serving.tokenizer.encode(text, add_special_tokens)
 
 
-def encode_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest, bounded: bool = True) -> list[int]:
+def encode_chat(
+    serving: ServedModel, messages: list[dict[str, Any]], body: ChatRequest, bounded: bool = True
+) -> list[int]:
     """Token ids of a conversation in the chat template. Raises RequestError as encode does."""
     text = render_chat(serving, messages, body)
     bounded = bounded and body.truncate_prompt_tokens is None
@@ -85,7 +87,7 @@ def encode_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequ
 
 
 def log_prompts(
-    serving: Serving, identity: str, prompts: list[list[int]], params: SamplingParams | None = None
+    serving: ServedModel, identity: str, prompts: list[list[int]], params: SamplingParams | None = None
 ) -> None:
     """Log what a request asks of the model, where the operator wants that."""
     if not serving.config.log_requests:
@@ -117,7 +119,7 @@ def cut(prompt: list[int], most: int | None, side: str, fitting: int) -> list[in
     return prompt[:most] if side == "right" else prompt[-most:]
 
 
-def render_chat(serving: Serving, messages: list[dict[str, Any]], body: ChatRequest) -> str:
+def render_chat(serving: ServedModel, messages: list[dict[str, Any]], body: ChatRequest) -> str:
     """A conversation in the chat template, as text. Raises RequestError."""
     continued = bool(body.continue_final_message)
     if continued and body.add_generation_prompt:
@@ -152,7 +154,7 @@ def _effort(body: ChatRequest) -> dict[str, Any]:
     return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
 
-def _template(serving: Serving, body: ChatRequest) -> ChatTemplate:
+def _template(serving: ServedModel, body: ChatRequest) -> ChatTemplate:
     """The request's own chat template, where the server trusts it, else the server's."""
     if body.chat_template is None:
         return serving.chat_template

@@ -21,7 +21,7 @@ from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
 
 
-class Serving:
+class ServedModel:
     """One model being served. The fields above the constructor are set while loading, before the engine is ready.
 
     sampling_defaults: fields of SamplingParams that the checkpoint sets. characters_per_token: how many characters of
@@ -113,4 +113,4 @@ def _stopping() -> ApiError:
     return ApiError(503, "the server stops before this request is done", code="stopping")
 
 
-SERVING = web.AppKey("serving", Serving)
+SERVED_MODEL = web.AppKey("serving", ServedModel)

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from sophserve.api.generation.request_bodies import ChatRequest
-from sophserve.api.generation.served_model import Serving
+from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.http.body import checked
 from sophserve.errors import RequestError
 from sophserve.plugins import Registered, reasoning_parsers, tool_parsers
@@ -67,7 +67,7 @@ class ToolUse:
     """Which tools there are, and whether the model must call one. limited: it was shown tools that it may not call.
     Raises RequestError for what cannot be served."""
 
-    def __init__(self, serving: Serving, body: ChatRequest) -> None:
+    def __init__(self, serving: ServedModel, body: ChatRequest) -> None:
         self.limited = False
         self.functions = {tool.function.name: tool.function for tool in _tools(body)}
         if isinstance(body.tool_choice, dict) and body.tool_choice.get("type") == "allowed_tools":
@@ -106,12 +106,12 @@ class ToolUse:
         return allowed.mode
 
 
-def tool_parser(serving: Serving) -> Registered | None:
+def tool_parser(serving: ServedModel) -> Registered | None:
     """How the model writes tool calls; None where that is not known."""
     return chosen(serving.config.tool_call_parser, tool_parsers(), serving.chat_template.source(with_tools=True))
 
 
-def reasoning_parser(serving: Serving) -> Registered | None:
+def reasoning_parser(serving: ServedModel) -> Registered | None:
     """How the model marks its reasoning; None if it does not."""
     return chosen(serving.config.reasoning_parser, reasoning_parsers(), serving.chat_template.source())
 

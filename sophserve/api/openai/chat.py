@@ -12,7 +12,7 @@ from sophserve.api.generation.exchange import Exchange, Usage
 from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs, prompt_logprobs
 from sophserve.api.generation.request_bodies import ChatRequest
 from sophserve.api.generation.run import Generation
-from sophserve.api.generation.served_model import SERVING
+from sophserve.api.generation.served_model import SERVED_MODEL
 from sophserve.api.http.body import read_body, warn_unknown
 from sophserve.api.openai.choices import Answer, Choice, ChoicesWriter
 from sophserve.engine.output import OutputDelta
@@ -22,7 +22,7 @@ from sophserve.text.tokenizer import Tokenizer
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Answer a conversation."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, ChatRequest)
     model = serving.check_model(body.model)
     chat = await serving.texts.run(lambda: Chat(serving, body))

@@ -13,7 +13,7 @@ from sophserve.api.generation.params import fitted, sampling_params
 from sophserve.api.generation.prompts import each_in_slices, encode, listed, truncated
 from sophserve.api.generation.request_bodies import CompletionRequest
 from sophserve.api.generation.run import Generation
-from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.generation.structured_output import check_structured
 from sophserve.api.http.body import read_body, warn_unknown
 from sophserve.api.http.request_record import name_request
@@ -31,7 +31,7 @@ _ECHOED = 64
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """Continue one or several texts."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, CompletionRequest)
     model = serving.check_model(body.model)
 
@@ -143,7 +143,7 @@ def _best_of(body: CompletionRequest) -> tuple[CompletionRequest, int | None]:
 
 
 def _prompt(
-    serving: Serving, text: str | list[int], body: CompletionRequest, params: SamplingParams
+    serving: ServedModel, text: str | list[int], body: CompletionRequest, params: SamplingParams
 ) -> tuple[list[int], SamplingParams, str]:
     """The tokens of one prompt, its parameters, and what echo shows of it. Raises RequestError."""
     context = serving.engine.info.max_model_len

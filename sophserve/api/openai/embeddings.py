@@ -14,7 +14,7 @@ from aiohttp import web
 
 from sophserve.api.generation.prompts import cut, each_in_slices, encode, listed, log_prompts
 from sophserve.api.generation.run import engine_errors
-from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import read_body, warn_unknown
 from sophserve.api.http.json_pieces import Rows, respond_json
 from sophserve.api.http.request_record import current_record, name_request
@@ -39,7 +39,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
     """One vector of length 1 for each input."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, EmbeddingRequest)
     model = serving.check_model(body.model)
     as_text = body.encoding_format == "base64"
@@ -68,7 +68,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     return await respond_json(request, answer, warn_unknown(unknown))
 
 
-def _tokens(serving: Serving, text: str | list[int], body: EmbeddingRequest) -> list[int]:
+def _tokens(serving: ServedModel, text: str | list[int], body: EmbeddingRequest) -> list[int]:
     if isinstance(text, str):
         special, bounded = body.add_special_tokens is not False, body.truncate_prompt_tokens is None
         text = encode(serving, text, special, bounded)
@@ -78,7 +78,7 @@ def _tokens(serving: Serving, text: str | list[int], body: EmbeddingRequest) -> 
     return tokens
 
 
-async def _embed(serving: Serving, inputs: list[list[int]], body: EmbeddingRequest) -> list[array[float]]:
+async def _embed(serving: ServedModel, inputs: list[list[int]], body: EmbeddingRequest) -> list[array[float]]:
     """The vectors, made at once in as few steps as they fit in."""
     identity, record, engine = name_request("embd-", body.request_id), current_record.get(), serving.engine
     log_prompts(serving, identity, inputs)

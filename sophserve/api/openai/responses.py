@@ -8,7 +8,7 @@ from aiohttp import web
 from sophserve.api.generation.chat import Chat, prompt_length
 from sophserve.api.generation.exchange import Exchange
 from sophserve.api.generation.request_bodies import ChatRequest, Message
-from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import LEFT_OUT, WITHOUT_EFFECT, json_response, read_body, warn_of, warn_unknown
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.json_pieces import pieces
@@ -24,7 +24,7 @@ _SAME_NAME = [name for name in ResponsesRequest.__struct_fields__ if name in Cha
 
 async def create_response(request: web.Request) -> web.StreamResponse:
     """Answer a conversation, which may go on from an answer that is stored."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, ResponsesRequest)
     model = serving.check_model(body.model)
     if body.background:
@@ -72,7 +72,7 @@ async def delete_response(request: web.Request) -> web.Response:
 
 async def count_input_tokens(request: web.Request) -> web.Response:
     """How many tokens the prompt of a request would have."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, InputRequest)
     serving.check_model(body.model)
     _check_supported(body)
@@ -97,7 +97,7 @@ def _check_supported(body: InputRequest) -> None:
     warn_of(LEFT_OUT, [kind for tool in body.tools or [] if (kind := str(tool.get("type"))) != "function"])
 
 
-def _chat_of(serving: Serving, body: ResponsesRequest, before: bytes) -> tuple[Chat, bytes]:
+def _chat_of(serving: ServedModel, body: ResponsesRequest, before: bytes) -> tuple[Chat, bytes]:
     """The request as chat completions have it, and the conversation that its answer is stored with. Raises
     RequestError."""
     said = conversation_of(body.input)

@@ -8,14 +8,14 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.error_middleware import Handler
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.request_record import current_record
 from sophserve.version import VERSION
 
 
-def unavailable(serving: Serving) -> ApiError | None:
+def unavailable(serving: ServedModel) -> ApiError | None:
     """The answer to every request while the model loads, the server stops or the engine is lost."""
     if serving.draining:
         return _not_ready("the server is stopping", "stopping", {"Connection": "close"})
@@ -30,7 +30,10 @@ def require_ready(open_paths: Collection[str]) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if current_record.get().path not in open_paths and (error := unavailable(request.app[SERVING])) is not None:
+        if (
+            current_record.get().path not in open_paths
+            and (error := unavailable(request.app[SERVED_MODEL])) is not None
+        ):
             raise error
         return await handler(request)
 
@@ -39,7 +42,7 @@ def require_ready(open_paths: Collection[str]) -> Middleware:
 
 async def health(request: web.Request) -> web.Response:
     """200 when the model answers at once: loaded, its worker alive and moving, and the server not stopping."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     engine = serving.engine
     if error := unavailable(serving):
         raise error
@@ -57,7 +60,7 @@ async def ping(request: web.Request) -> web.Response:
 
 async def live(request: web.Request) -> web.Response:
     """200 unless restarting the server is all that can help."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     if serving.engine.died.is_set():
         raise _not_ready("the model's worker is lost", "engine_dead")
     _check_heartbeat(serving)
@@ -69,14 +72,14 @@ async def version(request: web.Request) -> web.Response:
     return web.json_response({"version": VERSION})
 
 
-def _check_heartbeat(serving: Serving) -> None:
+def _check_heartbeat(serving: ServedModel) -> None:
     age = serving.engine.heartbeat_age
     # Half of it, so that a hung worker is seen before it is restarted.
     if age > serving.engine.config.step_timeout / 2:
         raise _not_ready(f"the worker has not moved for {age:.0f} s", "stalled")
 
 
-def _loading(serving: Serving, code: str) -> ApiError:
+def _loading(serving: ServedModel, code: str) -> ApiError:
     progress = serving.engine.progress
     share = f" ({100 * progress.done // progress.total} %)" if progress.total else ""
     message = f"the model is not ready yet: {progress.stage}{share}; try again soon"

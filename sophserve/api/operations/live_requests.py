@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import json_response
 from sophserve.api.http.connections import Connection
 from sophserve.api.http.errors import ApiError
@@ -18,7 +18,7 @@ from sophserve.errors import RequestAborted
 
 async def list_requests(request: web.Request) -> web.Response:
     """Every answer that waits or is being generated, then those that are complete but not read, oldest first."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     unsent = {c.record.id: c.unsent for c in serving.connections.open if c.record is not None}
     sequences = serving.engine.sequences
     states = [_state(sequence, unsent.get(sequence.request_id, 0)) for sequence in sequences]
@@ -31,7 +31,7 @@ async def list_requests(request: web.Request) -> web.Response:
 async def cancel_request(request: web.Request) -> web.Response:
     """End every answer of one request; its client gets an error of status 499, or no more of an answer that it does
     not read."""
-    serving, identity = request.app[SERVING], request.match_info["id"]
+    serving, identity = request.app[SERVED_MODEL], request.match_info["id"]
     found = [sequence for sequence in serving.engine.sequences if sequence.request_id == identity]
     for sequence in found:
         serving.engine.abort(
@@ -45,7 +45,7 @@ async def cancel_request(request: web.Request) -> web.Response:
     return json_response({"id": identity, "cancelled": max(len(found), len(unread))})
 
 
-def _sending(serving: Serving) -> list[Connection]:
+def _sending(serving: ServedModel) -> list[Connection]:
     """Those whose request the engine had, or has."""
     return [c for c in serving.connections.open if c.record and (c.record.first_output is not None or c.blocked)]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from sophserve.api.generation.served_model import SERVING
+from sophserve.api.generation.served_model import SERVED_MODEL
 
 
 async def metrics(request: web.Request) -> web.Response:
     """The engine's metrics and those of connections in Prometheus' text format."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     text = generate_latest(serving.engine.metrics.registry) + generate_latest(serving.connections.registry)
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def reset_prefix_cache(request: web.Request) -> web.Response:
     """Forget every prompt that no request is using."""
-    request.app[SERVING].engine.reset_prefix_cache()
+    request.app[SERVED_MODEL].engine.reset_prefix_cache()
     return web.json_response({"status": "ok"})

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from sophserve.api.anthropic.error_envelope import speaks_anthropic
-from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.errors import RequestError
 
 _LONGEST_PAGE = 1000
@@ -17,7 +17,7 @@ _LONGEST_PAGE = 1000
 
 async def list_models(request: web.Request) -> web.Response:
     """Every name of the model."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     if speaks_anthropic(request):
         return web.json_response(_page(serving, request.query))
     return web.json_response({"object": "list", "data": [_model(serving, name) for name in serving.model_names]})
@@ -25,12 +25,12 @@ async def list_models(request: web.Request) -> web.Response:
 
 async def get_model(request: web.Request) -> web.Response:
     """One name of the model."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     name = serving.check_model(request.match_info["name"])
     return web.json_response((_anthropic_model if speaks_anthropic(request) else _model)(serving, name))
 
 
-def _page(serving: Serving, query: Mapping[str, str]) -> dict[str, Any]:
+def _page(serving: ServedModel, query: Mapping[str, str]) -> dict[str, Any]:
     """So many names after one, or before one. Raises RequestError."""
     names, limit = serving.model_names, query.get("limit", "20")
     if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _LONGEST_PAGE:
@@ -48,7 +48,7 @@ def _page(serving: Serving, query: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _anthropic_model(serving: Serving, name: str) -> dict[str, Any]:
+def _anthropic_model(serving: ServedModel, name: str) -> dict[str, Any]:
     longest = serving.engine.info.max_model_len
     return {
         "type": "model",
@@ -65,7 +65,7 @@ def _anthropic_model(serving: Serving, name: str) -> dict[str, Any]:
     }
 
 
-def _model(serving: Serving, name: str) -> dict[str, Any]:
+def _model(serving: ServedModel, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.served_model import SERVING
+from sophserve.api.generation.served_model import SERVED_MODEL
 from sophserve.api.route import ROUTES, Route
 from sophserve.config import ServerConfig
 from sophserve.version import VERSION
@@ -24,7 +24,7 @@ _EVENTS = "Server-sent events, where the body has stream: true. An error after t
 
 async def openapi(request: web.Request) -> web.Response:
     """This description."""
-    document = describe(request.app[SERVING].config, request.app[ROUTES].routes)
+    document = describe(request.app[SERVED_MODEL].config, request.app[ROUTES].routes)
     return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.served_model import SERVING
+from sophserve.api.generation.served_model import SERVED_MODEL
 from sophserve.api.generation.tools import reasoning_parser, tool_parser
 from sophserve.api.http.body import json_response
 from sophserve.link.messages import ModelInfo
@@ -18,7 +18,7 @@ from sophserve.version import VERSION
 
 async def server_info(request: web.Request) -> web.Response:
     """The options in effect, the model and its memory. Keys and the paths of keys are left out."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     server: dict[str, Any] = msgspec.to_builtins(serving.config)
     server["api_key"] = bool(serving.config.keys)
     del server["ssl_keyfile"], server["api_key_file"]

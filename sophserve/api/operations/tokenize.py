@@ -9,7 +9,7 @@ from aiohttp import web
 
 from sophserve.api.generation.prompts import encode, encode_chat, render_chat, template_messages
 from sophserve.api.generation.request_bodies import ChatRequest, Message
-from sophserve.api.generation.served_model import SERVING, Serving
+from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import read_body, warn_unknown
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.json_pieces import respond_json
@@ -50,7 +50,7 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 
 async def tokenize(request: web.Request) -> web.StreamResponse:
     """The token ids of a text, or of a conversation in the chat template."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, TokenizeRequest)
     serving.check_model(body.model)
     if sum(given is not None for given in (body.prompt, body.content, body.messages)) != 1:
@@ -73,7 +73,7 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
 
 async def detokenize(request: web.Request) -> web.StreamResponse:
     """The text of token ids, special tokens included: `prompt` is vLLM's name for it, `content` llama.cpp's."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, DetokenizeRequest)
     serving.check_model(body.model)
 
@@ -88,7 +88,7 @@ async def detokenize(request: web.Request) -> web.StreamResponse:
 
 async def tokenizer_info(request: web.Request) -> web.StreamResponse:
     """The tokenizer's settings, its special tokens and the chat template, as vLLM shows them."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     if not serving.config.enable_tokenizer_info_endpoint:
         raise ApiError(404, "/tokenizer_info is only served with --enable-tokenizer-info-endpoint")
     tokenizer, template = serving.tokenizer, serving.chat_template.source()
@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
 
 async def apply_template(request: web.Request) -> web.StreamResponse:
     """A conversation as the text that the model would be asked to continue."""
-    serving = request.app[SERVING]
+    serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, ConversationRequest)
     serving.check_model(body.model)
 
@@ -118,7 +118,7 @@ async def apply_template(request: web.Request) -> web.StreamResponse:
     return await respond_json(request, {"prompt": prompt}, warn_unknown(unknown))
 
 
-def _tokens(serving: Serving, body: TokenizeRequest) -> list[int]:
+def _tokens(serving: ServedModel, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
         chat = _chat(body)
         return encode_chat(serving, template_messages(chat.messages), chat, bounded=False)
