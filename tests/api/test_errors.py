@@ -421,7 +421,7 @@ async def test_a_mistake_of_ours_is_logged_and_not_shown(app: Any, caplog: pytes
 async def test_log_line(app: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     answer = await app.openai.completions.create(model="tiny", prompt="secret words", max_tokens=3)
-    [line] = [record.getMessage() for record in caplog.records if record.name == "sophserve.api.http.errors"]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "sophserve.api.http.error_middleware"]
     assert line.startswith("POST /v1/completions 200 ") and answer.id in line
     assert f"prompt={answer.usage.prompt_tokens} cached=0 output=3" in line and "finish=length" in line
     assert "secret" not in caplog.text

@@ -154,7 +154,7 @@ async def test_json_log(app: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert times["queue"] == 0 < times["first_token"] < times["total"]
     assert good.pop("message").startswith("POST /v1/completions 200 mine total=")
     assert good == {
-        **{"level": "INFO", "process": "server", "logger": "sophserve.api.http.errors"},
+        **{"level": "INFO", "process": "server", "logger": "sophserve.api.http.error_middleware"},
         **{"method": "POST", "path": TEXT, "status": 200, "id": "mine", "error": None, "code": None},
         **{"prompt": 4, "cached": 0, "output": 6, "finish": "length"},
     }

@@ -52,7 +52,7 @@ async def test_a_refusal_names_no_value(
     status, answer = await app.post(path, fields)
     assert 400 <= status < 500, answer
     assert SECRET not in caplog.text
-    [line] = [r for r in caplog.records if r.name == "sophserve.api.http.errors"]
+    [line] = [r for r in caplog.records if r.name == "sophserve.api.http.error_middleware"]
     error = json.loads(JsonFormatter("server").format(line))["error"]
     assert ".py:" in error and (name is None or error.startswith(f"{name}: "))
 

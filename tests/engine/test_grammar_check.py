@@ -196,7 +196,7 @@ def trial_processes() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if any("sophserve.grammar.compiler" in part for part in process.cmdline()):
+            if any("sophserve.grammar" in part for part in process.cmdline()):
                 found.append(process)
     return found
 
