@@ -17,8 +17,10 @@ ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
 PAGES = [
     *READMES,
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
     *sorted(
-        str(path.relative_to(ROOT)) for name in ("docs", "deploy", "benchmarks") for path in (ROOT / name).rglob("*.md")
+        str(path.relative_to(ROOT)) for name in ("docs", "deploy", "benchmarks", "findings") for path in (ROOT / name).rglob("*.md")
     ),
 ]
 
