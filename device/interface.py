@@ -122,6 +122,24 @@ class AttentionMeta:
 
 
 @dataclass(frozen=True)
+class CacheSpec:
+    """What one layer keeps of each token, on this rank: a key and a value in each of `heads` heads.
+
+    head_dims: channels of a key and of a value. replicated: other ranks keep the very same.
+    """
+
+    heads: int
+    head_dims: tuple[int, int]
+    dtype: torch.dtype
+    replicated: bool = False
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one token takes."""
+        return self.heads * sum(self.head_dims) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
 class KVCache:
     """Keys and values of one layer in blocks. To the outside `[blocks, block_size, kv_heads, head_dim]`; a device may
     lay them out otherwise. Latent attention keeps `[blocks, block_size, 1, latent]` and `[..., rope_dim]` here."""
@@ -371,7 +389,13 @@ class Device(Protocol):
     def make_kv_cache(
         self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
     ) -> KVCache:
-        """An uninitialised cache; head_dims are those of keys and values. Raises OutOfDeviceMemory."""
+        """An uninitialised cache for a layer's CacheSpec. Raises OutOfDeviceMemory."""
+
+    def read_blocks(self, kv: KVCache, blocks: Sequence[int]) -> Tensor:
+        """A copy on the host of some blocks, uint8 `[blocks, bytes of a block]`, in the device's own layout."""
+
+    def write_blocks(self, kv: KVCache, blocks: Sequence[int], content: Tensor) -> None:
+        """Put what read_blocks gave, of a cache with blocks of the same sizes, into some blocks."""
 
     def capture(self, fn: Callable[[], Tensor], rows: int) -> Callable[[int], Tensor] | None:
         """Record the operators that fn calls on tensors of `rows` rows, each row by itself, without running them.

@@ -17,6 +17,7 @@ from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, TorchOps
 from device.cmodel.threads import thread_count
 from device.cmodel.weights import LAYOUT, QuantizedWeight, TorchWeight, pack
+from device.host import HostDevice
 from device.interface import (
     CanonicalWeight,
     CommandRecord,
@@ -30,7 +31,7 @@ from device.interface import (
 from device.reference import ReferenceOps, ReferenceWeight
 
 
-class CmodelDevice:
+class CmodelDevice(HostDevice):
     """The host CPU.
 
     `CMODEL_FAST_EXEC=0` in the environment computes everything with `device.reference`; `CMODEL_ISA` chooses the
@@ -54,8 +55,7 @@ class CmodelDevice:
     )
 
     def __init__(self, index: int = 0) -> None:
-        self.index = index
-        self.torch_device = torch.device("cpu")
+        super().__init__(index)
         self._fast = os.environ.get("CMODEL_FAST_EXEC", "1") != "0"
         self._kernels = load_kernels(thread_count()) if self._fast else None
         self.layout = LAYOUT if self._kernels is not None else ""
@@ -83,9 +83,6 @@ class CmodelDevice:
     def memory(self) -> tuple[int, int]:
         """Bytes (free, in all), of the host or of the control group that this process is in."""
         return host_memory()
-
-    def synchronize(self) -> None:
-        """Return: every operator has run when its call returns."""
 
     def pack(self, weight: CanonicalWeight) -> PackedWeight:
         """Copy a weight into the kernels' layout. Without the native library there are dense weights only."""

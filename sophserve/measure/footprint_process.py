@@ -26,8 +26,8 @@ from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.devices import open_device
-from sophserve.model.kv_memory import KV_SHARE, attention_layers, block_count, layer_token_bytes, token_bytes
-from sophserve.model.layers import Linear, LMHead
+from sophserve.model.kv_memory import KV_SHARE, block_count, cached_layers, token_bytes
+from sophserve.model.layers import PackedModule
 from sophserve.model.loading import (
     RankOf,
     Wanted,
@@ -74,7 +74,7 @@ class AlikeWeights:
 
     def _kind(self, path: str) -> str:
         module = self._modules[path]
-        assert isinstance(module, Linear | LMHead)
+        assert isinstance(module, PackedModule)
         return repr((module.parameters(), [type(each) for each in module.formats.values()]))
 
     def get(self, path: str) -> PackedWeight | None:
@@ -131,8 +131,8 @@ def footprint(request: FootprintRequest) -> Footprint:
         kv_token_bytes=token_bytes(model),
         kv_budget=budget,
         num_blocks=block_count(budget, block_bytes, config, max_model_len) if budget <= left else 0,
-        product_flops=sum(_flops(module.weight) for module in model.modules() if isinstance(module, Linear)),
-        head_flops=_flops(model.head.weight),
+        product_flops=model.token_flops,
+        head_flops=model.head.token_flops,
         attention=_attention(model),
         device_memory=memory,
         needs=needs,
@@ -166,8 +166,8 @@ def _expected_tensors(model: CausalLM, scheme: Scheme | None, dtype: torch.dtype
         for parameter, spec in module.parameters().items():
             layer, _, last = model.tensor_of(f"{path}.{parameter}").rpartition(".")
             expected: dict[str, Tensor] | None = None
-            is_linear = isinstance(module, Linear | LMHead) and last == "weight"
-            if scheme and is_linear and f"{path}.{parameter}" not in model.tied.values():
+            is_packed = isinstance(module, PackedModule) and last == "weight"
+            if scheme and is_packed and f"{path}.{parameter}" not in model.tied.values():
                 rows, columns = spec.shape
                 expected = scheme.expected(layer, (rows, columns), dtype)
             for name, tensor in (expected or {last: no_values(spec.shape, dtype)}).items():
@@ -197,18 +197,13 @@ def _needs(
     return found
 
 
-def _flops(weight: PackedWeight) -> int:
-    return 2 * weight.out_features * weight.in_features
-
-
 def _attention(model: CausalLM) -> list[Attention]:
     """Its layers by their window."""
     found: dict[int | None, Attention] = {}
-    for layer in attention_layers(model):
+    for layer in cached_layers(model):
         each = found.setdefault(layer.window, Attention(window=layer.window, token_bytes=0, pair_flops=0))
-        each.token_bytes += layer_token_bytes(layer, model)
-        # Two products with head_dim multiplications each.
-        each.pair_flops += 4 * layer.heads * layer.head_dim
+        each.token_bytes += layer.cache.token_bytes
+        each.pair_flops += layer.pair_flops
     return list(found.values())
 
 

@@ -19,7 +19,7 @@ from device.interface import AttentionMeta, Rope
 from sophserve.errors import CheckpointError
 from sophserve.model.config import parse_config
 from sophserve.model.context import ModelContext
-from sophserve.model.layers import Embedding, Heads, Linear, LMHead, PagedAttention, RMSNorm
+from sophserve.model.layers import Embedding, Heads, Linear, LMHead, PackedModule, PagedAttention, RMSNorm
 from sophserve.model.module import Module
 from sophserve.model.rope import RopeParameters, make_rope
 
@@ -210,6 +210,12 @@ class CausalLM(Module, ABC, Generic[C]):
         """The longest sequence, in tokens, that config.json allows."""
         parsed = parse_config(cls.config_class, config)
         return parsed.rope_parameters.context_length(parsed.max_position_embeddings)
+
+    @property
+    def token_flops(self) -> int:
+        """Operations of the products that each token goes through, without the head."""
+        packed = (module for module in self.modules() if isinstance(module, PackedModule))
+        return sum(module.token_flops for module in packed if module is not self.head)
 
     @abstractmethod
     def make_layer(self, index: int) -> Module:

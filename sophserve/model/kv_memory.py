@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from sophserve.config import EngineConfig
 from sophserve.model.decoder import CausalLM
-from sophserve.model.layers import PagedAttention
+from sophserve.model.layers import CachedModule
 
 KV_SHARE = 0.6
 """The part of the device's free memory, after loading, that the KV cache takes when no size is given."""
 
 
-def attention_layers(model: CausalLM) -> list[PagedAttention]:
+def cached_layers(model: CausalLM) -> list[CachedModule]:
     """The layers that need a KV cache."""
-    return [module for module in model.modules() if isinstance(module, PagedAttention)]
-
-
-def layer_token_bytes(layer: PagedAttention, model: CausalLM) -> int:
-    """Bytes that one token's keys and values take in one layer of this rank."""
-    return 2 * layer.kv_heads * layer.head_dim * model.context.dtype.itemsize
+    return [module for module in model.modules() if isinstance(module, CachedModule)]
 
 
 def token_bytes(model: CausalLM) -> int:
-    """Bytes that one token's keys and values take in all layers of this rank."""
-    return sum(layer_token_bytes(layer, model) for layer in attention_layers(model))
+    """Bytes that one token takes in the caches of all layers of this rank."""
+    return sum(layer.cache.token_bytes for layer in cached_layers(model))
 
 
 def block_count(budget: int, block_bytes: int, config: EngineConfig, max_model_len: int) -> int:

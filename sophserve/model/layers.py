@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from device.interface import Activation, AttentionMeta, KVCache, PackedWeight, Rope
+from device.interface import Activation, AttentionMeta, CacheSpec, CanonicalWeight, KVCache, PackedWeight, Rope
 from device.reference import activate
 from sophserve import fit
 from sophserve.errors import CheckpointError
@@ -63,18 +63,63 @@ def _rows(context: ModelContext, part: int | Heads, shard: Shard) -> tuple[int, 
     return count * size, slice(held.start * size, held.stop * size)
 
 
-class Linear(Module):
+class PackedModule(Module):
+    """Owns one weight that the device has packed, stacked from parts that are tensors of their own on disk.
+
+    parts: by what comes before `weight` in their names. formats: how each of them stands on disk.
+    """
+
+    weight: PackedWeight
+
+    def __init__(self, context: ModelContext, parts: Mapping[str, WeightPart]) -> None:
+        self._context = context
+        self._parts = parts
+        self.formats: dict[str, WeightFormat] = {prefix: DenseFormat() for prefix in parts}
+
+    @property
+    def token_flops(self) -> int:
+        """Operations of a row's product, two for each multiplication."""
+        return 2 * self.weight.out_features * self.weight.in_features
+
+    def parameters(self) -> dict[str, ParameterSpec]:
+        """`weight`, or what its format has, or `part.weight` for each part."""
+        return {
+            f"{prefix}{name}": spec
+            for prefix, part in self._parts.items()
+            for name, spec in self._part_parameters(prefix, part).items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Stack the parts and pack them."""
+        parts = [
+            self.formats[prefix].read(part, {name: tensors[f"{prefix}{name}"] for name in names})
+            for prefix, part in self._parts.items()
+            if (names := self.formats[prefix].parameters(part))
+        ]
+        weight = self._complete(stack_weights(parts, self._context.dtype))
+        self.load_packed(self._context.device.pack(weight), tensors)
+
+    def load_packed(self, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> None:
+        """Take a weight that was packed before, and of the tensors those that are no weights."""
+        self.weight = weight
+
+    def _part_parameters(self, prefix: str, part: WeightPart) -> dict[str, ParameterSpec]:
+        return self.formats[prefix].parameters(part)
+
+    def _complete(self, weight: CanonicalWeight) -> CanonicalWeight:
+        """What is packed of the stacked parts."""
+        return weight
+
+
+class Linear(PackedModule):
     """`x @ weight.T + bias`, with the weight packed by the device.
 
     out_features: a size, or several named parts that are separate tensors on disk and one product here, stacked in
     order: `Linear(context, hidden, {"gate": intermediate, "up": intermediate}, shard="column")`.
     shard: "column" splits each part's output features between ranks; "row" splits the input features and sums the
     results over ranks; "replicated" splits nothing.
-    in_features, out_features, part_sizes: what this rank holds. formats: how each part's weight stands on disk, by what
-        comes before `weight` in its name.
+    in_features, out_features, part_sizes: what this rank holds.
     """
-
-    weight: PackedWeight
 
     def __init__(
         self,
@@ -87,42 +132,23 @@ class Linear(Module):
     ) -> None:
         parts = out_features if isinstance(out_features, Mapping) else {"": out_features}
         columns = share(context, in_features, "inputs of a projection") if shard == "row" else slice(0, in_features)
-        self._context = context
-        self._shard = shard
-        self._has_bias = bias
-        self.formats: dict[str, WeightFormat] = {}
-        self._parts: dict[str, WeightPart] = {}
+        held: dict[str, WeightPart] = {}
         for name, part in parts.items():
             total, rows = _rows(context, part, shard)
-            prefix = f"{name}." if name else ""
-            self._parts[prefix] = WeightPart((total, in_features), rows, columns)
-            self.formats[prefix] = DenseFormat()
-        self.part_sizes = [part.rows.stop - part.rows.start for part in self._parts.values()]
+            held[f"{name}." if name else ""] = WeightPart((total, in_features), rows, columns)
+        super().__init__(context, held)
+        self._shard = shard
+        self._has_bias = bias
+        self.part_sizes = [part.rows.stop - part.rows.start for part in held.values()]
         self.in_features = columns.stop - columns.start
         self.out_features = sum(self.part_sizes)
         self.bias: Tensor | None = None
         # Every rank of a row split adds to the same sum: only one may add the bias.
         self._adds_bias = bias and (shard != "row" or context.communicator.rank == 0)
 
-    def parameters(self) -> dict[str, ParameterSpec]:
-        """`weight` (or what its format has) and `bias`, or `part.weight` and `part.bias` for each part."""
-        specs = {}
-        for prefix, part in self._parts.items():
-            for name, spec in self.formats[prefix].parameters(part).items():
-                specs[f"{prefix}{name}"] = spec
-            if self._has_bias:
-                specs[f"{prefix}bias"] = ParameterSpec(part.shape[:1], (part.rows,))
-        return specs
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Stack the parts and pack them."""
-        context = self._context
-        parts = [
-            self.formats[prefix].read(part, {name: tensors[f"{prefix}{name}"] for name in names})
-            for prefix, part in self._parts.items()
-            if (names := self.formats[prefix].parameters(part))
-        ]
-        self.load_packed(context.device.pack(stack_weights(parts, context.dtype)), tensors)
+    def _part_parameters(self, prefix: str, part: WeightPart) -> dict[str, ParameterSpec]:
+        bias = {"bias": ParameterSpec(part.shape[:1], (part.rows,))} if self._has_bias else {}
+        return super()._part_parameters(prefix, part) | bias
 
     def load_packed(self, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> None:
         """Take a weight that was packed before, and of the tensors the biases."""
@@ -190,37 +216,23 @@ class Embedding(Module):
         return communicator.all_reduce(self._context.device.ops.embedding(ids, table, first))
 
 
-class LMHead(Module):
+class LMHead(PackedModule):
     """The projection to logits, the vocabulary split between ranks."""
 
-    weight: PackedWeight
-
     def __init__(self, context: ModelContext, hidden_size: int, vocab_size: int) -> None:
-        self._context = context
-        self._part = WeightPart(
-            (vocab_size, hidden_size), _vocabulary_share(context, vocab_size), slice(0, hidden_size)
-        )
-        self.formats: dict[str, WeightFormat] = {"": DenseFormat()}
+        rows = _vocabulary_share(context, vocab_size)
+        super().__init__(context, {"": WeightPart((vocab_size, hidden_size), rows, slice(0, hidden_size))})
+        self._vocab_size = vocab_size
+        self._missing = -(-vocab_size // context.communicator.world_size) - (rows.stop - rows.start)
 
-    def parameters(self) -> dict[str, ParameterSpec]:
-        """`weight`, `[vocab, hidden]`, or what its format has."""
-        return self.formats[""].parameters(self._part)
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Pack this rank's rows. Gathering needs equal shares, so rows of zeros follow the vocabulary's last."""
-        vocab_size, held = self._part.shape[0], self._part.rows.stop - self._part.rows.start
-        missing = -(-vocab_size // self._context.communicator.world_size) - held
-        weight = stack_weights([self.formats[""].read(self._part, tensors)], self._context.dtype)
-        self.load_packed(self._context.device.pack(pad_rows(weight, missing)), tensors)
-
-    def load_packed(self, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> None:
-        """Take a weight that was packed before."""
-        self.weight = weight
+    def _complete(self, weight: CanonicalWeight) -> CanonicalWeight:
+        # Gathering needs equal shares, so rows of zeros follow the vocabulary's last.
+        return pad_rows(weight, self._missing)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, on every rank."""
         logits = self._context.device.ops.linear(hidden, self.weight)
-        return self._context.communicator.all_gather(logits)[:, : self._part.shape[0]]
+        return self._context.communicator.all_gather(logits)[:, : self._vocab_size]
 
 
 def _vocabulary_share(context: ModelContext, vocab_size: int) -> slice:
@@ -256,14 +268,22 @@ class GatedMLP(Module):
         return self._context.communicator.all_reduce(y)
 
 
-class PagedAttention(Module):
-    """Causal attention over the paged KV cache of one layer.
+class CachedModule(Module):
+    """Keeps something of every token in a cache of its own.
 
-    kv: set by whoever allocates the cache, before the first call. heads, kv_heads: those of this rank.
-    window: a token sees itself and the window - 1 tokens before it; None for all.
+    cache: what that is. kv: the cache, set by whoever allocates it, before the first call. window: a token sees itself
+    and the window - 1 tokens before it; None for all. pair_flops: operations for each pair of a new token and one that
+    it sees.
     """
 
+    cache: CacheSpec
     kv: KVCache
+    window: int | None
+    pair_flops: int
+
+
+class PagedAttention(CachedModule):
+    """Causal attention over the paged KV cache of one layer. head_dim: channels of a head."""
 
     def __init__(
         self,
@@ -278,10 +298,12 @@ class PagedAttention(Module):
         self._context = context
         own = share(context, heads, "attention heads")
         own_kv = share(context, kv_heads, "key/value heads", replicate=True)
-        self.heads = own.stop - own.start
-        self.kv_heads = own_kv.stop - own_kv.start
+        held, ranks = own_kv.stop - own_kv.start, context.communicator.world_size
+        self.cache = CacheSpec(held, (head_dim, head_dim), context.dtype, replicated=kv_heads < ranks)
         self.head_dim = head_dim
         self.window = window
+        # Two products with head_dim multiplications each.
+        self.pair_flops = 4 * (own.stop - own.start) * head_dim
         self._rope = rope
         self._scale = scale
 

@@ -19,7 +19,7 @@ from sophserve.fit import MOST_RANKS, CannotSplit, choose_architecture, refuse_s
 from sophserve.model.config import unknown_keys
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
-from sophserve.model.layers import Linear, LMHead
+from sophserve.model.layers import PackedModule
 from sophserve.model.module import Module
 from sophserve.model.packed_weights import PackedWeights, WeightCache
 from sophserve.model.quantization import Scheme, find_scheme
@@ -162,14 +162,14 @@ def load_weights(
     total, done = sum(map(size, jobs)), 0
     for job in jobs:
         path, module, wanted = job
-        packed = cache.get(path) if cache and isinstance(module, Linear | LMHead) else None
-        if packed is not None and isinstance(module, Linear | LMHead):
+        if not (cache and isinstance(module, PackedModule)):
+            module.load(read(wanted))
+        elif (packed := cache.get(path)) is not None:
             biases = {name: place for name, place in wanted.items() if name.endswith("bias")}
             module.load_packed(packed, read(biases))
         else:
             module.load(read(wanted))
-            if cache and isinstance(module, Linear | LMHead):
-                cache.keep(path, module.weight)
+            cache.keep(path, module.weight)
         done += size(job)
         if on_progress:
             on_progress(done, total)
@@ -190,7 +190,7 @@ def _choose_formats(model: CausalLM, scheme: Scheme, stored: dict[str, StoredTen
         layer, _, last = name.rpartition(".")
         by_layer.setdefault(layer, {})[last] = tensor
     for path, module in model.named_modules():
-        if not isinstance(module, (Linear, LMHead)):
+        if not isinstance(module, PackedModule):
             continue
         for prefix in module.formats:
             name = model.tensor_of(f"{path}.{prefix}weight").removesuffix(".weight")

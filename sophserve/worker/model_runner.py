@@ -31,8 +31,7 @@ from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.devices import open_device
-from sophserve.model.kv_memory import KV_SHARE, attention_layers, block_count, token_bytes
-from sophserve.model.layers import Linear
+from sophserve.model.kv_memory import KV_SHARE, block_count, cached_layers, token_bytes
 from sophserve.model.loading import find_architecture, load_model
 from sophserve.sampling import StructuredOutput
 from sophserve.table import size
@@ -78,7 +77,7 @@ class ModelRunner:
             cache_dir=config.reorder_cache_dir,
         )
         on_progress(Progress("allocating the KV cache"))
-        num_blocks, cache_bytes = self._make_kv_caches(load, max_model_len, dtype)
+        num_blocks, cache_bytes = self._make_kv_caches(load, max_model_len)
         free_memory, total_memory = self.device.memory()
         self.info = ModelInfo(
             max_model_len=max_model_len,
@@ -178,15 +177,15 @@ class ModelRunner:
         shared = self.communicator.world_size if self.device.torch_device.type == "cpu" else 1
         return int(self.device.memory()[0] * KV_SHARE) // shared
 
-    def _make_kv_caches(self, load: LoadModel, max_model_len: int, dtype: torch.dtype) -> tuple[int, int]:
+    def _make_kv_caches(self, load: LoadModel, max_model_len: int) -> tuple[int, int]:
         config = load.config
-        layers = attention_layers(self.model)
         block_bytes = token_bytes(self.model) * config.block_size
         num_blocks = load.num_blocks or self._num_blocks(config, max_model_len, block_bytes)
         try:
-            for layer in layers:
+            for layer in cached_layers(self.model):
+                spec = layer.cache
                 layer.kv = self.device.make_kv_cache(
-                    num_blocks, config.block_size, layer.kv_heads, (layer.head_dim, layer.head_dim), dtype
+                    num_blocks, config.block_size, spec.heads, spec.head_dims, spec.dtype
                 )
         except OutOfDeviceMemory as error:
             raise ConfigError(
@@ -206,10 +205,8 @@ class ModelRunner:
 def prompt_logprobs_cost(model: CausalLM) -> float:
     """How many prompt tokens take as long as one whose logprobs are asked for: it goes through the head, too, and its
     logits are searched."""
-    weights = [module.weight for module in model.modules() if isinstance(module, Linear)]
-    products = sum(weight.in_features * weight.out_features for weight in weights)
-    head = model.head.weight.in_features * model.head.weight.out_features
-    return min(MOST_COST, 1 + (head + model.vocab_size * SEARCH_COST) / max(1, products))
+    search = 2 * model.vocab_size * SEARCH_COST
+    return min(MOST_COST, 1 + (model.head.token_flops + search) / max(2, model.token_flops))
 
 
 def _pool(hidden: torch.Tensor, chunk: PooledChunk) -> Embedding | None:

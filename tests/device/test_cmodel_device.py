@@ -12,7 +12,7 @@ import torch
 from device.cmodel import kernels, memory, ops
 from device.cmodel.device import CmodelDevice
 from device.cmodel.threads import thread_count
-from device.interface import DenseWeight, Device, IntWeight, OutOfDeviceMemory
+from device.interface import CacheSpec, DenseWeight, Device, IntWeight, OutOfDeviceMemory
 from device.reference import ReferenceOps
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +73,35 @@ def test_without_the_library_torch_computes_and_the_log_says_what_to_do(monkeypa
     q = torch.randn(9, 4, 16)
     out = device.ops.paged_attention(q, q[:, :2], q[:, 2:], kv, make_meta([(0, 9)], 3, 8), make_rope(16), 0.25)
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("fast", ["1", "0"], ids=["kernels", "reference"])
+@pytest.mark.parametrize("sizes", [(16, 16, 16), (8, 16, 16), (16, 24, 8)], ids=str)
+def test_blocks_come_back_wherever_they_are_written(monkeypatch, make_meta, make_rope, dtype, fast, sizes):
+    """What a sequence sees is the same once its blocks are copied to others, of another cache."""
+    monkeypatch.setenv("CMODEL_FAST_EXEC", fast)
+    block_size, key_dim, value_dim = sizes
+    device, ends = CmodelDevice(), []
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 41, 4, key_dim).to(dtype)
+    v = torch.randn(41, 2, value_dim).to(dtype)
+    kept = []
+    for seed in (1, 2):
+        kv = device.make_kv_cache(12, block_size, 2, (key_dim, value_dim), dtype)
+        meta = make_meta([(0, 40)], 12, block_size, seed)
+        blocks = meta.block_tables[0].tolist()
+        if kept:
+            device.write_blocks(kv, blocks, kept[0])
+            assert torch.equal(device.read_blocks(kv, blocks[::-1]), kept[0].flip(0))
+        else:
+            rows = slice(0, 40)
+            device.ops.paged_attention(q[rows], k[rows, :2], v[rows], kv, meta, make_rope(8), 0.25)
+            kept.append(device.read_blocks(kv, blocks))
+            spec = CacheSpec(2, (key_dim, value_dim), dtype)
+            assert kept[0].dtype == torch.uint8 and kept[0].shape == (len(blocks), block_size * spec.token_bytes)
+        step = make_meta([(39, 1)], 12, block_size, seed)
+        ends.append(device.ops.paged_attention(q[39:40], k[39:40, :2], v[39:40], kv, step, make_rope(8), 0.25))
+    assert torch.equal(*ends)
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch):

@@ -239,8 +239,11 @@ def test_ranks_hold_the_parts_of_the_whole(make_checkpoint, make_context, load, 
         for rank, part in enumerate(split):
             first = rank * 2 // ranks * 16
             assert torch.equal(part[own], full[first : first + 16 * max(each // 2, 1)])
-    assert [part.attention.attention.kv_heads for part in layers] == [max(2 // ranks, 1)] * ranks
-    assert [part.attention.attention.heads for part in layers] == [4 // ranks] * ranks
+    caches = [part.attention.attention.cache for part in layers]
+    assert {cache.heads for cache in caches} == {max(2 // ranks, 1)}
+    assert {cache.replicated for cache in caches} == {ranks > 2}
+    assert {cache.token_bytes for cache in caches} == {max(2 // ranks, 1) * 2 * 16 * 4}
+    assert {part.attention.attention.pair_flops for part in layers} == {4 // ranks * 4 * 16}
     outputs = torch.cat([part.attention.output.weight.values for part in layers], dim=1)
     assert torch.equal(outputs, layer.attention.output.weight.values)
     assert torch.equal(layers[0].attention.output.bias, layer.attention.output.bias)

@@ -18,7 +18,7 @@ from model_plugins.architectures.qwen3 import Qwen3ForCausalLM
 from sophserve.checkpoint import read_config
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
-from sophserve.model.layers import PagedAttention
+from sophserve.model.kv_memory import cached_layers
 from sophserve.model.loading import load_model
 
 CLASSES = {c.__name__: c for c in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)}
@@ -32,10 +32,9 @@ class PagedModel:
     def __init__(self, model: CausalLM) -> None:
         self.model = model
         device = model.context.device
-        for layer in model.modules():
-            if isinstance(layer, PagedAttention):
-                dims = (layer.head_dim, layer.head_dim)
-                layer.kv = device.make_kv_cache(BLOCKS, BLOCK_SIZE, layer.kv_heads, dims, model.context.dtype)
+        for layer in cached_layers(model):
+            spec = layer.cache
+            layer.kv = device.make_kv_cache(BLOCKS, BLOCK_SIZE, spec.heads, spec.head_dims, spec.dtype)
         self._free = torch.randperm(BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
         self._blocks: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}

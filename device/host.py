@@ -1,0 +1,58 @@
+"""What devices have in common whose memory is the host's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from device.interface import KVCache, PackedWeight
+from device.operator_profile import OperatorProfile
+
+
+class HostDevice(OperatorProfile):
+    """A device that computes on the host, one operator after the other: all of `Device` that it need not have an
+    opinion of."""
+
+    layout = ""
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+        self.torch_device = torch.device("cpu")
+
+    def synchronize(self) -> None:
+        """Return: every operator has run when its call returns."""
+
+    def state_of(self, weight: PackedWeight) -> tuple[dict[str, int], dict[str, Tensor]] | None:
+        """Keep nothing."""
+        return None
+
+    def restore(self, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> PackedWeight:
+        """Nothing is kept."""
+        raise NotImplementedError
+
+    def make_kv_cache(
+        self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
+    ) -> KVCache:
+        """An uninitialised cache in the order of its shape."""
+        keys, values = (torch.empty(blocks, block_size, kv_heads, dim, dtype=dtype) for dim in head_dims)
+        return KVCache(keys, values)
+
+    def read_blocks(self, kv: KVCache, blocks: Sequence[int]) -> Tensor:
+        """Keys, then values of each block."""
+        return torch.cat([_by_block(cache)[blocks] for cache in (kv.keys, kv.values)], 1)
+
+    def write_blocks(self, kv: KVCache, blocks: Sequence[int], content: Tensor) -> None:
+        """Put them back."""
+        keys, values = _by_block(kv.keys), _by_block(kv.values)
+        keys[blocks], values[blocks] = content.split([keys.shape[1], values.shape[1]], 1)
+
+    def capture(self, fn: Callable[[], Tensor], rows: int) -> Callable[[int], Tensor] | None:
+        """Record nothing."""
+        return None
+
+
+def _by_block(cache: Tensor) -> Tensor:
+    """uint8 `[blocks, bytes of a block]`, whatever the order within a block, which lies in one piece."""
+    return cache.as_strided((len(cache), cache[0].numel()), (cache.stride(0), 1)).view(torch.uint8)
