@@ -41,10 +41,8 @@ def run(running: int, waiting: int, num_blocks: int, length: int = 500) -> tuple
 
 
 def update(scheduler: Scheduler, requests: dict[int, Request], plan: object) -> None:
-    for entry in plan.scheduled:  # type: ignore[attr-defined]
-        request = requests[entry.id]
-        if request.pending:
-            scheduler.update(request, 7)
+    ids = [entry.id for entry in plan.scheduled]  # type: ignore[attr-defined]
+    scheduler.update({number: [7] for number in ids if requests[number].pending})
 
 
 def arrivals(waiting: int, num_blocks: int) -> tuple[float, float]:

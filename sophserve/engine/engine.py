@@ -14,9 +14,10 @@ from typing import Literal
 
 from sophserve.checkpoint import end_token_ids
 from sophserve.config import EngineConfig
-from sophserve.engine.block_pool import salt_key
+from sophserve.engine.block_pool import root_key
 from sophserve.engine.output import OutputDelta
 from sophserve.engine.profile_session import Profiling
+from sophserve.engine.recovery import Recovery
 from sophserve.engine.request import Request
 from sophserve.engine.request_checks import bad_word_ids, check_input, check_request
 from sophserve.engine.scheduler import Limits, Scheduler
@@ -43,12 +44,12 @@ class Engine:
         self.config = config
         self.directory = directory
         self.died = asyncio.Event()
-        self._workers = Supervisor(directory, config, self.start_group, self._on_result, self._wake_up)
+        self._wake = asyncio.Event()
+        self._workers = Supervisor(directory, config, self.start_group, self._on_result, self._wake.set)
         self._info: ModelInfo | None = None
         self._sequences: dict[int, Sequence] = {}
         self._ids = itertools.count()
         self._random = random.Random(config.seed)
-        self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._grammars: GrammarCheck | None = None
         self.profiling = Profiling()
@@ -122,6 +123,7 @@ class Engine:
             self._info.prompt_logprobs_cost,
         )
         self._scheduler = Scheduler(limits, self._info.num_blocks)
+        self._recovery = Recovery(self._scheduler)
         self.metrics = EngineMetrics(self._scheduler, model_name or self.config.model, self._info.max_model_len)
         self._tasks = [
             asyncio.create_task(work) for work in (self._run(), self._workers.watch(), self.metrics.report())
@@ -245,7 +247,7 @@ class Engine:
             params=params,
             seed=(seed + index * 0x9E3779B97F4A7C15) & _SEED_MASK,
             max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
-            root_key=salt_key(cache_salt),
+            root_key=root_key(cache_salt),
             pooling=pooling,
             priority=priority if self.config.scheduling_policy == "priority" else 0,
             bad_word_ids=bad_word_ids(self._tokenizer, params.bad_words),
@@ -281,14 +283,20 @@ class Engine:
         while True:
             if self._workers.lost:
                 await self._restart()
-            while self._workers.in_flight < PLANS_IN_FLIGHT and (plan := self._scheduler.schedule()):
+            while self._workers.in_flight < PLANS_IN_FLIGHT and (plan := self._recovery.schedule()):
                 self._workers.send(plan)
                 self._note_step(plan)
+            self._check_blocks()
             await self._wake.wait()
             self._wake.clear()
 
-    def _wake_up(self) -> None:
-        self._wake.set()
+    def _check_blocks(self) -> None:
+        """Whoever does not run owns no blocks. Should any be owned then, by a fault of ours, they are not lost for
+        ever."""
+        scheduler = self._scheduler
+        if not scheduler.running and not scheduler.pool.idle:
+            log.error("KV blocks have owners although nothing runs (%d of them); all are freed", scheduler.pool.used)
+            scheduler.pool.reset()
 
     def _note_step(self, plan: StepPlan) -> None:
         self.metrics.on_step(sum(entry.count for entry in plan.scheduled))
@@ -300,24 +308,20 @@ class Engine:
         """Have new workers, and queue again what the lost ones ran: requests go on where they are."""
         log.error("%s; restarting, %d requests go on where they are", self._workers.lost, len(self._sequences))
         await self._workers.close(kill=True)  # so that no result of theirs comes after this
-        self._blame(self._scheduler.restart())
+        for request in self._recovery.restart():
+            sequence = self._sequences[request.id]
+            error = "the worker was lost twice while it ran this request, which is given up"
+            sequence.end("error", EngineDeadError(error))
+            self._forget(sequence)
         try:
             self._info = await self._workers.restart()
         finally:
             self.metrics.counts.restarts = self._workers.restarts
         await self.profiling.resume(self._workers.group)
 
-    def _blame(self, requests: list[Request]) -> None:
-        for request in requests:
-            request.crashes += 1
-            sequence = self._sequences[request.id]
-            if request.crashes > 1:
-                error = "the worker was lost twice while it ran this request, which is given up"
-                sequence.end("error", EngineDeadError(error))
-                self._forget(sequence)
-
     def _on_result(self, result: StepResult) -> None:
         self._wake.set()
+        self._recovery.update({sampled.id: sampled.tokens for sampled in result.sampled})
         for part in result.prompt_logprobs:
             if sequence := self._sequences.get(part.id):
                 sequence.add_prompt_logprobs(part)
@@ -327,20 +331,15 @@ class Engine:
                 sequence.end("stop")
                 self.metrics.on_prompt(len(sequence.request.prompt), sequence.request.cached_tokens)
                 self._forget(sequence)
-        for identity in result.deferred:
-            if sequence := self._sequences.get(identity):
-                self._scheduler.defer(sequence.request)
         for sampled in result.sampled:
-            # A sequence that ended while this step was under way has no use for the token.
-            if sequence := self._sequences.get(sampled.id):
-                self._scheduler.update(sequence.request, sampled.token_id)
-                sequence.request.crashes = 0
-                if sampled.error:
-                    sequence.end("error", RequestError(sampled.error))
-                    self._forget(sequence)
-                    continue
-                sequence.add_token(sampled)
-                self.metrics.on_token(sequence.timeline, len(sequence.request.prompt), sequence.request.cached_tokens)
+            # A sequence that ended while this step was under way has no use for the tokens.
+            sequence = self._sequences.get(sampled.id)
+            if sequence and sampled.error:
+                sequence.end("error", RequestError(sampled.error))
+                self._forget(sequence)
+            elif sequence and sampled.tokens:
+                count, request = sequence.add_tokens(sampled), sequence.request
+                self.metrics.on_tokens(sequence.timeline, count, len(request.prompt), request.cached_tokens)
                 if sequence.finished:
                     self._forget(sequence)
 

@@ -103,10 +103,10 @@ class EngineMetrics:
         self.counts.prompt_tokens += prompt_tokens
         self.counts.cached_tokens += cached_tokens
 
-    def on_token(self, timeline: Timeline, prompt_tokens: int, cached_tokens: int) -> None:
-        """A sequence got a token."""
+    def on_tokens(self, timeline: Timeline, count: int, prompt_tokens: int, cached_tokens: int) -> None:
+        """A step gave a sequence tokens."""
         now = time.monotonic()
-        self.counts.generation_tokens += 1
+        self.counts.generation_tokens += count
         if timeline.first_token:
             self._times["inter_token_latency_seconds"].observe(now - timeline.last_token)
         else:
@@ -171,7 +171,7 @@ class EngineMetrics:
             "vllm:prompt_tokens": ("Tokens of prompts.", counts.prompt_tokens),
             "vllm:prompt_tokens_cached": ("Tokens of prompts that the cache held.", counts.cached_tokens),
             "vllm:generation_tokens": ("Generated tokens.", counts.generation_tokens),
-            "sophserve:prefix_cache_evictions": ("KV blocks evicted from the prefix cache.", scheduler.pool.evictions),
+            "sophserve:prefix_cache_evictions": ("KV blocks evicted from the prefix cache.", stats.evictions),
             "sophserve:worker_restarts": ("Restarts of lost workers.", counts.restarts),
         }
         names, values = list(self._labels), list(self._labels.values())

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from sophserve.engine.block_pool import BlockKey, block_key
-from sophserve.link.messages import Pooling
+from sophserve.link.messages import AddedRequest, Pooling
 from sophserve.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is meant by `length` placeholder tokens of a prompt from position `start` on, such as an image. digest: the
+    SHA-256 of all that their embeddings depend on."""
+
+    digest: bytes
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """The position behind its last placeholder."""
+        return self.start + self.length
 
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """Scheduling state. `computed` counts the tokens whose keys and values are in the cache or will be by the plans
-    already sent; `pending` the sampled tokens that those plans will still give; `crashes` how often the worker was
-    lost while it ran this request and gave no new token of it; `admitted` says whether it ever owned blocks.
-    `pooling`: the prompt's pooled hidden states stand for the one token that is wanted."""
+    """Scheduling state.
+
+    computed: tokens whose keys and values are in the cache. Of the plans already sent, scheduled: the tokens that they
+    compute; pending: the steps of which each will give a token. admitted: whether it ever owned blocks.
+    pooling: the prompt's pooled hidden states stand for the one token that is wanted. items: in the order of their
+    places, which do not overlap.
+    """
 
     id: int
     prompt: list[int]
@@ -25,6 +46,7 @@ class Request:
     end_token_ids: list[int]
     bad_word_ids: list[list[int]] = field(default_factory=list)
     root_key: BlockKey = b""
+    items: list[Item] = field(default_factory=list)
     priority: int = 0
     pooling: Pooling | None = None
     output: list[int] = field(default_factory=list)
@@ -32,10 +54,10 @@ class Request:
     block_keys: list[BlockKey] = field(default_factory=list)
     remembered: int = 0
     computed: int = 0
+    scheduled: int = 0
     pending: int = 0
     cached_tokens: int = 0
     admitted: bool = False
-    crashes: int = 0
 
     @property
     def order(self) -> tuple[int, int]:
@@ -53,31 +75,61 @@ class Request:
         return self.known + self.pending
 
     @property
+    def planned(self) -> int:
+        """Tokens whose keys and values are in the cache or will be by the plans already sent."""
+        return self.computed + self.scheduled
+
+    @property
     def to_compute(self) -> int:
-        """Tokens still to be computed before the next one can be sampled."""
-        return self.length - self.computed
+        """Tokens still to be planned before the next one can be sampled."""
+        # Written out: it is asked for several times a step.
+        return len(self.prompt) + len(self.output) + self.pending - self.computed - self.scheduled
 
     @property
     def exhausted(self) -> bool:
         """Whether the plans already sent generate the last token that it may have."""
         return len(self.output) + self.pending >= self.max_tokens
 
+    @property
+    def of_every_token(self) -> bool:
+        """Whether something is wanted of every token of the prompt, each of which has to be computed for that."""
+        return self.params.prompt_logprobs is not None or self.pooling == "mean"
+
     def token_ids(self) -> list[int]:
         """Prompt and output."""
         return self.prompt + self.output
 
-    def encoded(self) -> bytes:
-        """token_ids as little-endian int32."""
-        return array("i", self.token_ids()).tobytes()
+    def for_worker(self) -> AddedRequest:
+        """All that a worker must know to go on from here."""
+        return AddedRequest(
+            self.id,
+            array("i", self.token_ids()).tobytes(),
+            len(self.prompt),
+            self.computed,
+            self.seed,
+            self.params.for_worker,
+            self.end_token_ids,
+            self.bad_word_ids,
+            self.params.allowed_mask,
+            self.pooling,
+        )
 
     def keys(self, block_size: int) -> list[BlockKey]:
         """The keys of all blocks that known tokens fill."""
         full = self.known // block_size
         for index in range(len(self.block_keys), full):
             parent = self.block_keys[-1] if self.block_keys else self.root_key
-            tokens = self._tokens(index * block_size, (index + 1) * block_size)
-            self.block_keys.append(block_key(parent, tokens))
+            start, end = index * block_size, (index + 1) * block_size
+            self.block_keys.append(block_key(parent, self._tokens(start, end), self._extra_key(start, end)))
         return self.block_keys
+
+    def _extra_key(self, start: int, end: int) -> bytes:
+        """Of the items that have placeholders between these positions: which, and where they begin from `start`."""
+        if not self.items:
+            return b""
+        first = bisect_right(self.items, start, key=lambda item: item.end)
+        touching = takewhile(lambda item: item.start < end, self.items[first:])
+        return b"".join(item.digest + struct.pack("<q", item.start - start) for item in touching)
 
     def _tokens(self, start: int, end: int) -> list[int]:
         """A part of token_ids."""

@@ -3,17 +3,19 @@
 Rules that hold after every call:
 - a step's tokens never exceed max_num_batched_tokens, its sequences never max_num_seqs; a prompt token whose logprobs
   are wanted counts as prompt_logprobs_cost tokens, so that such a step takes no longer than a plain one;
-- a running request owns the blocks of all its tokens that are computed or scheduled;
+- a running request owns the blocks of all its tokens that are computed or planned;
 - when blocks run out the request that comes last in order (of arrival, or of priority and arrival) is preempted: it
   gives up its blocks and computes its tokens again once it can hold them all.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from sophserve.engine.block_pool import BlockPool
+from sophserve.engine.block_pool import BlockKey, BlockPool
 from sophserve.engine.request import Request
 from sophserve.link.messages import AddedRequest, ScheduledRequest, StepPlan
 
@@ -36,11 +38,16 @@ class Limits:
 
 @dataclass
 class SchedulerStats:
-    """Counters since the start, in tokens and requests."""
+    """Counters since the start, in tokens, requests and blocks."""
 
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    evictions: int = 0
+
+    def count_eviction(self, block: int, key: BlockKey) -> None:
+        """For a BlockPool."""
+        self.evictions += 1
 
 
 class Scheduler:
@@ -48,12 +55,12 @@ class Scheduler:
 
     def __init__(self, limits: Limits, num_blocks: int) -> None:
         self.limits = limits
-        self.pool = BlockPool(num_blocks)
+        self.stats = SchedulerStats()
+        self.pool = BlockPool(num_blocks, self.stats.count_eviction)
         self.running: dict[int, Request] = {}
         self.waiting: dict[int, Request] = {}
-        self.stats = SchedulerStats()
         self._queue: list[tuple[int, int]] = []  # a heap of the waiting requests' order; may name some that are gone
-        self._suspects: list[int] = []  # ids, the next one last
+        self._under_way: deque[dict[int, int]] = deque()  # the plans: how many tokens of each running request
         self._dropped: list[int] = []
         self._filling: set[int] = set()  # remembered blocks that the plan in the making fills
         self._step = 0
@@ -66,112 +73,79 @@ class Scheduler:
     def finish(self, request: Request) -> None:
         """Forget a request that has ended or was cancelled. Plans already sent may still compute a token of it."""
         self.waiting.pop(request.id, None)
-        if self.running.pop(request.id, None):
+        if request.id in self.running:
             self._release(request)
 
-    def schedule(self) -> StepPlan | None:
-        """The next step, or None while there is nothing to compute."""
+    def schedule(self, only: Request | None = None) -> StepPlan | None:
+        """The next step, or None while there is nothing to compute. only: all others stay as they are."""
         budget: float = self.limits.max_num_batched_tokens
         self._filling.clear()
         decodes: list[ScheduledRequest] = []
         prefills: list[ScheduledRequest] = []
         added: list[AddedRequest] = []
-        running = self._eligible()
+        # In order, so that a victim of preemption, which runs no more, always comes after those already scheduled.
+        running = [only] if only else sorted(self.running.values(), key=lambda request: request.order)
         for request in running:
-            # One that was preempted for another is not running any more.
             if request.to_compute == 1 and not request.exhausted and request.id in self.running:
                 blocks = self._blocks_for_next_token(request)
                 if blocks is not None:
-                    decodes.append(self._advance(request, 1, blocks))
+                    decodes.append(self._plan(request, 1, blocks))
         budget -= len(decodes)
         for request in running:
             if request.to_compute > 1 and budget >= 1 and request.id in self.running:
                 count, budget = self._chunk(request, budget)
-                prefills.append(self._advance(request, count, []))
+                prefills.append(self._plan(request, count, []))
         room = MOST_TAKEN_IN
-        while budget >= 1 and room > 0 and (candidate := self._next_waiting()) and self._admit(candidate, budget):
+        while budget >= 1 and room > 0 and (candidate := self._next_waiting(only)) and self._admit(candidate, budget):
             room -= candidate.known
             count, budget = self._chunk(candidate, budget)
-            added.append(self._added(candidate))
-            prefills.append(self._advance(candidate, count, candidate.blocks.copy()))
+            added.append(candidate.for_worker())
+            prefills.append(self._plan(candidate, count, candidate.blocks.copy()))
         if not decodes and not prefills:
-            return self._end_trial()
-        return self._plan(decodes, prefills, added)
+            return None
+        scheduled = decodes + sorted(prefills, key=lambda entry: entry.count > 1)
+        self._under_way.append({entry.id: entry.count for entry in scheduled})
+        dropped, self._dropped = self._dropped, []
+        self._step += 1
+        return StepPlan(self._step, dropped, added, scheduled)
+
+    def update(self, sampled: Mapping[int, list[int]]) -> None:
+        """The oldest plan under way is done and gave these tokens by request, as in SampledTokens."""
+        counts = self._under_way.popleft()
+        for identity, tokens in sampled.items():
+            if request := self.running.get(identity) or self.waiting.get(identity):  # or it has ended
+                request.output += tokens
+                request.pending -= 1
+                if identity in counts:
+                    request.computed += len(tokens) - 1
+                    self._remember(request)
+        for identity, count in counts.items():
+            request = self.running[identity]
+            request.scheduled -= count
+            request.computed += count
 
     def restart(self) -> list[Request]:
-        """The worker was lost with all KV blocks and every plan under way: queue what it ran again.
-
-        Returns the requests that it ran. They run one at a time until each has given a token: if the worker is lost
-        once more, the one that it ran then is to blame.
-        """
+        """All KV blocks and every plan under way are lost: queue what ran again. Returns that."""
         lost = list(self.running.values())
         for request in lost:
-            request.blocks.clear()
-        for request in [*lost, *self.waiting.values()]:
-            request.computed = request.pending = request.remembered = 0
-        self.waiting |= self.running
-        self.running = {}
-        self._queue = sorted(request.order for request in self.waiting.values())
-        self._suspects = sorted((request.id for request in lost), reverse=True)
+            self._requeue(request)
+        for request in self.waiting.values():
+            request.pending = 0
+        self._under_way.clear()
         self._dropped.clear()
-        evictions = self.pool.evictions
-        self.pool = BlockPool(self.pool.num_blocks)
-        self.pool.evictions = evictions
+        self.pool.reset()
         return lost
 
-    def update(self, request: Request, token_id: int) -> None:
-        """A plan that was sent gave this token for this request."""
-        request.output.append(token_id)
-        request.pending -= 1
-        if request.id in self.running:
-            self._remember(request)
-        if self._suspects and self._suspects[-1] == request.id:
-            self._suspects.pop()
-
-    def defer(self, request: Request) -> None:
-        """A plan that was sent gave no token for this request, although it should have: a later one gives it, without
-        computing another token."""
-        request.pending -= 1
-        if request.id in self.running:
-            request.computed -= 1
-
-    def _eligible(self) -> list[Request]:
-        """The running requests that may be computed, in order, so that a victim of preemption always comes after those
-        already scheduled."""
-        while self._suspects and self._suspects[-1] not in self.running.keys() | self.waiting.keys():
-            self._suspects.pop()
-        if self._suspects:
-            suspect = self.running.get(self._suspects[-1])
-            return [suspect] if suspect else []
-        return sorted(self.running.values(), key=lambda request: request.order)
-
-    def _end_trial(self) -> StepPlan | None:
-        """Nothing can be computed. If that is because a suspect finds no room beside those that already gave a token,
-        let all go on together."""
-        suspect = self.waiting.get(self._suspects[-1]) if self._suspects else None
-        if suspect is None or suspect.pending:
-            return None
-        self._suspects.clear()
-        return self.schedule()
-
-    def _next_waiting(self) -> Request | None:
+    def _next_waiting(self, only: Request | None) -> Request | None:
         """The request to admit next, left in the queue."""
-        if self._suspects:
-            return self.waiting.get(self._suspects[-1])
+        if only:
+            return self.waiting.get(only.id)
         while self._queue:
             request = self.waiting.get(self._queue[0][1])
             if request:
                 return request
             heappop(self._queue)
         return None
-
-    def _plan(
-        self, decodes: list[ScheduledRequest], prefills: list[ScheduledRequest], added: list[AddedRequest]
-    ) -> StepPlan:
-        scheduled = decodes + sorted(prefills, key=lambda entry: entry.count > 1)
-        dropped, self._dropped = self._dropped, []
-        self._step += 1
-        return StepPlan(self._step, dropped, added, scheduled)
 
     def _chunk(self, request: Request, budget: float) -> tuple[int, float]:
         """How many tokens of a prompt to compute, and what of the budget is left then."""
@@ -180,9 +154,9 @@ class Scheduler:
         count = min(request.to_compute, most)
         return count, budget - count * cost
 
-    def _advance(self, request: Request, count: int, new_blocks: list[int]) -> ScheduledRequest:
-        request.computed += count
-        if request.computed == request.length:
+    def _plan(self, request: Request, count: int, new_blocks: list[int]) -> ScheduledRequest:
+        request.scheduled += count
+        if request.to_compute == 0:
             request.pending += 1
         before = request.remembered
         self._remember(request)
@@ -190,28 +164,30 @@ class Scheduler:
         return ScheduledRequest(request.id, count, new_blocks)
 
     def _blocks_for_next_token(self, request: Request) -> list[int] | None:
-        if request.computed < len(request.blocks) * self.limits.block_size:
+        if request.planned < len(request.blocks) * self.limits.block_size:
             return []
         while self.pool.available == 0:
             victim = max(self.running.values(), key=lambda running: running.order)
-            self._preempt(victim)
+            self._requeue(victim)
+            self.stats.preemptions += 1
             if victim is request:
                 return None
         blocks = self.pool.allocate(1)
         request.blocks += blocks
         return blocks
 
-    def _preempt(self, request: Request) -> None:
-        del self.running[request.id]
+    def _requeue(self, request: Request) -> None:
         self._release(request)
-        self.stats.preemptions += 1
         self.add(request)
 
     def _release(self, request: Request) -> None:
+        """Take a request from the running ones, with all that it has there."""
+        del self.running[request.id]
         self.pool.release(request.blocks)
         request.blocks.clear()
-        request.computed = 0
-        request.remembered = 0
+        request.computed = request.scheduled = request.remembered = 0
+        for counts in self._under_way:
+            counts.pop(request.id, None)
         self._dropped.append(request.id)
 
     def _admit(self, request: Request, budget: float) -> bool:
@@ -244,9 +220,7 @@ class Scheduler:
         return True
 
     def _cached_blocks(self, request: Request) -> list[int]:
-        # What is wanted of every token of the prompt has to be computed for every token.
-        of_every_token = request.params.prompt_logprobs is not None or request.pooling == "mean"
-        if not self.limits.prefix_caching or of_every_token:
+        if not self.limits.prefix_caching or request.of_every_token:
             return []
         # At least the last token is computed, or there would be nothing to sample from.
         usable = (request.length - 1) // self.limits.block_size
@@ -257,24 +231,9 @@ class Scheduler:
         soon as the plan that fills it is on its way."""
         if not self.limits.prefix_caching:
             return
-        full = min(request.computed, request.known) // self.limits.block_size
+        full = min(request.planned, request.known) // self.limits.block_size
         if full > request.remembered:
             keys = request.keys(self.limits.block_size)
             for index in range(request.remembered, full):
                 self.pool.remember(request.blocks[index], keys[index])
             request.remembered = full
-
-    @staticmethod
-    def _added(request: Request) -> AddedRequest:
-        return AddedRequest(
-            request.id,
-            request.encoded(),
-            len(request.prompt),
-            request.computed,
-            request.seed,
-            request.params.for_worker,
-            request.end_token_ids,
-            request.bad_word_ids,
-            request.params.allowed_mask,
-            request.pooling,
-        )

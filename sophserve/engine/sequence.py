@@ -10,7 +10,7 @@ from sophserve.engine.output import FinishReason, OutputDelta, PromptLogprobTabl
 from sophserve.engine.request import Request
 from sophserve.engine.stream import LOGPROB_BYTES, TOKEN_BYTES, DeltaStream
 from sophserve.errors import RequestAborted, SophserveError
-from sophserve.link.messages import PromptLogprobs, SampledToken
+from sophserve.link.messages import PromptLogprobs, SampledTokens
 from sophserve.text.detokenizer import IncrementalDetokenizer, StopTextBuffer
 from sophserve.text.tokenizer import Tokenizer
 
@@ -95,27 +95,28 @@ class Sequence:
         if self._prompt_logprobs is not None:
             self._prompt_logprobs.add(part.start, part.count, part.token_ids, part.logprobs, part.ranks)
 
-    def add_token(self, sampled: SampledToken) -> None:
-        """Hand the reader what the newest token of request.output adds, and see whether it ends the sequence."""
-        request, params = self.request, self.request.params
+    def add_tokens(self, sampled: SampledTokens) -> int:
+        """Hand the reader what the newest tokens of request.output add, as far as the first that ends the sequence;
+        those behind it are taken out of the output. Returns how many are left."""
+        request = self.request
+        before = len(request.output) - len(sampled.tokens)
         delta = OutputDelta(
-            token_ids=[sampled.token_id],
-            logprobs=None if sampled.logprobs is None else [sampled.logprobs],
-            prompt_logprobs=self._prompt_logprobs if len(request.output) == 1 else None,
+            token_ids=[],
+            prompt_logprobs=None if before else self._prompt_logprobs,
             cached_tokens=request.cached_tokens,
             queue_time=self.timeline.queued,
         )
-        count = len(request.output)
-        # A grammar that is complete ends the answer, however short it is.
-        if sampled.token_id in request.end_token_ids and (count >= params.min_tokens or params.structured):
-            delta.finish_reason = "stop"
-            if sampled.token_id in params.stop_token_ids:
-                delta.stop_reason = sampled.token_id
-        elif count >= request.max_tokens:
-            delta.finish_reason = "length"
-        self._add_text(delta, sampled.token_id)
+        for token_id in sampled.tokens:
+            delta.token_ids.append(token_id)
+            self._add_token(delta, token_id, before + len(delta.token_ids))
+            if delta.finish_reason:
+                break
+        count = len(delta.token_ids)
+        del request.output[before + count :]
+        delta.logprobs = sampled.logprobs and sampled.logprobs[:count]
         self.finish_reason = delta.finish_reason
         self.stream.put(delta)
+        return count
 
     def end(self, reason: FinishReason, error: SophserveError | None = None) -> None:
         """End the sequence from outside."""
@@ -123,17 +124,26 @@ class Sequence:
             self.finish_reason = reason
             self.stream.put(OutputDelta(finish_reason=reason, error=error))
 
-    def _add_text(self, delta: OutputDelta, token_id: int) -> None:
-        params = self.request.params
+    def _add_token(self, delta: OutputDelta, token_id: int, count: int) -> None:
+        """Add the text of the output's count-th token, and see whether the sequence ends with it."""
+        request, params = self.request, self.request.params
+        # A grammar that is complete ends the answer, however short it is.
+        if token_id in request.end_token_ids and (count >= params.min_tokens or params.structured):
+            delta.finish_reason = "stop"
+            if token_id in params.stop_token_ids:
+                delta.stop_reason = token_id
+        elif count >= request.max_tokens:
+            delta.finish_reason = "length"
         text = ""
         if delta.finish_reason != "stop" or params.include_stop_str_in_output:
             text = self._detokenizer.push([token_id])
         if delta.finish_reason:
             text += self._detokenizer.finish()
-        if len(self.request.output) < params.min_tokens:
-            delta.text = text
+        if count < params.min_tokens:
+            delta.text += text
             return
-        delta.text, matched = self._stops.push(text)
+        text, matched = self._stops.push(text)
+        delta.text += text
         if matched is not None:
             delta.finish_reason = "stop"
             delta.stop_reason = matched

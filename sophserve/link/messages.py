@@ -48,12 +48,14 @@ class AddedRequest(msgspec.Struct, array_like=True):
 
 
 class ScheduledRequest(msgspec.Struct, array_like=True):
-    """Compute `count` more tokens of a request. new_blocks are appended to its block table. A request whose last token
-    is computed by this is sampled."""
+    """Compute `count` more tokens of a request, and behind its last one those `proposed` to follow. new_blocks are
+    appended to its block table. A request whose last token is computed by this is sampled: it is given as many of the
+    proposed tokens as hold, and one more."""
 
     id: int
     count: int
     new_blocks: list[int]
+    proposed: list[int] = []
 
 
 class StepPlan(msgspec.Struct, array_like=True, tag="step"):
@@ -91,13 +93,17 @@ class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
     rank: int
 
 
-class SampledToken(msgspec.Struct, array_like=True):
-    """The next token of a request; with logprobs the chosen token first, then the most probable ones. With an error
-    the token means nothing, and the request cannot go on for that reason."""
+class SampledTokens(msgspec.Struct, array_like=True):
+    """The next tokens of a request; with logprobs for each of them the token itself first, then the most probable ones.
+
+    There are none while it is not known what the grammar allows: a later step gives them and computes nothing else of
+    the request, whose last token does not count as computed until then. With an error the tokens mean nothing, and the
+    request cannot go on for that reason.
+    """
 
     id: int
-    token_id: int
-    logprobs: list[TokenLogprob] | None = None
+    tokens: list[int]
+    logprobs: list[list[TokenLogprob]] | None = None
     error: str | None = None
 
 
@@ -122,14 +128,12 @@ class Embedding(msgspec.Struct, array_like=True):
 
 
 class StepResult(msgspec.Struct, array_like=True, tag="result"):
-    """What a step gave. deferred: the requests that were to be sampled and get their token from a later step, because
-    it is not known yet what their grammars allow. That step computes nothing else of them."""
+    """What a step gave. All that it computed of requests that were not to be sampled holds."""
 
     step: int
-    sampled: list[SampledToken]
+    sampled: list[SampledTokens]
     prompt_logprobs: list[PromptLogprobs]
     embeddings: list[Embedding] = []
-    deferred: list[int] = []
 
 
 class Progress(msgspec.Struct, array_like=True, tag="progress"):

@@ -71,12 +71,13 @@ class RequestState:
         for token_id in self.tokens[self.prompt_length :]:
             self.rules.append(token_id)
 
-    def append(self, token_id: int) -> None:
-        """Take a sampled token."""
-        self.tokens.append(token_id)
-        self.rules.append(token_id)
-        if self.penalties:
-            self.penalties.add_output(token_id)
+    def extend(self, token_ids: list[int]) -> None:
+        """Take sampled tokens."""
+        self.tokens.extend(token_ids)
+        for token_id in token_ids:
+            self.rules.append(token_id)
+            if self.penalties:
+                self.penalties.add_output(token_id)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sophserve.link.messages import (
     ModelInfo,
     Progress,
     PromptLogprobs,
-    SampledToken,
+    SampledTokens,
     StepPlan,
     StepResult,
 )
@@ -117,8 +117,8 @@ class ModelRunner:
             embeddings = [_pool(hidden, chunk) for chunk in batch.pooled_chunks]
             if batch.sampled:
                 logits = self.model.logits(hidden[batch.sample_rows.to(device)])
-        sampled, deferred = self._sample(logits, states, masks) if states else ([], [])
-        return StepResult(plan.step, sampled, prompts, [each for each in embeddings if each], deferred)
+        sampled = self._sample(logits, states, masks) if states else []
+        return StepResult(plan.step, sampled, prompts, [each for each in embeddings if each])
 
     def compile_grammar(self, structured: StructuredOutput) -> None:
         """Begin to compile what a request that is on its way will need."""
@@ -127,10 +127,10 @@ class ModelRunner:
 
     def _sample(
         self, logits: torch.Tensor | None, states: list[RequestState], masks: dict[int, Future[bytes]]
-    ) -> tuple[list[SampledToken], list[int]]:
+    ) -> list[SampledTokens]:
         """Rank 0 chooses the tokens; the others only take note of them. logits: of the states that hold none."""
         token_ids = torch.full((len(states),), DEFERRED, dtype=torch.int64)
-        sampled: list[SampledToken] = []
+        sampled: list[SampledTokens] = []
         if self._grammars:
             held = [state.held for state in states if state.held is not None]
             given = [] if logits is None else [logits]
@@ -146,17 +146,16 @@ class ModelRunner:
                 result = self.device.ops.sample(logits if everything else logits[ready], params)
                 token_ids[ready] = result.token_ids.cpu()
                 sampled = sampled_tokens(result, chosen, {place[row]: error for row, error in rows.errors.items()})
-        deferred = []
         for row, token_id in enumerate(self.communicator.broadcast(token_ids).tolist()):
             state = states[row]
             if token_id == DEFERRED:
-                deferred.append(state.id)
+                sampled.append(SampledTokens(state.id, []))
                 if state.held is None:  # other ranks need to know, but have no use for logits
                     state.held = torch.empty(0) if logits is None or not self._grammars else logits[row].clone()
             else:
                 state.held = None
-                state.append(token_id)
-        return sampled, deferred
+                state.extend([token_id])
+        return sampled
 
     def _prompt_logprobs(self, hidden: torch.Tensor, batch: FlatBatch) -> list[PromptLogprobs]:
         parts = []

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from device.interface import Ops, SampleParams, SampleResult
 from sophserve.grammar.compiler import as_mask
-from sophserve.link.messages import SampledToken, TokenLogprob
+from sophserve.link.messages import SampledTokens, TokenLogprob
 from sophserve.worker.batch import RequestState, as_tensor
 
 _NOTHING: Mapping[int, Any] = MappingProxyType({})
@@ -24,14 +24,14 @@ _BANNED = array("f", (float("-inf"),))
 
 def sampled_tokens(
     result: SampleResult, states: list[RequestState], errors: Mapping[int, str] = _NOTHING
-) -> list[SampledToken]:
+) -> list[SampledTokens]:
     """The result's rows as messages, with as many logprobs as each request asks for. errors: of rows that failed."""
     sampled = []
     rows = _logprobs(result)
     for row, (state, token_id) in enumerate(zip(states, result.token_ids.tolist(), strict=True)):
         most = state.params.logprobs
-        logprobs = None if most is None else list(islice(rows[row], most + 1))
-        sampled.append(SampledToken(state.id, token_id, logprobs, errors.get(row)))
+        logprobs = None if most is None else [list(islice(rows[row], most + 1))]
+        sampled.append(SampledTokens(state.id, [token_id], logprobs, errors.get(row)))
     return sampled
 
 

@@ -20,7 +20,7 @@ from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.grammar.check import GrammarCheck
-from sophserve.link.messages import ModelInfo, PromptLogprobs, SampledToken, TokenLogprob
+from sophserve.link.messages import ModelInfo, PromptLogprobs, SampledTokens, TokenLogprob
 from sophserve.sampling import SamplingParams
 from sophserve.text.bound import characters_per_token
 from sophserve.text.chat_template import ChatTemplate
@@ -147,7 +147,7 @@ class FakeEngine(Engine):
         token = said[count] if count < len(said) else END
         request.output.append(token)
         most = request.params.logprobs
-        sequence.add_token(SampledToken(request.id, token, None if most is None else logprobs(token, most)))
+        sequence.add_tokens(SampledTokens(request.id, [token], None if most is None else [logprobs(token, most)]))
 
     def _forget(self, sequence: Sequence) -> None:
         if self._sequences.pop(sequence.request.id, None):

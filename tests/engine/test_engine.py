@@ -16,7 +16,7 @@ from sophserve.config import EngineConfig
 from sophserve.engine.engine import Engine
 from sophserve.engine.sequence import Sequence
 from sophserve.errors import EngineDeadError, RequestAborted
-from sophserve.link.messages import FromWorker, LoadFailed, ModelInfo, Progress, SampledToken, StepPlan, StepResult
+from sophserve.link.messages import FromWorker, LoadFailed, ModelInfo, Progress, SampledTokens, StepPlan, StepResult
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
 
@@ -169,7 +169,7 @@ class StillWorkers(Workers):
         asyncio.get_running_loop().call_later(self.pause, self._answer, plan)
 
     def _answer(self, plan: StepPlan) -> None:
-        sampled = [SampledToken(entry.id, 5) for entry in plan.scheduled]
+        sampled = [SampledTokens(entry.id, [5]) for entry in plan.scheduled]
         self.on_message(StepResult(plan.step, sampled, []))
 
 
@@ -319,7 +319,7 @@ async def test_it_tells_when_it_is_done_with_an_answer_that_nobody_reads(start_e
         async with asyncio.timeout(5):
             while len(engine.groups[-1].plans) < step:
                 await asyncio.sleep(0)
-        engine.groups[-1].on_message(StepResult(step, [SampledToken(begun[0].request.id, token)], []))
+        engine.groups[-1].on_message(StepResult(step, [SampledTokens(begun[0].request.id, [token])], []))
     assert ended == begun and not engine.sequences
     said = (await reader).token_ids
     assert begun[0].stream.held > 0
@@ -327,3 +327,24 @@ async def test_it_tells_when_it_is_done_with_an_answer_that_nobody_reads(start_e
     assert said == [70, 71, 72] and begun[0].stream.held == 0
     await answer.aclose()
     assert len(ended) == 1
+
+
+async def test_blocks_that_nobody_owns_are_freed_loudly(
+    start_engine: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await start_engine(EngineOfStillWorkers)
+    pool = engine._scheduler.pool
+
+    async def answer() -> list[int]:
+        answer = engine.generate([5, 6, 7], SamplingParams(max_tokens=2), "one")
+        return [token async for delta in answer for token in delta.token_ids]
+
+    assert await answer() == [5, 5]
+    await asyncio.sleep(0)
+    assert pool.idle and not caplog.records
+    pool.allocate(2)  # by nobody
+    assert await answer() == [5, 5]
+    await asyncio.sleep(0)
+    assert pool.idle and pool.available == INFO.num_blocks
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "although nothing runs (2 of them)" in record.getMessage()

@@ -94,6 +94,16 @@ def test_any_object(compiler: GrammarCompiler, seed: int) -> None:
     assert isinstance(json.loads(walk(compiler, "json_object", "", seed, 10**5)), dict)
 
 
+def test_several_tokens_lead_where_they_lead_one_by_one(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    form = StructuredOutput("regex", "[a-z]+[0-9]{3}", after="</think>")
+    output = tokenizer.encode("so</think>abc12", add_special_tokens=False)
+    alone = AnswerGrammar(compiler, form, [END])
+    masks = [alone.mask(output[:count]) for count in range(len(output) + 1)]
+    for step in (2, 3, 5):
+        together = AnswerGrammar(compiler, form, [END])
+        assert all(together.mask(output[:count]) == masks[count] for count in range(0, len(output) + 1, step))
+
+
 def test_special_tokens_are_text_in_an_answer(compiler: GrammarCompiler) -> None:
     value = "a<|im_end|>b<|<|im_start|>"
     assert walk(compiler, "choice", json.dumps([value])) == value

@@ -6,11 +6,10 @@ import random
 from array import array
 from collections import deque
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sophserve.engine.block_pool import block_key, salt_key
+from sophserve.engine.recovery import Recovery
 from sophserve.engine.request import Request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.link.messages import StepPlan
@@ -29,17 +28,22 @@ def make_request(number: int, prompt: list[int], max_tokens: int, salt: bytes = 
 
 
 class SimulatedWorker:
-    """Runs plans in order. A slot of the KV cache holds the whole prefix (and salt) that its key was computed from."""
+    """Runs plans in order. A slot of the KV cache holds the whole prefix (and salt) that its key was computed from.
 
-    def __init__(self, limits: Limits, salts: dict[int, bytes]) -> None:
+    with_surprises: it guesses some of the tokens that follow, and at times knows a token only in a later step.
+    """
+
+    def __init__(self, limits: Limits, salts: dict[int, bytes], with_surprises: random.Random | None = None) -> None:
         self.limits = limits
         self.salts = salts
+        self.with_surprises = with_surprises
+        self.held: set[int] = set()
         self.tokens: dict[int, list[int]] = {}
         self.computed: dict[int, int] = {}
         self.tables: dict[int, list[int]] = {}
         self.slots: dict[int, tuple] = {}
 
-    def run(self, plan: StepPlan) -> list[tuple[int, int]]:
+    def run(self, plan: StepPlan) -> dict[int, list[int]]:
         limits = self.limits
         assert plan.scheduled
         assert sum(entry.count for entry in plan.scheduled) <= limits.max_num_batched_tokens
@@ -50,25 +54,43 @@ class SimulatedWorker:
         for number in plan.dropped:
             for held in (self.tokens, self.computed, self.tables):
                 held.pop(number, None)
+            self.held.discard(number)
         for added in plan.added:
             assert added.id not in self.tokens
             self.tokens[added.id] = array("i", added.token_ids).tolist()
             self.computed[added.id] = added.computed
             self.tables[added.id] = []
         assert len(self.tokens) <= limits.max_num_seqs
-        sampled = []
+        sampled = {}
         for entry in plan.scheduled:
+            assert not entry.proposed
             self._compute(entry.id, entry.count, entry.new_blocks)
             if self.computed[entry.id] == len(self.tokens[entry.id]):
-                token = next_token(self.tokens[entry.id])
-                self.tokens[entry.id].append(token)
-                sampled.append((entry.id, token))
+                sampled[entry.id] = self._sample(entry.id)
         return sampled
+
+    def _sample(self, number: int) -> list[int]:
+        if self.with_surprises and self.with_surprises.random() < 0.1:
+            self.held.add(number)
+            return []
+        self.held.discard(number)
+        room = len(self.tables[number]) * self.limits.block_size - self.computed[number] - 1
+        guesses = self.with_surprises.randint(0, min(3, room)) if self.with_surprises and room > 0 else 0
+        given = []
+        for guessed in range(1 + guesses):
+            if guessed:
+                self._compute(number, 1, [])
+            given.append(next_token(self.tokens[number]))
+            self.tokens[number].append(given[-1])
+        return given
 
     def _compute(self, number: int, count: int, new_blocks: list[int]) -> None:
         size = self.limits.block_size
         tokens, table = self.tokens[number], self.tables[number]
         table += new_blocks
+        if number in self.held:
+            assert count == 1, "its last token is computed already"
+            return
         start = self.computed[number]
         end = start + count
         assert count > 0 and end <= len(tokens)
@@ -87,17 +109,21 @@ class SimulatedWorker:
 class Simulation:
     """Random arrivals, cancels and results that come late."""
 
-    def __init__(self, limits: Limits, num_blocks: int, depth: int, seed: int, priorities: int) -> None:
+    def __init__(
+        self, limits: Limits, num_blocks: int, depth: int, seed: int, priorities: int, surprises: bool
+    ) -> None:
         self.random = random.Random(seed)
+        self.surprises = self.random if surprises else None
         self.limits = limits
         self.num_blocks = num_blocks
         self.depth = depth
         self.priorities = priorities
         self.scheduler = Scheduler(limits, num_blocks)
+        self.recovery = Recovery(self.scheduler)
         self.salts: dict[int, bytes] = {}
-        self.worker = SimulatedWorker(limits, self.salts)
+        self.worker = SimulatedWorker(limits, self.salts, self.surprises)
         self.requests: dict[int, Request] = {}
-        self.results: deque[list[tuple[int, int]]] = deque()
+        self.results: deque[dict[int, list[int]]] = deque()
         self.finished: list[Request] = []
         self.steps = 0
 
@@ -121,23 +147,24 @@ class Simulation:
 
     def crash(self) -> None:
         self.results.clear()
-        self.worker = SimulatedWorker(self.limits, self.salts)
-        for request in self.scheduler.restart():
+        self.worker = SimulatedWorker(self.limits, self.salts, self.surprises)
+        for request in self.recovery.restart():
             assert request.id in self.scheduler.waiting
         self.check()
 
     def turn(self) -> None:
-        while len(self.results) < self.depth and (plan := self.scheduler.schedule()):
+        while len(self.results) < self.depth and (plan := self.recovery.schedule()):
             self.steps += 1
             self.results.append(self.worker.run(plan))
             self.check()
         if self.results:
-            for number, token in self.results.popleft():
-                if request := self.requests.get(number):
-                    self.scheduler.update(request, token)
-                    if len(request.output) == request.max_tokens:
-                        self.scheduler.finish(request)
-                        self.finished.append(self.requests.pop(number))
+            result = self.results.popleft()
+            self.recovery.update(result)
+            for number in result.keys() & self.requests.keys():
+                request = self.requests[number]
+                if len(request.output) >= request.max_tokens:
+                    self.scheduler.finish(request)
+                    self.finished.append(self.requests.pop(number))
         self.check()
 
     def check(self) -> None:
@@ -145,18 +172,22 @@ class Simulation:
         scheduler, pool = self.scheduler, self.scheduler.pool
         owned: dict[int, int] = {}
         for request in scheduler.running.values():
-            assert len(request.blocks) * self.limits.block_size >= request.computed
+            assert len(request.blocks) * self.limits.block_size >= request.planned
+            if not self.results:
+                assert request.scheduled == request.pending == 0
+                assert request.computed == self.worker.computed[request.id] - (request.id in self.worker.held)
             assert len(set(request.blocks)) == len(request.blocks)
             for block in request.blocks:
                 owned[block] = owned.get(block, 0) + 1
         for request in scheduler.waiting.values():
-            assert request.blocks == [] and request.computed == 0
+            assert request.blocks == [] and request.planned == 0
         assert all(pool._owners[block] == owned.get(block, 0) for block in range(self.num_blocks))
         assert pool.used == len(owned)
         assert not owned.keys() & set(pool._free) and not owned.keys() & pool._cached.keys()
         assert not set(pool._free) & pool._cached.keys()
         assert len(set(pool._free)) == len(pool._free)
         assert {block: key for key, block in pool._block_of.items()} == pool._key_of
+        assert pool.idle or scheduler.running
         assert set(scheduler.running) | set(scheduler.waiting) == set(self.requests)
         assert not set(scheduler.running) & set(scheduler.waiting)
 
@@ -180,6 +211,7 @@ class Simulation:
     prefix_caching=st.booleans(),
     chunked_prefill=st.booleans(),
     priorities=st.sampled_from([0, 2]),
+    surprises=st.booleans(),
 )
 def test_random_traffic(
     seed: int,
@@ -191,9 +223,10 @@ def test_random_traffic(
     prefix_caching: bool,
     chunked_prefill: bool,
     priorities: int,
+    surprises: bool,
 ) -> None:
     limits = Limits(max_num_seqs, max_num_seqs + extra_tokens + 1, block_size, prefix_caching, chunked_prefill)
-    simulation = Simulation(limits, num_blocks, depth, seed, priorities)
+    simulation = Simulation(limits, num_blocks, depth, seed, priorities, surprises)
     for _ in range(200):
         chance = simulation.random.random()
         if chance < 0.1:
@@ -207,10 +240,10 @@ def test_random_traffic(
     simulation.drain()
     for request in simulation.finished:
         tokens = list(request.prompt)
-        for _ in range(request.max_tokens):
+        for _ in range(len(request.output)):
             tokens.append(next_token(tokens))
         assert request.token_ids() == tokens
-    assert simulation.scheduler.pool.used == 0
+    assert simulation.scheduler.pool.idle
     if not prefix_caching:
         assert simulation.scheduler.stats.prefix_hits == 0
 
@@ -221,7 +254,7 @@ def test_decodes_come_before_prefills_and_share_the_budget() -> None:
     scheduler.add(first)
     plan = scheduler.schedule()
     assert plan is not None and [entry.count for entry in plan.scheduled] == [6]
-    scheduler.update(first, 3)
+    scheduler.update({0: [3]})
     scheduler.add(make_request(1, [2] * 20, 5))
     plan = scheduler.schedule()
     assert plan is not None and [(entry.id, entry.count) for entry in plan.scheduled] == [(0, 1), (1, 9)]
@@ -234,7 +267,7 @@ def test_next_step_is_planned_while_the_token_is_unknown() -> None:
     assert scheduler.schedule() is not None
     plan = scheduler.schedule()
     assert plan is not None and plan.scheduled[0].count == 1
-    scheduler.update(request, 1)
+    scheduler.update({0: [1]})
     # The second and last token is under way: nothing is left to plan.
     assert scheduler.schedule() is None
 
@@ -253,8 +286,56 @@ def test_every_step_holds_all_decodes_while_two_are_under_way() -> None:
         assert {entry.id for entry in plan.scheduled} == requests.keys()
         under_way.append(plan)
         if len(under_way) == 2:
-            for entry in under_way.popleft().scheduled:
-                scheduler.update(requests[entry.id], 1)
+            scheduler.update({entry.id: [1] for entry in under_way.popleft().scheduled})
+
+
+def test_a_step_may_give_several_tokens_or_none() -> None:
+    scheduler = Scheduler(Limits(4, 100, 4), 100)
+    request = make_request(0, [1] * 6, 20)
+    scheduler.add(request)
+    assert scheduler.schedule()
+    assert (request.computed, request.planned, request.length) == (0, 6, 7)
+    second = scheduler.schedule()
+    assert second is not None and second.scheduled[0].count == 1
+    scheduler.update({0: []})  # what may follow is not known yet: the second plan may still give it
+    assert (request.computed, request.planned, request.length) == (5, 6, 7) and request.output == []
+    third = scheduler.schedule()
+    assert third is not None and third.scheduled[0].count == 1
+    scheduler.update({0: [7]})
+    scheduler.update({0: [8, 9]})  # and one that was guessed right
+    assert request.output == [7, 8, 9] and (request.computed, request.planned, request.length) == (8, 8, 9)
+    assert request.remembered == 2
+    fourth = scheduler.schedule()
+    assert fourth is not None and fourth.scheduled[0].count == 1
+    scheduler.finish(request)
+    scheduler.update({0: [1, 2, 3]})  # it has ended
+    assert scheduler.pool.idle
+
+
+def test_a_prompt_counts_as_computed_when_its_steps_are_done() -> None:
+    scheduler = Scheduler(Limits(4, 10, 4), 100)
+    request = make_request(0, [1] * 25, 5)
+    scheduler.add(request)
+    seen = []
+    for result in ({}, {}, {0: [1]}):
+        assert scheduler.schedule()
+        scheduler.update(result)
+        seen.append(request.computed)
+    assert seen == [10, 20, 25]
+
+
+def test_what_is_under_way_of_a_preempted_request_is_not_counted_when_it_comes_back() -> None:
+    scheduler = Scheduler(Limits(4, 10, 4, prefix_caching=False), 100)
+    request = make_request(0, [1] * 25, 5)
+    scheduler.add(request)
+    assert scheduler.schedule()
+    scheduler._requeue(request)
+    plan = scheduler.schedule()
+    assert plan is not None and plan.dropped == [0] and [added.computed for added in plan.added] == [0]
+    scheduler.update({})
+    assert (request.computed, request.planned) == (0, 10)
+    scheduler.update({})
+    assert (request.computed, request.planned) == (10, 10)
 
 
 def test_prefix_is_shared_while_it_is_being_prefilled() -> None:
@@ -286,28 +367,65 @@ def test_latest_arrival_is_preempted_and_resumes() -> None:
     plan = scheduler.schedule()
     assert plan is not None and len(plan.scheduled) == 2
     while not scheduler.stats.preemptions:
-        for request in (first, second):
-            if request.pending:
-                scheduler.update(request, 0)
-        assert scheduler.schedule() is not None
+        scheduler.update({entry.id: [0] for entry in plan.scheduled})
+        plan = scheduler.schedule()
+        assert plan is not None
     assert list(scheduler.running) == [0] and list(scheduler.waiting) == [1]
 
 
-def test_after_a_crash_one_at_a_time_until_each_has_given_a_token() -> None:
+def started(*requests: Request) -> tuple[Scheduler, Recovery]:
+    """With these requests in their first step."""
     scheduler = Scheduler(Limits(4, 100, 4), 100)
-    requests = [make_request(number, [number] * 6, 8) for number in range(3)]
     for request in requests:
         scheduler.add(request)
     assert scheduler.schedule() is not None
-    late = make_request(3, [3] * 6, 8)
-    scheduler.add(late)
-    assert scheduler.restart() == requests
-    for request in requests:
-        plan = scheduler.schedule()
-        assert plan is not None and [entry.id for entry in plan.scheduled] == [request.id]
-        scheduler.update(request, 1)
-    plan = scheduler.schedule()
+    return scheduler, Recovery(scheduler)
+
+
+def test_after_a_crash_one_at_a_time_until_each_has_given_a_token() -> None:
+    scheduler, recovery = started(*(make_request(number, [number] * 6, 8) for number in range(3)))
+    scheduler.add(make_request(3, [3] * 6, 8))
+    assert recovery.restart() == []
+    for number in range(3):
+        plan = recovery.schedule()
+        assert plan is not None and [entry.id for entry in plan.scheduled] == [number]
+        recovery.update({number: [1]})
+    plan = recovery.schedule()
     assert plan is not None and [entry.id for entry in plan.scheduled] == [0, 1, 2, 3]
+
+
+def test_who_gives_no_token_between_two_crashes_is_to_blame() -> None:
+    requests = [make_request(number, [number] * 6, 8) for number in range(3)]
+    scheduler, recovery = started(*requests)
+    assert recovery.restart() == []
+    assert recovery.schedule()
+    recovery.update({0: [1]})
+    assert recovery.schedule()
+    recovery.update({1: []})  # a sign of life, but no token
+    assert recovery.schedule()
+    assert recovery.restart() == [requests[1]]
+    scheduler.finish(requests[1])
+    # The first one ran, too, and is tried again; the third is not known to be harmless.
+    assert recovery.schedule()
+    recovery.update({0: [1]})
+    plan = recovery.schedule()
+    assert plan is not None and [entry.id for entry in plan.scheduled] == [0, 2]
+    assert recovery.restart() == [requests[2]]
+
+
+def test_a_suspect_without_room_runs_beside_the_others() -> None:
+    scheduler = Scheduler(Limits(4, 100, 4, prefix_caching=False), 5)
+    recovery = Recovery(scheduler)
+    for number in range(2):
+        scheduler.add(make_request(number, [number] * (8 - number), 9))
+    assert recovery.schedule()
+    recovery.update({0: [1], 1: [1]})
+    assert recovery.schedule() and recovery.restart() == []
+    for _ in range(3):
+        plan = recovery.schedule()
+        assert plan is not None and [entry.id for entry in plan.scheduled] == [0]
+        assert list(scheduler.waiting) == [1]
+        recovery.update({0: [1]})
 
 
 def test_prompt_logprobs_take_their_share_of_a_step() -> None:
@@ -328,24 +446,11 @@ def test_a_prefix_is_counted_when_a_request_begins_and_not_when_it_comes_back() 
     late = make_request(1, [1] * 41, 50)
     scheduler.add(late)
     assert scheduler.schedule() is not None
-    scheduler._preempt(late)
-    scheduler.update(late, 1)
+    scheduler._requeue(late)
+    scheduler.update({0: [1]})
+    scheduler.update({0: [1], 1: [1]})
     assert scheduler.schedule() is not None and 1 in scheduler.running
     assert (scheduler.stats.prefix_queries, scheduler.stats.prefix_hits, late.cached_tokens) == (82, 40, 40)
-
-
-def test_keys_do_not_depend_on_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Request, "token_ids")  # a step does not copy all that a request has
-    at_once, growing = (make_request(number, [7, 8, 9, 10, 11], 50) for number in range(2))
-    for token in range(30):
-        growing.output.append(token)
-        at_once.output.append(token)
-        growing.keys(4)
-    tokens = growing.prompt + growing.output
-    expected = [b""]
-    for start in range(0, 32, 4):
-        expected.append(block_key(expected[-1], tokens[start : start + 4]))
-    assert growing.keys(4) == at_once.keys(4) == expected[1:]
 
 
 def test_lower_priority_numbers_go_first() -> None:
@@ -358,28 +463,14 @@ def test_lower_priority_numbers_go_first() -> None:
     assert plan is not None and [entry.id for entry in plan.scheduled] == [2, 1]
 
 
-def test_too_many_blocks_are_refused() -> None:
-    pool = Scheduler(Limits(4, 100, 4), 5).pool
-    with pytest.raises(ValueError, match="6 blocks wanted, 5 available"):
-        pool.allocate(6)
-
-
-def test_a_salt_cannot_pass_for_a_block() -> None:
-    assert salt_key("") == b""
-    first = [1] * 16
-    assert len({block_key(salt_key(salt), first) for salt in ("", "a", "b", "cache salt:")}) == 4
-    contents = array("i", first).tobytes().decode()
-    assert block_key(salt_key(contents), first) != block_key(block_key(b"", first), first)
-
-
 def test_a_step_takes_in_only_some_of_the_requests_whose_long_prompt_is_cached() -> None:
     scheduler = Scheduler(Limits(max_num_seqs=256, max_num_batched_tokens=2048, block_size=16), 10_000)
     prompt = [number % 7 for number in range(8000)]
     first = make_request(0, prompt, 2)
     scheduler.add(first)
-    while not first.pending:
-        scheduler.schedule()
-    scheduler.update(first, 1)
+    while not first.output:
+        assert scheduler.schedule()
+        scheduler.update({0: [1]} if first.pending else {})
     for number in range(1, 40):
         scheduler.add(make_request(number, prompt, 2))
     taken = []

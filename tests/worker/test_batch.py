@@ -24,7 +24,7 @@ def test_rows_lie_where_the_blocks_say() -> None:
     assert batch.meta.slot_mapping.tolist() == [20, 36, 37, 38, 39, 12, 13]
     assert batch.meta.block_tables.tolist() == [[5, 0], [9, 3]] and batch.meta.max_length == 6
     assert [state.id for state in batch.sampled] == [2] and batch.sample_rows.tolist() == [0]
-    batch.sampled[0].append(70)
+    batch.sampled[0].extend([70])
     # The prompt goes on within a block, and the other request has gone.
     batch = builder.build(StepPlan(1, [2], [], [ScheduledRequest(1, 3, [])]))
     assert batch.token_ids.tolist() == [16, 17, 18] and batch.meta.slot_mapping.tolist() == [14, 15, 32]

@@ -52,15 +52,13 @@ class Run:
         while len(self._results) < 2 and (plan := self.scheduler.schedule()):
             self._results.append(self.runner.execute(plan))
         result = self._results.popleft()
-        self.deferred += len(result.deferred)
-        for identity in result.deferred:
-            self.scheduler.defer(self.requests[identity])
+        self.deferred += sum(not sampled.tokens for sampled in result.sampled)
+        self.scheduler.update({sampled.id: sampled.tokens for sampled in result.sampled})
         for sampled in result.sampled:
             request = self.requests[sampled.id]
             if request.id in self.scheduler.running or request.id in self.scheduler.waiting:
                 assert sampled.error is None
-                self.scheduler.update(request, sampled.token_id)
-                if len(request.output) == request.max_tokens or sampled.token_id == END:
+                if len(request.output) == request.max_tokens or END in sampled.tokens:
                     self.scheduler.finish(request)
 
     def finish(self) -> dict[int, list[int]]:
@@ -136,10 +134,7 @@ def test_a_grammar_that_fails_fails_its_request(runner: ModelRunner) -> None:
         plan = run.scheduler.schedule()
         assert plan is not None
         result = runner.execute(plan)
-        for identity in result.deferred:
-            run.scheduler.defer(run.requests[identity])
-        for sampled in result.sampled:
-            run.scheduler.update(run.requests[sampled.id], sampled.token_id)
+        run.scheduler.update({sampled.id: sampled.tokens for sampled in result.sampled})
         errors = {sampled.id: sampled.error for sampled in result.sampled if sampled.error}
     assert list(errors) == [0] and "unclosed" in str(errors[0])
     for request in run.requests.values():

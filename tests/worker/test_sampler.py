@@ -14,8 +14,6 @@ import torch
 from device.reference import ReferenceOps
 from sophserve.engine.output import PromptLogprobTable
 from sophserve.engine.request import Request
-from sophserve.engine.scheduler import Scheduler
-from sophserve.link.messages import AddedRequest
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.worker.batch import RequestState
 from sophserve.worker.penalties import PenaltyState
@@ -34,8 +32,7 @@ def state(
     """As the worker holds it once the message has come."""
     params = SamplingParams(max_tokens=50, **options)
     request = Request(1, prompt, params, 0, 50, list(ends), list(bad_words), output=list(output))
-    added: AddedRequest = Scheduler._added(request)
-    return RequestState(added, VOCAB)
+    return RequestState(request.for_worker(), VOCAB)
 
 
 def allowed(mask: torch.Tensor) -> set[int]:
@@ -95,7 +92,21 @@ def test_bad_words() -> None:
         # One that comes back goes on where it was.
         assert set(state(prompt, output=tuple(output), bad_words=tuple(words)).rules.banned()) == expected
         output.append(generator.choice((1, 1, 2, 2, 7)))
-        one.append(output[-1])
+        one.extend(output[-1:])
+
+
+def test_several_tokens_count_as_if_they_came_one_by_one() -> None:
+    options: dict[str, Any] = {"repetition_penalty": 1.5, "frequency_penalty": 0.5, "min_tokens": 4}
+    together, alone = (state([1, 2], ends=(9,), bad_words=([5, 6, 7],), **options) for _ in range(2))
+    together.extend([3, 5, 6])
+    for token in (3, 5, 6):
+        alone.extend([token])
+    assert together.tokens == alone.tokens and set(together.rules.banned()) == {7, 9}
+    first, second = (sample_params([one], VOCAB) for one in (together, alone))
+    for name, value in vars(first).items():
+        assert (
+            torch.equal(value, vars(second)[name]) if isinstance(value, torch.Tensor) else value == vars(second)[name]
+        )
 
 
 def test_a_step_does_not_look_at_every_bad_word() -> None:
@@ -118,10 +129,11 @@ def test_logprobs_of_tokens_that_were_sampled() -> None:
     result = ReferenceOps().sample(logits, sample_params(states, VOCAB))
     none, chosen, three = sampled_tokens(result, states)
     assert none.logprobs is None and chosen.logprobs is not None and three.logprobs is not None
-    assert [entry.rank for entry in chosen.logprobs] == [1] and [entry.rank for entry in three.logprobs] == [1, 1, 2, 3]
+    ranks = [[[entry.rank for entry in token] for token in given.logprobs] for given in (chosen, three)]
+    assert ranks == [[[1]], [[1, 1, 2, 3]]]
     expected = logits[2].log_softmax(-1).topk(3)
-    assert [entry.token_id for entry in three.logprobs[1:]] == expected.indices.tolist()
-    assert torch.allclose(torch.tensor([entry.logprob for entry in three.logprobs[1:]]), expected.values)
+    assert [entry.token_id for entry in three.logprobs[0][1:]] == expected.indices.tolist()
+    assert torch.allclose(torch.tensor([entry.logprob for entry in three.logprobs[0][1:]]), expected.values)
 
 
 def test_logprobs_of_prompts_survive_their_way_and_any_cut() -> None:
