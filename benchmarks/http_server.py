@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import commit, cpu_model
 from benchmarks.peers import setup, vllm_api
-from benchmarks.startup import free_port, wait_for
+from benchmarks.startup import follow, free_port
 from device.cmodel.threads import thread_count
 
 PROMPT, TOKENS = 32, 64
@@ -118,7 +118,7 @@ def served(system: str, model: Path, peers: Path, seqs: int) -> Iterator[tuple[s
     with log.open("w") as file:
         process = subprocess.Popen([*command, *options], stdout=file, stderr=file, env=environment)
     try:
-        wait_for(process, port, {200})
+        follow(process, port, time.monotonic())
         yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGINT)
