@@ -14,9 +14,11 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
 
 from sophserve.engine.block_pool import BlockKey, BlockPool
 from sophserve.engine.request import Request
+from sophserve.engine.request_blocks import RequestBlocks
 from sophserve.link.messages import AddedRequest, ScheduledRequest, StepPlan
 
 # Tokens of the requests that one step takes in: a hundred answers to a long prompt in the cache compute little, but
@@ -57,12 +59,12 @@ class Scheduler:
         self.limits = limits
         self.stats = SchedulerStats()
         self.pool = BlockPool(num_blocks, self.stats.count_eviction)
+        self._blocks = RequestBlocks(self.pool, limits.block_size, limits.prefix_caching)
         self.running: dict[int, Request] = {}
         self.waiting: dict[int, Request] = {}
         self._queue: list[tuple[int, int]] = []  # a heap of the waiting requests' order; may name some that are gone
         self._under_way: deque[dict[int, int]] = deque()  # the plans: how many tokens of each running request
         self._dropped: list[int] = []
-        self._filling: set[int] = set()  # remembered blocks that the plan in the making fills
         self._step = 0
 
     def add(self, request: Request) -> None:
@@ -79,7 +81,7 @@ class Scheduler:
     def schedule(self, only: Request | None = None) -> StepPlan | None:
         """The next step, or None while there is nothing to compute. only: all others stay as they are."""
         budget: float = self.limits.max_num_batched_tokens
-        self._filling.clear()
+        self._blocks.begin_step()
         decodes: list[ScheduledRequest] = []
         prefills: list[ScheduledRequest] = []
         added: list[AddedRequest] = []
@@ -118,7 +120,7 @@ class Scheduler:
                 request.pending -= 1
                 if identity in counts:
                     request.computed += len(tokens) - 1
-                    self._remember(request)
+                    self._blocks.remember(request)
         for identity, count in counts.items():
             request = self.running[identity]
             request.scheduled -= count
@@ -158,22 +160,17 @@ class Scheduler:
         request.scheduled += count
         if request.to_compute == 0:
             request.pending += 1
-        before = request.remembered
-        self._remember(request)
-        self._filling.update(request.blocks[before : request.remembered])
+        self._blocks.remember(request)
         return ScheduledRequest(request.id, count, new_blocks)
 
     def _blocks_for_next_token(self, request: Request) -> list[int] | None:
-        if request.planned < len(request.blocks) * self.limits.block_size:
-            return []
-        while self.pool.available == 0:
+        """The new ones; None if it was preempted itself, as the last one."""
+        while (blocks := self._blocks.grow(request)) is None:
             victim = max(self.running.values(), key=lambda running: running.order)
             self._requeue(victim)
             self.stats.preemptions += 1
             if victim is request:
-                return None
-        blocks = self.pool.allocate(1)
-        request.blocks += blocks
+                break
         return blocks
 
     def _requeue(self, request: Request) -> None:
@@ -183,9 +180,8 @@ class Scheduler:
     def _release(self, request: Request) -> None:
         """Take a request from the running ones, with all that it has there."""
         del self.running[request.id]
-        self.pool.release(request.blocks)
-        request.blocks.clear()
-        request.computed = request.scheduled = request.remembered = 0
+        self._blocks.release(request)
+        request.computed = request.scheduled = 0
         for counts in self._under_way:
             counts.pop(request.id, None)
         self._dropped.append(request.id)
@@ -195,21 +191,9 @@ class Scheduler:
         # One that was preempted while its next token was under way waits for that token.
         if len(self.running) >= self.limits.max_num_seqs or request.pending:
             return False
-        size = self.limits.block_size
-        hits = self._cached_blocks(request)
-        if self._filling.intersection(hits):  # one step later they can be shared instead of computed twice
+        most = inf if self.limits.chunked_prefill else budget
+        if not self._blocks.take(request, len(self.running), most):
             return False
-        # One more block for each running request, so that admitting this one does not preempt it at once.
-        further = 0 if request.pooling else 1
-        wanted = -(-(request.length + further) // size) - len(hits) + self.pool.cached_among(hits)
-        if wanted + len(self.running) > self.pool.available and (self.running or wanted > self.pool.available):
-            return False
-        if not self.limits.chunked_prefill and request.length - len(hits) * size > budget:
-            return False
-        self.pool.share(hits)
-        request.blocks = hits + self.pool.allocate(-(-request.length // size) - len(hits))
-        request.remembered = len(hits)
-        request.computed = len(hits) * size
         if not request.admitted:  # what it computed before it was preempted is no hit
             request.admitted = True
             self.stats.prefix_queries += request.length
@@ -218,22 +202,3 @@ class Scheduler:
         del self.waiting[request.id]
         self.running[request.id] = request
         return True
-
-    def _cached_blocks(self, request: Request) -> list[int]:
-        if not self.limits.prefix_caching or request.of_every_token:
-            return []
-        # At least the last token is computed, or there would be nothing to sample from.
-        usable = (request.length - 1) // self.limits.block_size
-        return self.pool.find(request.keys(self.limits.block_size)[:usable])
-
-    def _remember(self, request: Request) -> None:
-        """Offer the blocks that hold known tokens to later requests. Plans run in order, so a block may be offered as
-        soon as the plan that fills it is on its way."""
-        if not self.limits.prefix_caching:
-            return
-        full = min(request.planned, request.known) // self.limits.block_size
-        if full > request.remembered:
-            keys = request.keys(self.limits.block_size)
-            for index in range(request.remembered, full):
-                self.pool.remember(request.blocks[index], keys[index])
-            request.remembered = full

@@ -1,0 +1,76 @@
+"""Which blocks of the pool a request has, and which of them it finds filled."""
+
+from __future__ import annotations
+
+from sophserve.engine.block_pool import BlockPool
+from sophserve.engine.request import Request
+
+
+class RequestBlocks:
+    """Gives requests blocks of a pool, and takes them back."""
+
+    def __init__(self, pool: BlockPool, block_size: int, prefix_caching: bool) -> None:
+        self._pool = pool
+        self._block_size = block_size
+        self._prefix_caching = prefix_caching
+        self._filling: set[int] = set()  # remembered blocks that the plan in the making fills
+
+    def begin_step(self) -> None:
+        """Another plan is in the making."""
+        self._filling.clear()
+
+    def take(self, request: Request, running: int, most: float) -> bool:
+        """Give a request blocks for all its tokens, cached ones among them, if that can be now beside so many running
+        ones and leaves no more than `most` tokens to compute."""
+        size = self._block_size
+        hits = self._cached(request)
+        if self._filling.intersection(hits):  # one step later they can be shared instead of computed twice
+            return False
+        # One more block for each running request, so that admitting this one does not preempt it at once.
+        further = 0 if request.pooling else 1
+        wanted = -(-(request.length + further) // size) - len(hits) + self._pool.cached_among(hits)
+        if wanted + running > self._pool.available and (running or wanted > self._pool.available):
+            return False
+        if request.length - len(hits) * size > most:
+            return False
+        self._pool.share(hits)
+        request.blocks = hits + self._pool.allocate(-(-request.length // size) - len(hits))
+        request.remembered = len(hits)
+        request.computed = len(hits) * size
+        return True
+
+    def grow(self, request: Request) -> list[int] | None:
+        """Make room for one more token; returns the new blocks, None if there are none."""
+        if request.planned < len(request.blocks) * self._block_size:
+            return []
+        if self._pool.available == 0:
+            return None
+        blocks = self._pool.allocate(1)
+        request.blocks += blocks
+        return blocks
+
+    def release(self, request: Request) -> None:
+        """Take back all that a request has."""
+        self._pool.release(request.blocks)
+        request.blocks.clear()
+        request.remembered = 0
+
+    def remember(self, request: Request) -> None:
+        """Offer the blocks that hold known tokens to later requests. Plans run in order, so a block may be offered as
+        soon as the plan that fills it is on its way."""
+        if not self._prefix_caching:
+            return
+        full = min(request.planned, request.known) // self._block_size
+        if full > request.remembered:
+            keys = request.keys(self._block_size)
+            for index in range(request.remembered, full):
+                self._pool.remember(request.blocks[index], keys[index])
+            self._filling.update(request.blocks[request.remembered : full])
+            request.remembered = full
+
+    def _cached(self, request: Request) -> list[int]:
+        if not self._prefix_caching or request.of_every_token:
+            return []
+        # At least the last token is computed, or there would be nothing to sample from.
+        usable = (request.length - 1) // self._block_size
+        return self._pool.find(request.keys(self._block_size)[:usable])
