@@ -20,7 +20,9 @@ PAGES = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     *sorted(
-        str(path.relative_to(ROOT)) for name in ("docs", "deploy", "benchmarks", "findings") for path in (ROOT / name).rglob("*.md")
+        str(path.relative_to(ROOT))
+        for name in ("docs", "deploy", "benchmarks", "findings")
+        for path in (ROOT / name).rglob("*.md")
     ),
 ]
 
