@@ -123,6 +123,15 @@ def test_http_knows_nothing_of_models() -> None:
             assert [name for name in imported if not within(name, allowed)] == [], module
 
 
+def test_the_apis_share_one_way_to_generate() -> None:
+    for module, imported in import_graph().items():
+        for room in ("generation", "openai", "anthropic"):
+            if within(module, (f"sophserve.api.{room}",)):
+                allowed = tuple(f"sophserve.api.{name}" for name in ("http", "generation", room))
+                own = [name for name in imported if within(name, ("sophserve.api",))]
+                assert [name for name in own if not within(name, allowed)] == [], module
+
+
 def test_server_and_workers_share_messages_and_grammars_alone() -> None:
     def reached(*rooms: str) -> set[str]:
         return set(rooms).union(*(reached(*ROOMS[room]) for room in rooms))

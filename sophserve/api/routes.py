@@ -9,7 +9,7 @@ from sophserve.api.anthropic.error_envelope import ANTHROPIC
 from sophserve.api.anthropic.messages import CountRequest, MessagesRequest, count_tokens, messages
 from sophserve.api.generation.request_bodies import ChatRequest, CompletionRequest
 from sophserve.api.openai import answer_types as openai
-from sophserve.api.openai.chat import chat_completions
+from sophserve.api.openai.chat_completions import chat_completions
 from sophserve.api.openai.completions import completions
 from sophserve.api.openai.embeddings import EmbeddingRequest, embeddings
 from sophserve.api.openai.error_envelope import RESPONSES

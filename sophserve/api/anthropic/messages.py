@@ -10,10 +10,10 @@ import msgspec
 from aiohttp import web
 
 from sophserve.api.generation.answer_parts import Named, Part, PartWriter
+from sophserve.api.generation.answer_pump import AnswerPump, Usage
 from sophserve.api.generation.chat import Chat, prompt_length
-from sophserve.api.generation.exchange import Exchange, Usage
 from sophserve.api.generation.params import check_texts
-from sophserve.api.generation.request_bodies import ChatRequest, ContentPart, Message, OutputFormat, required, text_part
+from sophserve.api.generation.request_bodies import ChatRequest, Message, OutputFormat, required, text_part, text_parts
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import LEFT_OUT, json_response, read_body, warn_of, warn_unknown
 from sophserve.engine.output import OutputDelta
@@ -109,9 +109,9 @@ async def messages(request: web.Request) -> web.StreamResponse:
     chat = await serving.texts.run(lambda: _chat_of(serving, body))
     async with serving.admitted(1):
         generation = await chat.generation("msg_")
-        exchange = Exchange(request, generation, warn_unknown(unknown))
+        pump = AnswerPump(request, generation, warn_unknown(unknown))
         shown = body.thinking is None or body.thinking.display != "omitted"
-        return await exchange.send(MessageWriter(chat, generation.id, model, exchange.usage, shown), body.stream)
+        return await pump.send(MessageWriter(chat, generation.id, model, pump.usage, shown), body.stream)
 
 
 async def count_tokens(request: web.Request) -> web.Response:
@@ -233,7 +233,7 @@ def _as_chat(body: CountRequest) -> ChatRequest:
     """The same conversation as chat completions have it. Raises RequestError."""
     conversation: list[Message] = []
     if body.system:
-        conversation.append(Message("system", _texts(body.system, "system")))
+        conversation.append(Message("system", text_parts(body.system, "system", called="blocks")))
     for index, turn in enumerate(body.messages):
         path = f"messages[{index}]"
         if turn.role not in ("user", "assistant", "system"):
@@ -272,7 +272,8 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
         match block.type:
             case "tool_result":
                 identity = required(block, "tool_use_id", where)
-                yield Message("tool", _texts(block.content or "", f"{where}.content"), tool_call_id=identity)
+                content = text_parts(block.content or "", f"{where}.content", called="blocks")
+                yield Message("tool", content, tool_call_id=identity)
             case "tool_use":
                 function = {"name": required(block, "name", where), "arguments": block.input or {}}
                 call = {"id": required(block, "id", where), "type": "function", "function": function}
@@ -282,21 +283,11 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
             case "redacted_thinking":
                 pass  # what no one can read
             case _:
-                parts.append(_text(block, where))
+                parts.append(text_part(block, where, called="blocks"))
     said.content, said.tool_calls = parts or None, calls or None
     said.reasoning_content = "".join(thoughts) if thoughts else None
     if parts or said.tool_calls or not turn.content:
         yield said
-
-
-def _texts(content: str | list[Block], path: str) -> str | list[ContentPart]:
-    if isinstance(content, str):
-        return content
-    return [_text(block, f"{path}[{index}]") for index, block in enumerate(content)]
-
-
-def _text(block: Block, path: str) -> ContentPart:
-    return text_part(block, path, called="blocks")
 
 
 def _warn_of_tools(body: CountRequest) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import uuid4
 
+from sophserve.api.generation.answer_pump import Event, Writer
 from sophserve.api.generation.chat import Chat
-from sophserve.api.generation.exchange import Event
 from sophserve.api.http.json_pieces import pieces
 from sophserve.api.http.text_threads import TextThreads
 from sophserve.engine.output import OutputDelta
@@ -32,7 +32,7 @@ class Part:
     id: str = field(default_factory=lambda: uuid4().hex)
 
 
-class PartWriter(ABC):
+class PartWriter(Writer):
     """Words the parts of one answer as they come. call_prefix: what the ids of calls begin with, where that is free."""
 
     def __init__(self, chat: Chat, call_prefix: str) -> None:
@@ -60,10 +60,6 @@ class PartWriter(ABC):
     def events(self, index: int, delta: OutputDelta) -> Iterator[Event]:
         """The events that a delta makes, to be sent."""
         return map(_encoded, self.named_events(delta))
-
-    def ending(self) -> bytes:
-        """Nothing: the last event says that it is."""
-        return b""
 
     @property
     def called(self) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from sophserve.api.generation.chat_prompt import ChatPrompt
 from sophserve.api.generation.params import fitted, sampling_params
-from sophserve.api.generation.prompts import encode_chat, template_messages
 from sophserve.api.generation.request_bodies import ChatRequest
 from sophserve.api.generation.run import Generation
 from sophserve.api.generation.served_model import ServedModel
@@ -31,9 +31,8 @@ class Chat:
     """A chat request. Made from its body, once all is checked that can be checked before there is a prompt; then
     `generation` binds it to its prompt.
 
-    params: what the engine is asked for. thinking: whether the answer begins with reasoning - for certain True, for
-    certain False, or None where the model decides. max_tokens: a longest answer that is cut to what fits into the
-    context. Raises RequestError.
+    params: what the engine is asked for. max_tokens: a longest answer that is cut to what fits into the context. Raises
+    RequestError.
     """
 
     def __init__(self, serving: ServedModel, body: ChatRequest, max_tokens: int | None = None) -> None:
@@ -42,10 +41,10 @@ class Chat:
             defaults["max_tokens"] = max_tokens
         self.body = body
         self.params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
-        self.thinking: bool | None = False
+        self._thinking: bool | None = False  # whether the answer begins with reasoning; None: the model decides
         self._serving = serving
         self._use = ToolUse(serving, body)
-        self._messages = template_messages(body.messages)
+        self._prompt = ChatPrompt(serving, body)
         found = reasoning_parser(serving)
         self._reasoning: type[ReasoningParser] | None = found.value if found else None
 
@@ -59,7 +58,7 @@ class Chat:
 
     def parser(self) -> AnswerParser:
         """A new parser, for one answer."""
-        reasoning = self._reasoning(bool(self.thinking)) if self._reasoning and self.thinking is not False else None
+        reasoning = self._reasoning(bool(self._thinking)) if self._reasoning and self._thinking is not False else None
         tools = self._use.parser(self._use.functions) if self._use.parser else None
         return AnswerParser(reasoning, tools, self._use.parallel)
 
@@ -70,9 +69,9 @@ class Chat:
     def _bind(self) -> list[int]:
         """Make the prompt, and fit all that depends on it."""
         engine, body = self._serving.engine, self.body
-        prompt = encode_chat(self._serving, self._messages, body)
+        prompt = self._prompt.tokens()
         if self._reasoning:
-            self.thinking = self._thinks(self._reasoning, prompt)
+            self._thinking = self._thinks(self._reasoning, prompt)
         params = fitted(self.params, body, prompt, engine.info.max_model_len)
         self.params = replace(params, structured=self._form(params), shown_token_ids=self._shown_token_ids())
         engine.check(prompt, self.params)
@@ -92,7 +91,7 @@ class Chat:
                 raise RequestError("tools: a schema is nested too deeply", "tools") from None
             except ValueError as error:
                 raise RequestError(f"tools: {error}; change it, or {self._way_out(structured)}", "tools") from None
-        if structured and self.thinking and self._reasoning:
+        if structured and self._thinking and self._reasoning:
             structured = replace(structured, after=self._reasoning.closing)
         return structured
 
@@ -102,7 +101,7 @@ class Chat:
         functions = use.forced or list(use.functions.values())
         schemas = {function.name: _schema(function) for function in functions}
         strict = None if use.forced else [function.name for function in functions if function.strict]
-        thinking = self._reasoning if self.thinking is None else None
+        thinking = self._reasoning if self._thinking is None else None
         template = serving.chat_template.source(with_tools=True)
         grammar = ToolGrammar(parser, template, serving.tokenizer, schemas, strict, thinking)
         if use.forced:
@@ -142,7 +141,7 @@ class Chat:
 def prompt_length(serving: ServedModel, body: ChatRequest) -> int:
     """How many tokens the prompt of a chat request has, even of one that is too long. Raises RequestError."""
     ToolUse(serving, body)
-    return len(encode_chat(serving, template_messages(body.messages), body, bounded=False))
+    return len(ChatPrompt(serving, body).tokens(bounded=False))
 
 
 def _logprobs(body: ChatRequest) -> int | None:

@@ -6,15 +6,14 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from sophserve.api.generation.request_bodies import ChatRequest, GenerationRequest, Message, text_part
+from sophserve.api.generation.request_bodies import GenerationRequest
 from sophserve.api.generation.served_model import ServedModel
-from sophserve.errors import CheckpointError, ContextLengthError, RequestError
+from sophserve.errors import ContextLengthError, RequestError
 from sophserve.sampling import SamplingParams
-from sophserve.text.chat_template import ChatTemplate
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,16 +75,6 @@ def encode(serving: ServedModel, text: str, add_special_tokens: bool, bounded: b
     return serving.tokenizer.encode(text, add_special_tokens)
 
 
-def encode_chat(
-    serving: ServedModel, messages: list[dict[str, Any]], body: ChatRequest, bounded: bool = True
-) -> list[int]:
-    """Token ids of a conversation in the chat template. Raises RequestError as encode does."""
-    text = render_chat(serving, messages, body)
-    bounded = bounded and body.truncate_prompt_tokens is None
-    tokens = encode(serving, text, bool(body.add_special_tokens), bounded)
-    return truncated(tokens, body, serving.engine.info.max_model_len)
-
-
 def log_prompts(
     serving: ServedModel, identity: str, prompts: list[list[int]], params: SamplingParams | None = None
 ) -> None:
@@ -117,65 +106,3 @@ def cut(prompt: list[int], most: int | None, side: str, fitting: int) -> list[in
         raise RequestError(f"truncate_prompt_tokens must be at least 1, or -1 for what fits, got {most}", _TRUNCATE)
     most = fitting if most == -1 else most
     return prompt[:most] if side == "right" else prompt[-most:]
-
-
-def render_chat(serving: ServedModel, messages: list[dict[str, Any]], body: ChatRequest) -> str:
-    """A conversation in the chat template, as text. Raises RequestError."""
-    continued = bool(body.continue_final_message)
-    if continued and body.add_generation_prompt:
-        raise RequestError(
-            "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
-        )
-    if body.chat_template is not None and not serving.config.trust_request_chat_template:
-        raise RequestError(
-            "chat_template is only taken by a server that was started with --trust-request-chat-template; leave it out",
-            "chat_template",
-        )
-    kwargs = _effort(body) | (body.chat_template_kwargs or {})
-    for name in ("tools", "documents", "add_generation_prompt", "continue_final_message"):
-        if name in kwargs:
-            raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
-    try:
-        return _template(serving, body).render(
-            messages,
-            tools=body.tools or None,
-            documents=body.documents,
-            add_generation_prompt=not continued if body.add_generation_prompt is None else body.add_generation_prompt,
-            continue_final_message=continued,
-            **kwargs,
-        )
-    except RecursionError:
-        raise RequestError("messages are nested too deeply", "messages") from None
-
-
-def _effort(body: ChatRequest) -> dict[str, Any]:
-    """How much the model is to think, in the words of templates that know of it: most can only turn it on or off."""
-    effort = body.reasoning_effort
-    return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
-
-
-def _template(serving: ServedModel, body: ChatRequest) -> ChatTemplate:
-    """The request's own chat template, where the server trusts it, else the server's."""
-    if body.chat_template is None:
-        return serving.chat_template
-    try:
-        return ChatTemplate({"default": body.chat_template}, serving.tokenizer.special_tokens)
-    except CheckpointError as error:
-        raise RequestError(f"chat_template: {error}", "chat_template") from None
-
-
-def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """A conversation for the chat template. Raises RequestError."""
-    if not messages:
-        raise RequestError("messages is empty; give at least one", "messages")
-    return [_to_template(message, f"messages[{index}]") for index, message in enumerate(messages)]
-
-
-def _to_template(message: Message, path: str) -> dict[str, Any]:
-    """The message for the chat template; only text may be in it."""
-    if message.content is None and message.role != "assistant":
-        raise RequestError(f"{path}.content: is missing", f"{path}.content")
-    for index, part in enumerate(message.content if isinstance(message.content, list) else []):
-        text_part(part, f"{path}.content[{index}]")
-    fields: dict[str, Any] = msgspec.to_builtins(message)
-    return fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -165,6 +166,15 @@ def text_part(entry: Entry, path: str, types: tuple[str, ...] = ("text",), calle
     if entry.type not in types or entry.text is None:
         raise RequestError(f"{path}: this model reads {called} of type {types[0]} only, got {entry.type!r}", path)
     return ContentPart("text", entry.text)
+
+
+def text_parts(
+    content: str | Sequence[Entry], path: str, types: tuple[str, ...] = ("text",), called: str = "parts"
+) -> str | list[ContentPart]:
+    """A content as chat completions have it, as text_part does."""
+    if isinstance(content, str):
+        return content
+    return [text_part(entry, f"{path}[{index}]", types, called) for index, entry in enumerate(content)]
 
 
 def required(entry: msgspec.Struct, name: str, path: str) -> str:

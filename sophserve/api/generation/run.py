@@ -40,15 +40,13 @@ def engine_errors(engine: Engine) -> Iterator[None]:
 @dataclass
 class Generation:
     """What to generate: params.n answers to every prompt, each prompt with its own params. Answer i of prompt p is
-    choice `p * n + i`. priority and cache_salt: see Engine.generate. keep: how many answers to a prompt to show, the
-    most probable ones, which needs their logprobs; None for all."""
+    choice `p * n + i`. priority and cache_salt: see Engine.generate."""
 
     id: str
     prompts: list[list[int]]
     params: list[SamplingParams]
     priority: int = 0
     cache_salt: str = ""
-    keep: int | None = None
 
     @property
     def n(self) -> int:

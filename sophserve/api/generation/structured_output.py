@@ -41,15 +41,11 @@ def _asked(body: GenerationRequest) -> Iterator[tuple[str, StructuredOutput]]:
             if group.structural_tag is not None:
                 raise RequestError(f"{name}.structural_tag is not supported; use another field of it", name)
             for field in ("json", "regex", "choice", "grammar", "json_object"):
-                if value := _given(getattr(group, field)):
-                    yield f"{name}.{field}", _constraint(field, value[0])
+                if (value := getattr(group, field)) not in (None, False):
+                    yield f"{name}.{field}", _constraint(field, value)
     for field in ("json", "regex", "choice", "grammar"):
-        if value := _given(getattr(body, f"guided_{field}")):
-            yield f"guided_{field}", _constraint(field, value[0])
-
-
-def _given(value: Any) -> list[Any]:
-    return [] if value is None or value is False else [value]
+        if (value := getattr(body, f"guided_{field}")) is not None:
+            yield f"guided_{field}", _constraint(field, value)
 
 
 def _of_format(wanted: ResponseFormat) -> StructuredOutput | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from sophserve.api.generation.exchange import Event, Usage
+from sophserve.api.generation.answer_pump import Event, Usage, Writer
 from sophserve.api.generation.request_bodies import GenerationRequest, StreamOptions
 from sophserve.api.generation.run import Generation
 from sophserve.api.http.text_threads import TextThreads
@@ -51,7 +51,7 @@ class Answer:
         self.stop_reason = delta.stop_reason
 
 
-class ChoicesWriter(ABC):
+class ChoicesWriter(Writer):
     """Words choices. kind, chunk_kind: `object` of a whole answer and of an event. keep: how many answers to a prompt
     to show, the most probable ones, which needs their logprobs; None for all."""
 

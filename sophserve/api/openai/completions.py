@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from aiohttp import web
 from msgspec.structs import replace
 
-from sophserve.api.generation.exchange import Exchange, Usage
+from sophserve.api.generation.answer_pump import AnswerPump, Usage
 from sophserve.api.generation.logprobs import CompletionLogprobs, Entries, prompt_logprobs
 from sophserve.api.generation.params import fitted, sampling_params
 from sophserve.api.generation.prompts import each_in_slices, encode, listed, truncated
@@ -20,7 +20,6 @@ from sophserve.api.http.request_record import name_request
 from sophserve.api.openai.choices import Answer, Choice, ChoicesWriter
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
-from sophserve.link.messages import TokenLogprob
 from sophserve.sampling import SamplingParams
 from sophserve.text.detokenizer import decode_in_slices
 from sophserve.text.tokenizer import Tokenizer
@@ -51,9 +50,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
         each = await each_in_slices(serving, texts, lambda text: _prompt(serving, text, body, params))
         prompts, fitting, shown = zip(*each, strict=True)
         generation = Generation(identity, list(prompts), list(fitting), body.priority or 0, body.cache_salt or "")
-        exchange = Exchange(request, generation, warn_unknown(unknown))
-        writer = CompletionWriter(body, model, generation, exchange.usage, keep, serving.tokenizer, shown)
-        return await exchange.send(writer, body.stream)
+        pump = AnswerPump(request, generation, warn_unknown(unknown))
+        writer = CompletionWriter(body, model, generation, pump.usage, keep, serving.tokenizer, shown)
+        return await pump.send(writer, body.stream)
 
 
 class CompletionWriter(ChoicesWriter):
@@ -80,7 +79,6 @@ class CompletionWriter(ChoicesWriter):
         self._logprobs = [CompletionLogprobs(tokenizer, skip_special_tokens) for _ in range(len(texts) * generation.n)]
 
     def _whole(self, index: int, answer: Answer) -> Choice:
-        """A complete choice."""
         token_ids: list[Sequence[int]] = [[chosen.token_id for chosen, *_ in answer.logprobs]]
         entries: list[Entries] = [answer.logprobs]
         text = answer.text
@@ -110,19 +108,15 @@ class CompletionWriter(ChoicesWriter):
 
     def _parts(self, index: int, delta: OutputDelta) -> list[Choice]:
         """Text, with the logprobs of the tokens that came with it."""
-        return [self._choice(index, delta.text, delta.logprobs or [])] if delta.text or delta.logprobs else []
+        entries = delta.logprobs or []
+        token_ids = [chosen.token_id for chosen, *_ in entries]
+        return [self._shaped(index, delta.text, token_ids, entries)] if delta.text or entries else []
 
     def _silent(self, index: int) -> Choice:
-        """No text, for tokens that have none."""
         return {"index": index, "text": "", "logprobs": None, "finish_reason": None}
 
     def _closing(self, index: int, delta: OutputDelta) -> Choice:
-        """Why the choice ended."""
-        choice: Choice = {"index": index, "text": "", "logprobs": None}
-        return {**choice, "finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
-
-    def _choice(self, index: int, text: str, entries: list[list[TokenLogprob]]) -> Choice:
-        return self._shaped(index, text, [chosen.token_id for chosen, *_ in entries], entries)
+        return self._silent(index) | {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
 
     def _shaped(self, index: int, text: str, token_ids: list[int], entries: Entries) -> Choice:
         wanted = self._body.logprobs is not None

@@ -6,9 +6,11 @@ from typing import Any
 
 import msgspec
 
-from sophserve.api.generation.request_bodies import ContentPart, Message, OutputFormat, required, text_part
+from sophserve.api.generation.request_bodies import ContentPart, Message, OutputFormat, required, text_parts
 from sophserve.api.http.body import checked
 from sophserve.errors import RequestError
+
+_TEXTS = ("input_text", "output_text", "text")
 
 
 class Item(msgspec.Struct):
@@ -108,11 +110,11 @@ def conversation_of(given: str | list[Item]) -> list[Message]:
                 if role is None or item.content is None:
                     missing = "role" if role is None else "content"
                     raise RequestError(f"{path}.{missing}: is missing", f"{path}.{missing}")
-                _add_text(messages, role, _texts(item.content, f"{path}.content"))
+                _add_text(messages, role, text_parts(item.content, f"{path}.content", _TEXTS))
             case "function_call":
                 _add_call(messages, item, path)
             case "function_call_output":
-                output = _texts(item.output or "", f"{path}.output")
+                output = text_parts(item.output or "", f"{path}.output", _TEXTS)
                 messages.append(Message("tool", output, tool_call_id=required(item, "call_id", path)))
             case "reasoning":
                 _add_reasoning(messages, item)
@@ -165,10 +167,3 @@ def _add_call(messages: list[Message], item: Item, path: str) -> None:
     call = {"id": required(item, "call_id", path), "type": "function", "function": function}
     messages[-1].tool_calls = messages[-1].tool_calls or []
     messages[-1].tool_calls.append(call)
-
-
-def _texts(content: str | list[ContentPart], path: str) -> str | list[ContentPart]:
-    if isinstance(content, str):
-        return content
-    kinds = ("input_text", "output_text", "text")
-    return [text_part(part, f"{path}[{index}]", kinds) for index, part in enumerate(content)]

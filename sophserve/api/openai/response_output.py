@@ -10,8 +10,8 @@ from uuid import uuid4
 import msgspec
 
 from sophserve.api.generation.answer_parts import Named, Part, PartWriter
+from sophserve.api.generation.answer_pump import Usage
 from sophserve.api.generation.chat import Chat
-from sophserve.api.generation.exchange import Usage
 from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs
 from sophserve.api.generation.request_bodies import Message
 from sophserve.api.openai.response_input import ResponsesRequest

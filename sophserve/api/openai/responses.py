@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from sophserve.api.generation.answer_pump import AnswerPump
 from sophserve.api.generation.chat import Chat, prompt_length
-from sophserve.api.generation.exchange import Exchange
 from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import LEFT_OUT, WITHOUT_EFFECT, json_response, read_body, warn_of, warn_unknown
@@ -37,8 +37,8 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     chat, conversation = await serving.texts.run(lambda: _chat_of(serving, body, before))
     async with serving.admitted(1, body.timeout):
         generation = await chat.generation("resp_")
-        exchange = Exchange(request, generation, warn_unknown(unknown))
-        writer = ResponseWriter(chat, model, body, exchange.usage, serving.tokenizer)
+        pump = AnswerPump(request, generation, warn_unknown(unknown))
+        writer = ResponseWriter(chat, model, body, pump.usage, serving.tokenizer)
 
         def record() -> StoredResponse:
             said = msgspec.json.encode([writer.said()])
@@ -50,7 +50,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
                 size = len(conversation) + sum(len(part.text) for part in writer.parts)
                 responses.add(writer.id, await serving.texts.run(record, size))
 
-        return await exchange.send(writer, body.stream, store)
+        return await pump.send(writer, body.stream, store)
 
 
 async def get_response(request: web.Request) -> web.Response:

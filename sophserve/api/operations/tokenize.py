@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.prompts import encode, encode_chat, render_chat, template_messages
+from sophserve.api.generation.chat_prompt import ChatPrompt
+from sophserve.api.generation.prompts import encode
 from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import read_body, warn_unknown
@@ -108,25 +109,19 @@ async def apply_template(request: web.Request) -> web.StreamResponse:
     serving = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, ConversationRequest)
     serving.check_model(body.model)
-
-    def work() -> str:
-        chat = _chat(body)
-        return render_chat(serving, template_messages(chat.messages), chat)
-
     async with serving.admitted(1):
-        prompt = await serving.texts.run(work)
+        prompt = await serving.texts.run(lambda: _chat(serving, body).text())
     return await respond_json(request, {"prompt": prompt}, warn_unknown(unknown))
 
 
 def _tokens(serving: ServedModel, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
-        chat = _chat(body)
-        return encode_chat(serving, template_messages(chat.messages), chat, bounded=False)
+        return _chat(serving, body).tokens(bounded=False)
     if body.prompt is not None:
         return encode(serving, body.prompt, body.add_special_tokens is not False, bounded=False)
     return encode(serving, body.content or "", bool(body.add_special), bounded=False)
 
 
-def _chat(body: ConversationRequest) -> ChatRequest:
+def _chat(serving: ServedModel, body: ConversationRequest) -> ChatPrompt:
     fields = {name: getattr(body, name) for name in ConversationRequest.__struct_fields__}
-    return ChatRequest(**fields | {"messages": body.messages or []})
+    return ChatPrompt(serving, ChatRequest(**fields | {"messages": body.messages or []}))

@@ -7,8 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
+from sophserve.api.generation.answer_pump import AnswerPump, Usage
 from sophserve.api.generation.chat import Chat
-from sophserve.api.generation.exchange import Exchange, Usage
 from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs, prompt_logprobs
 from sophserve.api.generation.request_bodies import ChatRequest
 from sophserve.api.generation.run import Generation
@@ -28,9 +28,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     chat = await serving.texts.run(lambda: Chat(serving, body))
     async with serving.admitted(chat.params.n, body.timeout):
         generation = await chat.generation("chatcmpl-")
-        exchange = Exchange(request, generation, warn_unknown(unknown))
-        writer = ChatWriter(chat, model, generation, exchange.usage, serving.tokenizer)
-        return await exchange.send(writer, body.stream)
+        pump = AnswerPump(request, generation, warn_unknown(unknown))
+        writer = ChatWriter(chat, model, generation, pump.usage, serving.tokenizer)
+        return await pump.send(writer, body.stream)
 
 
 class ChatWriter(ChoicesWriter):
@@ -49,7 +49,6 @@ class ChatWriter(ChoicesWriter):
         self._called: set[int] = set()  # choices with a tool call
 
     def _whole(self, index: int, answer: Answer) -> Choice:
-        """A complete choice."""
         choice: Choice = {
             "index": index,
             "message": self._message(self._events(index, answer.text, finished=True)),
@@ -62,7 +61,6 @@ class ChatWriter(ChoicesWriter):
         return choice
 
     def _opening(self, index: int, delta: OutputDelta) -> Iterator[Choice]:
-        """The role."""
         yield self._delta_of(index, {"role": "assistant", "content": ""})
 
     def _parts(self, index: int, delta: OutputDelta) -> list[Choice]:
@@ -75,14 +73,11 @@ class ChatWriter(ChoicesWriter):
         return choices
 
     def _silent(self, index: int) -> Choice:
-        """No text, for tokens that have none."""
         return self._delta_of(index, {"content": ""})
 
     def _closing(self, index: int, delta: OutputDelta) -> Choice:
-        """Why the choice ended."""
-        choice = self._delta_of(index, {})
         finish_reason = self._finish_reason(index, delta.finish_reason)
-        return {**choice, "finish_reason": finish_reason, "stop_reason": delta.stop_reason}
+        return self._delta_of(index, {}) | {"finish_reason": finish_reason, "stop_reason": delta.stop_reason}
 
     def _events(self, index: int, text: str, finished: bool) -> list[Event]:
         if index not in self._parsers:

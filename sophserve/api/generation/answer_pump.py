@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
@@ -24,21 +25,25 @@ Event = Iterable[bytes]
 """A server-sent event in pieces, which are made when they are sent."""
 
 
-class Writer(Protocol):
-    """How an API words what choice `index` gains, of a whole answer with `add` and `body`, of a stream with `events`
-    and `ending`. None of its steps takes long."""
+class Writer(ABC):
+    """How an API words an answer: a whole one with `add` and `body`, a stream with `events` and `ending`. None of its
+    steps takes long."""
 
+    @abstractmethod
     def add(self, index: int, delta: OutputDelta) -> None:
-        """Take what a choice gained."""
+        """Take what choice `index` gained."""
 
+    @abstractmethod
     async def body(self, texts: TextThreads) -> dict[str, Any]:
         """The answer once all choices are complete; it may have Rows in it."""
 
+    @abstractmethod
     def events(self, index: int, delta: OutputDelta) -> Iterator[Event]:
-        """What a choice gained."""
+        """The events of what choice `index` gained, each of them in pieces."""
 
     def ending(self) -> bytes:
         """What comes behind all events."""
+        return b""
 
 
 class Usage:
@@ -71,7 +76,7 @@ class Usage:
         }
 
 
-class Exchange:
+class AnswerPump:
     """One request while it is answered."""
 
     def __init__(self, request: web.Request, generation: Generation, headers: dict[str, str]) -> None:

@@ -1,0 +1,84 @@
+"""A conversation in the chat template: what a chat request asks the model to continue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sophserve.api.generation.prompts import encode, truncated
+from sophserve.api.generation.request_bodies import ChatRequest, Message, text_parts
+from sophserve.api.generation.served_model import ServedModel
+from sophserve.errors import CheckpointError, RequestError
+from sophserve.text.chat_template import ChatTemplate
+
+
+class ChatPrompt:
+    """Made once its messages are checked. Raises RequestError, as all its methods do."""
+
+    def __init__(self, serving: ServedModel, body: ChatRequest) -> None:
+        if not body.messages:
+            raise RequestError("messages is empty; give at least one", "messages")
+        self._serving, self._body = serving, body
+        self._messages = [_fields(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
+
+    def tokens(self, bounded: bool = True) -> list[int]:
+        """Its token ids. bounded: see encode."""
+        serving, body = self._serving, self._body
+        bounded = bounded and body.truncate_prompt_tokens is None
+        tokens = encode(serving, self.text(), bool(body.add_special_tokens), bounded)
+        return truncated(tokens, body, serving.engine.info.max_model_len)
+
+    def text(self) -> str:
+        """What the template makes of the conversation."""
+        body = self._body
+        continued, prompted = bool(body.continue_final_message), body.add_generation_prompt
+        if continued and prompted:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
+            )
+        if body.chat_template is not None and not self._serving.config.trust_request_chat_template:
+            raise RequestError(
+                "chat_template is only taken by a server that was started with --trust-request-chat-template; leave it "
+                "out",
+                "chat_template",
+            )
+        kwargs = self._effort() | (body.chat_template_kwargs or {})
+        for name in ("tools", "documents", "add_generation_prompt", "continue_final_message"):
+            if name in kwargs:
+                raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
+        try:
+            return self._template().render(
+                self._messages,
+                tools=body.tools or None,
+                documents=body.documents,
+                add_generation_prompt=not continued if prompted is None else prompted,
+                continue_final_message=continued,
+                **kwargs,
+            )
+        except RecursionError:
+            raise RequestError("messages are nested too deeply", "messages") from None
+
+    def _effort(self) -> dict[str, Any]:
+        """How much to think, in the words of templates that know of it: most can only turn it on or off."""
+        effort = self._body.reasoning_effort
+        return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+
+    def _template(self) -> ChatTemplate:
+        """The request's own chat template, else the server's."""
+        serving, source = self._serving, self._body.chat_template
+        if source is None:
+            return serving.chat_template
+        try:
+            return ChatTemplate({"default": source}, serving.tokenizer.special_tokens)
+        except CheckpointError as error:
+            raise RequestError(f"chat_template: {error}", "chat_template") from None
+
+
+def _fields(message: Message, path: str) -> dict[str, Any]:
+    """A message for the chat template; only text may be in it."""
+    if message.content is None and message.role != "assistant":
+        raise RequestError(f"{path}.content: is missing", f"{path}.content")
+    text_parts(message.content or [], f"{path}.content")
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    return fields
