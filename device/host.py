@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from device.interface import KVCache, PackedWeight
+from device.collectives.interface import Communicator, SingleRank
+from device.collectives.shared_memory import SharedMemoryCommunicator
+from device.interface import KVCache, PackedWeight, Role
 from device.operator_profile import OperatorProfile
 
 
@@ -23,6 +25,20 @@ class HostDevice(OperatorProfile):
 
     def synchronize(self) -> None:
         """Return: every operator has run when its call returns."""
+
+    def shard(self, count: int, role: Role, rank: int, ranks: int, *, replicate: bool = False) -> slice | None:
+        """Even shares in order; of a vocabulary, the last rank may hold less."""
+        if role in ("head", "embedding"):
+            each = -(-count // ranks)
+            return slice(rank * each, min((rank + 1) * each, count)) if each * (ranks - 1) < count else None
+        if count % ranks == 0:
+            return slice(rank * count // ranks, (rank + 1) * count // ranks)
+        first = rank * count // ranks
+        return slice(first, first + 1) if replicate and ranks % count == 0 else None
+
+    def communicator(self, memory: int, rank: int, ranks: int) -> Communicator:
+        """By way of shared memory, without the device."""
+        return SingleRank() if ranks == 1 else SharedMemoryCommunicator(memory, rank, ranks)
 
     def state_of(self, weight: PackedWeight) -> tuple[dict[str, int], dict[str, Tensor]] | None:
         """Keep nothing."""

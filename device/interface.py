@@ -3,6 +3,10 @@
 Operators have the granularity of the chip: one call is one fused command. Shapes are written `[tokens, hidden]`;
 activations are float16, bfloat16 or float32; accumulation is float32. `device/reference.py` defines each operator
 in plain torch and is the oracle that every device is tested against.
+
+A result, and the views of it, live until the step ends, for a device may use its memory again; what a recording returns
+lives until it is replayed again. Who needs one longer copies it. An argument may come back as the result (`rms_norm`
+without a residual) or be overwritten by it where that is said (collectives).
 """
 
 from __future__ import annotations
@@ -14,7 +18,11 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from device.collectives.interface import Communicator
+
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+Role = Literal["qkv", "attention_output", "gate_up", "down", "head", "embedding", "other"]
+"""What a weight is in a model, since chips lay out and split the same weight differently."""
 
 
 class UnsupportedOperator(ValueError):
@@ -301,41 +309,6 @@ class Ops(Protocol):
         """Choose one token for each row of float logits `[rows, vocab]`, all rows in one call."""
 
 
-class Communicator(Protocol):
-    """Collectives between the ranks of one tensor-parallel group."""
-
-    rank: int
-    world_size: int
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of x over ranks, the same bits on every rank."""
-
-    def all_gather(self, x: Tensor) -> Tensor:
-        """Every rank's x side by side along the last dimension, in rank order."""
-
-    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
-        """The source rank's x."""
-
-
-class SingleRank:
-    """The communicator of a world of one."""
-
-    rank = 0
-    world_size = 1
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        """Return x."""
-        return x
-
-    def all_gather(self, x: Tensor) -> Tensor:
-        """Return x."""
-        return x
-
-    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
-        """Return x."""
-        return x
-
-
 class CommandRecord(NamedTuple):
     """One command as a profile knows it: when it ran, by the host's monotonic clock, and what it had to do at least.
 
@@ -374,8 +347,21 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait until every queued operator has run."""
 
-    def pack(self, weight: CanonicalWeight) -> PackedWeight:
+    def shard(self, count: int, role: Role, rank: int, ranks: int, *, replicate: bool = False) -> slice | None:
+        """Which of `count` things in a weight of this role a rank holds; None where so many ranks cannot share them.
+
+        Things are heads, channels, or tokens of the vocabulary (head and embedding, of which no rank has more than
+        rank 0). The same count is shared alike by qkv and attention_output, gate_up and down, head and embedding. With
+        replicate several ranks may hold the same one (heads of keys and values).
+        """
+
+    def communicator(self, memory: int, rank: int, ranks: int) -> Communicator:
+        """One rank's end of a group. memory: the descriptor of a file of zeros that all have. Raises RuntimeError."""
+
+    def pack(self, weight: CanonicalWeight, role: Role = "other") -> PackedWeight:
         """Put a canonical weight into this device's layout. Raises UnsupportedOperator for a kind it lacks.
+
+        A dense head may be the embedding as well: the operator of that name takes either.
 
         A weight whose values are on torch's meta device, which has shapes only, gives one that has its sizes only.
         """

@@ -19,41 +19,25 @@ DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class CannotSplit(ConfigError):
-    """A model does not divide between the ranks of the tensor-parallel group."""
+    """A model does not divide between the ranks of the tensor-parallel group. things: what it is that does not."""
+
+    def __init__(self, things: str, ranks: int) -> None:
+        super().__init__(f"{things} cannot be split between {ranks} ranks")
 
 
-def share(rank: int, ranks: int, count: int, what: str, *, replicate: bool = False) -> slice:
-    """A rank's part of `count` things, which are split evenly and in order between the ranks.
-
-    With replicate, fewer things than ranks are allowed, and neighbouring ranks hold the same one. Raises
-    CannotSplit.
-    """
-    if count % ranks == 0:
-        each = count // ranks
-        return slice(rank * each, (rank + 1) * each)
-    if replicate and ranks % count == 0:
-        first = rank * count // ranks
-        return slice(first, first + 1)
-    raise CannotSplit(f"{count} {what} cannot be split between {ranks} ranks")
+def heads_in_words(count: int, channels: int) -> str:
+    """The heads of a projection, for CannotSplit."""
+    return f"{count} attention heads of {channels} channels"
 
 
-def share_heads(rank: int, ranks: int, count: int, channels: int, *, replicate: bool = False) -> slice:
-    """A rank's part of the heads of a projection. Raises CannotSplit."""
-    return share(rank, ranks, count, f"attention heads of {channels} channels", replicate=replicate)
+def columns_in_words(count: int) -> str:
+    """The outputs of a projection, for CannotSplit."""
+    return f"{count} columns of a projection"
 
 
-def share_columns(rank: int, ranks: int, count: int) -> slice:
-    """A rank's part of the outputs of a projection. Raises CannotSplit."""
-    return share(rank, ranks, count, "columns of a projection")
-
-
-def share_vocabulary(rank: int, ranks: int, vocab_size: int) -> slice:
-    """A rank's rows. Any size can be split: the last ranks may hold fewer rows. Raises CannotSplit."""
-    each = -(-vocab_size // ranks)
-    start = rank * each
-    if each * (ranks - 1) >= vocab_size:
-        raise CannotSplit(f"a vocabulary of {vocab_size} tokens cannot be split between {ranks} ranks")
-    return slice(start, min(start + each, vocab_size))
+def vocabulary_in_words(size: int) -> str:
+    """The rows of embedding and head, for CannotSplit."""
+    return f"a vocabulary of {size} tokens"
 
 
 def refuse_split(error: CannotSplit, possible: Iterable[int]) -> NoReturn:

@@ -4,6 +4,7 @@ source tell. What only a loaded model knows, the worker says; the rules and the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,17 @@ class Decoder:
     context: int | None  # None where the positions are scaled in a way that the architecture must know
 
     def split(self, ranks: int) -> int:
-        """The key/value heads of one rank. Raises CannotSplit."""
-        fit.share_vocabulary(0, ranks, self.vocabulary)
-        fit.share_heads(0, ranks, self.heads, self.head_dim)
-        held = fit.share_heads(0, ranks, self.kv_heads, self.head_dim, replicate=True)
-        fit.share_columns(0, ranks, self.intermediate)
-        return held.stop - held.start
+        """The key/value heads of one rank, as devices share them that have no opinion of it. Raises CannotSplit."""
+        heads = partial(fit.heads_in_words, channels=self.head_dim)
+        for things, fits in (
+            (fit.vocabulary_in_words(self.vocabulary), -(-self.vocabulary // ranks) * (ranks - 1) < self.vocabulary),
+            (heads(self.heads), self.heads % ranks == 0),
+            (heads(self.kv_heads), self.kv_heads % ranks == 0 or ranks % self.kv_heads == 0),
+            (fit.columns_in_words(self.intermediate), self.intermediate % ranks == 0),
+        ):
+            if not fits:
+                raise fit.CannotSplit(things, ranks)
+        return max(1, self.kv_heads // ranks)
 
     def splits(self, ranks: int) -> bool:
         """Whether so many ranks can share it."""

@@ -26,6 +26,7 @@ from device.interface import (
     Ops,
     OutOfDeviceMemory,
     PackedWeight,
+    Role,
     UnsupportedOperator,
 )
 from device.reference import ReferenceOps, ReferenceWeight
@@ -84,10 +85,12 @@ class CmodelDevice(HostDevice):
         """Bytes (free, in all), of the host or of the control group that this process is in."""
         return host_memory()
 
-    def pack(self, weight: CanonicalWeight) -> PackedWeight:
+    def pack(self, weight: CanonicalWeight, role: Role = "other") -> PackedWeight:
         """Copy a weight into the kernels' layout. Without the native library there are dense weights only."""
         if not self._fast:
             return ReferenceWeight(weight)
+        if role == "embedding" and isinstance(weight, DenseWeight):
+            return TorchWeight(weight.values)
         if self._kernels is not None:
             return pack(self._kernels, weight)
         if not isinstance(weight, DenseWeight):

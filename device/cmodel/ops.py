@@ -57,6 +57,8 @@ class NativeOps(ReferenceOps):
     def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
         """Rows of table."""
         checks.check_embedding(ids, table)
+        if isinstance(table, TorchWeight):
+            table = table.values
         if isinstance(table, Tensor):
             values, (rows, size) = table.contiguous(), table.shape
             layout = {}

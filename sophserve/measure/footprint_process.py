@@ -17,7 +17,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from device.interface import CanonicalWeight, Device, PackedWeight
+from device.interface import Device, PackedWeight
 from sophserve.checkpoint import quantization_config, read_config
 from sophserve.errors import SophserveError
 from sophserve.fit import MOST_RANKS, resolve_max_model_len
@@ -58,11 +58,8 @@ class ShapesOf:
     def __init__(self, device: Device) -> None:
         self.name = device.name
         self.operators = device.operators
-        self._device = device
-
-    def pack(self, weight: CanonicalWeight) -> PackedWeight:
-        """As the device would."""
-        return self._device.pack(weight)
+        self.pack = device.pack
+        self.shard = device.shard
 
 
 class AlikeWeights:

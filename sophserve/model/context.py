@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from device.interface import Communicator, Device
+from device.collectives.interface import Communicator
+from device.interface import Device
 
 
 @dataclass(frozen=True)

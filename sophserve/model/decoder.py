@@ -122,12 +122,13 @@ class Attention(Module):
     ) -> None:
         hidden, size = config.hidden_size, config.head_size
         heads, kv_heads = config.num_attention_heads, config.kv_heads
-        kv = Heads(kv_heads, size, replicate=True)
-        self.qkv = Linear(context, hidden, {"q": Heads(heads, size), "k": kv, "v": kv}, bias=qkv_bias, shard="column")
+        q, kv = Heads(heads, size), Heads(kv_heads, size, replicate=True)
+        parts = {"q": q, "k": kv, "v": kv}
+        self.qkv = Linear(context, hidden, parts, bias=qkv_bias, shard="column", role="qkv")
         self.q_norm = RMSNorm(context, size, config.rms_norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(context, size, config.rms_norm_eps) if qk_norm else None
         self.attention = PagedAttention(context, heads, kv_heads, size, rope, size**-0.5, window)
-        self.output = Linear(context, heads * size, hidden, bias=output_bias, shard="row")
+        self.output = Linear(context, q, hidden, bias=output_bias, shard="row", role="attention_output")
 
     def __call__(self, x: Tensor, meta: AttentionMeta) -> Tensor:
         """`[tokens, hidden]` to the same shape."""

@@ -8,7 +8,17 @@ from typing import Literal
 
 from torch import Tensor
 
-from device.interface import Activation, AttentionMeta, CacheSpec, CanonicalWeight, KVCache, PackedWeight, Rope
+from device.interface import (
+    Activation,
+    AttentionMeta,
+    CacheSpec,
+    CanonicalWeight,
+    DenseWeight,
+    KVCache,
+    PackedWeight,
+    Role,
+    Rope,
+)
 from device.reference import activate
 from sophserve import fit
 from sophserve.errors import CheckpointError
@@ -40,7 +50,7 @@ def activation(hidden_act: str) -> Activation:
 
 @dataclass(frozen=True)
 class Heads:
-    """A part of a projection that is split between ranks in whole heads.
+    """A side of a projection, or a part of one, that is split between ranks in whole heads.
 
     replicate: where there are fewer heads than ranks, neighbouring ranks share one (keys and values).
     """
@@ -50,16 +60,14 @@ class Heads:
     replicate: bool = False
 
 
-def _rows(context: ModelContext, part: int | Heads, shard: Shard) -> tuple[int, slice]:
-    """The output features of a part in all, and those of this rank."""
-    count, size, replicate = (part.count, part.size, part.replicate) if isinstance(part, Heads) else (part, 1, False)
-    if shard != "column":
-        return count * size, slice(0, count * size)
-    rank, ranks = context.communicator.rank, context.communicator.world_size
-    if isinstance(part, Heads):
-        held = fit.share_heads(rank, ranks, count, size, replicate=replicate)
-    else:
-        held = fit.share_columns(rank, ranks, count)
+def _features(context: ModelContext, side: int | Heads, role: Role, *, split: bool) -> tuple[int, slice]:
+    """The features of a side of a projection in all, and those of this rank."""
+    heads = side if isinstance(side, Heads) else Heads(side, 1)
+    count, size = heads.count, heads.size
+    held = slice(0, count)
+    if split:
+        things = fit.heads_in_words(count, size) if isinstance(side, Heads) else fit.columns_in_words(count)
+        held = share(context, count, role, things, replicate=heads.replicate)
     return count * size, slice(held.start * size, held.stop * size)
 
 
@@ -71,8 +79,9 @@ class PackedModule(Module):
 
     weight: PackedWeight
 
-    def __init__(self, context: ModelContext, parts: Mapping[str, WeightPart]) -> None:
+    def __init__(self, context: ModelContext, parts: Mapping[str, WeightPart], role: Role) -> None:
         self._context = context
+        self._role = role
         self._parts = parts
         self.formats: dict[str, WeightFormat] = {prefix: DenseFormat() for prefix in parts}
 
@@ -97,7 +106,7 @@ class PackedModule(Module):
             if (names := self.formats[prefix].parameters(part))
         ]
         weight = self._complete(stack_weights(parts, self._context.dtype))
-        self.load_packed(self._context.device.pack(weight), tensors)
+        self.load_packed(self._context.device.pack(weight, self._role), tensors)
 
     def load_packed(self, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> None:
         """Take a weight that was packed before, and of the tensors those that are no weights."""
@@ -117,26 +126,27 @@ class Linear(PackedModule):
     out_features: a size, or several named parts that are separate tensors on disk and one product here, stacked in
     order: `Linear(context, hidden, {"gate": intermediate, "up": intermediate}, shard="column")`.
     shard: "column" splits each part's output features between ranks; "row" splits the input features and sums the
-    results over ranks; "replicated" splits nothing.
+    results over ranks; "replicated" splits nothing. role: what the weight is, for the device.
     in_features, out_features, part_sizes: what this rank holds.
     """
 
     def __init__(
         self,
         context: ModelContext,
-        in_features: int,
+        in_features: int | Heads,
         out_features: int | Heads | Mapping[str, int | Heads],
         *,
         bias: bool = False,
         shard: Shard = "replicated",
+        role: Role = "other",
     ) -> None:
         parts = out_features if isinstance(out_features, Mapping) else {"": out_features}
-        columns = share(context, in_features, "inputs of a projection") if shard == "row" else slice(0, in_features)
+        inputs, columns = _features(context, in_features, role, split=shard == "row")
         held: dict[str, WeightPart] = {}
         for name, part in parts.items():
-            total, rows = _rows(context, part, shard)
-            held[f"{name}." if name else ""] = WeightPart((total, in_features), rows, columns)
-        super().__init__(context, held)
+            outputs, rows = _features(context, part, role, split=shard == "column")
+            held[f"{name}." if name else ""] = WeightPart((outputs, inputs), rows, columns)
+        super().__init__(context, held, role)
         self._shard = shard
         self._has_bias = bias
         self.part_sizes = [part.rows.stop - part.rows.start for part in held.values()]
@@ -192,11 +202,11 @@ class Embedding(Module):
     tied: the head that holds the same weight; it is read from there.
     """
 
-    table: Tensor
+    table: PackedWeight
 
     def __init__(self, context: ModelContext, vocab_size: int, hidden_size: int, tied: LMHead | None = None) -> None:
         self._context = context
-        self._rows = _vocabulary_share(context, vocab_size)
+        self._rows = _vocabulary_share(context, vocab_size, "embedding")
         self._shape = (vocab_size, hidden_size)
         self._tied = tied
 
@@ -205,8 +215,9 @@ class Embedding(Module):
         return {} if self._tied else {"weight": ParameterSpec(self._shape, (self._rows,))}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a copy on the device."""
-        self.table = stack_tensors([tensors["weight"]], self._context.dtype).to(self._context.device.torch_device)
+        """Pack a copy."""
+        values = stack_tensors([tensors["weight"]], self._context.dtype)
+        self.table = self._context.device.pack(DenseWeight(values), "embedding")
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Token ids int64 `[tokens]` to `[tokens, hidden]`."""
@@ -220,10 +231,11 @@ class LMHead(PackedModule):
     """The projection to logits, the vocabulary split between ranks."""
 
     def __init__(self, context: ModelContext, hidden_size: int, vocab_size: int) -> None:
-        rows = _vocabulary_share(context, vocab_size)
-        super().__init__(context, {"": WeightPart((vocab_size, hidden_size), rows, slice(0, hidden_size))})
+        rows = _vocabulary_share(context, vocab_size, "head")
+        super().__init__(context, {"": WeightPart((vocab_size, hidden_size), rows, slice(0, hidden_size))}, "head")
         self._vocab_size = vocab_size
-        self._missing = -(-vocab_size // context.communicator.world_size) - (rows.stop - rows.start)
+        most = context.device.shard(vocab_size, "head", 0, context.communicator.world_size)
+        self._missing = (vocab_size if most is None else most.stop) - (rows.stop - rows.start)
 
     def _complete(self, weight: CanonicalWeight) -> CanonicalWeight:
         # Gathering needs equal shares, so rows of zeros follow the vocabulary's last.
@@ -235,8 +247,8 @@ class LMHead(PackedModule):
         return self._context.communicator.all_gather(logits)[:, : self._vocab_size]
 
 
-def _vocabulary_share(context: ModelContext, vocab_size: int) -> slice:
-    return fit.share_vocabulary(context.communicator.rank, context.communicator.world_size, vocab_size)
+def _vocabulary_share(context: ModelContext, vocab_size: int, role: Role) -> slice:
+    return share(context, vocab_size, role, fit.vocabulary_in_words(vocab_size))
 
 
 class GatedMLP(Module):
@@ -255,8 +267,8 @@ class GatedMLP(Module):
         self._activation = activation(hidden_act)
         self._bias = bias
         parts = {"gate": intermediate_size, "up": intermediate_size}
-        self.gate_up = Linear(context, hidden_size, parts, bias=bias, shard="column")
-        self.down = Linear(context, intermediate_size, hidden_size, bias=bias, shard="row")
+        self.gate_up = Linear(context, hidden_size, parts, bias=bias, shard="column", role="gate_up")
+        self.down = Linear(context, intermediate_size, hidden_size, bias=bias, shard="row", role="down")
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[tokens, hidden]` to the same shape."""
@@ -296,8 +308,8 @@ class PagedAttention(CachedModule):
         window: int | None = None,
     ) -> None:
         self._context = context
-        own = share(context, heads, "attention heads")
-        own_kv = share(context, kv_heads, "key/value heads", replicate=True)
+        own = share(context, heads, "qkv", f"{heads} attention heads")
+        own_kv = share(context, kv_heads, "qkv", f"{kv_heads} key/value heads", replicate=True)
         held, ranks = own_kv.stop - own_kv.start, context.communicator.world_size
         self.cache = CacheSpec(held, (head_dim, head_dim), context.dtype, replicated=kv_heads < ranks)
         self.head_dim = head_dim

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.interface import Device, SingleRank
+from device.collectives.interface import SingleRank
+from device.interface import Device
 from sophserve.checkpoint import read_config
 from sophserve.errors import CheckpointError, ConfigError
 from sophserve.fit import MOST_RANKS, CannotSplit, choose_architecture, refuse_split

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from device.interface import PackedWeight
-from sophserve import fit
+from device.interface import PackedWeight, Role
+from sophserve.fit import CannotSplit
 from sophserve.model.context import ModelContext
 from sophserve.model.weights import FLOATS
 
@@ -81,6 +81,10 @@ class Module:
         raise TypeError(f"{type(self).__name__} declares no parameters")
 
 
-def share(context: ModelContext, count: int, what: str, *, replicate: bool = False) -> slice:
-    """This rank's part of `count` things, see fit.share. Raises CannotSplit."""
-    return fit.share(context.communicator.rank, context.communicator.world_size, count, what, replicate=replicate)
+def share(context: ModelContext, count: int, role: Role, things: str, *, replicate: bool = False) -> slice:
+    """This rank's part of `count` things, as the device splits them. Raises CannotSplit with what they are in words."""
+    rank, ranks = context.communicator.rank, context.communicator.world_size
+    held = context.device.shard(count, role, rank, ranks, replicate=replicate)
+    if held is None:
+        raise CannotSplit(things, ranks)
+    return held

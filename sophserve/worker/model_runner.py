@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from device.collectives.shared_memory import SharedMemoryCommunicator
-from device.interface import Communicator, OutOfDeviceMemory, SingleRank
+from device.interface import OutOfDeviceMemory
 from sophserve.checkpoint import read_config
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError
@@ -60,7 +59,10 @@ class ModelRunner:
         config, directory = load.config, Path(load.directory)
         self.device = open_device(config.device, load.rank)
         self.device_index = device_index(load.rank)
-        self.communicator = _communicator(load, collectives)
+        try:
+            self.communicator = self.device.communicator(collectives, load.rank, load.world_size)
+        except RuntimeError as error:
+            raise ConfigError(f"--tensor-parallel-size is {load.world_size}, but {error}") from error
         log.info("device: %s", self.device.describe())
         model_config = read_config(directory)
         model_class = find_architecture(model_config)
@@ -214,12 +216,3 @@ def _pool(hidden: torch.Tensor, chunk: PooledChunk) -> Embedding | None:
     assert pooler is not None
     pooler.add(hidden[chunk.rows])
     return Embedding(chunk.state.id, pooler.result()) if chunk.complete else None
-
-
-def _communicator(load: LoadModel, collectives: int) -> Communicator:
-    if load.world_size == 1:
-        return SingleRank()
-    try:
-        return SharedMemoryCommunicator(collectives, load.rank, load.world_size)
-    except RuntimeError as error:
-        raise ConfigError(f"--tensor-parallel-size is {load.world_size}, but {error}") from error

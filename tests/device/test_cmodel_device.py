@@ -104,6 +104,23 @@ def test_blocks_come_back_wherever_they_are_written(monkeypatch, make_meta, make
     assert torch.equal(*ends)
 
 
+@pytest.mark.parametrize(
+    ("count", "role", "ranks", "replicate", "shares"),
+    [
+        (14, "qkv", 2, False, [(0, 7), (7, 14)]),
+        (2, "qkv", 4, True, [(0, 1), (0, 1), (1, 2), (1, 2)]),
+        (7, "head", 3, False, [(0, 3), (3, 6), (6, 7)]),
+        (14, "attention_output", 4, False, None),
+        (2, "gate_up", 4, False, None),
+        (3, "qkv", 4, True, None),
+        (4, "embedding", 3, False, None),
+    ],
+)
+def test_shares(native, count, role, ranks, replicate, shares):
+    found = [native.shard(count, role, rank, ranks, replicate=replicate) for rank in range(ranks)]
+    assert found == ([slice(*share) for share in shares] if shares else [None] * ranks)
+
+
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
     monkeypatch.setenv("CMODEL_ISA", "sse9")
     with pytest.raises(RuntimeError, match="CMODEL_ISA is 'sse9'; set it to one of amx, avx512bf16, avx2, portable"):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from device.cmodel.device import CmodelDevice
-from device.interface import CanonicalWeight, Communicator, DenseWeight, SingleRank
+from device.collectives.interface import Communicator, SingleRank
+from device.interface import CanonicalWeight, DenseWeight, Role
 from sophserve.model.context import ModelContext
 
 
@@ -18,15 +19,15 @@ class PlainWeight:
 
     values: Tensor
 
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes
+    def __post_init__(self) -> None:
+        self.out_features, self.in_features = self.values.shape
+        self.nbytes = self.values.nbytes
 
 
 class PlainDevice(CmodelDevice):
     """Packs nothing, to see what the loader hands over."""
 
-    def pack(self, weight: CanonicalWeight) -> PlainWeight:
+    def pack(self, weight: CanonicalWeight, role: Role = "other") -> PlainWeight:
         assert isinstance(weight, DenseWeight)
         return PlainWeight(weight.values)
 

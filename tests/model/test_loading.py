@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from device.interface import SingleRank
+from device.collectives.interface import SingleRank
 from model_plugins.architectures.llama import LlamaForCausalLM
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
 from sophserve.errors import CheckpointError, ConfigError
@@ -250,7 +250,7 @@ def test_ranks_hold_the_parts_of_the_whole(make_checkpoint, make_context, load, 
     assert all(part.attention.output.bias is None for part in layers[1:])
     gates, ups = zip(*(part.mlp.gate_up.weight.values.chunk(2) for part in layers), strict=True)
     assert torch.equal(torch.cat(gates + ups), layer.mlp.gate_up.weight.values)
-    assert torch.equal(torch.cat([part.embedding.table for part in parts]), whole.embedding.table)
+    assert torch.equal(torch.cat([part.embedding.table.values for part in parts]), whole.embedding.table.values)
     heads = torch.cat([part.head.weight.values for part in parts])
     assert torch.equal(heads[:511], whole.head.weight.values) and not heads[511:].any()
 
@@ -260,7 +260,7 @@ import sys
 from pathlib import Path
 import torch
 from device.cmodel.device import CmodelDevice
-from device.interface import SingleRank
+from device.collectives.interface import SingleRank
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
 from sophserve.model.context import ModelContext
 from sophserve.model.loading import load_model

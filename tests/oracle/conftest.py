@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from device.cmodel.device import CmodelDevice
-from device.interface import AttentionMeta, Communicator, SingleRank
+from device.collectives.interface import Communicator, SingleRank
+from device.interface import AttentionMeta
 from model_plugins.architectures.llama import LlamaForCausalLM
 from model_plugins.architectures.mistral import MistralForCausalLM
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM

@@ -1,0 +1,43 @@
+"""What a group of ranks can do together."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Communicator(Protocol):
+    """Collectives between the ranks of one tensor-parallel group, which make the same calls in the same order. All but
+    all_gather may work in place, and then return x."""
+
+    rank: int
+    world_size: int
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of x over ranks, the same bits on every rank."""
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Every rank's x side by side along the last dimension, in rank order."""
+
+    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+        """The source rank's x."""
+
+
+class SingleRank:
+    """The communicator of a world of one."""
+
+    rank = 0
+    world_size = 1
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+        """Return x."""
+        return x
