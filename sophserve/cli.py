@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 import warnings
@@ -10,7 +9,8 @@ from collections.abc import Sequence
 
 from sophserve.errors import SophserveError
 from sophserve.logs import configure
-from sophserve.options import COMMANDS, parse
+from sophserve.options import parse
+from sophserve.plugins import commands, load_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,10 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch says so once where NumPy, which nothing here needs, is not installed.
     warnings.filterwarnings("ignore", "Failed to initialize NumPy")
     try:
-        if argv and argv[0] in COMMANDS:
-            module, _, function = COMMANDS[argv[0]].partition(":")
-            code: int = getattr(importlib.import_module(module), function)(argv[1:])
-            return code
+        if argv and not argv[0].startswith("-") and argv[0] in commands():
+            return load_command(argv[0])(argv[1:])
         # As others have it, `serve MODEL`.
         return _serve(argv[1:] if argv and argv[0] == "serve" else argv)
     except SophserveError as error:

@@ -15,6 +15,10 @@ def list_plugins(argv: Sequence[str]) -> int:
     from sophserve import plugins
 
     kinds = {
+        "commands": {
+            name: plugins.Registered(name, entry, plugins.distribution(entry))
+            for name, entry in sorted(plugins.commands().items())
+        },
         "architectures": plugins.architectures(),
         "devices": plugins.devices(),
         "quantizations": plugins.quantizations(),

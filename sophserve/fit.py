@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from sophserve.config import EngineConfig
 from sophserve.errors import CheckpointError, ConfigError
+from sophserve.plugins import left_out
 from sophserve.table import size
 
 MOST_RANKS = 64
@@ -49,9 +50,8 @@ def refuse_split(error: CannotSplit, possible: Iterable[int]) -> NoReturn:
 def check_device(name: str, known: Iterable[str]) -> None:
     """Raise ConfigError for a device that no plugin provides."""
     if name not in known:
-        raise ConfigError(
-            f"there is no device {name!r}; --device takes auto or one of: {', '.join(known)}", help="no-device"
-        )
+        problem = f"there is no device {name!r}; --device takes auto or one of: {', '.join(known)}{left_out()}"
+        raise ConfigError(problem, help="no-device")
 
 
 def device_index(rank: int) -> int:
@@ -78,7 +78,7 @@ def choose_architecture(config: Mapping[str, Any], known: Iterable[str]) -> str:
             return str(name)
     raise CheckpointError(
         f"{names[0]} is not a supported architecture; supported: {', '.join(known) or 'none'}; "
-        "a plugin can add another",
+        f"a plugin can add another{left_out()}",
         help="architecture",
     )
 
@@ -115,7 +115,7 @@ def stored_method(given: Mapping[str, Any], asked: str | None, known: Iterable[s
     if method not in known:
         raise CheckpointError(
             f"the checkpoint is quantized with {method!r}, which is not supported; supported: "
-            f"{', '.join(known) or 'none'}",
+            f"{', '.join(known) or 'none'}{left_out()}",
             help="quantization",
         )
     if asked is not None and asked != method:

@@ -16,18 +16,7 @@ from sophserve.checkpoint import SHIPPED
 from sophserve.config import C, EngineConfig, ServerConfig, is_count, make_config, option, read_count
 from sophserve.errors import ConfigError
 from sophserve.other_servers import NEEDLESS, SAME, answer, answer_command
-
-COMMANDS = {
-    "chat": "sophserve.chat.command:chat",
-    "bench": "sophserve.bench.offline:bench",
-    "load": "sophserve.bench.load:load",
-    "profile": "sophserve.bench.profile_report:main",
-    "plan": "sophserve.measure.plan:plan",
-    "quantize": "sophserve.commands:quantize",
-    "cache": "sophserve.commands:cache",
-    "plugins": "sophserve.commands:list_plugins",
-}
-"""Where each command is: a function of its arguments that returns the exit code."""
+from sophserve.plugins import commands
 
 _CONFIGS = (EngineConfig, ServerConfig)
 
@@ -35,7 +24,8 @@ _CONFIGS = (EngineConfig, ServerConfig)
 def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     """The configuration that a command line asks for, over that of its --config file. Raises ConfigError."""
     parser = CommandParser("", "Serve a large language model over the OpenAI API.")
-    parser.usage = f"sophserve --model MODEL [option ...]\n       sophserve {{{','.join(COMMANDS)}}} [option ...]"
+    if not {"-h", "--help"}.isdisjoint(argv):
+        parser.usage = f"sophserve --model MODEL [option ...]\n       sophserve {{{','.join(commands())}}} [option ...]"
     parser.add_argument("positional", nargs="?", metavar="MODEL", help="the same as --model")
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options; the command line wins")
@@ -173,12 +163,12 @@ class CommandParser(argparse.ArgumentParser):
             return
         if reason := answer_command(word):
             self.error(reason)
-        if "/" not in word and (hint := did_you_mean(word, list(COMMANDS))):
+        if "/" not in word and (hint := did_you_mean(word, list(commands()))):
             self.error(f"there is no model or command {word!r}{hint}")
 
     def _refuse(self, argument: str) -> NoReturn:
         if not argument.startswith("-"):
-            hint = did_you_mean(argument, list(COMMANDS))
+            hint = did_you_mean(argument, list(commands()))
             self.error(f"unexpected argument {argument!r}{hint or '; a model is given as --model X'}")
         # Short names that look alike have nothing in common.
         hint = did_you_mean(argument, list(self._option_string_actions), 0.75) if argument.startswith("--") else ""

@@ -9,14 +9,17 @@ A plugin is a module behind an entry point. It implements any of the hooks below
         register("MyModelForCausalLM", MyModelForCausalLM)
 
 Entry points of group `sophserve` are loaded where the model runs. The parsers of answers work in the server process,
-which does without torch: they have entry points of group `sophserve.text`.
+which does without torch: they have entry points of group `sophserve.text`. A command is an entry point of group
+`sophserve.commands`, which is loaded when it is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
@@ -25,6 +28,8 @@ from sophserve.errors import ConfigError
 
 PROJECT = "sophserve"
 TEXT = "sophserve.text"
+COMMANDS = "sophserve.commands"
+log = logging.getLogger(__name__)
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -66,38 +71,94 @@ class Registered:
     distribution: str
 
 
+@dataclass
+class Plugins:
+    """Those of one group that could be loaded, each under the distribution that it came from."""
+
+    manager: pluggy.PluginManager
+    distributions: dict[Any, str]
+
+
+# Plugins that failed to load, and why, in words.
+_broken: list[str] = []
+
+
 @cache
-def plugin_manager(group: str = PROJECT) -> pluggy.PluginManager:
-    """The manager with every installed plugin of a group loaded. A plugin that does not import raises ConfigError."""
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(Hooks)
-    try:
-        manager.load_setuptools_entrypoints(group)
-        manager.check_pending()
-    except Exception as error:
-        raise ConfigError(
-            f"a sophserve plugin failed to load: {type(error).__name__}: {error}; repair or uninstall it",
-            help="plugin",
-        ) from error
-    return manager
+def plugins_of(group: str = PROJECT) -> Plugins:
+    """Every installed plugin of a group. One that does not load is left out; see `left_out`."""
+    found = Plugins(pluggy.PluginManager(PROJECT), {})
+    found.manager.add_hookspecs(Hooks)
+    for entry in entry_points(group=group):
+        try:
+            plugin = entry.load()
+            found.manager.register(plugin, entry.name)
+            found.distributions[plugin] = distribution(entry)
+            found.manager.check_pending()
+        except Exception as error:
+            found.manager.set_blocked(entry.name)
+            if found.manager.has_plugin(entry.name):
+                found.manager.unregister(name=entry.name)
+            _leave_out(f"{entry.name} of {distribution(entry)}", error)
+    return found
+
+
+def _leave_out(plugin: str, error: Exception) -> None:
+    _broken.append(f"{plugin} ({type(error).__name__}: {error})")
+    log.warning("the plugin %s failed to load and is left out; repair or uninstall it", _broken[-1])
+
+
+def left_out() -> str:
+    """The end of a sentence about something that no plugin provides: those that may, but failed to load."""
+    return f"; left out, since they failed to load: {', '.join(_broken)}" if _broken else ""
+
+
+def distribution(entry: EntryPoint) -> str:
+    """The name of the package that an entry point is from."""
+    return entry.dist.name if entry.dist else "unknown"
 
 
 def _collect(hook: str, group: str = PROJECT) -> dict[str, Registered]:
-    manager = plugin_manager(group)
-    distributions = {plugin: dist.project_name for plugin, dist in manager.list_plugin_distinfo()}
+    plugins = plugins_of(group)
     found: dict[str, Registered] = {}
-    for implementation in getattr(manager.hook, hook).get_hookimpls():
-        distribution = distributions.get(implementation.plugin, "unknown")
-
-        def register(name: str, value: Any, distribution: str = distribution) -> None:
+    for implementation in getattr(plugins.manager.hook, hook).get_hookimpls():
+        source = plugins.distributions[implementation.plugin]
+        mine: dict[str, Any] = {}
+        try:
+            implementation.function(mine.__setitem__)
+        except Exception as error:
+            _leave_out(f"{implementation.plugin_name} of {source}", error)
+            continue
+        for name, value in mine.items():
             if name in found:
                 raise ConfigError(
-                    f"{name} is registered by both {found[name].distribution} and {distribution}; uninstall one"
+                    f"{name} is registered by both {found[name].distribution} and {source}; uninstall one"
                 )
-            found[name] = Registered(name, value, distribution)
-
-        implementation.function(register)
+            found[name] = Registered(name, value, source)
     return dict(sorted(found.items()))
+
+
+@cache
+def commands() -> dict[str, EntryPoint]:
+    """The commands `sophserve NAME` by name; each is a function of its arguments that returns the exit code."""
+    return {entry.name: entry for entry in sorted(entry_points(group=COMMANDS), key=_distribution_last)}
+
+
+def _distribution_last(entry: EntryPoint) -> bool:
+    return distribution(entry) == PROJECT  # what comes with sophserve keeps its names
+
+
+def load_command(name: str) -> Callable[[Sequence[str]], int]:
+    """The function of a command. Raises ConfigError for one that does not load."""
+    entry = commands()[name]
+    try:
+        function: Callable[[Sequence[str]], int] = entry.load()
+    except Exception as error:
+        raise ConfigError(
+            f"the command {name} of {distribution(entry)} failed to load: {type(error).__name__}: {error}; repair or "
+            "uninstall it",
+            help="plugin",
+        ) from error
+    return function
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sophserve.config import ServerConfig
 from sophserve.errors import ConfigError
-from sophserve.plugins import PROJECT, Registered, reasoning_parsers, tool_parsers
+from sophserve.plugins import PROJECT, Registered, left_out, reasoning_parsers, tool_parsers
 
 
 def check_parsers(config: ServerConfig) -> None:
@@ -15,7 +15,7 @@ def check_parsers(config: ServerConfig) -> None:
     ):
         if name not in ("auto", "none") and name not in registered():
             known = ", ".join(["auto", "none", *registered()])
-            raise ConfigError(f"{option} {name} is not installed; there are {known}")
+            raise ConfigError(f"{option} {name} is not installed; there are {known}{left_out()}")
 
 
 def chosen(name: str, registered: dict[str, Registered], template: str) -> Registered | None:
