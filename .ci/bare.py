@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.metadata import distribution
 from pathlib import Path
 
 SOPHSERVE = Path(sys.executable).with_name("sophserve")
@@ -136,10 +137,20 @@ def show_stages(log: list[str]) -> None:
     print(f"  {total:>6}  from the command to ready")
 
 
+def installed_files() -> None:
+    """What the wheel brings: the native library and the page, no sources of C++ and no tests."""
+    names = [str(file) for file in distribution("sophserve").files or []]
+    for name in ("device/cmodel/libcmodel.so", "sophserve/api/playground/index.html", "sophserve/bench/profile.html"):
+        assert name in names, f"the wheel lacks {name}"
+    unwanted = [name for name in names if name.endswith((".cpp", ".h", "CMakeLists.txt")) or name.startswith("tests/")]
+    assert not unwanted, unwanted
+
+
 def main() -> None:
     """Run all in a temporary folder."""
     present = [name for name in ("numpy", "transformers", "pytest", "openai") if importlib.util.find_spec(name)]
     assert not present, f"this environment holds more than the package: {present}"
+    installed_files()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         begun = time.monotonic()

@@ -74,6 +74,12 @@ def test_every_page_can_be_found() -> None:
     assert linked <= listed | {"docs/README.md"}
 
 
+@pytest.mark.parametrize("page", READMES)
+def test_ci_finds_the_command_that_tests(page: str) -> None:
+    [line] = [line for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if "&& pytest" in line]
+    assert line in [line for fence in fences(page) for line in fence.code.splitlines()]
+
+
 def neutral(fence: Fence) -> Fence:
     """Without comments and texts, which are in the page's language."""
     code = re.sub(r'"[^"\n]*[^\x00-\x7f"\n][^"\n]*"|"[A-Z][^"\n]*"', '""', fence.code)
