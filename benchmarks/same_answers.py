@@ -251,7 +251,12 @@ def lasting(headers: dict[str, str], content: str) -> Any:
 
 def json_of(line: str) -> Any:
     name, _, value = line.partition(": ")
-    return [name, without_times(json.loads(value)) if value.startswith(("{", "[{")) else value]
+    if not value.startswith(("{", "[{")):
+        return [name, value]
+    data = without_times(json.loads(value))
+    if isinstance(data, dict) and data.get("type") == "message_start":
+        del data["message"]["usage"]["output_tokens"]  # as many as the first event found
+    return [name, data]
 
 
 def without_times(value: Any) -> Any:
