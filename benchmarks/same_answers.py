@@ -269,8 +269,8 @@ def joined(a: Any, b: Any, name: str = "") -> Any:
     """One value in place of two that differ in pieces alone; DIFFERENT for others."""
     if name in PIECES and type(a) is type(b) and isinstance(a, str | list):
         return a + b
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        each = {key: joined(a[key], b[key], key) for key in a}
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() - {"prompt_token_ids"} == b.keys():
+        each = a | {key: joined(a[key], b[key], key) for key in b}
         return DIFFERENT if DIFFERENT in each.values() else each
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         items = [joined(x, y) for x, y in zip(a, b, strict=True)]
