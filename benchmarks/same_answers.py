@@ -31,7 +31,7 @@ HEADERS = ("content-type", "allow", "x-warning", "retry-after", "warning")
 NEW = re.compile(r"\b(chatcmpl|cmpl|embd|resp|msg|call|toolu|fc|rs|req|chatcmpl-tool)[-_][0-9a-f]{9,32}\b|call_\w{24}")
 TIMES = ("created", "created_at", "completed_at", "sequence_number", "uptime", "started", "obfuscation")
 # Fields of which the events of a stream add pieces.
-PIECES = ("content", "text", "reasoning", "reasoning_content", "arguments", "partial_json", "thinking", "token_ids")
+PIECES = ("content", "text", "reasoning", "reasoning_content", "arguments", "partial_json", "thinking")
 PIECES += ("delta", "tokens", "token_logprobs", "text_offset", "top_logprobs")
 DIFFERENT = "two values that cannot be joined"
 
@@ -242,8 +242,11 @@ def lasting(headers: dict[str, str], content: str) -> Any:
     events: dict[str, list[Any]] = {}  # by the choice that they belong to
     for text in content.split("\n\n"):
         event = [json_of(line) for line in text.splitlines()]
-        choice = re.search(r'"choices":\[{"index":(\d+)', text)
-        row = events.setdefault(choice[1] if choice else "", [])
+        choices = [each for _, data in event if isinstance(data, dict) for each in data.get("choices", [])]
+        choice = str(choices[0]["index"]) if choices else ""
+        for each in choices:  # those of a choice come with any of its chunks
+            events.setdefault(f"{choice} ids", []).extend(each.pop("token_ids", []))
+        row = events.setdefault(choice, [])
         both = joined(row[-1], event) if row else DIFFERENT
         row[-1:] = [*row[-1:], event] if both is DIFFERENT else [both]
     return events
