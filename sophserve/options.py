@@ -175,7 +175,6 @@ class CommandParser(argparse.ArgumentParser):
         self.error(f"unknown option {argument}{hint or '; see sophserve --help'}")
 
     def error(self, message: str) -> NoReturn:
-        """Exit with one line."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 

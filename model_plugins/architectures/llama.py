@@ -23,7 +23,6 @@ class LlamaForCausalLM(CausalLM[LlamaConfig]):
     config_class = LlamaConfig
 
     def make_layer(self, index: int) -> DecoderLayer:
-        """All layers are alike."""
         config = self.config
         attention = Attention(
             self.context,
@@ -44,5 +43,4 @@ class LlamaForCausalLM(CausalLM[LlamaConfig]):
 
 @hookimpl
 def register_architectures(register: Register) -> None:
-    """Add Llama."""
     register("LlamaForCausalLM", LlamaForCausalLM)

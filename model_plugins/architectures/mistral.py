@@ -22,7 +22,6 @@ class MistralForCausalLM(CausalLM[MistralConfig]):
     config_class = MistralConfig
 
     def make_layer(self, index: int) -> DecoderLayer:
-        """All layers are alike."""
         config = self.config
         attention = Attention(self.context, config, self.rope, window=config.sliding_window)
         mlp = GatedMLP(self.context, config.hidden_size, config.intermediate_size, config.hidden_act)
@@ -31,5 +30,4 @@ class MistralForCausalLM(CausalLM[MistralConfig]):
 
 @hookimpl
 def register_architectures(register: Register) -> None:
-    """Add Mistral."""
     register("MistralForCausalLM", MistralForCausalLM)

@@ -13,7 +13,6 @@ class Qwen2ForCausalLM(CausalLM[LayeredWindowConfig]):
     config_class = LayeredWindowConfig
 
     def make_layer(self, index: int) -> DecoderLayer:
-        """Layers differ in their window alone."""
         config = self.config
         attention = Attention(self.context, config, self.rope, qkv_bias=True, window=config.window(index))
         mlp = GatedMLP(self.context, config.hidden_size, config.intermediate_size, config.hidden_act)
@@ -22,5 +21,4 @@ class Qwen2ForCausalLM(CausalLM[LayeredWindowConfig]):
 
 @hookimpl
 def register_architectures(register: Register) -> None:
-    """Add Qwen2."""
     register("Qwen2ForCausalLM", Qwen2ForCausalLM)

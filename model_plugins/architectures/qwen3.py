@@ -27,7 +27,6 @@ class Qwen3ForCausalLM(CausalLM[Qwen3Config]):
     }
 
     def make_layer(self, index: int) -> DecoderLayer:
-        """Layers differ in their window alone."""
         config = self.config
         attention = Attention(
             self.context,
@@ -44,5 +43,4 @@ class Qwen3ForCausalLM(CausalLM[Qwen3Config]):
 
 @hookimpl
 def register_architectures(register: Register) -> None:
-    """Add Qwen3."""
     register("Qwen3ForCausalLM", Qwen3ForCausalLM)

@@ -57,7 +57,6 @@ class AWQFormat(WeightFormat):
         }
 
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
-        """The rank's codes, outputs in order."""
         first = part.rows.start % 8
         held = slice(first, first + part.rows.stop - part.rows.start)
 
@@ -92,7 +91,6 @@ class AWQ(Scheme):
             raise CheckpointError(f"AWQ is supported with 4 bits and version gemm, not {bits} bits and {version}")
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
-        """That of its tensors."""
         return AWQFormat(stored, self._group_size) if "qweight" in stored else DenseFormat()
 
     def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
@@ -110,5 +108,4 @@ class AWQ(Scheme):
 
 @hookimpl
 def register_quantizations(register: Register) -> None:
-    """Add AWQ."""
     register("awq", AWQ)

@@ -154,7 +154,6 @@ class CompressedTensors(Scheme):
                 )
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
-        """That of its tensors."""
         if "weight_packed" in stored:
             return PackedFormat(name, stored, self._group_size)
         if "weight" not in stored or is_dense(stored):

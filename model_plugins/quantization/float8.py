@@ -45,7 +45,6 @@ class Float8Format(WeightFormat):
         self._block = block
 
     def parameters(self, part: WeightPart) -> dict[str, ParameterSpec]:
-        """The rank's values, and all scales."""
         outputs, inputs = part.shape
         allowed: list[tuple[int, ...]] = [(), (1,), (outputs,), (outputs, 1)]
         if self._block is not None:

@@ -49,7 +49,6 @@ class FP8(Scheme):
         self._plain = [*settings.modules_to_not_convert, *settings.ignored_layers]
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
-        """That of its tensors."""
         if "weight" not in stored or is_dense(stored):
             return DenseFormat()
         if "weight_scale_inv" in stored:
@@ -121,6 +120,5 @@ class RoundToFloat8(Scheme):
 
 @hookimpl
 def register_quantizations(register: Register) -> None:
-    """Add FP8 and ModelOpt's files of it."""
     register("fp8", FP8)
     register("modelopt", ModelOpt)

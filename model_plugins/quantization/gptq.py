@@ -177,7 +177,6 @@ class GPTQ(Scheme):
         self._config.layout  # noqa: B018 - raises for one that cannot be read
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
-        """That of its tensors."""
         if "qweight" not in stored:
             return DenseFormat()
         return GPTQFormat(name, stored, self._config.zero_points(name), self._config.group_size)
@@ -256,5 +255,4 @@ class RoundToInt4(Scheme):
 
 @hookimpl
 def register_quantizations(register: Register) -> None:
-    """Add GPTQ."""
     register("gptq", GPTQ)

@@ -78,7 +78,6 @@ class RoundedInt4Format(DenseFormat):
         self._name = name
 
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
-        """The rank's part, quantized."""
         weight = round_to_int4(tensors["weight"])
         log_error(self._name, tensors["weight"], weight)
         return weight
@@ -91,7 +90,6 @@ class RoundedFloat8Format(DenseFormat):
         self._name = name
 
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
-        """The rank's part, quantized."""
         values, scales = round_to_float8(tensors["weight"])
         spread = scales.repeat_interleave(BLOCK, dim=0)[: len(values)]
         weight = Float8Weight(values, spread, BLOCK)

@@ -27,7 +27,6 @@ def check_files(json_file: str | None, png_file: str | None) -> None:
 
 
 def render(report: Report) -> str:
-    """For people."""
     lines = [
         f"completed      {report.completed} in {report.duration:.2f} s, {_rate(report, report.completed)} requests/s"
     ]

@@ -103,7 +103,6 @@ class MistralReasoningParser(ReasoningParser):
 
 @hookimpl
 def register_reasoning_parsers(register: Register) -> None:
-    """Add the marks that sophserve knows."""
     register("deepseek_r1", DeepSeekR1Parser)
     register("mistral", MistralReasoningParser)
     register("qwen3", ReasoningParser)

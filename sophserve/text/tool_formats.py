@@ -28,7 +28,6 @@ class HermesParser(ToolParser):
 
     @classmethod
     def grammar(cls, writer: ToolGrammar, several: bool) -> str:
-        """Each call between its markers."""
         begin, end = writer.opening("<tool_call>"), writer.mark("</tool_call>")
         return writer.repeated(f'{begin} "\\n" {writer.objects("arguments")} "\\n" {end}', "\n", several)
 
@@ -49,7 +48,6 @@ class Llama3JsonParser(ToolParser):
 
     @classmethod
     def grammar(cls, writer: ToolGrammar, several: bool) -> str:
-        """Objects."""
         return writer.repeated(writer.objects("parameters"), "; ", several)
 
 
@@ -156,13 +154,11 @@ class PythonicParser(ToolParser):
 
     @classmethod
     def grammar(cls, writer: ToolGrammar, several: bool) -> str:
-        """A list."""
         return python_calls.grammar(writer, several)
 
 
 @hookimpl
 def register_tool_parsers(register: Register) -> None:
-    """Add the formats that come with sophserve."""
     register("deepseek_v3", DeepSeekV3Parser)
     register("hermes", HermesParser)
     register("llama3_json", Llama3JsonParser)

@@ -138,7 +138,6 @@ class MessageWriter(PartWriter):
         self._ending: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
 
     def whole(self) -> dict[str, Any]:
-        """The message object of what there is."""
         return {
             "id": self._identity,
             "type": "message",
@@ -150,7 +149,6 @@ class MessageWriter(PartWriter):
         }
 
     def named_events(self, delta: OutputDelta) -> Iterator[Named]:
-        """The events that a delta makes."""
         if not self._started:
             self._started = True
             yield {"type": "message_start", "message": self.whole()}

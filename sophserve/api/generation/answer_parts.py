@@ -50,11 +50,9 @@ class PartWriter(Writer):
         """The events that a delta makes."""
 
     def add(self, index: int, delta: OutputDelta) -> None:
-        """Take a delta without telling of it."""
         deque(self.named_events(delta), maxlen=0)
 
     async def body(self, texts: TextThreads) -> dict[str, Any]:
-        """The complete object."""
         return self.whole()
 
     def events(self, index: int, delta: OutputDelta) -> Iterator[Event]:

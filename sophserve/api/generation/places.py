@@ -50,11 +50,9 @@ class Place:
         return sum(len(sequence.request.output) for sequence in self._sequences)
 
     def begin_one(self, sequence: Sequence) -> None:
-        """See Watcher."""
         self._sequences.append(sequence)
 
     def end_one(self, sequence: Sequence) -> None:
-        """See Watcher."""
         self.free(1)
 
     def free(self, answers: int) -> None:

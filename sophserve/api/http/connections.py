@@ -154,7 +154,6 @@ class Connection(web.RequestHandler):
         self._closing = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
         self._wire = cast(asyncio.Transport, transport)  # uvloop's are not all subclasses of it
         self._descriptor = transport.get_extra_info("socket").fileno()
         self._connections.open.add(self)
@@ -162,13 +161,11 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """See asyncio.Protocol."""
         self._wire = None
         self._connections.remove(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
         super().data_received(data)
         if self._request_count > self._finished or not (self._body is None or self._body.is_eof()):
             self._partial = 0  # it belongs to a request, or to the rest of one that was refused
@@ -181,14 +178,12 @@ class Connection(web.RequestHandler):
             self.force_close()
 
     def pause_writing(self) -> None:
-        """See asyncio.Protocol."""
         super().pause_writing()
         self.progress = self._loop.time()
         self._blocked = self.unsent
         self._count_unread()
 
     def resume_writing(self) -> None:
-        """See asyncio.Protocol."""
         super().resume_writing()
         self._blocked = None
         self._connections.unread.hold(self, 0)
@@ -216,7 +211,6 @@ class Connection(web.RequestHandler):
 
     @property
     def client(self) -> str:
-        """See Holder."""
         return self._owner.client if self._owner else ""
 
     @property
@@ -234,7 +228,6 @@ class Connection(web.RequestHandler):
         return self._wire.get_write_buffer_size() + queued[0]
 
     def give_way(self) -> None:
-        """See Holder."""
         self._loop.call_soon(self.cut, "unread_memory")  # not while something is being written
 
     def cut(self, reason: str) -> None:
@@ -325,12 +318,10 @@ class Runner(web.AppRunner):
         return self.server
 
     async def setup(self) -> None:
-        """See AppRunner."""
         await super().setup()
         self._watcher = asyncio.create_task(self._connections.watch())
 
     async def cleanup(self) -> None:
-        """See AppRunner."""
         if self._watcher:
             self._watcher.cancel()
         await super().cleanup()

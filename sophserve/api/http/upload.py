@@ -66,7 +66,6 @@ class _Upload:
 
     @property
     def client(self) -> str:
-        """See Holder."""
         return self._client
 
     async def read(self, content: StreamReader) -> bytearray:
@@ -102,7 +101,6 @@ class _Upload:
         return body
 
     def give_way(self) -> None:
-        """See Holder."""
         self._gave_way = True
         # A body that is complete is about to be let go.
         if self._deadline is not None and not self._deadline.expired():

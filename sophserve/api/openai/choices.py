@@ -92,11 +92,9 @@ class ChoicesWriter(Writer):
         """The last chunk of a choice, with its finish_reason."""
 
     def add(self, index: int, delta: OutputDelta) -> None:
-        """Take what a choice gained."""
         self._answers[index].add(delta)
 
     async def body(self, texts: TextThreads) -> dict[str, Any]:
-        """The whole answer."""
         choices: list[Choice] = []
         for index, answer in self._shown():
             worded = await texts.run(partial(self._whole, index, answer), len(answer.text))

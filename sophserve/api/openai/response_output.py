@@ -43,7 +43,6 @@ class ResponseWriter(PartWriter):
         self._thought = 0  # tokens that came while the model was thinking
 
     def whole(self) -> dict[str, Any]:
-        """The response object."""
         body, reason = self._body, self._finish_reason
         return {
             "id": self.id,
@@ -81,7 +80,6 @@ class ResponseWriter(PartWriter):
         return Message("assistant", self._text("text"), tool_calls=calls or None, reasoning_content=reasoning)
 
     def named_events(self, delta: OutputDelta) -> Iterator[Named]:
-        """The events that a delta makes."""
         if not self._number:
             yield self._event("response.created", response=self.whole())
             yield self._event("response.in_progress", response=self.whole())
