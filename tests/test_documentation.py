@@ -74,6 +74,16 @@ def test_every_page_can_be_found() -> None:
     assert linked <= listed | {"docs/README.md"}
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page: str) -> None:
+    text = prose(page)
+    named = set(re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|js|cpp|h|html))`", text))
+    known = {
+        str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.suffix in (".py", ".js", ".cpp", ".h", ".html")
+    }
+    assert [name for name in sorted(named) if not any(f"/{path}".endswith(f"/{name}") for path in known)] == []
+
+
 @pytest.mark.parametrize("page", READMES)
 def test_ci_finds_the_command_that_tests(page: str) -> None:
     [line] = [line for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if "&& pytest" in line]
