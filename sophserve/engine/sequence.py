@@ -98,25 +98,25 @@ class Sequence:
     def add_tokens(self, sampled: SampledTokens) -> int:
         """Hand the reader what the newest tokens of request.output add, as far as the first that ends the sequence;
         those behind it are taken out of the output. Returns how many are left."""
-        request = self.request
-        before = len(request.output) - len(sampled.tokens)
+        request, tokens, logprobs = self.request, sampled.tokens, sampled.logprobs
+        before = len(request.output) - len(tokens)
         delta = OutputDelta(
-            token_ids=[],
+            token_ids=tokens,
+            logprobs=logprobs,
             prompt_logprobs=None if before else self._prompt_logprobs,
             cached_tokens=request.cached_tokens,
             queue_time=self.timeline.queued,
         )
-        for token_id in sampled.tokens:
-            delta.token_ids.append(token_id)
-            self._add_token(delta, token_id, before + len(delta.token_ids))
+        for count, token_id in enumerate(tokens, 1):
+            self._add_token(delta, token_id, before + count)
             if delta.finish_reason:
+                del request.output[before + count :], tokens[count:]
+                if logprobs:
+                    del logprobs[count:]
                 break
-        count = len(delta.token_ids)
-        del request.output[before + count :]
-        delta.logprobs = sampled.logprobs and sampled.logprobs[:count]
         self.finish_reason = delta.finish_reason
         self.stream.put(delta)
-        return count
+        return len(tokens)
 
     def end(self, reason: FinishReason, error: SophserveError | None = None) -> None:
         """End the sequence from outside."""

@@ -55,7 +55,7 @@ class ScheduledRequest(msgspec.Struct, array_like=True):
     id: int
     count: int
     new_blocks: list[int]
-    proposed: list[int] = []
+    proposed: tuple[int, ...] = ()
 
 
 class StepPlan(msgspec.Struct, array_like=True, tag="step"):
