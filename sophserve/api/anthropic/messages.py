@@ -10,10 +10,11 @@ import msgspec
 from aiohttp import web
 
 from sophserve.api.generation.answer_parts import Named, Part, PartWriter
-from sophserve.api.generation.answer_pump import AnswerPump, Usage
+from sophserve.api.generation.answer_pump import send_answer
 from sophserve.api.generation.chat import Chat, prompt_length
 from sophserve.api.generation.params import check_texts
 from sophserve.api.generation.request_bodies import ChatRequest, Message, OutputFormat, required, text_part, text_parts
+from sophserve.api.generation.run import Generation
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import LEFT_OUT, json_response, read_body, warn_of, warn_unknown
 from sophserve.engine.output import OutputDelta
@@ -109,9 +110,9 @@ async def messages(request: web.Request) -> web.StreamResponse:
     chat = await serving.texts.run(lambda: _chat_of(serving, body))
     async with serving.admitted(1):
         generation = await chat.generation("msg_")
-        pump = AnswerPump(request, generation, warn_unknown(unknown))
         shown = body.thinking is None or body.thinking.display != "omitted"
-        return await pump.send(MessageWriter(chat, generation.id, model, pump.usage, shown), body.stream)
+        writer = MessageWriter(chat, model, generation, shown)
+        return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown))
 
 
 async def count_tokens(request: web.Request) -> web.Response:
@@ -128,18 +129,17 @@ async def count_tokens(request: web.Request) -> web.Response:
 class MessageWriter(PartWriter):
     """Words an answer as Anthropic's message and events. show_thinking: whether to give out the text of reasoning."""
 
-    def __init__(self, chat: Chat, identity: str, model: str, usage: Usage, show_thinking: bool) -> None:
+    def __init__(self, chat: Chat, model: str, generation: Generation, show_thinking: bool) -> None:
         super().__init__(chat, "toolu_")
-        self._identity = identity
         self._model = model
-        self._usage = usage
+        self._generation = generation
         self._show_thinking = show_thinking
         self._started = False
         self._ending: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
 
     def whole(self) -> dict[str, Any]:
         return {
-            "id": self._identity,
+            "id": self._generation.id,
             "type": "message",
             "role": "assistant",
             "model": self._model,
@@ -205,12 +205,13 @@ class MessageWriter(PartWriter):
 
     def _tokens(self) -> dict[str, int]:
         # Anthropic does not count what the cache held as input.
-        cached = self._usage.cached_tokens
+        used = self._generation
+        cached = used.cached_tokens
         return {
-            "input_tokens": self._usage.prompt_tokens - cached,
+            "input_tokens": used.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
-            "output_tokens": self._usage.output_tokens,
+            "output_tokens": used.output_tokens,
         }
 
 

@@ -12,7 +12,6 @@ from uuid import uuid4
 from sophserve.api.generation.answer_pump import Event, Writer
 from sophserve.api.generation.chat import Chat
 from sophserve.api.http.json_pieces import pieces
-from sophserve.api.http.text_threads import TextThreads
 from sophserve.engine.output import OutputDelta
 from sophserve.text.answer_events import ArgumentsDelta, CallStart, ContentDelta, ReasoningDelta
 from sophserve.text.answer_events import Event as Parsed
@@ -42,18 +41,11 @@ class PartWriter(Writer):
         self._call_prefix = call_prefix
 
     @abstractmethod
-    def whole(self) -> dict[str, Any]:
-        """The object of what there is."""
-
-    @abstractmethod
     def named_events(self, delta: OutputDelta) -> Iterator[Named]:
         """The events that a delta makes."""
 
     def add(self, index: int, delta: OutputDelta) -> None:
         deque(self.named_events(delta), maxlen=0)
-
-    async def body(self, texts: TextThreads) -> dict[str, Any]:
-        return self.whole()
 
     def events(self, index: int, delta: OutputDelta) -> Iterator[Event]:
         """The events that a delta makes, to be sent."""

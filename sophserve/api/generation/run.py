@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec.structs import replace
 
 from sophserve.api.generation.places import Place
+from sophserve.api.generation.prompts import log_prompts
+from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.http.errors import ApiError
-from sophserve.api.http.request_record import current_record
+from sophserve.api.http.request_record import Record, current_record
 from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta
@@ -40,13 +44,15 @@ def engine_errors(engine: Engine) -> Iterator[None]:
 @dataclass
 class Generation:
     """What to generate: params.n answers to every prompt, each prompt with its own params. Answer i of prompt p is
-    choice `p * n + i`. priority and cache_salt: see Engine.generate."""
+    choice `p * n + i`. priority and cache_salt: see Engine.generate. output_tokens: those that have come."""
 
     id: str
     prompts: list[list[int]]
     params: list[SamplingParams]
     priority: int = 0
     cache_salt: str = ""
+    output_tokens: int = 0
+    _cached: dict[int, int] = field(default_factory=dict)  # by the first choice of each prompt
 
     @property
     def n(self) -> int:
@@ -58,10 +64,27 @@ class Generation:
         """Tokens of all prompts."""
         return sum(map(len, self.prompts))
 
-    async def deltas(self, engine: Engine) -> AsyncGenerator[tuple[int, OutputDelta], None]:
-        """What every choice gains, as it comes. Closing the iterator aborts all. Raises ApiError if the engine ends
-        an answer before it is complete."""
-        record = current_record.get()
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens whose keys and values were there already."""
+        return sum(self._cached.values())
+
+    def usage(self) -> dict[str, Any]:
+        """The `usage` object of what there is so far."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.output_tokens,
+            "total_tokens": self.prompt_tokens + self.output_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+    async def deltas(self, serving: ServedModel) -> AsyncGenerator[tuple[int, OutputDelta], None]:
+        """What every choice gains, as it comes, counted here and in the request's record. Closing the iterator aborts
+        all. Raises ApiError if the engine ends an answer before it is complete."""
+        record, engine = current_record.get(), serving.engine
+        log_prompts(serving, self.id, self.prompts, self.params[0])
+        record.prompt_tokens = self.prompt_tokens
+        record.spend(record.prompt_tokens)
         priority = self.priority + record.priority
         place = record.answers if isinstance(record.answers, Place) else None
         answers = [
@@ -75,9 +98,21 @@ class Generation:
                     if delta.finish_reason == "abort":
                         raise ApiError(503, "the server stopped before the answer was complete", code="stopping")
                     for part in _parts(delta):
+                        self._count(choice, part, record)
                         yield choice, part
                     if len(delta.token_ids) > _TOKENS:
                         await asyncio.sleep(0)
+
+    def _count(self, choice: int, delta: OutputDelta, record: Record) -> None:
+        self.output_tokens += len(delta.token_ids)
+        if choice % self.n == 0:  # further answers to a prompt find in the cache what the first one put there
+            self._cached.setdefault(choice, delta.cached_tokens)
+        record.first_output = record.first_output or time.monotonic()
+        record.queue_time = max(record.queue_time, delta.queue_time)
+        record.spend(len(delta.token_ids))
+        record.output_tokens, record.cached_tokens = self.output_tokens, self.cached_tokens
+        if delta.finish_reason:
+            record.finish_reasons.append(delta.finish_reason)
 
 
 def _parts(delta: OutputDelta) -> Iterator[OutputDelta]:

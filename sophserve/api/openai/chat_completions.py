@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from aiohttp import web
 
-from sophserve.api.generation.answer_pump import AnswerPump, Usage
+from sophserve.api.generation.answer_pump import send_answer
 from sophserve.api.generation.chat import Chat
 from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs, prompt_logprobs
 from sophserve.api.generation.request_bodies import ChatRequest
@@ -19,6 +20,9 @@ from sophserve.engine.output import OutputDelta
 from sophserve.text.answer_events import AnswerParser, ArgumentsDelta, CallStart, Event, ParsedAnswer, ReasoningDelta
 from sophserve.text.tokenizer import Tokenizer
 
+# Characters of a whole answer that are parsed at once.
+_PARSED = 4096
+
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Answer a conversation."""
@@ -28,9 +32,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     chat = await serving.texts.run(lambda: Chat(serving, body))
     async with serving.admitted(chat.params.n, body.timeout):
         generation = await chat.generation("chatcmpl-")
-        pump = AnswerPump(request, generation, warn_unknown(unknown))
-        writer = ChatWriter(chat, model, generation, pump.usage, serving.tokenizer)
-        return await pump.send(writer, body.stream)
+        writer = ChatWriter(chat, model, generation, serving.tokenizer)
+        return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown))
 
 
 class ChatWriter(ChoicesWriter):
@@ -39,19 +42,28 @@ class ChatWriter(ChoicesWriter):
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __init__(self, chat: Chat, model: str, generation: Generation, usage: Usage, tokenizer: Tokenizer) -> None:
-        super().__init__(chat.body, model, generation, usage)
+    def __init__(self, chat: Chat, model: str, generation: Generation, tokenizer: Tokenizer) -> None:
+        super().__init__(chat.body, model, generation)
         self._chat = chat
         self._tokenizer = tokenizer
         self._logprobs = chat.params.logprobs is not None
         self._include_reasoning = chat.body.include_reasoning is not False
-        self._parsers: dict[int, AnswerParser] = {}
+        self._parsers: defaultdict[int, AnswerParser] = defaultdict(chat.parser)
         self._called: set[int] = set()  # choices with a tool call
+        self._parsed: defaultdict[int, ParsedAnswer] = defaultdict(ParsedAnswer)
+
+    def add(self, index: int, delta: OutputDelta) -> None:
+        """Take what a choice gained. A long text is parsed a part at a time, for no step may take long."""
+        super().add(index, delta)
+        answer = self._answers[index]
+        if delta.finish_reason or len(answer.text) > _PARSED:
+            self._parsed[index].add(self._events(index, answer.text, delta.finish_reason))
+            answer.text = ""
 
     def _whole(self, index: int, answer: Answer) -> Choice:
         choice: Choice = {
             "index": index,
-            "message": self._message(self._events(index, answer.text, finished=True)),
+            "message": self._message(self._parsed[index]),
             "logprobs": {"content": chat_logprob_rows(self._tokenizer, answer.logprobs)} if self._logprobs else None,
             "finish_reason": self._finish_reason(index, answer.finish_reason),
             "stop_reason": answer.stop_reason,
@@ -65,7 +77,7 @@ class ChatWriter(ChoicesWriter):
 
     def _parts(self, index: int, delta: OutputDelta) -> list[Choice]:
         """What the text adds to the message, with the logprobs of the tokens that came with it."""
-        events = self._events(index, delta.text, finished=delta.finish_reason is not None)
+        events = self._events(index, delta.text, delta.finish_reason)
         choices = [self._delta_of(index, self._delta(event)) for event in events]
         if delta.logprobs:
             choices = choices or [self._delta_of(index, {"content": ""})]
@@ -79,18 +91,14 @@ class ChatWriter(ChoicesWriter):
         finish_reason = self._finish_reason(index, delta.finish_reason)
         return self._delta_of(index, {}) | {"finish_reason": finish_reason, "stop_reason": delta.stop_reason}
 
-    def _events(self, index: int, text: str, finished: bool) -> list[Event]:
-        if index not in self._parsers:
-            self._parsers[index] = self._chat.parser()
+    def _events(self, index: int, text: str, finish_reason: str | None) -> list[Event]:
         parser = self._parsers[index]
-        events = parser.feed(text) + (parser.finish() if finished else [])
+        events = parser.feed(text) + (parser.finish() if finish_reason else [])
         if any(isinstance(event, CallStart) for event in events):
             self._called.add(index)
         return [event for event in events if self._include_reasoning or not isinstance(event, ReasoningDelta)]
 
-    def _message(self, events: list[Event]) -> dict[str, Any]:
-        parsed = ParsedAnswer()
-        parsed.add(events)
+    def _message(self, parsed: ParsedAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": parsed.content}
         if not parsed.content and (parsed.calls or parsed.reasoning):
             message["content"] = None

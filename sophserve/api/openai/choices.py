@@ -6,15 +6,13 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import msgspec
 
-from sophserve.api.generation.answer_pump import Event, Usage, Writer
+from sophserve.api.generation.answer_pump import Event, Writer
 from sophserve.api.generation.request_bodies import GenerationRequest, StreamOptions
 from sophserve.api.generation.run import Generation
-from sophserve.api.http.text_threads import TextThreads
 from sophserve.engine.output import OutputDelta
 from sophserve.link.messages import TokenLogprob
 
@@ -58,11 +56,8 @@ class ChoicesWriter(Writer):
     kind: ClassVar[str]
     chunk_kind: ClassVar[str]
 
-    def __init__(
-        self, body: GenerationRequest, model: str, generation: Generation, usage: Usage, keep: int | None = None
-    ) -> None:
+    def __init__(self, body: GenerationRequest, model: str, generation: Generation, keep: int | None = None) -> None:
         self._generation = generation
-        self._usage = usage
         self._common = {"id": generation.id, "created": int(time.time()), "model": model}
         self._options = body.stream_options or StreamOptions()
         self._shows_ids = bool(body.return_token_ids)
@@ -94,15 +89,14 @@ class ChoicesWriter(Writer):
     def add(self, index: int, delta: OutputDelta) -> None:
         self._answers[index].add(delta)
 
-    async def body(self, texts: TextThreads) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         choices: list[Choice] = []
         for index, answer in self._shown():
-            worded = await texts.run(partial(self._whole, index, answer), len(answer.text))
-            choice = {**worded, "index": len(choices)}
+            choice = {**self._whole(index, answer), "index": len(choices)}
             if self._shows_ids:
                 choice |= {"token_ids": answer.token_ids, "prompt_token_ids": self._prompt(index)}
             choices.append(choice)
-        return {**self._common, "object": self.kind, "choices": choices, "usage": self._usage.json()}
+        return {**self._common, "object": self.kind, "choices": choices, "usage": self._generation.usage()}
 
     def events(self, index: int, delta: OutputDelta) -> Iterator[Event]:
         """A chunk for each thing that a choice gained. The last one tells the token ids."""
@@ -142,7 +136,7 @@ class ChoicesWriter(Writer):
     def _chunk(self, choices: list[Choice], with_usage: bool = False) -> bytes:
         chunk = {**self._common, "object": self.chunk_kind}
         if with_usage or self._options.continuous_usage_stats:
-            chunk["usage"] = self._usage.json()
+            chunk["usage"] = self._generation.usage()
         elif self._options.include_usage:
             chunk["usage"] = None
         return b"data: %b\n\n" % msgspec.json.encode({**chunk, "choices": choices})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from aiohttp import web
 from msgspec.structs import replace
 
-from sophserve.api.generation.answer_pump import AnswerPump, Usage
+from sophserve.api.generation.answer_pump import send_answer
 from sophserve.api.generation.logprobs import CompletionLogprobs, Entries, prompt_logprobs
 from sophserve.api.generation.params import fitted, sampling_params
 from sophserve.api.generation.prompts import each_in_slices, encode, listed, truncated
@@ -50,9 +50,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
         each = await each_in_slices(serving, texts, lambda text: _prompt(serving, text, body, params))
         prompts, fitting, shown = zip(*each, strict=True)
         generation = Generation(identity, list(prompts), list(fitting), body.priority or 0, body.cache_salt or "")
-        pump = AnswerPump(request, generation, warn_unknown(unknown))
-        writer = CompletionWriter(body, model, generation, pump.usage, keep, serving.tokenizer, shown)
-        return await pump.send(writer, body.stream)
+        writer = CompletionWriter(body, model, generation, keep, serving.tokenizer, shown)
+        return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown))
 
 
 class CompletionWriter(ChoicesWriter):
@@ -66,12 +65,11 @@ class CompletionWriter(ChoicesWriter):
         body: CompletionRequest,
         model: str,
         generation: Generation,
-        usage: Usage,
         keep: int | None,
         tokenizer: Tokenizer,
         texts: Sequence[str],
     ) -> None:
-        super().__init__(body, model, generation, usage, keep)
+        super().__init__(body, model, generation, keep)
         self._body = body
         self._tokenizer = tokenizer
         self._texts = texts

@@ -10,10 +10,10 @@ from uuid import uuid4
 import msgspec
 
 from sophserve.api.generation.answer_parts import Named, Part, PartWriter
-from sophserve.api.generation.answer_pump import Usage
 from sophserve.api.generation.chat import Chat
 from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs
 from sophserve.api.generation.request_bodies import Message
+from sophserve.api.generation.run import Generation
 from sophserve.api.openai.response_input import ResponsesRequest
 from sophserve.engine.output import OutputDelta
 from sophserve.link.messages import TokenLogprob
@@ -26,14 +26,16 @@ Item = dict[str, Any]
 class ResponseWriter(PartWriter):
     """Words one answer: its events as it comes, and the whole object of what there is; each part is an item."""
 
-    def __init__(self, chat: Chat, model: str, body: ResponsesRequest, usage: Usage, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, chat: Chat, model: str, body: ResponsesRequest, generation: Generation, tokenizer: Tokenizer
+    ) -> None:
         super().__init__(chat, "call_")
         # An id of our own, as it is all that a client needs to read what is stored.
         self.id = f"resp_{uuid4().hex}"
         self._model = model
         self._body = body
         self._params = chat.params
-        self._usage = usage
+        self._generation = generation
         self._tokenizer = tokenizer
         self._finish_reason: str | None = None
         self._logprobs: dict[str, list[list[TokenLogprob]]] = {}  # of texts, by the ids of their parts
@@ -173,7 +175,7 @@ class ResponseWriter(PartWriter):
         return {**item, "type": "message", "role": "assistant", "content": [content]}
 
     def _tokens(self) -> dict[str, Any]:
-        used = self._usage
+        used = self._generation
         return {
             "input_tokens": used.prompt_tokens,
             "input_tokens_details": {"cached_tokens": used.cached_tokens},

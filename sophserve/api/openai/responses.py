@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.answer_pump import AnswerPump
+from sophserve.api.generation.answer_pump import send_answer
 from sophserve.api.generation.chat import Chat, prompt_length
 from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
@@ -37,8 +37,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     chat, conversation = await serving.texts.run(lambda: _chat_of(serving, body, before))
     async with serving.admitted(1, body.timeout):
         generation = await chat.generation("resp_")
-        pump = AnswerPump(request, generation, warn_unknown(unknown))
-        writer = ResponseWriter(chat, model, body, pump.usage, serving.tokenizer)
+        writer = ResponseWriter(chat, model, body, generation, serving.tokenizer)
 
         def record() -> StoredResponse:
             said = msgspec.json.encode([writer.said()])
@@ -50,7 +49,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
                 size = len(conversation) + sum(len(part.text) for part in writer.parts)
                 responses.add(writer.id, await serving.texts.run(record, size))
 
-        return await pump.send(writer, body.stream, store)
+        return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown), store)
 
 
 async def get_response(request: web.Request) -> web.Response:
