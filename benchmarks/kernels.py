@@ -35,9 +35,9 @@ from device.interface import (
     Float8Weight,
     IntWeight,
     PackedWeight,
-    SampleParams,
     UnsupportedOperator,
 )
+from device.sample_params import SampleParams
 
 # out_features, in_features
 SHAPES = {

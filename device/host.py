@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from device.collectives.interface import Communicator, SingleRank
 from device.collectives.shared_memory import SharedMemoryCommunicator
-from device.interface import KVCache, PackedWeight, Role
+from device.interface import KVCache, PackedWeight, Role, Rope, StepInputs
 from device.operator_profile import OperatorProfile
 
 
@@ -47,6 +48,10 @@ class HostDevice(OperatorProfile):
     def restore(self, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> PackedWeight:
         """Nothing is kept."""
         raise NotImplementedError
+
+    def prepare(self, inputs: StepInputs, ropes: Sequence[Rope]) -> StepInputs:
+        """The rotations; all else is where it should be."""
+        return replace(inputs, rotations={rope: inputs.rotation(rope, self.ops) for rope in ropes})
 
     def make_kv_cache(
         self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype

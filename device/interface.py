@@ -4,21 +4,23 @@ Operators have the granularity of the chip: one call is one fused command. Shape
 activations are float16, bfloat16 or float32; accumulation is float32. `device/reference.py` defines each operator
 in plain torch and is the oracle that every device is tested against.
 
-A result, and the views of it, live until the step ends, for a device may use its memory again; what a recording returns
-lives until it is replayed again. Who needs one longer copies it. An argument may come back as the result (`rms_norm`
-without a residual) or be overwritten by it where that is said (collectives).
+A result, and the views of it, live until the next step is prepared, for a device may use its memory again; what a
+recording returns lives until it is replayed again. Who needs one longer copies it. An argument may come back as the
+result (`rms_norm` without a residual) or be overwritten by it where that is said (collectives).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from device.collectives.interface import Communicator
+from device.sample_params import SampleParams, SampleResult
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 Role = Literal["qkv", "attention_output", "gate_up", "down", "head", "embedding", "other"]
@@ -89,7 +91,7 @@ class PackedWeight(Protocol):
 # --- attention -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rope:
     """Rotary position embedding (https://arxiv.org/abs/2104.09864) as tables over positions.
 
@@ -102,9 +104,16 @@ class Rope:
     interleaved: bool = False
 
 
+class Rotation(NamedTuple):
+    """The rows of a Rope for the tokens of a batch: cos, sin float32 `[tokens, rotary_dim / 2]`."""
+
+    cos: Tensor
+    sin: Tensor
+
+
 @dataclass(frozen=True)
 class AttentionMeta:
-    """Where the rows of one flat token batch belong. All tensors are int32 on the host.
+    """Where the rows of one flat token batch belong. All tensors are int32.
 
     Sequences stand one after the other, those with one new token (decodes) before those with more (prefills).
 
@@ -113,6 +122,7 @@ class AttentionMeta:
     block_tables: `[sequences, max_blocks]`, block ids covering cached and new tokens; unused entries are 0.
     slot_mapping: `[tokens]`, `block * block_size + offset` of each new token.
     max_length: the largest input + cached length.
+    rotations: what was gathered of the ropes that the batch was prepared for.
     """
 
     input_lengths: Tensor
@@ -120,13 +130,31 @@ class AttentionMeta:
     block_tables: Tensor
     slot_mapping: Tensor
     max_length: int
+    rotations: Mapping[Rope, Rotation] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def positions(self) -> Tensor:
-        """int64 `[tokens]`: each new token's position in its sequence."""
+        """int32 `[tokens]`: each new token's position in its sequence."""
         lengths = self.input_lengths.long()
         starts = lengths.cumsum(0) - lengths
-        return torch.arange(int(lengths.sum())) + (self.cached_lengths.long() - starts).repeat_interleave(lengths)
+        skipped = (self.cached_lengths - starts).repeat_interleave(lengths)
+        return (torch.arange(len(skipped), device=skipped.device) + skipped).int()
+
+    def rotation(self, rope: Rope, ops: Ops) -> Rotation:
+        """How each token is rotated. It is gathered now if the batch was not prepared for it."""
+        found = self.rotations.get(rope)
+        return found or Rotation(*(ops.embedding(self.positions, table) for table in (rope.cos, rope.sin)))
+
+
+@dataclass(frozen=True)
+class StepInputs(AttentionMeta):
+    """What all layers of a step share: on the host as a worker lays it out, in the device's own form once prepared.
+
+    ids, positions: int32 `[tokens]`.
+    """
+
+    ids: Tensor = field(kw_only=True)
+    positions: Tensor = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -156,57 +184,6 @@ class KVCache:
     values: Tensor
 
 
-# --- sampling ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SampleParams:
-    """How to choose one token for each row, in the order in which the fields are applied.
-
-    mask: int32 `[rows, ceil(vocab / 32)]` or None; bit i of word j allows token 32j + i.
-    bias_rows, bias_ids, bias_values: int64, int64, float32 `[entries]`: added to `logits[row, id]`.
-    penalty_rows, penalty_ids: int64 `[entries]`, each (row, token) that has occurred, at most once;
-        prompt_or_output counts as occurred for repetition, output_counts (int32 `[entries]`) for the other two.
-    repetition, presence, frequency: float32 `[rows]`; neutral 1, 0, 0.
-    temperature: float32 `[rows]`; 0 takes the most probable token, the lowest id among equals.
-    top_k: int32 `[rows]`, 0 = all. top_p, min_p: float32 `[rows]`, neutral 1 and 0.
-    seeds, positions: int64 `[rows]`: the draw depends on these two numbers and the row's logits alone.
-    num_logprobs: int: how many of the most probable tokens to report; -1 = report no logprobs at all.
-
-    Logprobs are those of the model: log-softmax of the logits before any field of this class is applied.
-    """
-
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
-    seeds: Tensor
-    positions: Tensor
-    repetition: Tensor | None = None
-    presence: Tensor | None = None
-    frequency: Tensor | None = None
-    penalty_rows: Tensor | None = None
-    penalty_ids: Tensor | None = None
-    output_counts: Tensor | None = None
-    bias_rows: Tensor | None = None
-    bias_ids: Tensor | None = None
-    bias_values: Tensor | None = None
-    mask: Tensor | None = None
-    num_logprobs: int = -1
-
-
-@dataclass(frozen=True)
-class SampleResult:
-    """token_ids: int64 `[rows]`. With logprobs: those of the chosen tokens, float32 `[rows]`, their ranks (1 = most
-    probable), int64 `[rows]`, and the most probable ids and logprobs, `[rows, num_logprobs]`, in falling order."""
-
-    token_ids: Tensor
-    logprobs: Tensor | None = None
-    ranks: Tensor | None = None
-    top_ids: Tensor | None = None
-    top_logprobs: Tensor | None = None
-
-
 # --- the device ----------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +192,7 @@ class Ops(Protocol):
     ValueError; a form that the device lacks raises UnsupportedOperator."""
 
     def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
-        """Rows of table `[vocab, hidden]`, which may be a packed dense weight, for ids int64 `[tokens]`; returns
+        """Rows of table `[vocab, hidden]`, which may be a packed dense weight, for ids int32 `[tokens]`; returns
         `[tokens, hidden]`. With first, the table is a part of a larger one and first the id of its first row: ids
         beyond it give rows of 0.
         """
@@ -239,7 +216,7 @@ class Ops(Protocol):
         k: Tensor,
         v: Tensor,
         kv: KVCache,
-        meta: AttentionMeta,
+        step: AttentionMeta,
         rope: Rope | None,
         scale: float,
         window: int | None = None,
@@ -258,7 +235,7 @@ class Ops(Protocol):
         k_rope: Tensor,
         kv: KVCache,
         kv_up: Tensor,
-        meta: AttentionMeta,
+        step: AttentionMeta,
         rope: Rope,
         scale: float,
     ) -> Tensor:
@@ -372,6 +349,10 @@ class Device(Protocol):
     def restore(self, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> PackedWeight:
         """The packed weight of a state. It may read the tensors for as long as it lives."""
 
+    def prepare(self, inputs: StepInputs, ropes: Sequence[Rope]) -> StepInputs:
+        """The inputs of a step in the device's own form, with the rotations of these ropes. Called once a step, before
+        its first operator; a recording holds what it does as it holds operators."""
+
     def make_kv_cache(
         self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
     ) -> KVCache:
@@ -384,7 +365,7 @@ class Device(Protocol):
         """Put what read_blocks gave, of a cache with blocks of the same sizes, into some blocks."""
 
     def capture(self, fn: Callable[[], Tensor], rows: int) -> Callable[[int], Tensor] | None:
-        """Record the operators that fn calls on tensors of `rows` rows, each row by itself, without running them.
+        """Record what fn prepares and the operators that it calls on `rows` rows, each by itself, and run nothing.
 
         Returns a function that runs them on what the same tensors hold then, for their first n rows, and gives n rows
         of the result. None where the device cannot record, or fn computes with more than the device's operators.

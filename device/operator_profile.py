@@ -144,8 +144,8 @@ def operator_cost(name: str, given: Mapping[str, Any], result: Any) -> tuple[int
 
 
 def _attention_cost(given: Mapping[str, Any], result: Tensor) -> tuple[int, int]:
-    kv, meta, q = given["kv"], given["meta"], given["q"]
-    lengths = meta.input_lengths.tolist(), meta.cached_lengths.tolist()
+    kv, step, q = given["kv"], given["step"], given["q"]
+    lengths = step.input_lengths.tolist(), step.cached_lengths.tolist()
     read, pairs = seen_positions(*lengths, given.get("window"))
     tokens, heads, size = q.shape
     position = sum(cache[0, 0].nbytes for cache in (kv.keys, kv.values))

@@ -23,9 +23,9 @@ from device.interface import (
     KVCache,
     PackedWeight,
     Rope,
-    SampleParams,
-    SampleResult,
+    Rotation,
 )
+from device.sample_params import SampleParams, SampleResult
 from device.sampling import sample
 
 
@@ -78,17 +78,17 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
-def rotate(x: Tensor, rope: Rope, positions: Tensor) -> Tensor:
-    """x `[tokens, heads, dim]` with its first rotary_dim channels rotated to positions, in x's dtype."""
-    half = rope.cos.shape[1]
-    cos, sin = rope.cos[positions][:, None], rope.sin[positions][:, None]
+def rotate(x: Tensor, rotation: Rotation, *, interleaved: bool = False) -> Tensor:
+    """x `[tokens, heads, dim]` with its first rotary_dim channels rotated, in x's dtype."""
+    half = rotation.cos.shape[1]
+    cos, sin = rotation.cos[:, None], rotation.sin[:, None]
     turned, rest = x[..., : 2 * half].float(), x[..., 2 * half :]
-    if rope.interleaved:
+    if interleaved:
         first, second = turned[..., 0::2], turned[..., 1::2]
     else:
         first, second = turned[..., :half], turned[..., half:]
     pair = (first * cos - second * sin, second * cos + first * sin)
-    turned = torch.stack(pair, dim=-1).flatten(-2) if rope.interleaved else torch.cat(pair, dim=-1)
+    turned = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
     return torch.cat([turned.to(x.dtype), rest], dim=-1)
 
 
@@ -158,23 +158,24 @@ class ReferenceOps:
         k: Tensor,
         v: Tensor,
         kv: KVCache,
-        meta: AttentionMeta,
+        step: AttentionMeta,
         rope: Rope | None,
         scale: float,
         window: int | None = None,
     ) -> Tensor:
         """Causal attention over the block table."""
         checks.check_paged_attention(q, k, v, kv, rope, window)
-        checks.check_meta("paged_attention", q.shape[0], kv, meta, rope)
+        checks.check_meta("paged_attention", q.shape[0], kv, step)
         if rope is not None:
-            q, k = rotate(q, rope, meta.positions), rotate(k, rope, meta.positions)
-        write_slots(kv.keys, meta.slot_mapping.long(), k)
-        write_slots(kv.values, meta.slot_mapping.long(), v)
+            turns = step.rotation(rope, self)
+            q, k = (rotate(x, turns, interleaved=rope.interleaved) for x in (q, k))
+        write_slots(kv.keys, step.slot_mapping.long(), k)
+        write_slots(kv.values, step.slot_mapping.long(), v)
 
         group = q.shape[1] // k.shape[1]
         out = torch.empty(*q.shape[:2], v.shape[2])
         start = 0
-        for new, cached, table in _sequences(meta):
+        for new, cached, table in _sequences(step):
             rows = slice(start, start + new)
             start += new
             keys = read_slots(kv.keys, table, cached + new).repeat_interleave(group, dim=1)
@@ -191,23 +192,23 @@ class ReferenceOps:
         k_rope: Tensor,
         kv: KVCache,
         kv_up: Tensor,
-        meta: AttentionMeta,
+        step: AttentionMeta,
         rope: Rope,
         scale: float,
     ) -> Tensor:
         """Multi-head latent attention with W_UK and W_UV absorbed."""
         checks.check_latent_attention(q, latent, k_rope, kv, kv_up, rope)
-        checks.check_meta("paged_latent_attention", q.shape[0], kv, meta, rope)
-        nope = q.shape[2] - k_rope.shape[1]
-        q_rope = rotate(q[..., nope:], rope, meta.positions)
-        write_slots(kv.keys, meta.slot_mapping.long(), latent[:, None])
-        write_slots(kv.values, meta.slot_mapping.long(), rotate(k_rope[:, None], rope, meta.positions))
+        checks.check_meta("paged_latent_attention", q.shape[0], kv, step)
+        nope, turns = q.shape[2] - k_rope.shape[1], step.rotation(rope, self)
+        q_rope, k_turned = (rotate(x, turns, interleaved=rope.interleaved) for x in (q[..., nope:], k_rope[:, None]))
+        write_slots(kv.keys, step.slot_mapping.long(), latent[:, None])
+        write_slots(kv.values, step.slot_mapping.long(), k_turned)
 
         up_keys, up_values = kv_up.float()[:, :nope], kv_up.float()[:, nope:]
         q_latent = torch.einsum("qhn,hnl->qhl", q[..., :nope].float(), up_keys)
         out = torch.empty(*q.shape[:2], up_values.shape[1])
         start = 0
-        for new, cached, table in _sequences(meta):
+        for new, cached, table in _sequences(step):
             rows = slice(start, start + new)
             start += new
             latents = read_slots(kv.keys, table, cached + new)[:, 0]
@@ -286,5 +287,5 @@ def _linear(x: Tensor, weight: ReferenceWeight, bias: Tensor | None = None) -> T
     return F.linear(x, dequantize(weight.canonical), None if bias is None else bias.float())
 
 
-def _sequences(meta: AttentionMeta) -> list[tuple[int, int, Tensor]]:
-    return list(zip(meta.input_lengths.tolist(), meta.cached_lengths.tolist(), meta.block_tables.unbind(), strict=True))
+def _sequences(step: AttentionMeta) -> list[tuple[int, int, Tensor]]:
+    return list(zip(step.input_lengths.tolist(), step.cached_lengths.tolist(), step.block_tables.unbind(), strict=True))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from device import shape_checks as checks
-from device.interface import SampleParams, SampleResult
+from device.sample_params import SampleParams, SampleResult
 
 INFINITY = float("inf")
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from device.interface import AttentionMeta, KVCache, PackedWeight, Rope, SampleParams
+from device.interface import AttentionMeta, KVCache, PackedWeight, Rope
+from device.sample_params import SampleParams
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
@@ -91,45 +92,39 @@ def check_gated_mlp(x: Tensor, gate_up: PackedWeight, down: PackedWeight, activa
     )
 
 
-def check_meta(operator: str, tokens: int, kv: KVCache, meta: AttentionMeta, rope: Rope | None) -> None:
-    """Lengths sum to tokens, no block or slot lies outside the cache, no position beyond the RoPE tables."""
+def check_meta(operator: str, tokens: int, kv: KVCache, step: AttentionMeta) -> None:
+    """Lengths sum to tokens, and no block or slot lies outside the cache."""
     blocks, block_size = kv.keys.shape[:2]
-    sequences = meta.input_lengths.numel()
+    sequences = step.input_lengths.numel()
     require(
-        meta.cached_lengths.numel() == sequences and meta.block_tables.shape[:1] == (sequences,),
+        step.cached_lengths.numel() == sequences and step.block_tables.shape[:1] == (sequences,),
         operator,
         "{} input_lengths, {} cached_lengths and {} block tables must be as many",
         sequences,
-        meta.cached_lengths.numel(),
-        meta.block_tables.shape[0],
+        step.cached_lengths.numel(),
+        step.block_tables.shape[0],
     )
     require(
-        int(meta.input_lengths.sum()) == tokens == meta.slot_mapping.numel(),
+        int(step.input_lengths.sum()) == tokens == step.slot_mapping.numel(),
         operator,
         "{} tokens do not fit input_lengths, which sum to {}, or {} slots",
         tokens,
-        int(meta.input_lengths.sum()),
-        meta.slot_mapping.numel(),
+        int(step.input_lengths.sum()),
+        step.slot_mapping.numel(),
     )
     if not tokens:
         return
     require(
-        int(meta.input_lengths.min()) >= 1 and int(meta.cached_lengths.min()) >= 0,
+        int(step.input_lengths.min()) >= 1 and int(step.cached_lengths.min()) >= 0,
         operator,
         "every sequence needs at least one new token, and no negative count of cached ones",
     )
-    longest = int((meta.input_lengths + meta.cached_lengths).max())
-    room = meta.block_tables.shape[1] * block_size
+    longest = int((step.input_lengths + step.cached_lengths).max())
+    room = step.block_tables.shape[1] * block_size
     require(longest <= room, operator, "a sequence of {} tokens does not fit its block table of {}", longest, room)
-    require(
-        rope is None or longest <= rope.cos.shape[0],
-        operator,
-        "a sequence of {} tokens exceeds the RoPE tables' positions",
-        longest,
-    )
     for name, ids, limit in (
-        ("block id", meta.block_tables, blocks),
-        ("slot", meta.slot_mapping, blocks * block_size),
+        ("block id", step.block_tables, blocks),
+        ("slot", step.slot_mapping, blocks * block_size),
     ):
         low, high = (int(bound) for bound in torch.aminmax(ids))
         require(low >= 0 and high < limit, operator, "a {} lies outside [0, {})", name, limit)

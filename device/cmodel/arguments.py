@@ -144,7 +144,7 @@ class PagedAttention(Arguments):
         *_pointers("input_lengths cached_lengths block_tables"),
         *_integers("table_width"),
         *_pointers("slots cos sin"),
-        *_integers("rope_positions rope_half interleaved window"),
+        *_integers("rope_half interleaved window"),
         ("scale", c_float),
         *_pointers("out"),
     )

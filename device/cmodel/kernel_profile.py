@@ -128,7 +128,7 @@ _COSTS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "rms_norm": _rms_norm,
     "paged_attention": _paged_attention,
     "sample": _sample,
-    "embedding": lambda a: (a.rows * (8 + 2 * a.row_bytes), 0),
+    "embedding": lambda a: (a.rows * (4 + 2 * a.row_bytes), 0),
     "gather": lambda a: (a.columns * (4 + 2 * a.rows * a.element_bytes), 0),
     # Of collectives what this rank gives and takes; a group's size is not among their parameters.
     "all_reduce": lambda a: (2 * a.size * _ITEM_BYTES[a.dtype], a.size),

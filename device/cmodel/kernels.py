@@ -18,7 +18,7 @@ from device import shape_checks as checks
 from device.cmodel import arguments
 from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""

@@ -12,16 +12,9 @@ from device import shape_checks as checks
 from device.cmodel.kernels import ACTIVATIONS, BAD_ARGUMENT, DTYPES, Kernels, check_status
 from device.cmodel.kv_cache import PairedKVCache, is_native_cache
 from device.cmodel.weights import PANEL, DequantizedWeight, PanelWeight, QuantizedWeight, TorchWeight
-from device.interface import (
-    Activation,
-    AttentionMeta,
-    KVCache,
-    PackedWeight,
-    Rope,
-    SampleParams,
-    SampleResult,
-)
+from device.interface import Activation, AttentionMeta, KVCache, PackedWeight, Rope
 from device.reference import ReferenceOps, activate
+from device.sample_params import SampleParams, SampleResult
 
 
 class TorchOps(ReferenceOps):
@@ -68,7 +61,7 @@ class NativeOps(ReferenceOps):
             layout = {"piece_bytes": table.piece * values.itemsize, "pieces": table.depth // table.piece}
         out = torch.empty(len(ids), size, dtype=values.dtype)
         status = self._kernels.embedding(
-            ids=ids if ids.dtype == torch.int64 and ids.is_contiguous() else ids.long().contiguous(),
+            ids=_int32(ids),
             rows=len(ids),
             table=values,
             table_rows=rows,
@@ -206,7 +199,7 @@ class NativeOps(ReferenceOps):
         k: Tensor,
         v: Tensor,
         kv: KVCache,
-        meta: AttentionMeta,
+        step: AttentionMeta,
         rope: Rope | None,
         scale: float,
         window: int | None = None,
@@ -219,8 +212,8 @@ class NativeOps(ReferenceOps):
         tokens, heads, head_dim = q.shape
         blocks, block_size, kv_heads, v_dim = kv.values.shape
         q, k, v = _heads(q), _heads(k), _heads(v)
-        lengths, cached = _int32(meta.input_lengths), _int32(meta.cached_lengths)
-        tables, slots = _int32(meta.block_tables), _int32(meta.slot_mapping)
+        lengths, cached = _int32(step.input_lengths), _int32(step.cached_lengths)
+        tables, slots = _int32(step.block_tables), _int32(step.slot_mapping)
         out = torch.empty(tokens, heads, v_dim, dtype=q.dtype)
         status = BAD_ARGUMENT
         if cached.shape == lengths.shape == tables.shape[:1] and slots.shape == (tokens,):
@@ -248,15 +241,22 @@ class NativeOps(ReferenceOps):
                 block_tables=tables,
                 table_width=tables.shape[1],
                 slots=slots,
-                **_rope_arguments(rope),
+                **self._rotation(step, rope, tokens),
                 window=window or 0,
                 scale=scale,
                 out=out,
             )
         if status == BAD_ARGUMENT:
-            checks.check_meta("paged_attention", tokens, kv, meta, rope)
+            checks.check_meta("paged_attention", tokens, kv, step)
         check_status("paged_attention", status)
         return out
+
+    def _rotation(self, step: AttentionMeta, rope: Rope | None, tokens: int) -> dict[str, Any]:
+        if rope is None:
+            return {}
+        cos, sin = step.rotation(rope, self)
+        checks.require(len(cos) == tokens, "paged_attention", "{} tokens, but rotations {}", tokens, cos)
+        return {"cos": cos, "sin": sin, "rope_half": cos.shape[1], "interleaved": rope.interleaved}
 
     def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:
         """Choose one token for each row."""
@@ -323,19 +323,6 @@ def _typed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
         return tensor
     return tensor.to(dtype).contiguous()
-
-
-def _rope_arguments(rope: Rope | None) -> dict[str, Any]:
-    if rope is None:
-        return {}
-    positions, half = rope.cos.shape
-    return {
-        "cos": rope.cos.contiguous(),
-        "sin": rope.sin.contiguous(),
-        "rope_positions": positions,
-        "rope_half": half,
-        "interleaved": rope.interleaved,
-    }
 
 
 def _int32(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 from msgspec import Meta
 from torch import Tensor
 
-from device.interface import AttentionMeta, Rope
+from device.interface import Rope, StepInputs
 from sophserve.errors import CheckpointError
 from sophserve.model.config import parse_config
 from sophserve.model.context import ModelContext
@@ -130,14 +130,14 @@ class Attention(Module):
         self.attention = PagedAttention(context, heads, kv_heads, size, rope, size**-0.5, window)
         self.output = Linear(context, q, hidden, bias=output_bias, shard="row", role="attention_output")
 
-    def __call__(self, x: Tensor, meta: AttentionMeta) -> Tensor:
+    def __call__(self, x: Tensor, step: StepInputs) -> Tensor:
         """`[tokens, hidden]` to the same shape."""
         size = self.attention.head_dim
         q, k, v = (part.unflatten(-1, (-1, size)) for part in self.qkv(x).split(self.qkv.part_sizes, dim=-1))
         if self.q_norm and self.k_norm:
             q, _ = self.q_norm(q)
             k, _ = self.k_norm(k)
-        return self.output(self.attention(q, k, v, meta))
+        return self.output(self.attention(q, k, v, step))
 
 
 class DecoderLayer(Module):
@@ -149,10 +149,10 @@ class DecoderLayer(Module):
         self.mlp_norm = RMSNorm(context, config.hidden_size, config.rms_norm_eps)
         self.mlp = mlp
 
-    def __call__(self, x: Tensor, residual: Tensor | None, meta: AttentionMeta) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, residual: Tensor | None, step: StepInputs) -> tuple[Tensor, Tensor]:
         """The layer's last result, not yet added, and the residual, both `[tokens, hidden]`."""
         x, residual = self.attention_norm(x, residual)
-        x = self.attention(x, meta)
+        x = self.attention(x, step)
         x, residual = self.mlp_norm(x, residual)
         return self.mlp(x), residual
 
@@ -184,6 +184,7 @@ class CausalLM(Module, ABC, Generic[C]):
     checkpoint_names: where the tensors of a checkpoint go, without the last component (weight, bias). `{}` stands for
         a number, such as the layer's.
     tied: parameters whose tensor another parameter takes.
+    ropes: those that its layers rotate by.
     """
 
     config_class: ClassVar[type[DecoderConfig]]
@@ -201,6 +202,7 @@ class CausalLM(Module, ABC, Generic[C]):
         rope = make_rope(self.config.rope_parameters, self.config.head_size, context.max_positions)
         place = context.device.torch_device
         self.rope = Rope(rope.cos.to(place), rope.sin.to(place))
+        self.ropes = [self.rope]
         self.head = LMHead(context, self.config.hidden_size, self.vocab_size)
         self.embedding = Embedding(context, self.vocab_size, self.config.hidden_size, self.head if tied else None)
         self.layers = [self.make_layer(index) for index in range(self.config.num_hidden_layers)]
@@ -220,16 +222,16 @@ class CausalLM(Module, ABC, Generic[C]):
 
     @abstractmethod
     def make_layer(self, index: int) -> Module:
-        """Layer `index`: a module called with `(x, residual or None, meta)` that returns x and a residual.
+        """Layer `index`: a module called with `(x, residual or None, step)` that returns x and a residual.
 
         Their sum is the layer's result; both are `[tokens, hidden]`, and the residual may be None.
         """
 
-    def __call__(self, token_ids: Tensor, meta: AttentionMeta) -> Tensor:
-        """Token ids int64 `[tokens]` to the last hidden states, normalised, `[tokens, hidden]`."""
-        x, residual = self.embedding(token_ids), None
+    def __call__(self, step: StepInputs) -> Tensor:
+        """The last hidden states, normalised, `[tokens, hidden]`."""
+        x, residual = self.embedding(step.ids), None
         for layer in self.layers:
-            x, residual = layer(x, residual, meta)
+            x, residual = layer(x, residual, step)
         return self.norm(x, residual)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from device.interface import (
     Activation,
-    AttentionMeta,
     CacheSpec,
     CanonicalWeight,
     DenseWeight,
@@ -18,6 +17,7 @@ from device.interface import (
     PackedWeight,
     Role,
     Rope,
+    StepInputs,
 )
 from device.reference import activate
 from sophserve import fit
@@ -220,7 +220,7 @@ class Embedding(Module):
         self.table = self._context.device.pack(DenseWeight(values), "embedding")
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """Token ids int64 `[tokens]` to `[tokens, hidden]`."""
+        """Token ids int32 `[tokens]` to `[tokens, hidden]`."""
         communicator = self._context.communicator
         first = None if communicator.world_size == 1 else self._rows.start
         table = self._tied.weight if self._tied else self.table
@@ -319,11 +319,11 @@ class PagedAttention(CachedModule):
         self._rope = rope
         self._scale = scale
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, meta: AttentionMeta) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, step: StepInputs) -> Tensor:
         """q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`, not rotated yet.
 
         Returns `[tokens, heads * head_dim]`.
         """
         self._context.beat()
-        out = self._context.device.ops.paged_attention(q, k, v, self.kv, meta, self._rope, self._scale, self.window)
+        out = self._context.device.ops.paged_attention(q, k, v, self.kv, step, self._rope, self._scale, self.window)
         return out.flatten(-2)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from device.interface import AttentionMeta
+from device.interface import StepInputs
 from sophserve.link.messages import AddedRequest, Pooling, StepPlan
 from sophserve.worker.penalties import PenaltyState
 from sophserve.worker.token_rules import TokenRules
@@ -102,11 +102,10 @@ class PooledChunk:
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """token_ids: int64 `[tokens]`, maybe none. sampled: the requests that get a token, from the rows in sample_rows,
-    int64. held: those that get one from logits that are there already."""
+    """inputs: of the model, on the host, maybe of no tokens. sampled: the requests that get a token, from the rows in
+    sample_rows, int64. held: those that get one from logits that are there already."""
 
-    token_ids: Tensor
-    meta: AttentionMeta
+    inputs: StepInputs
     sampled: list[RequestState]
     sample_rows: Tensor
     prompt_chunks: list[PromptChunk]
@@ -130,8 +129,8 @@ class BatchBuilder:
             self.states[added.id] = RequestState(added, self.vocab_size)
         # Arrays, not tensors: the model's weights have driven torch's code out of the caches, and a single operator
         # takes a hundred microseconds then.
-        token_ids, sample_rows = array("q"), array("q")
-        input_lengths, cached_lengths, slots = array("i"), array("i"), array("i")
+        token_ids, positions, slots, sample_rows = array("i"), array("i"), array("i"), array("q")
+        input_lengths, cached_lengths = array("i"), array("i")
         scheduled_states, sampled, chunks, pooled, held = [], [], [], [], []
         for scheduled in plan.scheduled:
             state = self.states[scheduled.id]
@@ -143,7 +142,8 @@ class BatchBuilder:
             first_row = len(token_ids)
             if chunk := _prompt_chunk(state, first_row, start, end):
                 chunks.append(chunk)
-            token_ids.extend(state.tokens[start:end].tolist())
+            token_ids += state.tokens[start:end]
+            positions.extend(range(start, end))
             scheduled_states.append(state)
             input_lengths.append(scheduled.count)
             cached_lengths.append(start)
@@ -157,8 +157,16 @@ class BatchBuilder:
         longest = max((state.computed for state in scheduled_states), default=0)
         width = -(-longest // self.block_size)
         tables = as_tensor(self._tables(scheduled_states, width)).view(len(scheduled_states), width)
-        meta = AttentionMeta(as_tensor(input_lengths), as_tensor(cached_lengths), tables, as_tensor(slots), longest)
-        return FlatBatch(as_tensor(token_ids), meta, sampled, as_tensor(sample_rows), chunks, pooled, held)
+        inputs = StepInputs(
+            as_tensor(input_lengths),
+            as_tensor(cached_lengths),
+            tables,
+            as_tensor(slots),
+            longest,
+            ids=as_tensor(token_ids),
+            positions=as_tensor(positions),
+        )
+        return FlatBatch(inputs, sampled, as_tensor(sample_rows), chunks, pooled, held)
 
     def _slots(self, blocks: array[int], start: int, end: int) -> Iterator[int]:
         """Where the positions from start to end lie in the cache."""

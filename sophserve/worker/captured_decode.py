@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from device.interface import AttentionMeta, Device
+from device.interface import Device, StepInputs
 from sophserve.model.decoder import CausalLM
 from sophserve.worker.batch import FlatBatch
 
@@ -29,40 +29,40 @@ class CapturedDecode:
         self._refused = False
         self._size = 0
         self._replay: Callable[[int], Tensor]
-        self._token_ids: Tensor
-        self._meta: AttentionMeta
+        self._inputs: StepInputs
         self._record(1)  # while loading: what of the device is slow the first time delays no request
 
     def logits(self, batch: FlatBatch) -> Tensor | None:
         """float `[sequences, vocab]`, until the next call; None for a batch that is no decode step, or where the
         device cannot record."""
-        rows = len(batch.token_ids)
-        if self._refused or batch.prompt_chunks or not 0 < rows == len(batch.sampled) == len(batch.meta.input_lengths):
+        given = batch.inputs
+        rows = len(given.ids)
+        if self._refused or batch.prompt_chunks or not 0 < rows == len(batch.sampled) == len(given.input_lengths):
             return None
         if rows > self._size:
             self._record(rows)
             if self._refused:
                 return None
-        self._token_ids[:rows] = batch.token_ids
-        for mine, given in (
-            (self._meta.cached_lengths, batch.meta.cached_lengths),
-            (self._meta.slot_mapping, batch.meta.slot_mapping),
-            (self._meta.block_tables[:, : batch.meta.block_tables.shape[1]], batch.meta.block_tables),
-        ):
-            mine[:rows] = given
+        mine = self._inputs
+        mine.ids[:rows] = given.ids
+        mine.cached_lengths[:rows] = given.cached_lengths  # which are the positions
+        mine.slot_mapping[:rows] = given.slot_mapping
+        mine.block_tables[:rows, : given.block_tables.shape[1]] = given.block_tables
         return self._replay(rows)
 
     def _record(self, rows: int) -> None:
         # Sizes double, so that a growing batch is seldom recorded anew.
         size = min(self._max_num_seqs, 1 << (rows - 1).bit_length())
-        place = self._device.torch_device
-        self._token_ids = torch.zeros(size, dtype=torch.int64, device=place)
         ones = torch.ones(size, dtype=torch.int32)
         tables = torch.zeros(size, self._max_blocks, dtype=torch.int32)
-        self._meta = AttentionMeta(ones, ones.clone(), tables, ones.clone(), max_length=0)
-        replay = self._device.capture(lambda: self._model.logits(self._model(self._token_ids, self._meta)), size)
+        lengths = ones.clone()
+        self._inputs = StepInputs(ones, lengths, tables, ones.clone(), 0, ids=torch.zeros_like(ones), positions=lengths)
+        replay = self._device.capture(self._step, size)
         if replay is None:
             self._refused = True
             log.info("decode steps are not captured: the model computes with more than the device's operators")
             return
         self._size, self._replay = size, replay
+
+    def _step(self) -> Tensor:
+        return self._model.logits(self._model(self._device.prepare(self._inputs, self._model.ropes)))

@@ -112,13 +112,12 @@ class ModelRunner:
         masks = self._grammars.begin(states) if self._grammars else {}
         prompts, embeddings = [], []
         logits = self._captured.logits(batch) if self._captured else None
-        if logits is None and len(batch.token_ids):
-            device = self.device.torch_device
-            hidden = self.model(batch.token_ids.to(device), batch.meta)
+        if logits is None and len(batch.inputs.ids):
+            hidden = self.model(self.device.prepare(batch.inputs, self.model.ropes))
             prompts = self._prompt_logprobs(hidden, batch)
             embeddings = [_pool(hidden, chunk) for chunk in batch.pooled_chunks]
             if batch.sampled:
-                logits = self.model.logits(hidden[batch.sample_rows.to(device)])
+                logits = self.model.logits(hidden[batch.sample_rows.to(hidden.device)])
         sampled = self._sample(logits, states, masks) if states else []
         return StepResult(plan.step, sampled, prompts, [each for each in embeddings if each])
 

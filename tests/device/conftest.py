@@ -10,8 +10,9 @@ import torch
 
 from device.cmodel import kernels
 from device.cmodel.device import CmodelDevice
-from device.interface import AttentionMeta, KVCache, Ops, Rope, SampleParams
+from device.interface import AttentionMeta, KVCache, Ops, Rope, StepInputs
 from device.reference import ReferenceOps
+from device.sample_params import SampleParams
 
 _native = kernels.native_library()
 _usable = [] if _native is None else kernels.usable_isas(_native)
@@ -73,6 +74,17 @@ def make_meta() -> Callable[..., AttentionMeta]:
             torch.tensor(slots, dtype=torch.int32),
             max(cached + new for cached, new in lengths),
         )
+
+    return make
+
+
+@pytest.fixture
+def decode_inputs(make_meta: Callable[..., AttentionMeta]) -> Callable[..., StepInputs]:
+    """The inputs of a step with one new token for each sequence of so many cached ones."""
+
+    def make(cached: list[int], blocks: int, block_size: int) -> StepInputs:
+        meta = make_meta([(length, 1) for length in cached], blocks, block_size)
+        return StepInputs(**vars(meta), ids=torch.zeros(len(cached)).int(), positions=meta.cached_lengths)
 
     return make
 

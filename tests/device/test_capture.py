@@ -9,9 +9,9 @@ from device.interface import DenseWeight
 class Layer:
     """Norm, product, attention and MLP on buffers, as a layer of a model calls them."""
 
-    def __init__(self, device, rows, dtype, make_meta, make_rope, fill_cache):
+    def __init__(self, device, rows, dtype, decode_inputs, make_rope, fill_cache):
         torch.manual_seed(0)
-        self.ops = device.ops
+        self.device, self.ops = device, device.ops
         pack = lambda *shape: device.pack(DenseWeight(torch.randn(shape).to(dtype) / 8))  # noqa: E731
         self.table = pack(90, 64)
         self.qkv, self.output = pack(64 + 2 * 32, 64), pack(64, 64)
@@ -21,23 +21,23 @@ class Layer:
         self.kv = device.make_kv_cache(rows * 3, 16, 2, (16, 16), dtype)
         fill_cache(self.kv)
         self.rope = make_rope(16)
-        self.meta = make_meta([(int(length), 1) for length in torch.randint(40, (rows,))], rows * 3, 16)
-        self.ids = torch.randint(90, (rows,))
+        self.inputs = decode_inputs(torch.randint(40, (rows,)).tolist(), rows * 3, 16)
+        self.ids = self.inputs.ids.copy_(torch.randint(90, (rows,)))
 
     def __call__(self):
-        ops = self.ops
-        x = ops.embedding(self.ids, self.table)
+        ops, step = self.ops, self.device.prepare(self.inputs, [self.rope])
+        x = ops.embedding(step.ids, self.table)
         y, residual = ops.rms_norm(x, self.weight, 1e-6)
         q, k, v = (part.unflatten(-1, (-1, 16)) for part in ops.linear(y, self.qkv).split([64, 32, 32], dim=-1))
         q, _ = ops.rms_norm(q, self.head_weight, 1e-6)
-        y = ops.paged_attention(q, k, v, self.kv, self.meta, self.rope, 0.25).flatten(-2)
+        y = ops.paged_attention(q, k, v, self.kv, step, self.rope, 0.25).flatten(-2)
         y, residual = ops.rms_norm(ops.linear(y, self.output), self.weight, 1e-6, residual)
         return ops.gated_mlp(y, self.gate_up, self.down, "silu")
 
 
 @pytest.fixture
-def layer(make_meta, make_rope, fill_cache):
-    return lambda device, rows, dtype: Layer(device, rows, dtype, make_meta, make_rope, fill_cache)
+def layer(decode_inputs, make_rope, fill_cache):
+    return lambda device, rows, dtype: Layer(device, rows, dtype, decode_inputs, make_rope, fill_cache)
 
 
 def test_a_replay_has_the_bits_of_the_function(cmodel, dtype, layer):
@@ -50,6 +50,9 @@ def test_a_replay_has_the_bits_of_the_function(cmodel, dtype, layer):
         fn.kv.keys.copy_(cache)
         assert torch.equal(replay(rows), expected[:rows])
         fn.ids.copy_(torch.randint(90, (20,)))
+        # Other positions in the same blocks: the rotations are gathered anew.
+        fn.inputs.cached_lengths.copy_(fn.inputs.cached_lengths // 16 * 16 + torch.randint(16, (20,)))
+        fn.inputs.slot_mapping.copy_(fn.inputs.slot_mapping // 16 * 16 + fn.inputs.cached_lengths % 16)
 
 
 def test_recording_runs_nothing(native, layer):
@@ -81,13 +84,17 @@ def test_kernels_that_do_not_take_rows_by_themselves_are_not_recorded(native, sa
     assert native.capture(lambda: native.ops.sample(logits, params).token_ids, 3) is None
 
 
-def test_a_replay_that_fails_says_why(native, make_meta, make_rope):
+def test_a_replay_that_fails_says_why(native, decode_inputs, make_rope):
     kv = native.make_kv_cache(4, 16, 1, (16, 16), torch.float32)
-    q, meta = torch.randn(2, 1, 16), make_meta([(3, 1), (5, 1)], 4, 16)
+    q, inputs = torch.randn(2, 1, 16), decode_inputs([3, 5], 4, 16)
     rope = make_rope(16)
-    replay = native.capture(lambda: native.ops.paged_attention(q, q, q, kv, meta, rope, 1.0), 2)
+
+    def fn():
+        return native.ops.paged_attention(q, q, q, kv, native.prepare(inputs, [rope]), rope, 1.0)
+
+    replay = native.capture(fn, 2)
     replay(2)
-    meta.block_tables[0, 0] = 4
+    inputs.block_tables[0, 0] = 4
     with pytest.raises(ValueError, match="paged_attention"):
         replay(2)
 

@@ -67,26 +67,28 @@ def test_mode_2_tells_parameters(native, sample_params):
 
 
 @pytest.mark.parametrize("rows", [4, 1])
-def test_a_replay_is_noted_command_by_command(native, make_meta, make_rope, rows):
+def test_a_replay_is_noted_command_by_command(native, decode_inputs, make_rope, rows):
     kv = native.make_kv_cache(8, 16, 2, (16, 16), torch.float32)
-    meta, rope = make_meta([(3, 1), (17, 1), (0, 1), (9, 1)], 8, 16), make_rope(16)
+    inputs, rope = decode_inputs([3, 17, 0, 9], 8, 16), make_rope(16)
     weight = native.pack(DenseWeight(torch.ones(64, 64)))
     x = torch.ones(4, 64)
 
     def fn():
         q = native.ops.linear(x, weight)[:, :32].unflatten(-1, (-1, 16))
-        return native.ops.paged_attention(q, q, q, kv, meta, rope, 1.0).flatten(-2)
+        step = native.prepare(inputs, [rope])
+        return native.ops.paged_attention(q, q, q, kv, step, rope, 1.0).flatten(-2)
 
     native.start_profile(1000, 1)
     try:
         replay = native.capture(fn, 4)
         assert native.profile_records() == []
         replay(rows)
-        linear, attention = records = native.profile_records()
+        linear, cos, sin, attention = records = native.profile_records()
     finally:
         native.stop_profile()
     check_order(records)
-    assert names(records) == ["linear 64x64", "paged_attention"]
+    assert names(records) == ["linear 64x64", "embedding", "embedding", "paged_attention"]
+    assert cos.bytes == sin.bytes == rows * (4 + 2 * 8 * 4)
     assert linear.operations == 2 * rows * 64 * 64
     read = sum([4, 18, 1, 10][:rows])
     # Two heads of 16 + 16 channels of float32: what is read; of each token q and the result, k and v, both twice.
@@ -158,6 +160,6 @@ def test_attention_costs_the_same_by_kernel_and_by_operator(profiled, make_meta,
     meta = make_meta([(30, 1), (5, 1), (2, 9)], 8, 16)
     q, k = torch.randn(11, 4, 16), torch.randn(11, 2, 16)
     out = profiled.ops.paged_attention(q, k, k, kv, meta, make_rope(16), 1.0, 8)
-    (record,) = profiled.profile_records()
-    moved, operations = operator_cost("paged_attention", {"q": q, "kv": kv, "meta": meta, "window": 8}, out)
+    *_, record = profiled.profile_records()
+    moved, operations = operator_cost("paged_attention", {"q": q, "kv": kv, "step": meta, "window": 8}, out)
     assert (record.bytes, record.operations) == (moved, operations)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from device.interface import DenseWeight, Float8Weight, IntWeight, KVCache, Rope
+from device.interface import DenseWeight, Float8Weight, IntWeight, KVCache, Rope, Rotation
 from device.reference import ReferenceOps, ReferenceWeight, dequantize, rotate
 
 OPS = ReferenceOps()
@@ -112,18 +112,19 @@ def test_rotation_is_a_product_of_complex_numbers(make_rope):
     angle = torch.complex(rope.cos, rope.sin)[positions][:, None]
     turned = torch.complex(x[..., :6], x[..., 6:12]) * angle
     expected = torch.cat([turned.real, turned.imag, x[..., 12:]], dim=-1)
-    torch.testing.assert_close(rotate(x, rope, positions), expected)
+    rotation = Rotation(rope.cos[positions], rope.sin[positions])
+    torch.testing.assert_close(rotate(x, rotation), expected)
     turned = torch.complex(x[..., 0:12:2], x[..., 1:12:2]) * angle
     expected = torch.cat([torch.view_as_real(turned).flatten(-2), x[..., 12:]], dim=-1)
-    torch.testing.assert_close(rotate(x, replace(rope, interleaved=True), positions), expected)
+    torch.testing.assert_close(rotate(x, rotation, interleaved=True), expected)
 
 
 def test_rotation_equals_transformers(make_rope):
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
-    x, rope, positions = torch.randn(9, 4, 32), make_rope(32), torch.arange(9)
+    x, rope = torch.randn(9, 4, 32), make_rope(32, 9)
     cos, sin = (torch.cat([table[:9], table[:9]], dim=-1)[None] for table in (rope.cos, rope.sin))
     expected, _ = llama.apply_rotary_pos_emb(x.transpose(0, 1)[None], x.transpose(0, 1)[None], cos, sin)
-    torch.testing.assert_close(rotate(x, rope, positions), expected[0].transpose(0, 1))
+    torch.testing.assert_close(rotate(x, Rotation(rope.cos, rope.sin)), expected[0].transpose(0, 1))
 
 
 def sdpa(q, k, v, scale, mask):
@@ -173,8 +174,9 @@ def test_paged_attention_over_two_steps(window, make_meta, make_rope):
             seen = at <= at[start:, None]
             if window is not None:
                 seen &= at > at[start:, None] - window
-            queries = rotate(q[i][start:end], rope, at[start:])
-            expected = sdpa(queries, rotate(k[i][:end], rope, at), v[i][:end], 0.3, seen)
+            queries = rotate(q[i][start:end], Rotation(rope.cos[start:end], rope.sin[start:end]))
+            keys = rotate(k[i][:end], Rotation(rope.cos[:end], rope.sin[:end]))
+            expected = sdpa(queries, keys, v[i][:end], 0.3, seen)
             torch.testing.assert_close(out[row : row + end - start], expected)
             row += end - start
 
@@ -185,9 +187,9 @@ def test_latent_attention_equals_attention_over_expanded_keys(make_meta, make_ro
     q, latent = torch.randn(tokens, heads, nope + rope_dim), torch.randn(tokens, latent_dim)
     k_rope, kv_up = torch.randn(tokens, rope_dim), torch.randn(heads, nope + v_dim, latent_dim)
     expanded = torch.einsum("tl,hdl->thd", latent, kv_up)
-    at = torch.arange(tokens)
-    keys = torch.cat([expanded[..., :nope], rotate(k_rope[:, None], rope, at).expand(-1, heads, -1)], dim=-1)
-    queries = torch.cat([q[..., :nope], rotate(q[..., nope:], rope, at)], dim=-1)
+    at, turns = torch.arange(tokens), Rotation(rope.cos[:tokens], rope.sin[:tokens])
+    keys = torch.cat([expanded[..., :nope], rotate(k_rope[:, None], turns).expand(-1, heads, -1)], dim=-1)
+    queries = torch.cat([q[..., :nope], rotate(q[..., nope:], turns)], dim=-1)
     expected = sdpa(queries, keys, expanded[..., nope:], 0.4, at <= at[:, None])
 
     kv = KVCache(torch.empty(4, 4, 1, latent_dim), torch.empty(4, 4, 1, rope_dim))
@@ -268,8 +270,8 @@ def attention_arguments(make_meta):
         "k": torch.zeros(6, 2, 16),
         "v": torch.zeros(6, 2, 16),
         "kv": kv,
-        "meta": make_meta([(9, 1), (0, 5)], 4, 8),
-        "rope": Rope(torch.zeros(10, 8), torch.zeros(10, 8)),
+        "step": make_meta([(9, 1), (0, 5)], 4, 8),
+        "rope": None,
         "scale": 1.0,
         "window": None,
     }
@@ -280,15 +282,15 @@ BAD_ATTENTION = [
     (lambda a: a | {"q": torch.zeros(6, 3, 16)}, "do not fit a cache"),
     (lambda a: a | {"v": a["v"].half()}, "one dtype"),
     (lambda a: a | {"window": 0}, "window must be at least 1"),
-    (lambda a: a | {"rope": Rope(torch.zeros(9, 8), torch.zeros(9, 8))}, "exceeds the RoPE tables"),
+    (lambda a: a | {"rope": Rope(torch.zeros(9, 8), torch.zeros(9, 8))}, "ids must be in"),
     (lambda a: a | {"rope": Rope(torch.zeros(10, 9), torch.zeros(10, 9))}, "RoPE tables do not fit 16"),
-    (lambda a: a | {"meta": replace(a["meta"], slot_mapping=a["meta"].slot_mapping + 32)}, "a slot lies outside"),
-    (lambda a: a | {"meta": replace(a["meta"], slot_mapping=a["meta"].slot_mapping[1:])}, "or 5 slots"),
-    (lambda a: a | {"meta": replace(a["meta"], block_tables=a["meta"].block_tables - 4)}, "a block id lies outside"),
-    (lambda a: a | {"meta": replace(a["meta"], input_lengths=a["meta"].input_lengths + 1)}, "which sum to 8"),
-    (lambda a: a | {"meta": replace(a["meta"], cached_lengths=a["meta"].cached_lengths + 90)}, "fit its block table"),
-    (lambda a: a | {"meta": replace(a["meta"], cached_lengths=-a["meta"].cached_lengths)}, "no negative count"),
-    (lambda a: a | {"meta": replace(a["meta"], cached_lengths=a["meta"].cached_lengths[:1])}, "must be as many"),
+    (lambda a: a | {"step": replace(a["step"], slot_mapping=a["step"].slot_mapping + 32)}, "a slot lies outside"),
+    (lambda a: a | {"step": replace(a["step"], slot_mapping=a["step"].slot_mapping[1:])}, "or 5 slots"),
+    (lambda a: a | {"step": replace(a["step"], block_tables=a["step"].block_tables - 4)}, "a block id lies outside"),
+    (lambda a: a | {"step": replace(a["step"], input_lengths=a["step"].input_lengths + 1)}, "which sum to 8"),
+    (lambda a: a | {"step": replace(a["step"], cached_lengths=a["step"].cached_lengths + 90)}, "fit its block table"),
+    (lambda a: a | {"step": replace(a["step"], cached_lengths=-a["step"].cached_lengths)}, "no negative count"),
+    (lambda a: a | {"step": replace(a["step"], cached_lengths=a["step"].cached_lengths[:1])}, "must be as many"),
 ]
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from device import sampling
-from device.interface import DenseWeight, SampleParams
+from device.interface import DenseWeight
 from device.reference import ReferenceOps
+from device.sample_params import SampleParams
 
 REFERENCE = ReferenceOps()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from device.cmodel.device import CmodelDevice
 from device.collectives.interface import Communicator, SingleRank
-from device.interface import AttentionMeta
+from device.interface import StepInputs
 from model_plugins.architectures.llama import LlamaForCausalLM
 from model_plugins.architectures.mistral import MistralForCausalLM
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
@@ -44,7 +44,7 @@ class PagedModel:
     def step(self, batch: dict[int, list[int]]) -> dict[int, Tensor]:
         """Append the tokens to the sequences of these numbers; float32 logits `[new tokens, vocab]` of each."""
         order = sorted(batch, key=lambda number: len(batch[number]) > 1)
-        tables, slots = [], []
+        tables, slots, positions = [], [], []
         for number in order:
             cached = self._lengths.setdefault(number, 0)
             blocks = self._blocks.setdefault(number, [])
@@ -52,18 +52,21 @@ class PagedModel:
             while len(blocks) * BLOCK_SIZE < length:
                 blocks.append(self._free.pop())
             tables.append(torch.tensor(blocks, dtype=torch.int32))
+            positions.append(torch.arange(cached, length))
             slots += [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(cached, length)]
         counts = [len(batch[number]) for number in order]
         cached_lengths = [self._lengths[number] for number in order]
-        meta = AttentionMeta(
+        inputs = StepInputs(
             input_lengths=torch.tensor(counts, dtype=torch.int32),
             cached_lengths=torch.tensor(cached_lengths, dtype=torch.int32),
             block_tables=torch.nn.utils.rnn.pad_sequence(tables, batch_first=True),
             slot_mapping=torch.tensor(slots, dtype=torch.int32),
             max_length=max(new + old for new, old in zip(counts, cached_lengths, strict=True)),
+            ids=torch.tensor([token for number in order for token in batch[number]], dtype=torch.int32),
+            positions=torch.cat(positions).int(),
         )
-        ids = torch.tensor([token for number in order for token in batch[number]])
-        logits = self.model.logits(self.model(ids, meta)).float()
+        step = self.model.context.device.prepare(inputs, self.model.ropes)
+        logits = self.model.logits(self.model(step)).float()
         for number in order:
             self._lengths[number] += len(batch[number])
         return dict(zip(order, logits.split(counts), strict=True))

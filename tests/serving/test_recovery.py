@@ -143,10 +143,10 @@ from sophserve.plugins import hookimpl
 class Poisoned(Qwen2ForCausalLM):
     """Dies of one token id."""
 
-    def __call__(self, token_ids, meta):
-        if 500 in token_ids:
+    def __call__(self, step):
+        if 500 in step.ids:
             os.abort()
-        return super().__call__(token_ids, meta)
+        return super().__call__(step)
 
 
 @hookimpl

@@ -20,18 +20,20 @@ def test_rows_lie_where_the_blocks_say() -> None:
     builder = BatchBuilder(block_size=4, vocab_size=100)
     requests = [added(1, list(range(10, 20))), added(2, [7])]
     batch = builder.build(StepPlan(0, [], requests, [ScheduledRequest(2, 1, [5]), ScheduledRequest(1, 6, [9, 3, 8])]))
-    assert batch.token_ids.tolist() == [7, 10, 11, 12, 13, 14, 15] and batch.token_ids.dtype == torch.int64
-    assert batch.meta.slot_mapping.tolist() == [20, 36, 37, 38, 39, 12, 13]
-    assert batch.meta.block_tables.tolist() == [[5, 0], [9, 3]] and batch.meta.max_length == 6
+    inputs = batch.inputs
+    assert inputs.ids.tolist() == [7, 10, 11, 12, 13, 14, 15] and inputs.positions.tolist() == [0, 0, 1, 2, 3, 4, 5]
+    assert inputs.slot_mapping.tolist() == [20, 36, 37, 38, 39, 12, 13]
+    assert inputs.block_tables.tolist() == [[5, 0], [9, 3]] and inputs.max_length == 6
     assert [state.id for state in batch.sampled] == [2] and batch.sample_rows.tolist() == [0]
     batch.sampled[0].extend([70])
     # The prompt goes on within a block, and the other request has gone.
     batch = builder.build(StepPlan(1, [2], [], [ScheduledRequest(1, 3, [])]))
-    assert batch.token_ids.tolist() == [16, 17, 18] and batch.meta.slot_mapping.tolist() == [14, 15, 32]
-    assert batch.meta.input_lengths.tolist() == [3] and batch.meta.cached_lengths.tolist() == [6]
-    assert batch.meta.block_tables.tolist() == [[9, 3, 8]] and not batch.sampled
+    inputs = batch.inputs
+    assert inputs.ids.tolist() == [16, 17, 18] and inputs.slot_mapping.tolist() == [14, 15, 32]
+    assert inputs.input_lengths.tolist() == [3] and inputs.cached_lengths.tolist() == [6]
+    assert inputs.block_tables.tolist() == [[9, 3, 8]] and not batch.sampled
     assert batch.sample_rows.shape == (0,) and list(builder.states) == [1]
-    assert {tensor.dtype for tensor in vars(batch.meta).values() if isinstance(tensor, torch.Tensor)} == {torch.int32}
+    assert {tensor.dtype for tensor in vars(inputs).values() if isinstance(tensor, torch.Tensor)} == {torch.int32}
 
 
 def test_arrays_as_tensors() -> None:

@@ -11,7 +11,7 @@ constexpr int64_t ROWS_OF_ITEM = 64, PANEL = 32;
 constexpr int BAD_ARGUMENT = 1;
 
 struct Embedding {
-    const int64_t* ids;  // [rows]
+    const int32_t* ids;  // [rows]
     int64_t rows;
     const char* table;
     int64_t table_rows, row_bytes;

@@ -101,9 +101,10 @@ struct Kernel {
     void set_queries(const Piece& piece, const Workspace& w, Tile& tile) const {
         for (int64_t r = 0; r < piece.lanes; ++r) {
             int64_t head = piece.kv_head * group + r % group;
-            const T* q = (const T*)a.q + (piece.token + r / group) * a.q_stride + head * a.head_dim;
+            int64_t token = piece.token + r / group;
+            const T* q = (const T*)a.q + token * a.q_stride + head * a.head_dim;
             if (a.cos != nullptr) {
-                rotate(a, q, piece.position + r / group, w.row, w.turned);
+                rotate(a, q, token, w.row, w.turned);
                 q = w.turned;
             }
             tile.set_query(r, q);
@@ -182,7 +183,7 @@ struct Kernel {
 
     // The batch cut into pieces of at most item_rows rows; `tokens` and `pieces` count those before each sequence.
     struct Plan {
-        int64_t *tokens, *pieces, *positions;
+        int64_t *tokens, *pieces;
     };
 
     Piece piece_of(const Plan& plan, int64_t item) const {
@@ -228,7 +229,7 @@ struct Kernel {
     }
 
     int run() const {
-        int64_t lists = round_up((2 * (a.sequences + 1) + a.tokens) * int64_t{sizeof(int64_t)}, 64);
+        int64_t lists = round_up(2 * (a.sequences + 1) * int64_t{sizeof(int64_t)}, 64);
         int64_t bytes = workspace_bytes(), longest = 0;
         for (int64_t s = 0; s < a.sequences; ++s) longest = most<int64_t>(longest, a.cached_lengths[s] + 1);
         int64_t most_spans = ceil_div(longest, SPAN), items = a.sequences * a.kv_heads;
@@ -237,19 +238,18 @@ struct Kernel {
         char* memory = (char*)scratch(lists + bytes * thread_count() + partials * int64_t{sizeof(float)});
         if (memory == nullptr) return NO_MEMORY;
 
-        int64_t *tokens = (int64_t*)memory, *pieces = tokens + a.sequences + 1, *positions = pieces + a.sequences + 1;
-        Plan plan{tokens, pieces, positions};
+        int64_t *tokens = (int64_t*)memory, *pieces = tokens + a.sequences + 1;
+        Plan plan{tokens, pieces};
         tokens[0] = pieces[0] = 0;
         for (int64_t s = 0; s < a.sequences; ++s) {
             tokens[s + 1] = tokens[s] + a.input_lengths[s];
             pieces[s + 1] = pieces[s] + ceil_div(a.input_lengths[s], item_rows);
-            for (int64_t i = 0; i < a.input_lengths[s]; ++i) positions[tokens[s] + i] = a.cached_lengths[s] + i;
         }
         char* workers = memory + lists;
         parallel_for(ceil_div(a.tokens, WRITE_TOKENS), [&](int64_t item, int worker) {
             for (int64_t t = item * WRITE_TOKENS; t < least(a.tokens, (item + 1) * WRITE_TOKENS); ++t) {
                 Workspace w = workspace(workers + bytes * worker);
-                cache.write(t, positions[t], w.row, w.turned);
+                cache.write(t, w.row, w.turned);
             }
         });
         if (share) {

@@ -27,9 +27,8 @@ struct Attention {
     const int32_t *input_lengths, *cached_lengths, *block_tables;  // [sequences], and [sequences, table_width]
     int64_t table_width;
     const int32_t* slots;                      // [tokens]
-    const float *cos, *sin;                    // [rope_positions, rope_half], or null
-    int64_t rope_positions, rope_half;
-    int64_t interleaved;
+    const float *cos, *sin;                    // [tokens, rope_half], or null
+    int64_t rope_half, interleaved;
     int64_t window;                            // 0 = none
     float scale;
     void* out;                                 // [tokens, heads, v_dim]
@@ -40,7 +39,7 @@ bool valid(const Attention& a) {
     for (int64_t s = 0; s < a.sequences; ++s) {
         int64_t length = int64_t{a.input_lengths[s]} + a.cached_lengths[s];
         if (a.input_lengths[s] < 1 || a.cached_lengths[s] < 0) return false;
-        if (length > a.table_width * a.block_size || (a.cos != nullptr && length > a.rope_positions)) return false;
+        if (length > a.table_width * a.block_size) return false;
         for (int64_t b = 0; b < ceil_div(length, a.block_size); ++b) {
             int32_t block = a.block_tables[s * a.table_width + b];
             if (block < 0 || block >= a.blocks) return false;
@@ -55,10 +54,10 @@ bool valid(const Attention& a) {
     return tokens == a.tokens;
 }
 
-// x [dim] turned to a position: from and into the storage type, through floats [dim] of scratch.
+// x [dim] turned as a token is: from and into the storage type, through floats [dim] of scratch.
 template <class T>
-void rotate(const Attention& a, const T* x, int64_t position, float* floats, T* turned) {
-    const float *cos = a.cos + position * a.rope_half, *sin = a.sin + position * a.rope_half;
+void rotate(const Attention& a, const T* x, int64_t token, float* floats, T* turned) {
+    const float *cos = a.cos + token * a.rope_half, *sin = a.sin + token * a.rope_half;
     int64_t dim = a.head_dim, half = a.rope_half, apart = a.interleaved ? 1 : half, step = a.interleaved ? 2 : 1;
     convert(x, floats, dim);
     for (int64_t i = 0; i < half; ++i) {
@@ -75,12 +74,12 @@ struct PagedCache {
     int64_t lines = ceil_div((a.head_dim + a.v_dim) * int64_t{sizeof(T)}, 64);  // cache lines of one position
 
     // The keys and values of a token; row and turned: [head_dim] of scratch.
-    void write(int64_t token, int64_t position, float* row, T* turned) const {
+    void write(int64_t token, float* row, T* turned) const {
         int64_t block = a.slots[token] / a.block_size, offset = a.slots[token] % a.block_size;
         for (int64_t h = 0; h < a.kv_heads; ++h) {
             const T* k = (const T*)a.k + token * a.k_stride + h * a.head_dim;
             if (a.cos != nullptr) {
-                rotate(a, k, position, row, turned);
+                rotate(a, k, token, row, turned);
                 k = turned;
             }
             const T* v = (const T*)a.v + token * a.v_stride + h * a.v_dim;
