@@ -52,15 +52,14 @@ class ChatTemplate:
             except (OSError, ValueError) as error:
                 raise ConfigError(f"cannot read the chat template {override} (--chat-template): {error}") from None
             return cls(templates, tokenizer.special_tokens)
-        templates = _from_files(directory) or _from_config(directory, tokenizer.config.get("chat_template"))
+        config = directory / "tokenizer_config.json"
+        templates = _from_files(directory) or _from_config(config, tokenizer.config.get("chat_template"))
         path = directory / "chat_template.json"
         if path.exists() and not (directory / "chat_template.jinja").exists():
-            source = read_json(path).get("chat_template")
-            if not isinstance(source, str):
-                raise CheckpointError(f"{path} must hold one text named chat_template")
-            if "default" in templates:
+            found = _from_config(path, read_json(path).get("chat_template"))
+            if "default" in templates and "default" in found:
                 templates = {"tool_use": templates["default"]} | templates
-            templates["default"] = source
+            templates |= found
         return cls(templates, tokenizer.special_tokens)
 
     def render(
@@ -154,7 +153,7 @@ def _from_files(directory: Path) -> dict[str, str]:
         raise CheckpointError(f"cannot read a chat template in {directory}: {error}") from None
 
 
-def _from_config(directory: Path, value: Any) -> dict[str, str]:
+def _from_config(path: Path, value: Any) -> dict[str, str]:
     named = [{"name": "default", "template": value}] if isinstance(value, str) else value or []
     try:
         templates = {entry["name"]: entry["template"] for entry in named}
@@ -162,8 +161,7 @@ def _from_config(directory: Path, value: Any) -> dict[str, str]:
         templates = {"": None}
     if not all(isinstance(part, str) for entry in templates.items() for part in entry):
         raise CheckpointError(
-            f"chat_template in {directory / 'tokenizer_config.json'} must be a text, or a list of objects with a name "
-            "and a template"
+            f"chat_template in {path} must be a text, or a list of objects with a name and a template"
         )
     return templates
 

@@ -6,6 +6,7 @@ wire format directly (https://protobuf.dev/programming-guides/encoding).
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,13 @@ class SentencePieceModel:
 def read_model(path: Path) -> SentencePieceModel:
     """Read a tokenizer.model. Raises CheckpointError."""
     try:
-        sections = list(_fields(path.read_bytes()))
+        data = path.read_bytes()
+        if re.match(rb"[A-Za-z0-9+/]+=* \d+\n", data):
+            raise CheckpointError(
+                f"{path} is a vocabulary of tiktoken, as the original Llama 3 has it; use the checkpoint in Hugging "
+                "Face's form, which has a tokenizer.json"
+            )
+        sections = list(_fields(data))
         trainer = dict(_fields(dict(sections)[2]))
         normalizer = dict(_fields(dict(sections).get(3, b"")))
         model = SentencePieceModel(

@@ -15,9 +15,13 @@ from tokenizers import Tokenizer as Backend
 from sophserve.checkpoint import read_json
 from sophserve.errors import CheckpointError, RequestError
 from sophserve.text import sentencepiece
+from sophserve.text.prefix_space import set_prefix_space
 
 _ADD_BOS_FAMILIES = {"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"}
 """Tokenizer classes whose add_bos_token and add_eos_token count even if tokenizer.json says otherwise."""
+
+_TAKEN_AS_THEY_ARE = {"", "PreTrainedTokenizer", "TokenizersBackend"}
+"""Tokenizer classes for which tokenizer.json alone says whether a space comes before a text."""
 
 _QWEN2_SPLIT = "|".join(
     [
@@ -82,7 +86,12 @@ class Tokenizer:
         if "added_tokens_decoder" not in config:
             special |= _read_optional(directory / "special_tokens_map.json")
         if (directory / "tokenizer.json").exists():
-            backend = _from_tokenizer_json(directory / "tokenizer.json")
+            backend = _with_flags(
+                _from_tokenizer_json(directory / "tokenizer.json"), config.get("added_tokens_decoder") or {}
+            )
+            prefix = config.get("add_prefix_space")
+            if isinstance(prefix, bool) and family not in _TAKEN_AS_THEY_ARE:
+                set_prefix_space(backend, prefix)
             flags = ("add_bos_token", "add_eos_token")
             sets_template = family in _ADD_BOS_FAMILIES and any(flag in config for flag in flags)
         elif (directory / "tokenizer.model").exists():
@@ -188,6 +197,18 @@ def _from_tokenizer_json(path: Path) -> Backend:
         return Backend.from_buffer(path.read_bytes())  # a fifth faster than from_file
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"cannot read {path}: {error}") from None
+
+
+def _with_flags(backend: Backend, listed: dict[str, Any]) -> Backend:
+    """The tokenizer in which added tokens are normalized, or not, as those that are listed say."""
+    known = {token.content: token.normalized for token in backend.get_added_tokens_decoder().values()}
+    wanted = {token.content: token.normalized for token in map(_added_token, listed.values())}
+    if all(wanted.get(content, normalized) == normalized for content, normalized in known.items()):
+        return backend
+    data = json.loads(backend.to_str())  # only a new one forgets how such a token was taken before
+    for entry in data["added_tokens"]:
+        entry["normalized"] = wanted.get(entry["content"], entry["normalized"])
+    return Backend.from_str(json.dumps(data))
 
 
 def _from_sentencepiece(model: sentencepiece.SentencePieceModel, path: Path, config: dict[str, Any]) -> Backend:

@@ -384,11 +384,21 @@ def test_damaged_chat_template_files(write_tokenizer: Callable[..., Path]) -> No
     directory = write_tokenizer({})
     tokenizer = Tokenizer.from_directory(directory)
     (directory / "chat_template.json").write_text('{"chat_template": 1}')
-    with pytest.raises(CheckpointError, match=r"chat_template\.json must hold one text"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.json must be a text, or a list"):
         ChatTemplate.from_directory(directory, tokenizer)
     (directory / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="cannot read a chat template"):
         ChatTemplate.from_directory(directory, tokenizer)
+
+
+def test_chat_template_files_may_hold_several(write_tokenizer: Callable[..., Path]) -> None:
+    directory = write_tokenizer({"chat_template": "of the tokenizer"})
+    tokenizer = Tokenizer.from_directory(directory)
+    for named, with_tools in (({"default": "a"}, "of the tokenizer"), ({"default": "a", "tool_use": "b"}, "b")):
+        listed = [{"name": name, "template": template} for name, template in named.items()]
+        (directory / "chat_template.json").write_text(json.dumps({"chat_template": listed}))
+        template = ChatTemplate.from_directory(directory, tokenizer)
+        assert (template.source(), template.source(with_tools=True)) == ("a", with_tools)
 
 
 CALLED = [USER, CALLS, *RESULTS]

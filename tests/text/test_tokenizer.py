@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
 from transformers import AutoTokenizer
 
 from sophserve.errors import CheckpointError, RequestError
+from sophserve.text import sentencepiece
 from sophserve.text.tokenizer import Tokenizer
 
 
@@ -179,6 +180,53 @@ def test_ids_outside_the_vocabulary_are_empty(write_tokenizer: Callable[..., Pat
 def test_half_a_surrogate_pair_is_refused(write_tokenizer: Callable[..., Path]) -> None:
     with pytest.raises(RequestError, match="surrogate"):
         Tokenizer.from_directory(write_tokenizer(None)).encode("a\ud83d")
+
+
+SPACED = ["Hello world", "Hello", "a", "", "(x)", "two  spaces", "end "]
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_add_prefix_space_of_the_config_wins(
+    train_sentencepiece: Callable[..., Path], prefix: bool, in_file: bool, legacy: bool
+) -> None:
+    directory = train_sentencepiece("bpe", True, {"add_prefix_space": prefix, "eos_token": "</s>", "bos_token": "<s>"})
+    model = sentencepiece.read_model(directory / "tokenizer.model")
+    sentencepiece.build_tokenizer(model, legacy, in_file).save(str(directory / "tokenizer.json"))
+    ours, theirs = Tokenizer.from_directory(directory), AutoTokenizer.from_pretrained(directory)
+    for text in SPACED if prefix else [*SPACED, " Hello", "  a"]:
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ours.encode(text, add_special_tokens=False) == ids
+        assert ours.decode(ids) == text
+
+
+def test_add_prefix_space_of_byte_level(write_tokenizer: Callable[..., Path]) -> None:
+    ids = {}
+    for prefix in (True, False):
+        config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": prefix}
+        tokenizer = Tokenizer.from_directory(write_tokenizer(config))
+        ids[prefix] = [tokenizer.encode(text, add_special_tokens=False) for text in ("Hello world", " Hello world")]
+    assert ids[True][0] == ids[True][1] == ids[False][1] != ids[False][0]
+
+
+def test_normalized_of_the_config_wins(train_sentencepiece: Callable[..., Path]) -> None:
+    added = {"content": "<sep>", "lstrip": False, "rstrip": False, "single_word": False, "special": False}
+    config = {"added_tokens_decoder": {"500": added | {"normalized": False}}}
+    directory = train_sentencepiece("bpe", True, config | {"eos_token": "</s>", "bos_token": "<s>"})
+    backend = sentencepiece.build_tokenizer(sentencepiece.read_model(directory / "tokenizer.model"), True, True)
+    backend.add_tokens([AddedToken("<sep>", normalized=True)])
+    backend.save(str(directory / "tokenizer.json"))
+    ours, theirs = Tokenizer.from_directory(directory), AutoTokenizer.from_pretrained(directory)
+    ids = ours.encode("ab<sep> cd <sep>ef", add_special_tokens=False)
+    assert 500 in ids
+    assert ours.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def test_a_vocabulary_of_tiktoken_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\nIw== 2\n")
+    with pytest.raises(CheckpointError, match=r"is a vocabulary of tiktoken.*tokenizer\.json"):
+        Tokenizer.from_directory(tmp_path)
 
 
 BAD_FILES = [
