@@ -44,3 +44,4 @@ class LlamaForCausalLM(CausalLM[LlamaConfig]):
 @hookimpl
 def register_architectures(register: Register) -> None:
     register("LlamaForCausalLM", LlamaForCausalLM)
+    register("LlamaModel", LlamaForCausalLM)

@@ -31,3 +31,4 @@ class MistralForCausalLM(CausalLM[MistralConfig]):
 @hookimpl
 def register_architectures(register: Register) -> None:
     register("MistralForCausalLM", MistralForCausalLM)
+    register("MistralModel", MistralForCausalLM)

@@ -22,3 +22,4 @@ class Qwen2ForCausalLM(CausalLM[LayeredWindowConfig]):
 @hookimpl
 def register_architectures(register: Register) -> None:
     register("Qwen2ForCausalLM", Qwen2ForCausalLM)
+    register("Qwen2Model", Qwen2ForCausalLM)

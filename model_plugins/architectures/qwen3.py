@@ -44,3 +44,4 @@ class Qwen3ForCausalLM(CausalLM[Qwen3Config]):
 @hookimpl
 def register_architectures(register: Register) -> None:
     register("Qwen3ForCausalLM", Qwen3ForCausalLM)
+    register("Qwen3Model", Qwen3ForCausalLM)

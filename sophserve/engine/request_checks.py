@@ -26,6 +26,8 @@ def _bad_word_ids(tokenizer: Tokenizer, words: tuple[str, ...]) -> list[list[int
 def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo) -> None:
     """Raise RequestError for what could never be generated."""
     longest = info.max_model_len
+    if not info.generates:
+        raise RequestError("this model has no head, so it only makes embeddings; use /v1/embeddings", "model")
     if not prompt:
         raise RequestError("the prompt is empty; give at least one token", "prompt")
     if len(prompt) >= longest:

@@ -147,7 +147,7 @@ class Progress(msgspec.Struct, array_like=True, tag="progress"):
 class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
     """The model is loaded; what the engine must know about it. Sizes in bytes; memory is that of rank 0's device, once
     the weights and the KV cache are there. prompt_logprobs_cost: how many prompt tokens take as long as one whose
-    logprobs are asked for."""
+    logprobs are asked for. generates: whether it has a head, without which it only makes embeddings."""
 
     max_model_len: int
     vocab_size: int
@@ -160,6 +160,7 @@ class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
     free_memory: int = 0
     total_memory: int = 0
     prompt_logprobs_cost: float = 1.0
+    generates: bool = True
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag="failed"):

@@ -184,7 +184,7 @@ class CausalLM(Module, ABC, Generic[C]):
     checkpoint_names: where the tensors of a checkpoint go, without the last component (weight, bias). `{}` stands for
         a number, such as the layer's.
     tied: parameters whose tensor another parameter takes.
-    ropes: those that its layers rotate by.
+    ropes: those that its layers rotate by. generates: whether it has a head of its own or a tied one.
     """
 
     config_class: ClassVar[type[DecoderConfig]]
@@ -197,6 +197,7 @@ class CausalLM(Module, ABC, Generic[C]):
         self.config: C = parse_config(self.config_class, config)  # type: ignore[assignment]
         self.context = context
         self.vocab_size = self.config.vocab_size
+        self.generates = True
         tied = self.config.tie_word_embeddings
         self.tied = {"embedding.weight": "head.weight"} if tied else {}
         rope = make_rope(self.config.rope_parameters, self.config.head_size, context.max_positions)

@@ -73,10 +73,9 @@ def load_model(
     if unknown:
         log.warning("config.json has keys that are not known here and are ignored: %s", ", ".join(unknown))
     stored = find_tensors(directory)
-    if config.get("tie_word_embeddings") and _has_own_head(model_class, stored):
-        log.warning("config.json ties the head to the embedding, but the files hold another head, which is used")
-        config = config | {"tie_word_embeddings": False}
+    config, generates = _with_its_head(model_class, config, stored)
     model = build_model(model_class, config, context)
+    model.generates = generates
     source = stored, read_tensors
     if scheme is None:
         load_weights(model, directory, on_progress, source=source)
@@ -84,6 +83,23 @@ def load_model(
         with PackedWeights(directory, cache_dir, context, quantization or "stored") as cache:
             load_weights(model, directory, on_progress, scheme, cache, source)
     return model
+
+
+def _with_its_head(
+    model_class: type[CausalLM], config: dict[str, Any], stored: dict[str, StoredTensor]
+) -> tuple[dict[str, Any], bool]:
+    """The config, which says of the head what the files hold, and whether the model has one."""
+    names = {target: name for name, target in model_class.checkpoint_names.items()}
+    if config.get("tie_word_embeddings"):
+        if _has_own_head(model_class, stored):
+            log.warning("config.json ties the head to the embedding, but the files hold another head, which is used")
+            config = config | {"tie_word_embeddings": False}
+        return config, True
+    if any(name.startswith(f"{names.get('head')}.") for name in stored):
+        return config, True
+    # Then there is nothing to read for it, and what is tied takes no room.
+    log.warning("the files hold no head: the model makes embeddings, and generates nothing")
+    return config | {"tie_word_embeddings": True}, False
 
 
 def _has_own_head(model_class: type[CausalLM], stored: dict[str, StoredTensor]) -> bool:

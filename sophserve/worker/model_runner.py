@@ -93,6 +93,7 @@ class ModelRunner:
             free_memory=free_memory,
             total_memory=total_memory,
             prompt_logprobs_cost=prompt_logprobs_cost(self.model),
+            generates=self.model.generates,
         )
         first = self.communicator.rank == 0
         self._grammars = GrammarMasks(directory, self.model.vocab_size) if first else None

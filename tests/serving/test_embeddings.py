@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, BadRequestError, OpenAI
+from safetensors.torch import load_file, save_file
 
 LENGTHS = [1, 2, 16, 17, 40, 33, 100, 256]
 
@@ -75,3 +76,32 @@ def test_the_checkpoint_chooses_the_pooling(
     config.write_text(json.dumps({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}))
     client = start_server(directory, "--tensor-parallel-size", "2").client()
     assert (embed(client, prompts[:5]) - expected(directory, prompts[:5], "mean")).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("family", "architecture"), [("qwen3", "Qwen3ForCausalLM"), ("mistral", "MistralModel")])
+def test_a_model_without_a_head_makes_embeddings_only(
+    family: str,
+    architecture: str,
+    prompts: list[list[int]],
+    make_checkpoint: Callable[..., Path],
+    start_server: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Embedding models are stored without a head and without `model.` in front of their names."""
+    directory = Path(shutil.copytree(make_checkpoint(family), tmp_path / "model"))
+    tensors = load_file(directory / "model.safetensors")
+    stripped = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    assert len(stripped) == len(tensors) - 1
+    save_file(stripped, directory / "model.safetensors", {"format": "pt"})
+    config = json.loads((directory / "config.json").read_text()) | {"architectures": [architecture]}
+    (directory / "config.json").write_text(json.dumps(config))
+    client: OpenAI = start_server(directory).client()
+    assert (embed(client, prompts) - expected(directory, prompts, "last")).abs().max() < 1e-4
+    ways: list[Callable[[], Any]] = [
+        lambda: client.completions.create(model="tiny", prompt=[5, 6]),
+        lambda: client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi"}]),
+        lambda: client.responses.create(model="tiny", input="Hi"),
+    ]
+    for ask in ways:
+        with pytest.raises(BadRequestError, match="has no head, so it only makes embeddings"):
+            ask()
