@@ -42,15 +42,12 @@ class HostDevice(OperatorProfile):
         return SingleRank() if ranks == 1 else SharedMemoryCommunicator(memory, rank, ranks)
 
     def state_of(self, weight: PackedWeight) -> tuple[dict[str, int], dict[str, Tensor]] | None:
-        """Keep nothing."""
         return None
 
     def restore(self, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> PackedWeight:
-        """Nothing is kept."""
         raise NotImplementedError
 
     def prepare(self, inputs: StepInputs, ropes: Sequence[Rope]) -> StepInputs:
-        """The rotations; all else is where it should be."""
         return replace(inputs, rotations={rope: inputs.rotation(rope, self.ops) for rope in ropes})
 
     def make_kv_cache(
@@ -65,12 +62,10 @@ class HostDevice(OperatorProfile):
         return torch.cat([_by_block(cache)[blocks] for cache in (kv.keys, kv.values)], 1)
 
     def write_blocks(self, kv: KVCache, blocks: Sequence[int], content: Tensor) -> None:
-        """Put them back."""
         keys, values = _by_block(kv.keys), _by_block(kv.values)
         keys[blocks], values[blocks] = content.split([keys.shape[1], values.shape[1]], 1)
 
     def capture(self, fn: Callable[[], Tensor], rows: int) -> Callable[[int], Tensor] | None:
-        """Record nothing."""
         return None
 
 

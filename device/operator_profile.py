@@ -83,23 +83,22 @@ class OperatorProfile:
     _recorder: OperatorRecorder | None = None
 
     def synchronize(self) -> None:
-        """Wait until every queued operator has run."""
         raise NotImplementedError
 
     def start_profile(self, max_records: int, mode: int) -> None:
-        """Begin to note every operator."""
         self.stop_profile()
-        self._recorder = OperatorRecorder(self.ops, self.operators, self.synchronize)
+        self._recorder = self._make_recorder(mode)
 
     def profile_records(self) -> list[CommandRecord]:
-        """The operators since the last call."""
         return self._recorder.take() if self._recorder else []
 
     def stop_profile(self) -> None:
-        """Note nothing any more."""
         if self._recorder:
             self._recorder.close()
         self._recorder = None
+
+    def _make_recorder(self, mode: int) -> OperatorRecorder:
+        return OperatorRecorder(self.ops, self.operators, self.synchronize)
 
 
 def seen_positions(lengths: Iterable[int], cached: Iterable[int], window: int | None) -> tuple[int, int]:

@@ -117,7 +117,6 @@ class ReferenceOps:
     """The operators of `device.interface.Ops`, where each is documented."""
 
     def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
-        """Rows of table."""
         checks.check_embedding(ids, table)
         if not isinstance(table, Tensor):
             assert isinstance(table, ReferenceWeight)
@@ -130,7 +129,6 @@ class ReferenceOps:
         return table[rows.masked_fill(elsewhere, 0)].masked_fill(elsewhere[:, None], 0)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Root-mean-square normalisation."""
         checks.check_rms_norm(x, weight, residual)
         if residual is not None:
             x = x + residual
@@ -139,7 +137,6 @@ class ReferenceOps:
         return (exact * scale * weight.float()).to(x.dtype), x
 
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias`."""
         assert isinstance(weight, ReferenceWeight)
         checks.check_linear("linear", x, weight, bias)
         return _linear(x.float(), weight, bias).to(x.dtype)
@@ -163,7 +160,6 @@ class ReferenceOps:
         scale: float,
         window: int | None = None,
     ) -> Tensor:
-        """Causal attention over the block table."""
         checks.check_paged_attention(q, k, v, kv, rope, window)
         checks.check_meta("paged_attention", q.shape[0], kv, step)
         if rope is not None:
@@ -196,7 +192,6 @@ class ReferenceOps:
         rope: Rope,
         scale: float,
     ) -> Tensor:
-        """Multi-head latent attention with W_UK and W_UV absorbed."""
         checks.check_latent_attention(q, latent, k_rope, kv, kv_up, rope)
         checks.check_meta("paged_latent_attention", q.shape[0], kv, step)
         nope, turns = q.shape[2] - k_rope.shape[1], step.rotation(rope, self)
@@ -256,7 +251,6 @@ class ReferenceOps:
         weights: Tensor,
         activation: Activation,
     ) -> Tensor:
-        """Weighted sum of the chosen experts' MLPs."""
         checks.check_fused_experts(x, gate_up, down, ids, weights)
         total = torch.zeros(x.shape)
         for expert, (expert_gate_up, expert_down) in enumerate(zip(gate_up, down, strict=True)):
@@ -267,7 +261,6 @@ class ReferenceOps:
         return total.to(x.dtype)
 
     def dense_attention(self, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float) -> Tensor:
-        """Attention in both directions within segments."""
         checks.check_segments(q, k, v, segments)
         out = torch.empty(q.shape)
         start = 0
@@ -279,7 +272,6 @@ class ReferenceOps:
         return out.to(q.dtype)
 
     def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:
-        """Choose one token for each row: see `device.sampling`."""
         return sample(logits, params)
 
 

@@ -20,7 +20,6 @@ from device.cmodel.weights import LAYOUT, QuantizedWeight, TorchWeight, pack
 from device.host import HostDevice
 from device.interface import (
     CanonicalWeight,
-    CommandRecord,
     DenseWeight,
     KVCache,
     Ops,
@@ -29,6 +28,7 @@ from device.interface import (
     Role,
     UnsupportedOperator,
 )
+from device.operator_profile import OperatorRecorder
 from device.reference import ReferenceOps, ReferenceWeight
 
 
@@ -67,7 +67,6 @@ class CmodelDevice(HostDevice):
             self.ops = TorchOps()
         else:
             self.ops = NativeOps(self._kernels)
-        self._profile: KernelProfile | None = None
 
     def describe(self) -> str:
         """One line for the log: what computes, and what would be faster."""
@@ -101,11 +100,9 @@ class CmodelDevice(HostDevice):
         return TorchWeight(weight.values)
 
     def state_of(self, weight: PackedWeight) -> tuple[dict[str, int], dict[str, Tensor]] | None:
-        """Of quantized weights."""
         return weight.state() if isinstance(weight, QuantizedWeight) else None
 
     def restore(self, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> PackedWeight:
-        """A quantized weight."""
         return QuantizedWeight.restore(numbers, tensors)
 
     def make_kv_cache(
@@ -126,24 +123,11 @@ class CmodelDevice(HostDevice):
         return kv
 
     def capture(self, fn: Callable[[], Tensor], rows: int) -> Callable[[int], Tensor] | None:
-        """Record the kernels that fn calls; None where there are none."""
         library = native_library() if self._kernels else None
         if library is None:
             return None
-        with self._profile.paused() if self._profile else nullcontext():
+        with self._recorder.paused() if self._recorder else nullcontext():
             return record(library, fn, rows)
 
-    def start_profile(self, max_records: int, mode: int) -> None:
-        """Time every kernel, and every operator that has none."""
-        self.stop_profile()
-        self._profile = KernelProfile(self.ops, self.operators, detailed=mode == 2)
-
-    def profile_records(self) -> list[CommandRecord]:
-        """What ran since the last call."""
-        return self._profile.take() if self._profile else []
-
-    def stop_profile(self) -> None:
-        """Time nothing any more."""
-        if self._profile:
-            self._profile.close()
-        self._profile = None
+    def _make_recorder(self, mode: int) -> OperatorRecorder:
+        return KernelProfile(self.ops, self.operators, detailed=mode == 2)

@@ -32,7 +32,6 @@ class KernelProfile(OperatorRecorder):
         CommandList.on_replay = self._note_replay
 
     def take(self) -> list[CommandRecord]:
-        """The records since the last call, in order."""
         records = super().take()
         for calls, times in self._replays:
             for (kernel, arguments), (start, end) in zip(calls, pairwise(times), strict=False):

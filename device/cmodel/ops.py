@@ -21,17 +21,14 @@ class TorchOps(ReferenceOps):
     """What a host without the native library runs on: the reference, with products by torch's own kernels."""
 
     def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
-        """Rows of table."""
         return super().embedding(ids, table.values if isinstance(table, TorchWeight) else table, first)
 
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias`."""
         assert isinstance(weight, TorchWeight)
         checks.check_linear("linear", x, weight, bias)
         return F.linear(x, weight.values, bias)
 
     def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
-        """`down(activation(gate) * up)`."""
         checks.check_gated_mlp(x, gate_up, down, activation)
         gate, up = self.linear(x, gate_up).float().chunk(2, dim=-1)
         return self.linear((activate(gate, activation) * up).to(x.dtype), down)
@@ -48,7 +45,6 @@ class NativeOps(ReferenceOps):
         self._kernels = kernels
 
     def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
-        """Rows of table."""
         checks.check_embedding(ids, table)
         if isinstance(table, TorchWeight):
             table = table.values
@@ -77,7 +73,6 @@ class NativeOps(ReferenceOps):
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Root-mean-square normalisation."""
         checks.check_rms_norm(x, weight, residual)
         # The heads of q or k, cut from a wider tensor, stand together; other rows stand alone.
         rows = x if x.dim() == 3 else x.reshape(-1, 1, x.shape[-1])
@@ -109,12 +104,10 @@ class NativeOps(ReferenceOps):
         return y, total
 
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias`."""
         checks.check_linear("linear", x, weight, bias)
         return self._linear(x, weight, bias, x.dtype)
 
     def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
-        """`down(activation(gate) * up)`."""
         checks.check_gated_mlp(x, gate_up, down, activation)
         intermediate = down.in_features
         if intermediate % PANEL == 0:
@@ -204,7 +197,6 @@ class NativeOps(ReferenceOps):
         scale: float,
         window: int | None = None,
     ) -> Tensor:
-        """Causal attention over the block table."""
         checks.check_paged_attention(q, k, v, kv, rope, window)
         checks.require(
             is_native_cache(kv), "paged_attention", "the cache does not come from this device's make_kv_cache"
@@ -259,7 +251,6 @@ class NativeOps(ReferenceOps):
         return {"cos": cos, "sin": sin, "rope_half": cos.shape[1], "interleaved": rope.interleaved}
 
     def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:
-        """Choose one token for each row."""
         checks.check_sample(logits, params)
         logits = _rows(logits if logits.dtype in DTYPES else logits.float())
         rows, vocab = logits.shape

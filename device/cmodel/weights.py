@@ -117,7 +117,6 @@ class QuantizedWeight:
 
     @classmethod
     def restore(cls, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> QuantizedWeight:
-        """A weight from its state."""
         weight = cls.__new__(cls)
         for name in _NUMBERS:
             setattr(weight, name, numbers[name])

@@ -31,13 +31,10 @@ class SingleRank:
     world_size = 1
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """Return x."""
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """Return x."""
         return x
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
-        """Return x."""
         return x

@@ -121,6 +121,22 @@ def test_shares(native, count, role, ranks, replicate, shares):
     assert found == ([slice(*share) for share in shares] if shares else [None] * ranks)
 
 
+def test_a_step_is_prepared_for_several_ropes(cmodel, dtype, decode_inputs, make_rope, fill_cache):
+    """Attention reads what was gathered, and gives what it gives where it gathers itself."""
+    torch.manual_seed(0)
+    inputs, ropes = decode_inputs([3, 17, 0, 9], 8, 16), [make_rope(16), make_rope(8, interleaved=True)]
+    step = cmodel.prepare(inputs, ropes)
+    q, kv = torch.randn(4, 2, 16).to(dtype), cmodel.make_kv_cache(8, 16, 2, (16, 16), dtype)
+    fill_cache(kv)
+    for rope in ropes:
+        cos, sin = step.rotations[rope]
+        assert torch.equal(cos, rope.cos[[3, 17, 0, 9]]) and torch.equal(sin, rope.sin[[3, 17, 0, 9]])
+        prepared, own = (cmodel.ops.paged_attention(q, q, q, kv, each, rope, 1.0) for each in (step, inputs))
+        assert torch.equal(prepared, own)
+    with pytest.raises(ValueError, match="ids must be in"):
+        cmodel.prepare(inputs, [make_rope(16, positions=17)])
+
+
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
     monkeypatch.setenv("CMODEL_ISA", "sse9")
     with pytest.raises(RuntimeError, match="CMODEL_ISA is 'sse9'; set it to one of amx, avx512bf16, avx2, portable"):
