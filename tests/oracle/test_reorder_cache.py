@@ -41,9 +41,9 @@ def test_the_second_start_maps_what_the_first_packed(checkpoint, load, monkeypat
     (path,) = kept(checkpoint)
     packed = CmodelDevice.pack
 
-    def pack_dense(self, weight):
+    def pack_dense(self, weight, role="other"):
         assert type(weight).__name__ == "DenseWeight", "a quantized weight was packed again"
-        return packed(self, weight)
+        return packed(self, weight, role)
 
     monkeypatch.setattr(CmodelDevice, "pack", pack_dense)
     assert torch.equal(load(checkpoint), first)
