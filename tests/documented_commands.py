@@ -20,11 +20,11 @@ import pytest
 
 from sophserve import plugins
 from tests.conftest import Server
-from tests.test_documentation import PAGES, READMES, ROOT, fences
+from tests.test_documentation import PAGES, ROOT, fences
 
 TABLE = "docs/commands.md"
 # The other README has the same commands; test_documentation sees to that.
-TRIED = [page for page in PAGES if page != READMES[1]]
+TRIED = [page for page in PAGES if not page.endswith(".zh-CN.md")]
 # Text is no command. Anything else is a file, whose name stands behind the language.
 LANGUAGES = ("bash", "python", "text")
 
