@@ -161,7 +161,7 @@ class ReferenceOps:
         window: int | None = None,
     ) -> Tensor:
         checks.check_paged_attention(q, k, v, kv, rope, window)
-        checks.check_meta("paged_attention", q.shape[0], kv, step)
+        checks.check_step("paged_attention", q.shape[0], kv, step)
         if rope is not None:
             turns = step.rotation(rope, self)
             q, k = (rotate(x, turns, interleaved=rope.interleaved) for x in (q, k))
@@ -193,7 +193,7 @@ class ReferenceOps:
         scale: float,
     ) -> Tensor:
         checks.check_latent_attention(q, latent, k_rope, kv, kv_up, rope)
-        checks.check_meta("paged_latent_attention", q.shape[0], kv, step)
+        checks.check_step("paged_latent_attention", q.shape[0], kv, step)
         nope, turns = q.shape[2] - k_rope.shape[1], step.rotation(rope, self)
         q_rope, k_turned = (rotate(x, turns, interleaved=rope.interleaved) for x in (q[..., nope:], k_rope[:, None]))
         write_slots(kv.keys, step.slot_mapping.long(), latent[:, None])

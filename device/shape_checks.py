@@ -92,7 +92,7 @@ def check_gated_mlp(x: Tensor, gate_up: PackedWeight, down: PackedWeight, activa
     )
 
 
-def check_meta(operator: str, tokens: int, kv: KVCache, step: AttentionMeta) -> None:
+def check_step(operator: str, tokens: int, kv: KVCache, step: AttentionMeta) -> None:
     """Lengths sum to tokens, and no block or slot lies outside the cache."""
     blocks, block_size = kv.keys.shape[:2]
     sequences = step.input_lengths.numel()

@@ -15,18 +15,8 @@ class PairedKVCache(KVCache):
     """A bfloat16 cache for processors that multiply pairs of them: keys lie in pairs of channels, `[blocks, kv_heads,
     head_dim / 2, block_size, 2]`, values in pairs of positions, `[blocks, kv_heads, block_size / 2, head_dim, 2]`.
 
-    keys and values have the shapes that every cache has, but not the order; see `plain`.
+    keys and values have the shapes that every cache has, but not the order.
     """
-
-
-def plain(kv: KVCache) -> KVCache:
-    """A copy in the order of the shapes."""
-    if not isinstance(kv, PairedKVCache):
-        return KVCache(kv.keys.contiguous(), kv.values.contiguous())
-    blocks, block_size, heads, dim = kv.keys.shape
-    keys = kv.keys.reshape(blocks, heads, dim // 2, block_size, 2).permute(0, 3, 1, 2, 4).flatten(-2)
-    values = kv.values.reshape(blocks, heads, block_size // 2, dim, 2).permute(0, 2, 4, 1, 3).flatten(1, 2)
-    return KVCache(keys.contiguous(), values.contiguous())
 
 
 def native_cache(

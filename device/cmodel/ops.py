@@ -239,7 +239,7 @@ class NativeOps(ReferenceOps):
                 out=out,
             )
         if status == BAD_ARGUMENT:
-            checks.check_meta("paged_attention", tokens, kv, step)
+            checks.check_step("paged_attention", tokens, kv, step)
         check_status("paged_attention", status)
         return out
 

@@ -27,7 +27,7 @@ _TENSORS = ("codes", "scales", "shifts", "order")
 
 
 class TorchWeight:
-    """A dense weight as torch's own linear reads it, `[out_features, in_features]`."""
+    """A dense weight in rows, `[out_features, in_features]`, as embeddings and torch's own linear are read."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
