@@ -12,13 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from device.cmodel.device import CmodelDevice
 from device.collectives.interface import SingleRank
+from device.interface import CacheSpec
 from model_plugins.architectures.llama import LlamaForCausalLM
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
 from sophserve.errors import CheckpointError, ConfigError
 from sophserve.model import loading
-from sophserve.model.layers import Linear
+from sophserve.model.context import ModelContext
+from sophserve.model.kv_memory import token_bytes
+from sophserve.model.layers import CachedModule, Linear, PackedModule
 from sophserve.model.loading import find_architecture, load_model
+from sophserve.model.quantization import WeightPart
 from sophserve.plugins import Registered
 
 ROOT = Path(__file__).parents[2]
@@ -221,6 +226,35 @@ def test_ranks_that_do_not_divide_are_refused_with_those_that_do(make_checkpoint
     context = make_context(Rank(0, ranks))
     with pytest.raises(ConfigError, match=f"{message}; --tensor-parallel-size can be 1, 2, 4 for this model"):
         load_model(make_checkpoint("llama"), context, model_class=LlamaForCausalLM)
+
+
+class Experts(PackedModule):
+    """Stands for what an architecture brings of its own."""
+
+
+class OwnAttention(CachedModule):
+    cache = CacheSpec(1, (12, 4), torch.float32, replicated=True)
+
+
+class OwnParts(LlamaForCausalLM):
+    def make_layer(self, index):
+        layer, config = super().make_layer(index), self.config
+        whole = slice(0, config.hidden_size), slice(0, config.intermediate_size)
+        part = WeightPart((config.hidden_size, config.intermediate_size), *whole)
+        layer.mlp.down = Experts(self.context, {"": part}, "down")
+        layer.attention.attention = OwnAttention()
+        return layer
+
+
+def test_what_an_architecture_brings_is_packed_and_cached_like_all_else(make_checkpoint, tmp_path):
+    context = ModelContext(CmodelDevice(), SingleRank(), torch.float32, max_positions=128)
+    directory = make_checkpoint("llama")
+    own, plain = (
+        load_model(directory, context, model_class=each, quantization="gptq", cache_dir=str(tmp_path / each.__name__))
+        for each in (OwnParts, LlamaForCausalLM)
+    )
+    assert own.nbytes == plain.nbytes and own.token_flops == plain.token_flops
+    assert token_bytes(own) == len(own.layers) * 16 * 4
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
