@@ -22,9 +22,10 @@ from sophserve.errors import ConfigError, RequestError, SophserveError
 from sophserve.link.messages import Profiled, StartProfile, StopProfile
 
 LAYERS = 3
-# A layer has two norms, four products and attention; embedding, the last norm, the head and sampling are around them.
+# A layer has two norms, four products and attention; around them are gathering embeddings, cosines and sines, the last
+# norm, the head and sampling.
 STEP = Counter(
-    {"rms_norm": 2 * LAYERS + 1, "linear": 4 * LAYERS + 1, "paged_attention": LAYERS, "embedding": 1, "sample": 1}
+    {"rms_norm": 2 * LAYERS + 1, "linear": 4 * LAYERS + 1, "paged_attention": LAYERS, "embedding": 3, "sample": 1}
 )
 ANSWER = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 

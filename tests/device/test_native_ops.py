@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from device.cmodel.kv_cache import PairedKVCache
-from device.interface import DenseWeight, KVCache
+from device.interface import DenseWeight
 from device.reference import ReferenceOps, ReferenceWeight
+from tests.device.plain_cache import plain
 
 REFERENCE = ReferenceOps()
 # Half a unit in the last place of the result, with room for sums in another order.
@@ -161,16 +161,6 @@ ATTENTION_CASES = [
     (70, 1, 24, 16, [(100, 1), (0, 3)]),
     (2, 2, 6, 64, [(64, 1), (0, 200)]),
 ]
-
-
-def plain(kv: KVCache) -> KVCache:
-    """A copy in the order of the shapes."""
-    if not isinstance(kv, PairedKVCache):
-        return KVCache(kv.keys.contiguous(), kv.values.contiguous())
-    blocks, block_size, heads, dim = kv.keys.shape
-    keys = kv.keys.reshape(blocks, heads, dim // 2, block_size, 2).permute(0, 3, 1, 2, 4).flatten(-2)
-    values = kv.values.reshape(blocks, heads, block_size // 2, dim, 2).permute(0, 2, 4, 1, 3).flatten(1, 2)
-    return KVCache(keys.contiguous(), values.contiguous())
 
 
 @pytest.mark.parametrize("case", ATTENTION_CASES, ids=lambda case: "x".join(map(str, case[:4])))

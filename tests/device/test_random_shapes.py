@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from device.cmodel.kv_cache import plain
 from device.interface import DenseWeight
 from device.reference import ReferenceOps, ReferenceWeight
+from tests.device.plain_cache import plain
 
 REFERENCE = ReferenceOps()
 SHAPES = 200
