@@ -330,7 +330,7 @@ def test_idle_threads_use_no_cpu(native):
     code = SETUP + "begin = time.process_time(); time.sleep(1); print(time.process_time() - begin)"
     result = run_python(code)
     assert result.returncode == 0, result.stderr
-    assert float(result.stdout) < 0.01
+    assert float(result.stdout) < 0.1  # one that spins uses up the whole second
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "os._exit(0)", "threading.Thread(target=multiply).start()"])
