@@ -122,13 +122,17 @@ def _collect(hook: str, group: str = PROJECT) -> dict[str, Registered]:
     found: dict[str, Registered] = {}
     for implementation in getattr(plugins.manager.hook, hook).get_hookimpls():
         source = plugins.distributions[implementation.plugin]
-        mine: dict[str, Any] = {}
+        mine: list[tuple[str, Any]] = []
+
+        def register(name: str, value: Any, mine: list[tuple[str, Any]] = mine) -> None:
+            mine.append((name, value))
+
         try:
-            implementation.function(mine.__setitem__)
+            implementation.function(register)
         except Exception as error:
             _leave_out(f"{implementation.plugin_name} of {source}", error)
             continue
-        for name, value in mine.items():
+        for name, value in mine:
             if name in found:
                 raise ConfigError(
                     f"{name} is registered by both {found[name].distribution} and {source}; uninstall one"

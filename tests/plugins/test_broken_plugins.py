@@ -23,6 +23,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "wrong_hook": "from sophserve.plugins import hookimpl\n\n\n@hookimpl\ndef register_moods(register): ...\n",
         "failing_hook": "from sophserve.plugins import hookimpl\n\n\n@hookimpl\ndef register_devices(register):\n"
         "    register('odd', object)\n    raise RuntimeError('no card')\n",
+        "by_name": "from sophserve.plugins import hookimpl\n\n\n@hookimpl\ndef register_devices(register):\n"
+        "    register(name='named', value=object)\n",
         "greeting": "def greet(argv):\n    print('hello', *argv)\n    return 7\n",
     }
     for name, text in modules.items():
@@ -31,7 +33,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-plugins\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[sophserve]\nabsent = absent_import\nwrong = wrong_hook\nfailing = failing_hook\n"
+        "[sophserve]\nabsent = absent_import\nwrong = wrong_hook\nfailing = failing_hook\nnames = by_name\n"
         "[sophserve.commands]\ngreet = greeting:greet\nsulk = absent_import:sulk\nbench = greeting:greet\n"
     )
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -46,6 +48,7 @@ def test_they_are_named_and_left_out(environment: dict[str, str]) -> None:
     listed = sophserve(environment, "plugins")
     assert listed.returncode == 0
     assert "LlamaForCausalLM" in listed.stdout and "cmodel" in listed.stdout and "odd " not in listed.stdout
+    assert "named               from odd-plugins" in listed.stdout
     for name, error in (
         ("absent", "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"),
         ("wrong", "PluginValidationError: unknown hook 'register_moods'"),
