@@ -18,9 +18,9 @@ from sophserve.api.route import ROUTES, Route
 from sophserve.api.routes import TABLE
 
 
-def create_app(serving: ServedModel) -> web.Application:
+def create_app(served: ServedModel) -> web.Application:
     """The OpenAI API over one model."""
-    config = serving.config
+    config = served.config
     # The health checks speak for themselves, and the playground shows what they say.
     open_paths = TABLE.health_paths | page.PATHS
     who = require_key(config.keys, open_paths) if config.keys else refuse_foreign_pages(config)
@@ -28,7 +28,7 @@ def create_app(serving: ServedModel) -> web.Application:
         client_max_size=MAX_BODY_BYTES,
         middlewares=[answer_errors(config.root_path, TABLE), who, require_ready(open_paths)],
     )
-    app[SERVED_MODEL], app[CONNECTIONS], app[TEXT_THREADS] = serving, serving.connections, serving.texts
+    app[SERVED_MODEL], app[CONNECTIONS], app[TEXT_THREADS] = served, served.connections, served.texts
     app[ROUTES], app[RESPONSES] = TABLE, ResponseStore(config.response_store_bytes)
     app.on_response_prepare.append(_hide_versions)
     for prefix in dict.fromkeys(("", config.root_path)):  # a proxy may take it off the path, or not

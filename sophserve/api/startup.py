@@ -54,10 +54,10 @@ def run(engine: Engine, config: ServerConfig, started: float) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the loop leaves Python's own, which ends in a traceback
 
 
-def make_runner(serving: ServedModel) -> Runner:
+def make_runner(served: ServedModel) -> Runner:
     """The application, and how aiohttp is to run it."""
     logging.getLogger("aiohttp.server").addFilter(_is_not_the_clients_mistake)
-    return Runner(create_app(serving), serving.connections)
+    return Runner(create_app(served), served.connections)
 
 
 def _is_not_the_clients_mistake(record: logging.LogRecord) -> bool:
@@ -66,30 +66,30 @@ def _is_not_the_clients_mistake(record: logging.LogRecord) -> bool:
 
 
 async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
-    serving = ServedModel(engine, config)
+    served = ServedModel(engine, config)
     stop = _stop_on_signal()
-    runner = make_runner(serving)
-    loading = asyncio.create_task(load(serving))
+    runner = make_runner(served)
+    loading = asyncio.create_task(load(served))
     background: list[asyncio.Task[None]] = [loading]
     listener = None
     try:
         await runner.setup()
         context = ssl_context(config)
-        listener, address = _listen(runner, serving, context)
+        listener, address = _listen(runner, served, context)
         if context:
             background.append(asyncio.create_task(renew(context, config)))
         log.info("listening on %s", address)
         if await _before(stop, loading):
             gc.freeze()  # or each full collection would stop the loop to walk through all modules
-            _log_ready(serving, address, time.monotonic() - started)
+            _log_ready(served, address, time.monotonic() - started)
             if await _before(stop, asyncio.create_task(engine.died.wait())):
-                await serving.drain(1)  # for the errors to reach their clients
+                await served.drain(1)  # for the errors to reach their clients
                 raise EngineDeadError("the worker is lost; restart the server")
             log.info(
                 "stopping: running requests have %g s to finish; interrupt again to exit at once", config.drain_timeout
             )
             listener.close()
-            await serving.drain(config.drain_timeout)
+            await served.drain(config.drain_timeout)
     finally:
         for task in background:
             task.cancel()
@@ -98,7 +98,7 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
             listener.close()
         await runner.cleanup()
         await engine.close()
-        serving.texts.close()
+        served.texts.close()
         if config.uds and listener:
             Path(config.uds).unlink(missing_ok=True)
 
@@ -130,9 +130,9 @@ async def _before(stop: asyncio.Event, task: asyncio.Task[object]) -> bool:
     return True
 
 
-def _listen(runner: Runner, serving: ServedModel, context: ssl.SSLContext | None) -> tuple[Listener, str]:
+def _listen(runner: Runner, served: ServedModel, context: ssl.SSLContext | None) -> tuple[Listener, str]:
     """Bind, and return what listens and its address for users."""
-    config = serving.config
+    config = served.config
     try:
         sockets = bind(config)
     except OSError as error:
@@ -144,45 +144,45 @@ def _listen(runner: Runner, serving: ServedModel, context: ssl.SSLContext | None
             (config.uds, "--uds") if config.uds else (f"{config.host} port {config.port}", "--host and --port")
         )
         raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; change {advice}") from None
-    most = connection_limit(config.max_connections, serving.engine.config.tensor_parallel_size)
-    listener = Listener(runner.factory, sockets, serving.connections, most, context)
+    most = connection_limit(config.max_connections, served.engine.config.tensor_parallel_size)
+    listener = Listener(runner.factory, sockets, served.connections, most, context)
     if config.uds:
         return listener, f"unix:{config.uds}"
     host = f"[{config.host}]" if ":" in config.host else config.host
     return listener, f"{'https' if context else 'http'}://{host}:{listener.port}"
 
 
-async def load(serving: ServedModel) -> None:
+async def load(served: ServedModel) -> None:
     """Make the model ready, and show how far that is. Raises SophserveError."""
     # Reading a large tokenizer.json holds the interpreter's lock for a third of a second, and the worker takes longer
     # anyway: answer first who has been waiting for the port.
     await asyncio.sleep(0.3)
-    with _progress_shown(serving.engine):
-        await asyncio.to_thread(_load_text, serving)
-        await serving.engine.start(serving.tokenizer, serving.model_names[0])
+    with _progress_shown(served.engine):
+        await asyncio.to_thread(_load_text, served)
+        await served.engine.start(served.tokenizer, served.model_names[0])
 
 
-def _load_text(serving: ServedModel) -> None:
+def _load_text(served: ServedModel) -> None:
     from sophserve import plugins
     from sophserve.text.bound import characters_per_token
     from sophserve.text.chat_template import ChatTemplate
     from sophserve.text.tokenizer import Tokenizer
 
     plugins.tool_parsers(), plugins.reasoning_parsers()  # one that does not load must not fail a request
-    directory = serving.engine.directory
+    directory = served.engine.directory
     defaults = sampling_defaults(read_generation_config(directory))
     try:
         msgspec.convert(defaults, SamplingParams)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from None
-    serving.sampling_defaults = defaults
-    pooling = serving.config.pooling
-    serving.pooling = "mean" if (read_pooling(directory) if pooling == "auto" else pooling) == "mean" else "last"
-    serving.tokenizer = Tokenizer.from_directory(directory)
-    serving.characters_per_token = characters_per_token(serving.tokenizer)
-    template = serving.engine.config.chat_template
-    serving.chat_template = ChatTemplate.from_directory(
-        directory, serving.tokenizer, Path(template) if template else None
+    served.sampling_defaults = defaults
+    pooling = served.config.pooling
+    served.pooling = "mean" if (read_pooling(directory) if pooling == "auto" else pooling) == "mean" else "last"
+    served.tokenizer = Tokenizer.from_directory(directory)
+    served.characters_per_token = characters_per_token(served.tokenizer)
+    template = served.engine.config.chat_template
+    served.chat_template = ChatTemplate.from_directory(
+        directory, served.tokenizer, Path(template) if template else None
     )
 
 
@@ -212,8 +212,8 @@ def _progress_shown(engine: Engine) -> Iterator[None]:
         bar.close()
 
 
-def _log_ready(serving: ServedModel, address: str, seconds: float) -> None:
-    info = serving.engine.info
+def _log_ready(served: ServedModel, address: str, seconds: float) -> None:
+    info = served.engine.info
     log.info(
         "memory: weights %s, KV cache %s, free %s of %s",
         *(f"{size / 2**20:.0f} MiB" for size in (info.weight_bytes, info.kv_cache_bytes)),
@@ -222,7 +222,7 @@ def _log_ready(serving: ServedModel, address: str, seconds: float) -> None:
     log.info(
         "ready: %s/v1, model %s, context %d, KV cache %d tokens, in %.1f s",
         address,
-        serving.model_names[0],
+        served.model_names[0],
         info.max_model_len,
         info.num_blocks * info.block_size,
         seconds,

@@ -27,16 +27,16 @@ async def local_model(config: EngineConfig) -> AsyncIterator[Path]:
 
     options = ServerConfig(ui=False)
     options.api_key = []  # one in the environment is for other servers; the socket's folder is the reader's own
-    serving = ServedModel(engine, options)
-    runner = make_runner(serving)
+    served = ServedModel(engine, options)
+    runner = make_runner(served)
     try:
         with tempfile.TemporaryDirectory(prefix="sophserve-") as folder:
             await runner.setup()
-            await load(serving)
+            await load(served)
             path = Path(folder) / "socket"
             await web.UnixSite(runner, str(path)).start()
             yield path
     finally:
         await runner.cleanup()
         await engine.close()
-        serving.texts.close()
+        served.texts.close()

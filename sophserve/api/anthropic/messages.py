@@ -103,12 +103,12 @@ class MessagesRequest(CountRequest, kw_only=True):
 
 async def messages(request: web.Request) -> web.StreamResponse:
     """Answer a conversation."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, MessagesRequest)
-    model = serving.check_model(body.model)
+    model = served.check_model(body.model)
     _warn_of_tools(body)
-    chat = await serving.texts.run(lambda: _chat_of(serving, body))
-    async with serving.admitted(1):
+    chat = await served.texts.run(lambda: _chat_of(served, body))
+    async with served.admitted(1):
         generation = await chat.generation("msg_")
         shown = body.thinking is None or body.thinking.display != "omitted"
         writer = MessageWriter(chat, model, generation, shown)
@@ -117,12 +117,12 @@ async def messages(request: web.Request) -> web.StreamResponse:
 
 async def count_tokens(request: web.Request) -> web.Response:
     """How many tokens the prompt of a conversation has."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, CountRequest)
-    serving.check_model(body.model)
+    served.check_model(body.model)
     _warn_of_tools(body)
-    async with serving.admitted(1):
-        count = await serving.texts.run(lambda: prompt_length(serving, _as_chat(body)))
+    async with served.admitted(1):
+        count = await served.texts.run(lambda: prompt_length(served, _as_chat(body)))
         return json_response({"input_tokens": count}, warn_unknown(unknown))
 
 
@@ -220,12 +220,12 @@ def _signature(part: Part) -> str:
     return sha256(part.text.encode()).hexdigest()
 
 
-def _chat_of(serving: ServedModel, body: MessagesRequest) -> Chat:
+def _chat_of(served: ServedModel, body: MessagesRequest) -> Chat:
     """Raises RequestError."""
     check_texts("stop", body.stop_sequences, "stop_sequences")
     chat = _as_chat(body)
     chat.stop, chat.temperature, chat.top_p, chat.top_k = body.stop_sequences, body.temperature, body.top_p, body.top_k
-    return Chat(serving, chat, body.max_tokens)
+    return Chat(served, chat, body.max_tokens)
 
 
 def _as_chat(body: CountRequest) -> ChatRequest:

@@ -51,17 +51,17 @@ async def send_answer(
     finished: Callable[[], Awaitable[None]] | None = None,
 ) -> web.StreamResponse:
     """Generate, and answer in the writer's words. finished: is done before the end of the last choice goes out."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     headers = {**headers, "X-Request-Id": generation.id}
     if not stream:
-        async with aclosing(generation.deltas(serving)) as deltas:
+        async with aclosing(generation.deltas(served)) as deltas:
             async for index, delta in deltas:
                 writer.add(index, delta)
         if finished:
             await finished()
         return await respond_json(request, writer.whole(), headers)
-    begun = partial(serving.has_begun, generation.id)
-    async with EventStream(request, headers, begun) as sent, aclosing(generation.deltas(serving)) as deltas:
+    begun = partial(served.has_begun, generation.id)
+    async with EventStream(request, headers, begun) as sent, aclosing(generation.deltas(served)) as deltas:
         async for index, delta in deltas:
             events: Iterable[Event] = writer.events(index, delta)
             if finished and delta.finish_reason:

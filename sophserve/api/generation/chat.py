@@ -35,25 +35,25 @@ class Chat:
     RequestError.
     """
 
-    def __init__(self, serving: ServedModel, body: ChatRequest, max_tokens: int | None = None) -> None:
-        defaults = {"max_tokens": None} | serving.sampling_defaults
+    def __init__(self, served: ServedModel, body: ChatRequest, max_tokens: int | None = None) -> None:
+        defaults = {"max_tokens": None} | served.sampling_defaults
         if max_tokens is not None:
             defaults["max_tokens"] = max_tokens
         self.body = body
         self.params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
         self._thinking: bool | None = False  # whether the answer begins with reasoning; None: the model decides
-        self._serving = serving
-        self._use = ToolUse(serving, body)
-        self._prompt = ChatPrompt(serving, body)
-        found = reasoning_parser(serving)
+        self._served = served
+        self._use = ToolUse(served, body)
+        self._prompt = ChatPrompt(served, body)
+        found = reasoning_parser(served)
         self._reasoning: type[ReasoningParser] | None = found.value if found else None
 
     async def generation(self, prefix: str) -> Generation:
         """What the engine is asked for, under an id with this prefix. Raises RequestError."""
         body = self.body
         identity = name_request(prefix, body.request_id)
-        prompt = await self._serving.texts.run(self._bind)
-        await check_structured(self._serving.engine, body, self.params)
+        prompt = await self._served.texts.run(self._bind)
+        await check_structured(self._served.engine, body, self.params)
         return Generation(identity, [prompt], [self.params], body.priority or 0, body.cache_salt or "")
 
     def parser(self) -> AnswerParser:
@@ -68,7 +68,7 @@ class Chat:
 
     def _bind(self) -> list[int]:
         """Make the prompt, and fit all that depends on it."""
-        engine, body = self._serving.engine, self.body
+        engine, body = self._served.engine, self.body
         prompt = self._prompt.tokens()
         if self._reasoning:
             self._thinking = self._thinks(self._reasoning, prompt)
@@ -97,13 +97,13 @@ class Chat:
 
     def _with_calls(self, parser: type[ToolParser], structured: StructuredOutput | None) -> StructuredOutput | None:
         """A form that calls have to fit as well, where there is a demand on either. Raises ValueError."""
-        use, serving = self._use, self._serving
+        use, served = self._use, self._served
         functions = use.forced or list(use.functions.values())
         schemas = {function.name: _schema(function) for function in functions}
         strict = None if use.forced else [function.name for function in functions if function.strict]
         thinking = self._reasoning if self._thinking is None else None
-        template = serving.chat_template.source(with_tools=True)
-        grammar = ToolGrammar(parser, template, serving.tokenizer, schemas, strict, thinking)
+        template = served.chat_template.source(with_tools=True)
+        grammar = ToolGrammar(parser, template, served.tokenizer, schemas, strict, thinking)
         if use.forced:
             return StructuredOutput("lark", grammar.demanded(use.choice == "required" and use.parallel))
         if structured and structured.kind in ("json_object", "json_schema"):
@@ -126,11 +126,11 @@ class Chat:
         marks = [self._reasoning.opening, self._reasoning.closing] if self._reasoning else []
         if self._use.parser:
             marks += [*self._use.parser.markers, *self._use.parser.inner]
-        ids = [self._serving.tokenizer.special_id(mark) for mark in marks]
+        ids = [self._served.tokenizer.special_id(mark) for mark in marks]
         return [token_id for token_id in ids if token_id is not None]
 
     def _thinks(self, reasoning: type[ReasoningParser], prompt: list[int]) -> bool | None:
-        end = self._serving.tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
+        end = self._served.tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
         if end.endswith(reasoning.opening):
             return True
         if end.endswith(reasoning.closing) or self.body.continue_final_message:
@@ -138,10 +138,10 @@ class Chat:
         return True if reasoning.always else None
 
 
-def prompt_length(serving: ServedModel, body: ChatRequest) -> int:
+def prompt_length(served: ServedModel, body: ChatRequest) -> int:
     """How many tokens the prompt of a chat request has, even of one that is too long. Raises RequestError."""
-    ToolUse(serving, body)
-    return len(ChatPrompt(serving, body).tokens(bounded=False))
+    ToolUse(served, body)
+    return len(ChatPrompt(served, body).tokens(bounded=False))
 
 
 def _logprobs(body: ChatRequest) -> int | None:

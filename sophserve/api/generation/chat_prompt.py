@@ -16,18 +16,18 @@ from sophserve.text.chat_template import ChatTemplate
 class ChatPrompt:
     """Made once its messages are checked. Raises RequestError, as all its methods do."""
 
-    def __init__(self, serving: ServedModel, body: ChatRequest) -> None:
+    def __init__(self, served: ServedModel, body: ChatRequest) -> None:
         if not body.messages:
             raise RequestError("messages is empty; give at least one", "messages")
-        self._serving, self._body = serving, body
+        self._served, self._body = served, body
         self._messages = [_fields(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
 
     def tokens(self, bounded: bool = True) -> list[int]:
         """Its token ids. bounded: see encode."""
-        serving, body = self._serving, self._body
+        served, body = self._served, self._body
         bounded = bounded and body.truncate_prompt_tokens is None
-        tokens = encode(serving, self.text(), bool(body.add_special_tokens), bounded)
-        return truncated(tokens, body, serving.engine.info.max_model_len)
+        tokens = encode(served, self.text(), bool(body.add_special_tokens), bounded)
+        return truncated(tokens, body, served.engine.info.max_model_len)
 
     def text(self) -> str:
         """What the template makes of the conversation."""
@@ -37,7 +37,7 @@ class ChatPrompt:
             raise RequestError(
                 "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
             )
-        if body.chat_template is not None and not self._serving.config.trust_request_chat_template:
+        if body.chat_template is not None and not self._served.config.trust_request_chat_template:
             raise RequestError(
                 "chat_template is only taken by a server that was started with --trust-request-chat-template; leave it "
                 "out",
@@ -66,11 +66,11 @@ class ChatPrompt:
 
     def _template(self) -> ChatTemplate:
         """The request's own chat template, else the server's."""
-        serving, source = self._serving, self._body.chat_template
+        served, source = self._served, self._body.chat_template
         if source is None:
-            return serving.chat_template
+            return served.chat_template
         try:
-            return ChatTemplate({"default": source}, serving.tokenizer.special_tokens)
+            return ChatTemplate({"default": source}, served.tokenizer.special_tokens)
         except CheckpointError as error:
             raise RequestError(f"chat_template: {error}", "chat_template") from None
 

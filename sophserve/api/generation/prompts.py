@@ -42,7 +42,7 @@ def listed(prompt: str | list[str | int | list[int]], name: str) -> list[str | l
 
 
 async def each_in_slices(
-    serving: ServedModel, items: list[str | list[int]], work: Callable[[str | list[int]], T]
+    served: ServedModel, items: list[str | list[int]], work: Callable[[str | list[int]], T]
 ) -> list[T]:
     """What work makes of each prompt. They are gone through a slice at a time: between two, others have their turn, and
     a client that is gone is noticed."""
@@ -52,7 +52,7 @@ async def each_in_slices(
         while end < len(items) and (end == start or size + len(items[end]) <= _SLICE):
             size += len(items[end])
             end += 1
-        made += await serving.texts.run(partial(_each, work, items[start:end]), size)
+        made += await served.texts.run(partial(_each, work, items[start:end]), size)
     return made
 
 
@@ -60,10 +60,10 @@ def _each(work: Callable[[str | list[int]], T], items: list[str | list[int]]) ->
     return list(map(work, items))
 
 
-def encode(serving: ServedModel, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
+def encode(served: ServedModel, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
     """Token ids of a text. Raises RequestError for one that is too long; if bounded, for one that cannot fit in the
     context."""
-    longest, per_token = serving.engine.info.max_model_len, serving.characters_per_token
+    longest, per_token = served.engine.info.max_model_len, served.characters_per_token
     if bounded and per_token and len(text) > longest * per_token:
         least = math.ceil(len(text) / per_token)
         problem = f"the prompt has {len(text)} characters, at least {least} tokens; shorten the prompt"
@@ -72,17 +72,17 @@ def encode(serving: ServedModel, text: str, add_special_tokens: bool, bounded: b
     if len(text) > most:
         problem = f"the prompt has {len(text)} characters; at most {most} are possible"
         raise ContextLengthError(longest, problem, "prompt", 0, longest) if bounded else RequestError(problem, "prompt")
-    return serving.tokenizer.encode(text, add_special_tokens)
+    return served.tokenizer.encode(text, add_special_tokens)
 
 
 def log_prompts(
-    serving: ServedModel, identity: str, prompts: list[list[int]], params: SamplingParams | None = None
+    served: ServedModel, identity: str, prompts: list[list[int]], params: SamplingParams | None = None
 ) -> None:
     """Log what a request asks of the model, where the operator wants that."""
-    if not serving.config.log_requests:
+    if not served.config.log_requests:
         return
     for prompt in prompts:
-        text = serving.tokenizer.decode(prompt[:_LOGGED_TOKENS], skip_special_tokens=False)
+        text = served.tokenizer.decode(prompt[:_LOGGED_TOKENS], skip_special_tokens=False)
         more = f" and {len(prompt) - _LOGGED_TOKENS} further tokens" if len(prompt) > _LOGGED_TOKENS else ""
         fields = {"id": identity, "prompt": text, "params": msgspec.to_builtins(params)}
         log.info("%s asks %r%s, %s", identity, text, more, fields["params"], extra={"fields": fields})

@@ -78,11 +78,11 @@ class Generation:
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
-    async def deltas(self, serving: ServedModel) -> AsyncGenerator[tuple[int, OutputDelta], None]:
+    async def deltas(self, served: ServedModel) -> AsyncGenerator[tuple[int, OutputDelta], None]:
         """What every choice gains, as it comes, counted here and in the request's record. Closing the iterator aborts
         all. Raises ApiError if the engine ends an answer before it is complete."""
-        record, engine = current_record.get(), serving.engine
-        log_prompts(serving, self.id, self.prompts, self.params[0])
+        record, engine = current_record.get(), served.engine
+        log_prompts(served, self.id, self.prompts, self.params[0])
         record.prompt_tokens = self.prompt_tokens
         record.spend(record.prompt_tokens)
         priority = self.priority + record.priority

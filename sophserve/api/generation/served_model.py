@@ -113,4 +113,4 @@ def _stopping() -> ApiError:
     return ApiError(503, "the server stops before this request is done", code="stopping")
 
 
-SERVED_MODEL = web.AppKey("serving", ServedModel)
+SERVED_MODEL = web.AppKey("served_model", ServedModel)

@@ -67,7 +67,7 @@ class ToolUse:
     """Which tools there are, and whether the model must call one. limited: it was shown tools that it may not call.
     Raises RequestError for what cannot be served."""
 
-    def __init__(self, serving: ServedModel, body: ChatRequest) -> None:
+    def __init__(self, served: ServedModel, body: ChatRequest) -> None:
         self.limited = False
         self.functions = {tool.function.name: tool.function for tool in _tools(body)}
         if isinstance(body.tool_choice, dict) and body.tool_choice.get("type") == "allowed_tools":
@@ -78,7 +78,7 @@ class ToolUse:
         self.parser: type[ToolParser] | None = None
         if not self.functions or self.choice == "none":
             return
-        if not (found := tool_parser(serving)):
+        if not (found := tool_parser(served)):
             raise RequestError(
                 "tools are not supported: the chat template shows no format of tool calls that is known here; start "
                 "the server with --tool-call-parser NAME, or set tool_choice to none",
@@ -106,14 +106,14 @@ class ToolUse:
         return allowed.mode
 
 
-def tool_parser(serving: ServedModel) -> Registered | None:
+def tool_parser(served: ServedModel) -> Registered | None:
     """How the model writes tool calls; None where that is not known."""
-    return chosen(serving.config.tool_call_parser, tool_parsers(), serving.chat_template.source(with_tools=True))
+    return chosen(served.config.tool_call_parser, tool_parsers(), served.chat_template.source(with_tools=True))
 
 
-def reasoning_parser(serving: ServedModel) -> Registered | None:
+def reasoning_parser(served: ServedModel) -> Registered | None:
     """How the model marks its reasoning; None if it does not."""
-    return chosen(serving.config.reasoning_parser, reasoning_parsers(), serving.chat_template.source())
+    return chosen(served.config.reasoning_parser, reasoning_parsers(), served.chat_template.source())
 
 
 def _tools(body: ChatRequest) -> list[Tool]:

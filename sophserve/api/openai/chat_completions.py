@@ -26,13 +26,13 @@ _PARSED = 4096
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Answer a conversation."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, ChatRequest)
-    model = serving.check_model(body.model)
-    chat = await serving.texts.run(lambda: Chat(serving, body))
-    async with serving.admitted(chat.params.n, body.timeout):
+    model = served.check_model(body.model)
+    chat = await served.texts.run(lambda: Chat(served, body))
+    async with served.admitted(chat.params.n, body.timeout):
         generation = await chat.generation("chatcmpl-")
-        writer = ChatWriter(chat, model, generation, serving.tokenizer)
+        writer = ChatWriter(chat, model, generation, served.tokenizer)
         return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown))
 
 

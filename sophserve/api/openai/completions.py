@@ -30,27 +30,27 @@ _ECHOED = 64
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """Continue one or several texts."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, CompletionRequest)
-    model = serving.check_model(body.model)
+    model = served.check_model(body.model)
 
     def plan() -> tuple[list[str | list[int]], SamplingParams, int | None]:
         best, keep = _best_of(body)
-        defaults = {"max_tokens": 16} | serving.sampling_defaults
+        defaults = {"max_tokens": 16} | served.sampling_defaults
         return (
             listed(body.prompt, "prompt"),
             sampling_params(best, defaults, best.logprobs, _prompt_logprobs(body)),
             keep,
         )
 
-    texts, params, keep = await serving.texts.run(plan)
-    async with serving.admitted(len(texts) * params.n, body.timeout):
+    texts, params, keep = await served.texts.run(plan)
+    async with served.admitted(len(texts) * params.n, body.timeout):
         identity = name_request("cmpl-", body.request_id)
-        await check_structured(serving.engine, body, params)
-        each = await each_in_slices(serving, texts, lambda text: _prompt(serving, text, body, params))
+        await check_structured(served.engine, body, params)
+        each = await each_in_slices(served, texts, lambda text: _prompt(served, text, body, params))
         prompts, fitting, shown = zip(*each, strict=True)
         generation = Generation(identity, list(prompts), list(fitting), body.priority or 0, body.cache_salt or "")
-        writer = CompletionWriter(body, model, generation, keep, serving.tokenizer, shown)
+        writer = CompletionWriter(body, model, generation, keep, served.tokenizer, shown)
         return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown))
 
 
@@ -135,22 +135,22 @@ def _best_of(body: CompletionRequest) -> tuple[CompletionRequest, int | None]:
 
 
 def _prompt(
-    serving: ServedModel, text: str | list[int], body: CompletionRequest, params: SamplingParams
+    served: ServedModel, text: str | list[int], body: CompletionRequest, params: SamplingParams
 ) -> tuple[list[int], SamplingParams, str]:
     """The tokens of one prompt, its parameters, and what echo shows of it. Raises RequestError."""
-    context = serving.engine.info.max_model_len
+    context = served.engine.info.max_model_len
     tokens = text
     if isinstance(tokens, str):
         special, bounded = body.add_special_tokens is not False, body.truncate_prompt_tokens is None
-        tokens = encode(serving, tokens, special, bounded)
+        tokens = encode(served, tokens, special, bounded)
     tokens = truncated(tokens, body, context)
     params = fitted(params, body, tokens, context)
-    serving.engine.check(tokens, params)
+    served.engine.check(tokens, params)
     if not body.echo:
         return tokens, params, ""
     if isinstance(text, str) and body.truncate_prompt_tokens is None:
         return tokens, params, text
-    return tokens, params, decode_in_slices(serving.tokenizer, tokens, params.skip_special_tokens)
+    return tokens, params, decode_in_slices(served.tokenizer, tokens, params.skip_special_tokens)
 
 
 def _prompt_logprobs(body: CompletionRequest) -> int | None:

@@ -39,18 +39,18 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
     """One vector of length 1 for each input."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, EmbeddingRequest)
-    model = serving.check_model(body.model)
+    model = served.check_model(body.model)
     as_text = body.encoding_format == "base64"
     if body.encoding_format not in (None, "float", "base64"):
         raise RequestError("encoding_format must be float or base64", "encoding_format")
     if body.dimensions is not None and body.dimensions < 1:
         raise RequestError(f"dimensions must be at least 1, got {body.dimensions}", "dimensions")
-    texts = await serving.texts.run(lambda: listed(body.input, "input"))
-    async with serving.admitted(len(texts), body.timeout):
-        inputs = await each_in_slices(serving, texts, lambda text: _tokens(serving, text, body))
-        vectors = await _embed(serving, inputs, body)
+    texts = await served.texts.run(lambda: listed(body.input, "input"))
+    async with served.admitted(len(texts), body.timeout):
+        inputs = await each_in_slices(served, texts, lambda text: _tokens(served, text, body))
+        vectors = await _embed(served, inputs, body)
         if vectors and body.dimensions is not None and body.dimensions > len(vectors[0]):
             raise RequestError(f"dimensions must be at most {len(vectors[0])}, got {body.dimensions}", "dimensions")
 
@@ -68,25 +68,25 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     return await respond_json(request, answer, warn_unknown(unknown))
 
 
-def _tokens(serving: ServedModel, text: str | list[int], body: EmbeddingRequest) -> list[int]:
+def _tokens(served: ServedModel, text: str | list[int], body: EmbeddingRequest) -> list[int]:
     if isinstance(text, str):
         special, bounded = body.add_special_tokens is not False, body.truncate_prompt_tokens is None
-        text = encode(serving, text, special, bounded)
-    context = serving.engine.info.max_model_len
+        text = encode(served, text, special, bounded)
+    context = served.engine.info.max_model_len
     tokens = cut(text, body.truncate_prompt_tokens, body.truncation_side or "left", context)
-    check_input(tokens, serving.engine.info)
+    check_input(tokens, served.engine.info)
     return tokens
 
 
-async def _embed(serving: ServedModel, inputs: list[list[int]], body: EmbeddingRequest) -> list[array[float]]:
+async def _embed(served: ServedModel, inputs: list[list[int]], body: EmbeddingRequest) -> list[array[float]]:
     """The vectors, made at once in as few steps as they fit in."""
-    identity, record, engine = name_request("embd-", body.request_id), current_record.get(), serving.engine
-    log_prompts(serving, identity, inputs)
+    identity, record, engine = name_request("embd-", body.request_id), current_record.get(), served.engine
+    log_prompts(served, identity, inputs)
     record.prompt_tokens = sum(map(len, inputs))
     record.spend(record.prompt_tokens)
     priority = (body.priority or 0) + record.priority
     tasks = [
-        asyncio.create_task(engine.embed(tokens, serving.pooling, identity, index, priority))
+        asyncio.create_task(engine.embed(tokens, served.pooling, identity, index, priority))
         for index, tokens in enumerate(inputs)
     ]
     try:

@@ -24,9 +24,9 @@ _SAME_NAME = [name for name in ResponsesRequest.__struct_fields__ if name in Cha
 
 async def create_response(request: web.Request) -> web.StreamResponse:
     """Answer a conversation, which may go on from an answer that is stored."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, ResponsesRequest)
-    model = serving.check_model(body.model)
+    model = served.check_model(body.model)
     if body.background:
         raise RequestError("background is not supported; leave it out and wait for the answer", "background")
     _check_supported(body)
@@ -34,10 +34,10 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     warn_of(WITHOUT_EFFECT, [name for name, given in idle.items() if given])
     responses = request.app[RESPONSES]
     before = _stored(responses, body.previous_response_id)
-    chat, conversation = await serving.texts.run(lambda: _chat_of(serving, body, before))
-    async with serving.admitted(1, body.timeout):
+    chat, conversation = await served.texts.run(lambda: _chat_of(served, body, before))
+    async with served.admitted(1, body.timeout):
         generation = await chat.generation("resp_")
-        writer = ResponseWriter(chat, model, body, generation, serving.tokenizer)
+        writer = ResponseWriter(chat, model, body, generation, served.tokenizer)
 
         def record() -> StoredResponse:
             said = msgspec.json.encode([writer.said()])
@@ -47,7 +47,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
             # Before the last event goes out, as the client may go on at once.
             if body.store is not False:
                 size = len(conversation) + sum(len(part.text) for part in writer.parts)
-                responses.add(writer.id, await serving.texts.run(record, size))
+                responses.add(writer.id, await served.texts.run(record, size))
 
         return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown), store)
 
@@ -71,19 +71,19 @@ async def delete_response(request: web.Request) -> web.Response:
 
 async def count_input_tokens(request: web.Request) -> web.Response:
     """How many tokens the prompt of a request would have."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, InputRequest)
-    serving.check_model(body.model)
+    served.check_model(body.model)
     _check_supported(body)
     before = _stored(request.app[RESPONSES], body.previous_response_id)
 
     def work() -> int:
         chat = _as_chat(body, messages_of(before) + conversation_of(body.input))
         chat.chat_template_kwargs = body.chat_template_kwargs
-        return prompt_length(serving, chat)
+        return prompt_length(served, chat)
 
-    async with serving.admitted(1):
-        count = await serving.texts.run(work)
+    async with served.admitted(1):
+        count = await served.texts.run(work)
         return json_response({"object": "response.input_tokens", "input_tokens": count}, warn_unknown(unknown))
 
 
@@ -96,7 +96,7 @@ def _check_supported(body: InputRequest) -> None:
     warn_of(LEFT_OUT, [kind for tool in body.tools or [] if (kind := str(tool.get("type"))) != "function"])
 
 
-def _chat_of(serving: ServedModel, body: ResponsesRequest, before: bytes) -> tuple[Chat, bytes]:
+def _chat_of(served: ServedModel, body: ResponsesRequest, before: bytes) -> tuple[Chat, bytes]:
     """The request as chat completions have it, and the conversation that its answer is stored with. Raises
     RequestError."""
     said = conversation_of(body.input)
@@ -108,7 +108,7 @@ def _chat_of(serving: ServedModel, body: ResponsesRequest, before: bytes) -> tup
         chat.response_format = body.text.format.response_format()
     if body.wants_logprobs:
         chat.logprobs = True
-    return Chat(serving, chat, body.max_output_tokens), stored
+    return Chat(served, chat, body.max_output_tokens), stored
 
 
 def _stored(responses: ResponseStore, identity: str | None) -> bytes:

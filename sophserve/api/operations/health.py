@@ -15,13 +15,13 @@ from sophserve.api.http.request_record import current_record
 from sophserve.version import VERSION
 
 
-def unavailable(serving: ServedModel) -> ApiError | None:
+def unavailable(served: ServedModel) -> ApiError | None:
     """The answer to every request while the model loads, the server stops or the engine is lost."""
-    if serving.draining:
+    if served.draining:
         return _not_ready("the server is stopping", "stopping", {"Connection": "close"})
-    if serving.engine.died.is_set():
+    if served.engine.died.is_set():
         return _not_ready("the model's worker is lost", "engine_dead")
-    return None if serving.engine.loaded else _loading(serving, "loading")
+    return None if served.engine.loaded else _loading(served, "loading")
 
 
 def require_ready(open_paths: Collection[str]) -> Middleware:
@@ -42,13 +42,13 @@ def require_ready(open_paths: Collection[str]) -> Middleware:
 
 async def health(request: web.Request) -> web.Response:
     """200 when the model answers at once: loaded, its worker alive and moving, and the server not stopping."""
-    serving = request.app[SERVED_MODEL]
-    engine = serving.engine
-    if error := unavailable(serving):
+    served = request.app[SERVED_MODEL]
+    engine = served.engine
+    if error := unavailable(served):
         raise error
     if not engine.ready:  # requests wait for the new worker
-        raise _loading(serving, "restarting")
-    _check_heartbeat(serving)
+        raise _loading(served, "restarting")
+    _check_heartbeat(served)
     return web.json_response({"status": "ok"})
 
 
@@ -60,10 +60,10 @@ async def ping(request: web.Request) -> web.Response:
 
 async def live(request: web.Request) -> web.Response:
     """200 unless restarting the server is all that can help."""
-    serving = request.app[SERVED_MODEL]
-    if serving.engine.died.is_set():
+    served = request.app[SERVED_MODEL]
+    if served.engine.died.is_set():
         raise _not_ready("the model's worker is lost", "engine_dead")
-    _check_heartbeat(serving)
+    _check_heartbeat(served)
     return web.json_response({"status": "ok"})
 
 
@@ -72,15 +72,15 @@ async def version(request: web.Request) -> web.Response:
     return web.json_response({"version": VERSION})
 
 
-def _check_heartbeat(serving: ServedModel) -> None:
-    age = serving.engine.heartbeat_age
+def _check_heartbeat(served: ServedModel) -> None:
+    age = served.engine.heartbeat_age
     # Half of it, so that a hung worker is seen before it is restarted.
-    if age > serving.engine.config.step_timeout / 2:
+    if age > served.engine.config.step_timeout / 2:
         raise _not_ready(f"the worker has not moved for {age:.0f} s", "stalled")
 
 
-def _loading(serving: ServedModel, code: str) -> ApiError:
-    progress = serving.engine.progress
+def _loading(served: ServedModel, code: str) -> ApiError:
+    progress = served.engine.progress
     share = f" ({100 * progress.done // progress.total} %)" if progress.total else ""
     message = f"the model is not ready yet: {progress.stage}{share}; try again soon"
     details = {"stage": progress.stage, "done": progress.done, "total": progress.total}

@@ -18,12 +18,12 @@ from sophserve.errors import RequestAborted
 
 async def list_requests(request: web.Request) -> web.Response:
     """Every answer that waits or is being generated, then those that are complete but not read, oldest first."""
-    serving = request.app[SERVED_MODEL]
-    unsent = {c.record.id: c.unsent for c in serving.connections.open if c.record is not None}
-    sequences = serving.engine.sequences
+    served = request.app[SERVED_MODEL]
+    unsent = {c.record.id: c.unsent for c in served.connections.open if c.record is not None}
+    sequences = served.engine.sequences
     states = [_state(sequence, unsent.get(sequence.request_id, 0)) for sequence in sequences]
     generated = {sequence.request_id for sequence in sequences}
-    sending = [record for c in _sending(serving) if (record := c.record) is not None and record.id not in generated]
+    sending = [record for c in _sending(served) if (record := c.record) is not None and record.id not in generated]
     states += [_sent(record, unsent[record.id]) for record in sorted(sending, key=lambda record: record.started)]
     return json_response({"requests": states})
 
@@ -31,13 +31,11 @@ async def list_requests(request: web.Request) -> web.Response:
 async def cancel_request(request: web.Request) -> web.Response:
     """End every answer of one request; its client gets an error of status 499, or no more of an answer that it does
     not read."""
-    serving, identity = request.app[SERVED_MODEL], request.match_info["id"]
-    found = [sequence for sequence in serving.engine.sequences if sequence.request_id == identity]
+    served, identity = request.app[SERVED_MODEL], request.match_info["id"]
+    found = [sequence for sequence in served.engine.sequences if sequence.request_id == identity]
     for sequence in found:
-        serving.engine.abort(
-            sequence, RequestAborted("the request was cancelled by the server's operator", "cancelled")
-        )
-    unread = [c for c in _sending(serving) if c.record is not None and c.record.id == identity and c.blocked]
+        served.engine.abort(sequence, RequestAborted("the request was cancelled by the server's operator", "cancelled"))
+    unread = [c for c in _sending(served) if c.record is not None and c.record.id == identity and c.blocked]
     for connection in unread:
         connection.cut("cancelled")
     if not found and not unread:
@@ -45,9 +43,9 @@ async def cancel_request(request: web.Request) -> web.Response:
     return json_response({"id": identity, "cancelled": max(len(found), len(unread))})
 
 
-def _sending(serving: ServedModel) -> list[Connection]:
+def _sending(served: ServedModel) -> list[Connection]:
     """Those whose request the engine had, or has."""
-    return [c for c in serving.connections.open if c.record and (c.record.first_output is not None or c.blocked)]
+    return [c for c in served.connections.open if c.record and (c.record.first_output is not None or c.blocked)]
 
 
 def _sent(record: Record, unsent: int) -> dict[str, Any]:

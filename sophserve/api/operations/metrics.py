@@ -10,8 +10,8 @@ from sophserve.api.generation.served_model import SERVED_MODEL
 
 async def metrics(request: web.Request) -> web.Response:
     """The engine's metrics and those of connections in Prometheus' text format."""
-    serving = request.app[SERVED_MODEL]
-    text = generate_latest(serving.engine.metrics.registry) + generate_latest(serving.connections.registry)
+    served = request.app[SERVED_MODEL]
+    text = generate_latest(served.engine.metrics.registry) + generate_latest(served.connections.registry)
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

@@ -17,44 +17,44 @@ _LONGEST_PAGE = 1000
 
 async def list_models(request: web.Request) -> web.Response:
     """Every name of the model."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     if speaks_anthropic(request):
-        return web.json_response(_page(serving, request.query))
-    return web.json_response({"object": "list", "data": [_model(serving, name) for name in serving.model_names]})
+        return web.json_response(_page(served, request.query))
+    return web.json_response({"object": "list", "data": [_model(served, name) for name in served.model_names]})
 
 
 async def get_model(request: web.Request) -> web.Response:
     """One name of the model."""
-    serving = request.app[SERVED_MODEL]
-    name = serving.check_model(request.match_info["name"])
-    return web.json_response((_anthropic_model if speaks_anthropic(request) else _model)(serving, name))
+    served = request.app[SERVED_MODEL]
+    name = served.check_model(request.match_info["name"])
+    return web.json_response((_anthropic_model if speaks_anthropic(request) else _model)(served, name))
 
 
-def _page(serving: ServedModel, query: Mapping[str, str]) -> dict[str, Any]:
+def _page(served: ServedModel, query: Mapping[str, str]) -> dict[str, Any]:
     """So many names after one, or before one. Raises RequestError."""
-    names, limit = serving.model_names, query.get("limit", "20")
+    names, limit = served.model_names, query.get("limit", "20")
     if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _LONGEST_PAGE:
         raise RequestError(f"limit must be between 1 and {_LONGEST_PAGE}, got {limit[:20]!r}", "limit")
     for cursor in ("after_id", "before_id"):
         if (name := query.get(cursor)) is not None:
-            place = names.index(serving.check_model(name))
+            place = names.index(served.check_model(name))
             names = names[place + 1 :] if cursor == "after_id" else names[:place]
     page = names[-int(limit) :] if "before_id" in query else names[: int(limit)]
     return {
-        "data": [_anthropic_model(serving, name) for name in page],
+        "data": [_anthropic_model(served, name) for name in page],
         "has_more": len(page) < len(names),
         "first_id": page[0] if page else None,
         "last_id": page[-1] if page else None,
     }
 
 
-def _anthropic_model(serving: ServedModel, name: str) -> dict[str, Any]:
-    longest = serving.engine.info.max_model_len
+def _anthropic_model(served: ServedModel, name: str) -> dict[str, Any]:
+    longest = served.engine.info.max_model_len
     return {
         "type": "model",
         "id": name,
         "display_name": name,
-        "created_at": datetime.fromtimestamp(serving.created, UTC).isoformat().replace("+00:00", "Z"),
+        "created_at": datetime.fromtimestamp(served.created, UTC).isoformat().replace("+00:00", "Z"),
         "lifecycle": "active",
         "deprecated_at": None,
         "retires_at": None,
@@ -65,11 +65,11 @@ def _anthropic_model(serving: ServedModel, name: str) -> dict[str, Any]:
     }
 
 
-def _model(serving: ServedModel, name: str) -> dict[str, Any]:
+def _model(served: ServedModel, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
-        "created": serving.created,
+        "created": served.created,
         "owned_by": "sophserve",
-        "max_model_len": serving.engine.info.max_model_len,
+        "max_model_len": served.engine.info.max_model_len,
     }

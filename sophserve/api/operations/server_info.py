@@ -18,19 +18,19 @@ from sophserve.version import VERSION
 
 async def server_info(request: web.Request) -> web.Response:
     """The options in effect, the model and its memory. Keys and the paths of keys are left out."""
-    serving = request.app[SERVED_MODEL]
-    server: dict[str, Any] = msgspec.to_builtins(serving.config)
-    server["api_key"] = bool(serving.config.keys)
+    served = request.app[SERVED_MODEL]
+    server: dict[str, Any] = msgspec.to_builtins(served.config)
+    server["api_key"] = bool(served.config.keys)
     del server["ssl_keyfile"], server["api_key_file"]
     answer = {
         "version": VERSION,
-        "uptime": round(time.monotonic() - serving.started, 3),
-        "model": _model(serving.engine.info, serving.model_names),
-        "memory": _memory(serving.engine.info),
-        "pooling": serving.pooling,
-        "parsers": {"tool_calls": _name(tool_parser(serving)), "reasoning": _name(reasoning_parser(serving))},
-        "sampling_defaults": serving.sampling_defaults,
-        "engine_config": msgspec.to_builtins(serving.engine.config),
+        "uptime": round(time.monotonic() - served.started, 3),
+        "model": _model(served.engine.info, served.model_names),
+        "memory": _memory(served.engine.info),
+        "pooling": served.pooling,
+        "parsers": {"tool_calls": _name(tool_parser(served)), "reasoning": _name(reasoning_parser(served))},
+        "sampling_defaults": served.sampling_defaults,
+        "engine_config": msgspec.to_builtins(served.engine.config),
         "server_config": server,
     }
     return json_response(answer)

@@ -51,48 +51,48 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 
 async def tokenize(request: web.Request) -> web.StreamResponse:
     """The token ids of a text, or of a conversation in the chat template."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, TokenizeRequest)
-    serving.check_model(body.model)
+    served.check_model(body.model)
     if sum(given is not None for given in (body.prompt, body.content, body.messages)) != 1:
         raise RequestError("give one of prompt, messages and content", "prompt")
 
     def work() -> dict[str, Any]:
-        tokens = _tokens(serving, body)
-        entry = serving.tokenizer.vocabulary_entry
+        tokens = _tokens(served, body)
+        entry = served.tokenizer.vocabulary_entry
         return {
             "count": len(tokens),
-            "max_model_len": serving.engine.info.max_model_len,
+            "max_model_len": served.engine.info.max_model_len,
             "tokens": tokens,
             "token_strs": list(map(entry, tokens)) if body.return_token_strs else None,
         }
 
-    async with serving.admitted(1):
-        answer = await serving.texts.run(work)
+    async with served.admitted(1):
+        answer = await served.texts.run(work)
     return await respond_json(request, answer, warn_unknown(unknown))
 
 
 async def detokenize(request: web.Request) -> web.StreamResponse:
     """The text of token ids, special tokens included: `prompt` is vLLM's name for it, `content` llama.cpp's."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, DetokenizeRequest)
-    serving.check_model(body.model)
+    served.check_model(body.model)
 
     def work() -> str:
-        check_ids("tokens", body.tokens, serving.engine.info.vocab_size)
-        return decode_in_slices(serving.tokenizer, body.tokens, skip_special_tokens=False)
+        check_ids("tokens", body.tokens, served.engine.info.vocab_size)
+        return decode_in_slices(served.tokenizer, body.tokens, skip_special_tokens=False)
 
-    async with serving.admitted(1):
-        text = await serving.texts.run(work)
+    async with served.admitted(1):
+        text = await served.texts.run(work)
     return await respond_json(request, {"prompt": text, "content": text}, warn_unknown(unknown))
 
 
 async def tokenizer_info(request: web.Request) -> web.StreamResponse:
     """The tokenizer's settings, its special tokens and the chat template, as vLLM shows them."""
-    serving = request.app[SERVED_MODEL]
-    if not serving.config.enable_tokenizer_info_endpoint:
+    served = request.app[SERVED_MODEL]
+    if not served.config.enable_tokenizer_info_endpoint:
         raise ApiError(404, "/tokenizer_info is only served with --enable-tokenizer-info-endpoint")
-    tokenizer, template = serving.tokenizer, serving.chat_template.source()
+    tokenizer, template = served.tokenizer, served.chat_template.source()
     info = {"tokenizer_class": "PreTrainedTokenizerFast"} | _plain(tokenizer.config) | tokenizer.special_tokens
     return await respond_json(request, info | {"chat_template": template} if template else info)
 
@@ -106,22 +106,22 @@ def _plain(value: Any) -> Any:
 
 async def apply_template(request: web.Request) -> web.StreamResponse:
     """A conversation as the text that the model would be asked to continue."""
-    serving = request.app[SERVED_MODEL]
+    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, ConversationRequest)
-    serving.check_model(body.model)
-    async with serving.admitted(1):
-        prompt = await serving.texts.run(lambda: _chat(serving, body).text())
+    served.check_model(body.model)
+    async with served.admitted(1):
+        prompt = await served.texts.run(lambda: _chat(served, body).text())
     return await respond_json(request, {"prompt": prompt}, warn_unknown(unknown))
 
 
-def _tokens(serving: ServedModel, body: TokenizeRequest) -> list[int]:
+def _tokens(served: ServedModel, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
-        return _chat(serving, body).tokens(bounded=False)
+        return _chat(served, body).tokens(bounded=False)
     if body.prompt is not None:
-        return encode(serving, body.prompt, body.add_special_tokens is not False, bounded=False)
-    return encode(serving, body.content or "", bool(body.add_special), bounded=False)
+        return encode(served, body.prompt, body.add_special_tokens is not False, bounded=False)
+    return encode(served, body.content or "", bool(body.add_special), bounded=False)
 
 
-def _chat(serving: ServedModel, body: ConversationRequest) -> ChatPrompt:
+def _chat(served: ServedModel, body: ConversationRequest) -> ChatPrompt:
     fields = {name: getattr(body, name) for name in ConversationRequest.__struct_fields__}
-    return ChatPrompt(serving, ChatRequest(**fields | {"messages": body.messages or []}))
+    return ChatPrompt(served, ChatRequest(**fields | {"messages": body.messages or []}))
