@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from sophserve.api.generation.answer_parts import Named, Part, PartWriter
-from sophserve.api.generation.answer_pump import send_answer
+from sophserve.api.generation.answer_pump import Reply, send_answer
 from sophserve.api.generation.chat import Chat, prompt_length
 from sophserve.api.generation.params import check_texts
 from sophserve.api.generation.request_bodies import ChatRequest, Message, OutputFormat, required, text_part, text_parts
@@ -112,7 +112,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
         generation = await chat.generation("msg_")
         shown = body.thinking is None or body.thinking.display != "omitted"
         writer = MessageWriter(chat, model, generation, shown)
-        return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown))
+        return await send_answer(request, Reply(generation, writer), body.stream, warn_unknown(unknown))
 
 
 async def count_tokens(request: web.Request) -> web.Response:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from sophserve.api.generation.run import Generation
-from sophserve.api.generation.served_model import SERVED_MODEL
+from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.event_stream import EventStream
 from sophserve.api.http.json_pieces import joined, respond_json
 from sophserve.engine.output import OutputDelta
@@ -42,31 +43,53 @@ class Writer(ABC):
         return b""
 
 
+@dataclass
+class Reply:
+    """What to generate, and in whose words. finished: is done before the end of the last choice goes out."""
+
+    generation: Generation
+    writer: Writer
+    finished: Callable[[], Awaitable[None]] | None = None
+
+    async def whole(self, served: ServedModel) -> dict[str, Any]:
+        """Generate all of it; what comes may have Rows in it. Raises ApiError."""
+        async with aclosing(self.generation.deltas(served)) as deltas:
+            async for index, delta in deltas:
+                self.writer.add(index, delta)
+        if self.finished:
+            await self.finished()
+        return self.writer.whole()
+
+
+Begin = Callable[[web.Application, Any], AbstractAsyncContextManager[Reply]]
+"""From a body to its answer, which has its place among those that run for as long as the context lasts."""
+
+
+def whole(begin: Begin) -> Callable[[web.Application, Any], Awaitable[dict[str, Any]]]:
+    """From a body to its whole answer, which may have Rows in it, for those who do not ask over HTTP."""
+
+    async def answer(app: web.Application, body: Any) -> dict[str, Any]:
+        async with begin(app, body) as begun:
+            return await begun.whole(app[SERVED_MODEL])
+
+    return answer
+
+
 async def send_answer(
-    request: web.Request,
-    generation: Generation,
-    writer: Writer,
-    stream: bool | None,
-    headers: dict[str, str],
-    finished: Callable[[], Awaitable[None]] | None = None,
+    request: web.Request, reply: Reply, stream: bool | None, headers: dict[str, str]
 ) -> web.StreamResponse:
-    """Generate, and answer in the writer's words. finished: is done before the end of the last choice goes out."""
-    served = request.app[SERVED_MODEL]
+    """Generate, and answer in the writer's words."""
+    served, generation, writer = request.app[SERVED_MODEL], reply.generation, reply.writer
     headers = {**headers, "X-Request-Id": generation.id}
     if not stream:
-        async with aclosing(generation.deltas(served)) as deltas:
-            async for index, delta in deltas:
-                writer.add(index, delta)
-        if finished:
-            await finished()
-        return await respond_json(request, writer.whole(), headers)
+        return await respond_json(request, await reply.whole(served), headers)
     begun = partial(served.has_begun, generation.id)
     async with EventStream(request, headers, begun) as sent, aclosing(generation.deltas(served)) as deltas:
         async for index, delta in deltas:
             events: Iterable[Event] = writer.events(index, delta)
-            if finished and delta.finish_reason:
+            if reply.finished and delta.finish_reason:
                 events = list(events)
-                await finished()
+                await reply.finished()
             more = False
             for data in joined(piece for event in events for piece in event):
                 if more:

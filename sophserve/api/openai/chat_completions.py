@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
 
-from sophserve.api.generation.answer_pump import send_answer
+from sophserve.api.generation.answer_pump import Reply, send_answer
 from sophserve.api.generation.chat import Chat
 from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs, prompt_logprobs
 from sophserve.api.generation.request_bodies import ChatRequest
@@ -26,14 +27,20 @@ _PARSED = 4096
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """Answer a conversation."""
-    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, ChatRequest)
+    async with chat_answer(request.app, body) as reply:
+        return await send_answer(request, reply, body.stream, warn_unknown(unknown))
+
+
+@asynccontextmanager
+async def chat_answer(app: web.Application, body: ChatRequest) -> AsyncIterator[Reply]:
+    """The answer to a conversation. See Begin."""
+    served = app[SERVED_MODEL]
     model = served.check_model(body.model)
     chat = await served.texts.run(lambda: Chat(served, body))
     async with served.admitted(chat.params.n, body.timeout):
         generation = await chat.generation("chatcmpl-")
-        writer = ChatWriter(chat, model, generation, served.tokenizer)
-        return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown))
+        yield Reply(generation, ChatWriter(chat, model, generation, served.tokenizer))
 
 
 class ChatWriter(ChoicesWriter):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 from msgspec.structs import replace
 
-from sophserve.api.generation.answer_pump import send_answer
+from sophserve.api.generation.answer_pump import Reply, send_answer
 from sophserve.api.generation.logprobs import CompletionLogprobs, Entries, prompt_logprobs
 from sophserve.api.generation.params import fitted, sampling_params
 from sophserve.api.generation.prompts import each_in_slices, encode, listed, truncated
@@ -30,8 +31,15 @@ _ECHOED = 64
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """Continue one or several texts."""
-    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, CompletionRequest)
+    async with completion_answer(request.app, body) as reply:
+        return await send_answer(request, reply, body.stream, warn_unknown(unknown))
+
+
+@asynccontextmanager
+async def completion_answer(app: web.Application, body: CompletionRequest) -> AsyncIterator[Reply]:
+    """The continuation of one or several texts. See Begin."""
+    served = app[SERVED_MODEL]
     model = served.check_model(body.model)
 
     def plan() -> tuple[list[str | list[int]], SamplingParams, int | None]:
@@ -50,8 +58,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         each = await each_in_slices(served, texts, lambda text: _prompt(served, text, body, params))
         prompts, fitting, shown = zip(*each, strict=True)
         generation = Generation(identity, list(prompts), list(fitting), body.priority or 0, body.cache_salt or "")
-        writer = CompletionWriter(body, model, generation, keep, served.tokenizer, shown)
-        return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown))
+        yield Reply(generation, CompletionWriter(body, model, generation, keep, served.tokenizer, shown))
 
 
 class CompletionWriter(ChoicesWriter):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.answer_pump import send_answer
+from sophserve.api.generation.answer_pump import Reply, send_answer
 from sophserve.api.generation.chat import Chat, prompt_length
 from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
@@ -24,15 +27,21 @@ _SAME_NAME = [name for name in ResponsesRequest.__struct_fields__ if name in Cha
 
 async def create_response(request: web.Request) -> web.StreamResponse:
     """Answer a conversation, which may go on from an answer that is stored."""
-    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, ResponsesRequest)
+    async with response_answer(request.app, body) as reply:
+        return await send_answer(request, reply, body.stream, warn_unknown(unknown))
+
+
+@asynccontextmanager
+async def response_answer(app: web.Application, body: ResponsesRequest) -> AsyncIterator[Reply]:
+    """The answer to a conversation, which is stored unless that is not wanted. See Begin."""
+    served, responses = app[SERVED_MODEL], app[RESPONSES]
     model = served.check_model(body.model)
     if body.background:
         raise RequestError("background is not supported; leave it out and wait for the answer", "background")
     _check_supported(body)
     idle = {"text.verbosity": body.text and body.text.verbosity, "truncation": body.truncation == "auto"}
     warn_of(WITHOUT_EFFECT, [name for name, given in idle.items() if given])
-    responses = request.app[RESPONSES]
     before = _stored(responses, body.previous_response_id)
     chat, conversation = await served.texts.run(lambda: _chat_of(served, body, before))
     async with served.admitted(1, body.timeout):
@@ -49,7 +58,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
                 size = len(conversation) + sum(len(part.text) for part in writer.parts)
                 responses.add(writer.id, await served.texts.run(record, size))
 
-        return await send_answer(request, generation, writer, body.stream, warn_unknown(unknown), store)
+        yield Reply(generation, writer, store)
 
 
 async def get_response(request: web.Request) -> web.Response:
