@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sophserve.checkpoint import read_json
 from sophserve.errors import CheckpointError, ConfigError, RequestError
-from sophserve.text.json_size import JsonTooLarge, check_json
+from sophserve.text.call_history import CallForms, with_short_ids
 from sophserve.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -81,6 +80,8 @@ class ChatTemplate:
         if not messages:
             raise RequestError("messages must hold at least one message", "messages")
         template = self._choose(bool(tools))
+        if any("tool_call_id" in message or message.get("tool_calls") for message in messages):
+            messages = messages if self._call_forms[template].long_ids else with_short_ids(messages)
         prepared = [self._prepare(template, index, message) for index, message in enumerate(messages)]
         final_text = ""
         if continue_final_message:
@@ -125,18 +126,21 @@ class ChatTemplate:
         if message.get("role") == "assistant":
             message.setdefault("content", "")
         if isinstance(message.get("tool_calls"), list):
-            where = f"messages[{index}].tool_calls"
-            parsed = [_parse_arguments(call, where) for call in message["tool_calls"]]
-            if self._takes_objects[template]:
-                message["tool_calls"] = parsed
+            message["tool_calls"] = self._call_forms[template].fitted(message["tool_calls"])
         content = message.get("content")
         if isinstance(content, list) and not self._takes_lists[template]:
             message["content"] = _join_parts(content, f"messages[{index}].content")
         return message
 
     @cached_property
-    def _takes_objects(self) -> dict[Template, bool]:
-        return {template: _takes_objects(template) for template in self._templates.values()}
+    def _call_forms(self) -> dict[Template, CallForms]:
+        def found(template: Template) -> CallForms:
+            def render(messages: list[Message], tools: list[Any]) -> str:
+                return _render(template, self._special_tokens | {"messages": messages, "tools": tools or None})
+
+            return CallForms.found(render)
+
+        return {template: found(template) for template in self._templates.values()}
 
     @cached_property
     def _takes_lists(self) -> dict[Template, bool]:
@@ -211,22 +215,6 @@ def _takes_lists(template: Template) -> bool:
     return _PROBE in text and not any(f"{quote}{_PROBE}{quote}" in text for quote in "'\"")
 
 
-def _takes_objects(template: Template) -> bool:
-    """Whether a call's arguments may be an object: try it, and otherwise the same as text, which a few templates add to
-    other text."""
-
-    def works(arguments: Any) -> bool:
-        call = {"id": "probe0001", "type": "function", "function": {"name": "probe", "arguments": arguments}}
-        messages = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-        try:
-            text = _render(template, {"messages": messages, "bos_token": "", "eos_token": ""})
-        except RequestError:
-            return False
-        return f"'{_PROBE}'" not in text
-
-    return works({"a": _PROBE}) or not works(json.dumps({"a": _PROBE}))
-
-
 def _join_parts(parts: list[Any], where: str) -> str:
     texts = []
     for part in parts:
@@ -235,25 +223,6 @@ def _join_parts(parts: list[Any], where: str) -> str:
             raise RequestError(f"{where} has a part of type {kind}; this model takes only text", "messages")
         texts.append(part["text"])
     return "\n".join(texts)
-
-
-def _parse_arguments(call: Any, where: str) -> Any:
-    """OpenAI's clients send a call's arguments as JSON in a string; templates expect the object."""
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        check_json(function["arguments"].encode())
-        arguments = json.loads(function["arguments"] or "{}")
-    except JsonTooLarge as error:
-        raise RequestError(f"{where}: the text of arguments {error}", "messages") from None
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise RequestError(f"{where} has arguments that are not a JSON object; send one as a string", "messages")
-    # The name first, as models write it, in templates that print the object as it is.
-    named = {"name": function["name"]} if "name" in function else {}
-    return call | {"function": named | function | {"arguments": arguments}}
 
 
 def _mark_end(message: Message) -> tuple[Message, str]:

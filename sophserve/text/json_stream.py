@@ -1,38 +1,37 @@
-"""JSON that is still being written, copied in pieces that can be completed at any time."""
+"""JSON that is still being written, copied in pieces as it comes."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TypeVar
 
 from sophserve.text.text_reader import NotACallError, Reader, Reading
 
 # Strings up to this length are given out whole, so that no name, path or command is ever half of one.
 LONG_STRING = 64
 MAX_DEPTH = 128
-# Of numbers, true, false and null.
-_MAX_WORD = 400
 
+T = TypeVar("T")
 _CLOSING = {"{": "}", "[": "]"}
 _SPACE = re.compile(r"[ \t\n\r]*")
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _ESCAPE_BEGINNING = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _WORD = re.compile(r"[\w.+-]*")
+# Numbers have any size: they are the reader's, who may have another type for them than Python's.
+_LITERAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
 
 
 class JsonCopy:
     """Copies one value from a reader. give: takes the next piece of the copy.
 
-    A piece ends behind a complete value, or within a string that is long already. closing: what makes valid JSON of
-    all that was given so far. Line breaks within strings are forgiven, and escaped in the copy; all else is copied as
-    it stands.
+    A piece ends behind a complete value, or within a string that is long already. Line breaks within strings are
+    forgiven, and escaped in the copy; all else is copied as it stands.
     """
 
     def __init__(self, reader: Reader, give: Callable[[str], None]) -> None:
-        self.closing = ""
         self._reader = reader
         self._give_out = give
         self._held = ""
@@ -81,7 +80,7 @@ class JsonCopy:
         while True:
             length += self._hold_match(_PLAIN)
             if is_value and length > LONG_STRING:
-                self._give('"')
+                self._give()
             mark = yield from reader.peek()
             if mark == '"':
                 self._hold(1)
@@ -99,15 +98,12 @@ class JsonCopy:
 
     def _word(self) -> Reading[None]:
         reader = self._reader
-        while (end := _end(_WORD, reader)) == len(reader.text):
-            if end - reader.position > _MAX_WORD:
-                break
+        end = reader.position
+        while (end := _end(_WORD, reader, end)) == len(reader.text):
             yield from reader.more()
-        word = reader.text[reader.position : end]
-        if len(word) > _MAX_WORD:
+        if not _LITERAL.fullmatch(reader.text, reader.position, end):
             raise NotACallError
-        to_json(parse_json(word))  # raises for what is no number that all can read, nor true, false or null
-        self._hold_match(_WORD)
+        self._hold(end - reader.position)
 
     def _need(self, mark: str) -> Reading[None]:
         """A mark, and blanks around it."""
@@ -123,7 +119,7 @@ class JsonCopy:
             self._hold_match(_SPACE)
 
     def _hold_match(self, pattern: re.Pattern[str]) -> int:
-        count = _end(pattern, self._reader) - self._reader.position
+        count = _end(pattern, self._reader, self._reader.position) - self._reader.position
         self._hold(count)
         return count
 
@@ -132,44 +128,47 @@ class JsonCopy:
         self._held += reader.text[reader.position : reader.position + count]
         reader.position += count
 
-    def _give(self, within: str = "") -> None:
+    def _give(self) -> None:
         if self._held:
-            self.closing = within + "".join(reversed(self._open))
             text, self._held = self._held, ""
             self._give_out(text)
 
 
-def _end(pattern: re.Pattern[str], reader: Reader) -> int:
-    found = pattern.match(reader.text, reader.position)
-    return found.end() if found else reader.position
+def _end(pattern: re.Pattern[str], reader: Reader, start: int) -> int:
+    found = pattern.match(reader.text, start)
+    return found.end() if found else start
 
 
-def json_value(reader: Reader) -> Reading[Any]:
-    """Read one value. Raises NotACallError."""
+def json_text(reader: Reader) -> Reading[str]:
+    """Copy one value. Raises NotACallError."""
     pieces: list[str] = []
     yield from JsonCopy(reader, pieces.append).read()
-    return parse_json("".join(pieces))
+    return "".join(pieces)
 
 
-def parse_json(text: str) -> Any:
-    """A value in JSON; line breaks within strings are forgiven. Raises NotACallError."""
-    try:
-        return json.loads(text, strict=False, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        raise NotACallError from None
-
-
-def to_json(value: Any) -> str:
-    """JSON of a value. Raises NotACallError for what JSON has not."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        raise NotACallError from None
+def json_string(copied: str) -> str:
+    """What a string says that was copied. Raises NotACallError for another value."""
+    if not copied.startswith('"'):
+        raise NotACallError
+    text: str = json.loads(copied)
     return text
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)
+def json_object(text: str) -> str:
+    """The copy of an object that is there as a whole. Raises NotACallError for anything else."""
+    reader = Reader()
+    reader.text, reader.ended = text.strip(), True
+    copied = _at_once(json_text(reader))
+    if not copied.startswith("{") or reader.position < len(reader.text):
+        raise NotACallError
+    return copied
+
+
+def _at_once(reading: Reading[T]) -> T:
+    """What a reading of a text finds that has ended, and for which it never waits."""
+    try:
+        next(reading)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("a reading waits for more of a text that has ended")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from keyword import iskeyword
 from typing import Any
 
-from sophserve.text.json_stream import to_json
+from sophserve.text import exact_json
 from sophserve.text.text_reader import NotACallError
 from sophserve.text.tool_grammar import Schema, ToolGrammar, either, quoted
 
@@ -16,37 +17,54 @@ _PLAIN = frozenset({"type", "properties", "required", "additionalProperties", "d
 _DEFINITIONS = ("$defs", "definitions")
 
 
-def read_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """The names and arguments of the calls in a list. Raises NotACallError if one of them is none."""
+_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+
+
+def read_calls(text: str) -> list[tuple[str, str]]:
+    """The names of the calls in a list, and their arguments in JSON. Raises NotACallError if one of them is none."""
     try:
         with warnings.catch_warnings(action="ignore"):  # about unknown escapes in strings
             tree = ast.parse(text, mode="eval").body
+        lines = re.split(rb"\r\n|\r|\n", text.encode())
         calls = tree.elts if isinstance(tree, ast.List) else []
-        return [_read_call(call) for call in calls]
+        return [_read_call(call, lines) for call in calls]
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
         raise NotACallError from None
 
 
-def _read_call(call: ast.expr) -> tuple[str, dict[str, Any]]:
+def _read_call(call: ast.expr, lines: list[bytes]) -> tuple[str, str]:
     if not isinstance(call, ast.Call) or call.args:
         raise NotACallError
-    arguments = {str(keyword.arg): _value(keyword.value) for keyword in call.keywords if keyword.arg}
-    to_json(arguments)  # all calls or none: a later one that cannot be given out must be found now
+    arguments = {str(keyword.arg): _value(keyword.value, lines) for keyword in call.keywords if keyword.arg}
     if len(arguments) < len(call.keywords):
         raise NotACallError
-    return ast.unparse(call.func), arguments
+    return ast.unparse(call.func), _to_json(arguments)
 
 
-def _value(node: ast.expr) -> Any:
-    """A literal; JSON's names for true, false and null are forgiven."""
+def _value(node: ast.expr, lines: list[bytes]) -> Any:
+    """A literal in these lines; JSON's names for true, false and null are forgiven."""
     match node:
         case ast.Name(id="true" | "false" | "null" as name):
             return {"true": True, "false": False, "null": None}[name]
         case ast.List(elts=parts) | ast.Tuple(elts=parts):
-            return [_value(part) for part in parts]
+            return [_value(part, lines) for part in parts]
         case ast.Dict(keys=keys, values=values):
-            return {ast.literal_eval(key or node): _value(part) for key, part in zip(keys, values, strict=True)}
+            return {ast.literal_eval(key or node): _value(part, lines) for key, part in zip(keys, values, strict=True)}
+        case ast.Constant(value=float()) | ast.UnaryOp(operand=ast.Constant(value=float())):
+            written = lines[node.lineno - 1][node.col_offset : node.end_col_offset]
+            if _NUMBER.fullmatch(written):
+                return exact_json.number(written.decode())
     return ast.literal_eval(node)
+
+
+def _to_json(value: Any) -> str:
+    """Raises TypeError or ValueError for what JSON has not."""
+    text = exact_json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return exact_json.dumps(value)
+    return text
 
 
 def grammar(writer: ToolGrammar, several: bool) -> str:

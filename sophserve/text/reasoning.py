@@ -11,8 +11,8 @@ from sophserve.text.text_reader import Reader, Reading
 
 class ReasoningParser:
     """Splits an answer at the marks `opening` and `closing`. inside: it begins within the reasoning. Whitespace at the
-    marks is left out. always: the answer begins within it even where the prompt does not say so. automatic: whether a
-    chat template with the marks chooses this parser."""
+    marks is left out. closed: the reasoning has ended. always: the answer begins within it even where the prompt does
+    not say so. automatic: whether a chat template with the marks chooses this parser."""
 
     opening: ClassVar[str] = "<think>"
     closing: ClassVar[str] = "</think>"
@@ -20,6 +20,7 @@ class ReasoningParser:
     automatic: ClassVar[bool] = True
 
     def __init__(self, inside: bool) -> None:
+        self.closed = False
         self._inside = inside
         self._reader = Reader()
         self._events: list[Event] = []
@@ -64,14 +65,15 @@ class ReasoningParser:
         reader = self._reader
         yield from reader.space()
         while True:
-            before, closed, after = self._rest().partition(self.closing)
-            held = 0 if closed or reader.ended else self._beginning_of_closing(before)
+            before, mark, after = self._rest().partition(self.closing)
+            self.closed = bool(mark)
+            held = 0 if mark or reader.ended else self._beginning_of_closing(before)
             text = before[: len(before) - held].rstrip()
             if text:
                 self._events.append(ReasoningDelta(text))
-            reader.text = after if closed else before[len(text) :]
+            reader.text = after if mark else before[len(text) :]
             reader.position = 0
-            if closed or reader.ended:
+            if mark or reader.ended:
                 reader.text = after
                 return
             yield

@@ -16,7 +16,7 @@ class HermesParser(ToolParser):
     """`<tool_call>{"name": "f", "arguments": {}}</tool_call>`, as Hermes, Qwen2.5 and Qwen3 write it."""
 
     markers = ("<tool_call>",)
-    inner = ("</tool_call>",)
+    inner = ends = ("</tool_call>",)
     signs = ("<tool_call>",)
     other_signs = ("<function=", "<arg_key>", "[TOOL_CALLS]")  # the first two: calls in XML between the same markers
 
@@ -24,7 +24,7 @@ class HermesParser(ToolParser):
         yield from reader.need("<tool_call>")
         yield from reader.space()
         yield from self._object()
-        yield from self._skip("</tool_call>")
+        yield from self._skip(*self.ends)
 
     @classmethod
     def grammar(cls, writer: ToolGrammar, several: bool) -> str:
@@ -100,7 +100,8 @@ class DeepSeekV3Parser(ToolParser):
     the name, and the name and the arguments, fenced as a block of JSON, behind it."""
 
     markers = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>")
-    inner = ("<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
+    ends = ("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
+    inner = ("<｜tool▁sep｜>", *ends)
     signs = ("<｜tool▁call▁begin｜>",)
 
     def _read(self, reader: Reader) -> Reading[None]:
@@ -117,7 +118,7 @@ class DeepSeekV3Parser(ToolParser):
             yield from reader.need("```json")
             yield from reader.space()
         yield from self._arguments(name)
-        yield from self._skip(*["```"] * fenced, "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
+        yield from self._skip(*["```"] * fenced, *self.ends)
 
     @classmethod
     def grammar(cls, writer: ToolGrammar, several: bool) -> str:
@@ -138,7 +139,7 @@ class PythonicParser(ToolParser):
     calls of a list are given out when it is complete."""
 
     markers = ("<|python_start|>",)
-    inner = ("<|python_end|>",)
+    inner = ends = ("<|python_end|>",)
     bare = "["
     signs = ("<|python_start|>", "[func_name1(")
 
@@ -150,7 +151,7 @@ class PythonicParser(ToolParser):
             raise NotACallError
         for name, arguments in calls:
             self._call(name, arguments)
-        yield from self._skip("<|python_end|>")
+        yield from self._skip(*self.ends)
 
     @classmethod
     def grammar(cls, writer: ToolGrammar, several: bool) -> str:

@@ -1,20 +1,21 @@
 """Tool calls in a text that is being generated: what all formats have in common.
 
-A call begins with its first argument that is complete or long (JsonCopy), and its arguments are given out as they come.
-They are always valid JSON: where the model breaks them off they are closed behind the last piece, and what it wrote
-instead is content, like all that turns out to be no call. A format says what may begin a call, and reads one.
+A call begins with its first argument that is complete or long (JsonCopy), and its arguments are given out as they come
+and as they are written. One that comes to no end is broken off: what has been given out of it stays unfinished, and
+what is left of it is not content. What turns out to be no call before it begins is. A format says what may begin a
+call, and reads one.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from typing import Any, ClassVar
+from collections.abc import Collection, Sequence
+from typing import ClassVar
 from uuid import uuid4
 
-from sophserve.text.answer_events import ArgumentsDelta, CallStart, ContentDelta, Event
-from sophserve.text.json_stream import JsonCopy, json_value, parse_json, to_json
+from sophserve.text.answer_events import ArgumentsDelta, CallBroken, CallStart, ContentDelta, Event
+from sophserve.text.json_stream import JsonCopy, json_object, json_string, json_text
 from sophserve.text.text_reader import NotACallError, Reader, Reading
 from sophserve.text.tool_grammar import ToolGrammar
 
@@ -27,14 +28,16 @@ _MANY = 4096
 class ToolParser(ABC):
     """Finds the calls in one answer. names: the tools that there are.
 
-    markers: texts that begin a call anywhere. inner: further texts of the format that may be special tokens. bare: a
-    character that begins a call at the beginning of the answer and behind another call, if the name is that of a tool.
-    signs: what chat templates that show this format hold, one of them at least; other_signs: what only those of other
-    formats hold. Whitespace around calls belongs to them.
+    markers: texts that begin a call anywhere. inner: further texts of the format that may be special tokens. ends: what
+    stands behind calls, one after the other, if anything. bare: a character that begins a call at the beginning of the
+    answer and behind another call, if the name is that of a tool. signs: what chat templates that show this format
+    hold, one of them at least; other_signs: what only those of other formats hold. Whitespace around calls belongs to
+    them.
     """
 
     markers: ClassVar[tuple[str, ...]]
     inner: ClassVar[tuple[str, ...]] = ()
+    ends: ClassVar[tuple[str, ...]] = ()
     bare: ClassVar[str] = ""
     signs: ClassVar[tuple[str, ...]] = ()
     other_signs: ClassVar[tuple[str, ...]] = ()
@@ -44,10 +47,11 @@ class ToolParser(ABC):
         self._reader = Reader()
         self._given = 0  # up to where the text has been given out
         self._calls = 0
+        self._complete = 0  # calls that are
+        self._open: list[str] | None = None  # the text of a call that has begun, as far as it has been given out
         self._bare_possible = bool(self.bare)
         self._events: list[Event] = []
-        self._marker = re.compile("|".join(map(re.escape, self.markers)))
-        self._longest = max(map(len, self.markers))
+        self._marker = _any_of(self.markers)
         self._run = self._parse()
 
     @classmethod
@@ -84,92 +88,91 @@ class ToolParser(ABC):
         """Read a call that is an object with a name and the arguments. known: the name must be that of a tool, and
         arguments there."""
         reader = self._reader
-        fields: dict[str, Any] = {}
+        fields: dict[str, str] = {}  # in JSON
         yield from reader.need("{")
         more = True
         while more:
             yield from reader.space()
             key = yield from self._key()
             if key in _ARGUMENTS and "name" in fields and (yield from reader.peek()) == "{":
-                yield from self._arguments(fields["name"], known)
+                yield from self._arguments(json_string(fields["name"]), known)
                 yield from self._rest_of_object()
                 return
-            fields[key] = yield from json_value(reader)
+            fields[key] = yield from json_text(reader)
             yield from reader.space()
             more = yield from reader.take(",")
         yield from reader.need("}")
         if known and not fields.keys() & set(_ARGUMENTS):
             raise NotACallError
-        self._call(fields.get("name"), next((fields[key] for key in _ARGUMENTS if key in fields), None), known)
+        given = next((fields[key] for key in _ARGUMENTS if key in fields), "null")
+        arguments = "{}" if given == "null" else json_object(json_string(given) if given[0] == '"' else given)
+        self._call(json_string(fields.get("name", "")), arguments, known)
 
     def _key(self) -> Reading[str]:
-        key = yield from json_value(self._reader)
-        if not isinstance(key, str):
-            raise NotACallError
+        key = json_string((yield from json_text(self._reader)))
         yield from self._reader.space()
         yield from self._reader.need(":")
         yield from self._reader.space()
         return key
 
     def _rest_of_object(self) -> Reading[None]:
-        """Read what stands in an object behind the arguments. The call stands, whatever that is."""
+        """Read what stands in an object behind the arguments. The bracket that closes it may be missing."""
         reader = self._reader
-        try:
+        yield from reader.space()
+        while (yield from reader.take(",")):
             yield from reader.space()
-            while (yield from reader.take(",")):
-                yield from reader.space()
-                yield from self._key()
-                yield from json_value(reader)
-                yield from reader.space()
-            yield from reader.need("}")
+            yield from self._key()
+            yield from json_text(reader)
+            yield from reader.space()
+        if (yield from reader.take("}")):
             self._given = reader.position
-        except NotACallError:
+        else:
             reader.position = self._given
 
-    def _arguments(self, name: Any, known: bool = False) -> Reading[None]:
+    def _arguments(self, name: str, known: bool = False) -> Reading[None]:
         """Read the arguments of a call, an object, and give them out as they come."""
         self._check(name, known)
-        reader, index = self._reader, self._calls
-        if (yield from reader.peek()) != "{":
+        if (yield from self._reader.peek()) != "{":
             raise NotACallError
 
         def give(text: str) -> None:
-            if self._calls == index:
+            if self._open is None:
                 self._begin(name)
             self._add_arguments(text)
-            self._given = reader.position
-            if self._given > _MANY:
-                self._forget()
+            self._pass(self._reader.position)
 
-        copy = JsonCopy(reader, give)
-        try:
-            yield from copy.read()
-        except NotACallError:
-            if self._calls > index:
-                self._add_arguments(copy.closing)
-            raise
+        yield from JsonCopy(self._reader, give).read()
+        self._end_call()
 
-    def _call(self, name: Any, arguments: Any, known: bool = False) -> None:
-        """Give out a complete call."""
-        arguments = {} if arguments is None else arguments
-        if isinstance(arguments, str):
-            arguments = parse_json(arguments)
+    def _call(self, name: str, arguments: str, known: bool = False) -> None:
+        """Give out a complete call. arguments: an object in JSON."""
         self._check(name, known)
-        if not isinstance(arguments, dict):
-            raise NotACallError
-        text = to_json(arguments)
         self._begin(name)
-        self._add_arguments(text)
+        self._add_arguments(arguments)
         self._given = self._reader.position
+        self._end_call()
 
-    def _check(self, name: Any, known: bool) -> None:
-        if not name or not isinstance(name, str) or not name.isprintable() or (known and name not in self._names):
+    def _check(self, name: str, known: bool) -> None:
+        if not name or not name.isprintable() or (known and name not in self._names):
             raise NotACallError
 
     def _begin(self, name: str) -> None:
         self._events.append(CallStart(self._calls, name))
         self._calls += 1
+        self._open = []
         self._bare_possible = bool(self.bare)
+
+    def _end_call(self) -> None:
+        self._open = None
+        self._complete += 1
+
+    def _pass(self, end: int) -> None:
+        """The text up to there has been given out, or is left out."""
+        if self._open is not None:
+            self._open.append(self._reader.text[self._given : end])
+        self._given = end
+        if self._given > _MANY:
+            self._forget()
 
     def _add_arguments(self, text: str) -> None:
         if self._events and isinstance(last := self._events[-1], ArgumentsDelta):
@@ -183,9 +186,10 @@ class ToolParser(ABC):
         for literal in literals:
             yield from reader.space()
             if (yield from reader.take(literal)):
-                self._given = reader.position
+                self._pass(reader.position)
             elif reader.ended and literal.startswith(reader.text[reader.position :]):
-                self._given = reader.position = len(reader.text)
+                reader.position = len(reader.text)
+                self._pass(reader.position)
             else:
                 reader.position = self._given
 
@@ -197,23 +201,43 @@ class ToolParser(ABC):
     def _parse(self) -> Reading[None]:
         reader = self._reader
         while (yield from self._find()):
-            start, calls = reader.position, self._calls
+            start, complete = reader.position, self._complete
             try:
                 yield from self._read(reader)
             except NotACallError:
-                if reader.ended:
-                    self._give(len(reader.text))
-                    return
                 self._bare_possible = False
-                # What a call behind this one begins with may stand right here; this one must not be tried again.
-                reader.position = self._given if self._calls > calls else start + 1
+                if self._open is not None or self._complete > complete:
+                    yield from self._break_off()
+                elif not reader.ended:
+                    reader.position = start + 1  # it must not be tried again
+                else:
+                    if not self._complete:
+                        self._give(len(reader.text))
+                    return
+
+    def _break_off(self) -> Reading[None]:
+        """Leave out what is left of calls: up to what ends one or begins another one. What the end of the text cuts off
+        is all in it, the texts in its strings as well."""
+        reader, bounds = self._reader, (*self.ends, *self.markers)
+        bound = _any_of(bounds)
+        while not reader.ended and not bound.search(reader.text, reader.position):
+            reader.position = max(reader.position, self._held(bounds))
+            self._pass(reader.position)
+            yield
+        found = bound.search(reader.text, reader.position)
+        reader.position = found.start() if found else len(reader.text)
+        self._pass(reader.position)
+        yield from self._skip(*self.ends)
+        if self._open is not None:
+            self._events.append(CallBroken(self._calls - 1, "" if self._complete else "".join(self._open)))
+            self._open = None
 
     def _find(self) -> Reading[bool]:
         """Give out content up to where a call may begin; False for the end of the text."""
         reader = self._reader
         while True:
             found = self._marker.search(reader.text, reader.position)
-            end = found.start() if found else self._held()
+            end = found.start() if found else self._held(self.markers)
             content = reader.text[self._given : end].rstrip()
             if self._bare_possible and reader.text[self._given :].lstrip().startswith(self.bare):
                 reader.position = reader.text.index(self.bare, self._given)
@@ -232,11 +256,11 @@ class ToolParser(ABC):
             self._forget()
             yield
 
-    def _held(self) -> int:
-        """Where the last part begins that may become a marker."""
+    def _held(self, texts: Sequence[str]) -> int:
+        """Where the last part begins that may become one of these."""
         reader = self._reader
-        for size in range(min(self._longest - 1, len(reader.text) - reader.position), 0, -1):
-            if any(marker.startswith(reader.text[-size:]) for marker in self.markers):
+        for size in range(min(max(map(len, texts)) - 1, len(reader.text) - reader.position), 0, -1):
+            if any(text.startswith(reader.text[-size:]) for text in texts):
                 return len(reader.text) - size
         return len(reader.text)
 
@@ -251,3 +275,7 @@ class ToolParser(ABC):
         reader.text = reader.text[self._given :]
         reader.position -= self._given
         self._given = 0
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, texts)))

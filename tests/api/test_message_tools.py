@@ -209,10 +209,6 @@ async def test_structured_output(app: Any, client: AsyncAnthropic) -> None:
         ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, "type object"),
         ({"thinking": {"type": "maybe"}}, "thinking.type must be one of enabled"),
         (
-            {"tool_choice": {"type": "any"}, "output_config": {"format": {"type": "json_schema", "schema": {}}}},
-            "exclude each other",
-        ),
-        (
             {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "1"}]}]},
             "messages[0].content[0].tool_use_id: is missing",
         ),

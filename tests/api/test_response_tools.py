@@ -245,8 +245,6 @@ async def test_structured_output(app: Any) -> None:
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id: is missing"),
         ({"input": [{"type": "function_call", "call_id": "c"}]}, "input[0].name: is missing"),
         ({"input": [{"type": "function_call_output", "output": "1"}]}, "input[0].call_id: is missing"),
-        ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}]}, "not a JSON object"),
-        ({"tool_choice": "required", "text": {"format": {"type": "json_object"}}}, "exclude each other"),
     ],
 )
 async def test_wrong_requests(app: Any, fields: dict[str, Any], words: str) -> None:

@@ -159,9 +159,6 @@ async def test_tools_and_results_are_rendered(app: Any) -> None:
         f"<tools>{json.dumps(TOOLS)}</tools>user:Hiassistant:"
         '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>tool:2<|im_start|>'
     )
-    call["function"]["arguments"] = "{"  # type: ignore[index]
-    status, answer = await app.post("/v1/chat/completions", {**FIELDS, "messages": messages})
-    assert status == 400 and "messages[1].tool_calls" in answer["error"]["message"]
 
 
 async def test_markers_that_are_special_tokens(app: Any) -> None:
@@ -284,7 +281,6 @@ async def test_demands_that_cannot_be_met(app: Any, start_app: Any) -> None:
         ({"tool_choice": {"type": "function", "function": {"name": "h"}}}, "tool_choice", "'h', which is not among"),
         ({"tool_choice": {"type": "function"}}, "tool_choice", "must be none"),
         ({"tool_choice": "required", "tools": []}, "tool_choice", "needs tools"),
-        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice", "exclude each other"),
         ({"tool_choice": "required", "tools": tools}, "tools", "not"),
     ):
         status, answer = await app.post("/v1/chat/completions", FIELDS | fields)

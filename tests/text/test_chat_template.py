@@ -336,19 +336,6 @@ def test_no_template(template_of: Callable[..., Pair]) -> None:
         template_of(None).ours.render([USER])
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        [USER | {"role": "assistant", "tool_calls": [call("f", "{")]}],
-        [USER | {"role": "assistant", "tool_calls": [call("f", "[1]")]}],
-        [USER | {"role": "assistant", "tool_calls": [call("f", '"text"')]}],
-    ],
-)
-def test_arguments_must_be_an_object(template_of: Callable[..., Pair], bad: list[dict[str, Any]]) -> None:
-    with pytest.raises(RequestError, match=r"messages\[0\]\.tool_calls has arguments that are not a JSON object"):
-        template_of(LLAMA).ours.render(bad)
-
-
 def test_odd_messages_are_no_traceback(template_of: Callable[..., Pair]) -> None:
     pair = template_of(LLAMA)
     with pytest.raises(RequestError, match="at least one message"):

@@ -25,17 +25,20 @@ _THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 
 
 class Block(msgspec.Struct):
-    """A part of a turn: text, thinking, a call of a tool (tool_use) or what it gave (tool_result). `is_error` and
-    `signature` are of no use to a chat template."""
+    """A part of a turn: text, thinking, a call of a tool (tool_use) or what it gave (tool_result). input: as it is
+    written. `is_error` and `signature` are of no use to a chat template."""
 
     type: str
     text: str | None = None
     thinking: str | None = None
     id: str | None = None
     name: str | None = None
-    input: dict[str, Any] | None = None
+    input: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     tool_use_id: str | None = None
     content: str | list[Block] | None = None
+
+    def __post_init__(self) -> None:
+        self.input = self.input.copy()  # apart from the body, which is let go
 
 
 class Turn(msgspec.Struct):
@@ -143,7 +146,7 @@ class MessageWriter(PartWriter):
             "type": "message",
             "role": "assistant",
             "model": self._model,
-            "content": [self._block(part) for part in self.parts],
+            "content": list(map(self._block, self._whole_parts())),
             **self._ending,
             "usage": self._tokens(),
         }
@@ -159,6 +162,17 @@ class MessageWriter(PartWriter):
             self._ending = self._ended(delta)
             yield {"type": "message_delta", "delta": self._ending, "usage": self._tokens()}
             yield {"type": "message_stop"}
+
+    def _whole_parts(self) -> list[Part]:
+        """The parts, with its text in place of a call that was broken off: there is no input of half a call."""
+        parts: list[Part] = []
+        for part in self.parts:
+            part = part if part.broken is None else Part("text", part.broken)
+            if parts and part.kind == parts[-1].kind == "text":
+                parts[-1] = Part("text", parts[-1].text + part.text)
+            elif part.kind != "text" or part.text:
+                parts.append(part)
+        return parts
 
     def _begin(self, part: Part) -> Iterator[Named]:
         block = self._block(part)
@@ -274,7 +288,7 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
                 content = text_parts(block.content or "", f"{where}.content", called="blocks")
                 yield Message("tool", content, tool_call_id=identity)
             case "tool_use":
-                function = {"name": required(block, "name", where), "arguments": block.input or {}}
+                function = {"name": required(block, "name", where), "arguments": _arguments(block.input)}
                 call = {"id": required(block, "id", where), "type": "function", "function": function}
                 calls.append(call)
             case "thinking":
@@ -287,6 +301,12 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
     said.reasoning_content = "".join(thoughts) if thoughts else None
     if parts or said.tool_calls or not turn.content:
         yield said
+
+
+def _arguments(written: msgspec.Raw) -> str:
+    """As OpenAI's clients send them: their text."""
+    text = bytes(written).decode()
+    return "{}" if text in ("", "null") else text
 
 
 def _warn_of_tools(body: CountRequest) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from sophserve.api.generation.answer_pump import Event, Writer
-from sophserve.api.generation.chat import Chat
+from sophserve.api.generation.chat import Chat, parsed
 from sophserve.api.http.json_pieces import pieces
 from sophserve.engine.output import OutputDelta
-from sophserve.text.answer_events import ArgumentsDelta, CallStart, ContentDelta, ReasoningDelta
+from sophserve.text.answer_events import ArgumentsDelta, CallBroken, CallStart, ContentDelta, ReasoningDelta
 from sophserve.text.answer_events import Event as Parsed
 
 # An event of these APIs, whose name is its type.
@@ -22,12 +22,14 @@ Named = dict[str, Any]
 
 @dataclass
 class Part:
-    """What stands in one piece. text: of a call its arguments. call_id: what the tool's result will name."""
+    """What stands in one piece. text: of a call its arguments. call_id: what the tool's result will name. broken: of a
+    call that the model broke off, what stands for it where the call has not been shown."""
 
     kind: Literal["reasoning", "text", "call"]
     text: str = ""
     name: str = ""
     call_id: str = ""
+    broken: str | None = None
     id: str = field(default_factory=lambda: uuid4().hex)
 
 
@@ -53,8 +55,9 @@ class PartWriter(Writer):
 
     @property
     def called(self) -> bool:
-        """Whether there is a tool call."""
-        return any(part.kind == "call" for part in self.parts)
+        """Whether there are tool calls, and all of them complete."""
+        calls = [part for part in self.parts if part.kind == "call"]
+        return bool(calls) and all(call.broken is None for call in calls)
 
     @abstractmethod
     def _begin(self, part: Part) -> Iterator[Named]:
@@ -70,7 +73,7 @@ class PartWriter(Writer):
 
     def _parsed(self, delta: OutputDelta) -> list[Parsed]:
         """What a delta adds."""
-        return self._parser.feed(delta.text) + (self._parser.finish() if delta.finish_reason else [])
+        return parsed(self._parser, delta.text, delta.finish_reason)
 
     def _take(self, event: Parsed) -> Iterator[Named]:
         """The events of what was added."""
@@ -84,6 +87,8 @@ class PartWriter(Writer):
                 yield from self._add(text)
             case ArgumentsDelta(_, text):
                 yield from self._add(text)
+            case CallBroken(_, text):
+                self.parts[-1].broken = text
 
     def _next(self, part: Part) -> Iterator[Named]:
         yield from self._end_last()

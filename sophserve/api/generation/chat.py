@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -13,11 +14,11 @@ from sophserve.api.generation.request_bodies import ChatRequest
 from sophserve.api.generation.run import Generation
 from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.generation.structured_output import check_structured
-from sophserve.api.generation.tools import TOOL_CHOICE, Function, ToolUse, reasoning_parser
+from sophserve.api.generation.tools import Function, ToolUse, reasoning_parser
 from sophserve.api.http.request_record import name_request
 from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams, StructuredOutput
-from sophserve.text.answer_events import AnswerParser
+from sophserve.text.answer_events import AnswerParser, Event
 from sophserve.text.json_size import check_json
 from sophserve.text.reasoning import ReasoningParser
 from sophserve.text.tool_grammar import ToolGrammar
@@ -59,7 +60,7 @@ class Chat:
     def parser(self) -> AnswerParser:
         """A new parser, for one answer."""
         reasoning = self._reasoning(bool(self._thinking)) if self._reasoning and self._thinking is not False else None
-        tools = self._use.parser(self._use.functions) if self._use.parser else None
+        tools = partial(self._use.parser, self._use.functions) if self._use.parser else None
         return AnswerParser(reasoning, tools, self._use.parallel)
 
     def call_id(self, prefix: str = "call_") -> str:
@@ -80,10 +81,6 @@ class Chat:
     def _form(self, params: SamplingParams) -> StructuredOutput | None:
         """Has the model call tools as it must, and keep to a form only behind its reasoning. Raises RequestError."""
         structured, use = params.structured, self._use
-        if use.forced and structured:
-            raise RequestError(
-                "a form of the answer and a tool_choice that demands calls exclude each other", TOOL_CHOICE
-            )
         if use.parser:
             try:
                 structured = self._with_calls(use.parser, structured)
@@ -96,7 +93,8 @@ class Chat:
         return structured
 
     def _with_calls(self, parser: type[ToolParser], structured: StructuredOutput | None) -> StructuredOutput | None:
-        """A form that calls have to fit as well, where there is a demand on either. Raises ValueError."""
+        """A form that calls have to fit as well, where there is a demand on either. That of the answer is one of its
+        text, of which there is none where calls are demanded. Raises ValueError."""
         use, served = self._use, self._served
         functions = use.forced or list(use.functions.values())
         schemas = {function.name: _schema(function) for function in functions}
@@ -136,6 +134,11 @@ class Chat:
         if end.endswith(reasoning.closing) or self.body.continue_final_message:
             return False
         return True if reasoning.always else None
+
+
+def parsed(parser: AnswerParser, text: str, finish_reason: str | None) -> list[Event]:
+    """What more text adds to an answer, and its end if there is a reason for it."""
+    return parser.feed(text) + (parser.finish(cut=finish_reason != "stop") if finish_reason else [])
 
 
 def prompt_length(served: ServedModel, body: ChatRequest) -> int:

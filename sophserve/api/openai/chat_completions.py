@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from sophserve.api.generation.answer_pump import Reply, send_answer
-from sophserve.api.generation.chat import Chat
+from sophserve.api.generation.chat import Chat, parsed
 from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs, prompt_logprobs
 from sophserve.api.generation.request_bodies import ChatRequest
 from sophserve.api.generation.run import Generation
@@ -18,7 +18,15 @@ from sophserve.api.generation.served_model import SERVED_MODEL
 from sophserve.api.http.body import read_body, warn_unknown
 from sophserve.api.openai.choices import Answer, Choice, ChoicesWriter
 from sophserve.engine.output import OutputDelta
-from sophserve.text.answer_events import AnswerParser, ArgumentsDelta, CallStart, Event, ParsedAnswer, ReasoningDelta
+from sophserve.text.answer_events import (
+    AnswerParser,
+    ArgumentsDelta,
+    CallBroken,
+    CallStart,
+    Event,
+    ParsedAnswer,
+    ReasoningDelta,
+)
 from sophserve.text.tokenizer import Tokenizer
 
 # Characters of a whole answer that are parsed at once.
@@ -57,6 +65,7 @@ class ChatWriter(ChoicesWriter):
         self._include_reasoning = chat.body.include_reasoning is not False
         self._parsers: defaultdict[int, AnswerParser] = defaultdict(chat.parser)
         self._called: set[int] = set()  # choices with a tool call
+        self._broken: set[int] = set()  # choices with one that the model broke off
         self._parsed: defaultdict[int, ParsedAnswer] = defaultdict(ParsedAnswer)
 
     def add(self, index: int, delta: OutputDelta) -> None:
@@ -85,7 +94,7 @@ class ChatWriter(ChoicesWriter):
     def _parts(self, index: int, delta: OutputDelta) -> list[Choice]:
         """What the text adds to the message, with the logprobs of the tokens that came with it."""
         events = self._events(index, delta.text, delta.finish_reason)
-        choices = [self._delta_of(index, self._delta(event)) for event in events]
+        choices = [self._delta_of(index, self._delta(event)) for event in events if not isinstance(event, CallBroken)]
         if delta.logprobs:
             choices = choices or [self._delta_of(index, {"content": ""})]
             choices[0]["logprobs"] = {"content": chat_logprobs(self._tokenizer, delta.logprobs)}
@@ -99,10 +108,10 @@ class ChatWriter(ChoicesWriter):
         return self._delta_of(index, {}) | {"finish_reason": finish_reason, "stop_reason": delta.stop_reason}
 
     def _events(self, index: int, text: str, finish_reason: str | None) -> list[Event]:
-        parser = self._parsers[index]
-        events = parser.feed(text) + (parser.finish() if finish_reason else [])
-        if any(isinstance(event, CallStart) for event in events):
-            self._called.add(index)
+        events = parsed(self._parsers[index], text, finish_reason)
+        for kind, choices in ((CallStart, self._called), (CallBroken, self._broken)):
+            if any(isinstance(event, kind) for event in events):
+                choices.add(index)
         return [event for event in events if self._include_reasoning or not isinstance(event, ReasoningDelta)]
 
     def _message(self, parsed: ParsedAnswer) -> dict[str, Any]:
@@ -132,7 +141,7 @@ class ChatWriter(ChoicesWriter):
         return {"id": self._chat.call_id(), "type": "function", "function": {"name": name, "arguments": ""}}
 
     def _finish_reason(self, index: int, reason: str | None) -> str | None:
-        return "tool_calls" if reason == "stop" and index in self._called else reason
+        return "tool_calls" if reason == "stop" and index in self._called - self._broken else reason
 
     def _delta_of(self, index: int, delta: dict[str, Any]) -> Choice:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}

@@ -125,7 +125,7 @@ class ResponseWriter(PartWriter):
                 )
 
     def _end(self, part: Part) -> Iterator[Named]:
-        item, place = self._item(part, self._status), self._place(part)
+        item, place = self._item(part, self._status_of(part)), self._place(part)
         if part.kind == "call":
             done = {"name": part.name, "arguments": part.text}
             yield self._event("response.function_call_arguments.done", **place, **done)
@@ -157,8 +157,13 @@ class ResponseWriter(PartWriter):
         return "".join(part.text for part in self.parts if part.kind == kind)
 
     def _items(self) -> list[Item]:
-        """All items; only the last one can have been cut off."""
-        return [*(self._item(part, "completed") for part in self.parts[:-1]), self._item(self.parts[-1], self._status)]
+        return [self._item(part, self._status_of(part)) for part in self.parts]
+
+    def _status_of(self, part: Part) -> str:
+        """Of an item that is done: a call may have been broken off, and of the others the last one."""
+        if part.kind == "call":
+            return "completed" if part.broken is None else "incomplete"
+        return self._status if part is self.parts[-1] else "completed"
 
     def _item(self, part: Part, status: str) -> Item:
         item: Item = {"id": _id(part), "status": status}
