@@ -11,7 +11,9 @@ from sophserve.api.http.error_middleware import answer_errors
 from sophserve.api.http.origins import refuse_foreign_pages
 from sophserve.api.http.text_threads import TEXT_THREADS
 from sophserve.api.http.upload import MAX_BODY_BYTES, take_expectation
-from sophserve.api.openai.response_store import RESPONSES, ResponseStore
+from sophserve.api.openai.background import BACKGROUND, BackgroundResponses
+from sophserve.api.openai.response_store import STORE, ResponseStore
+from sophserve.api.openai.responses import response_answer
 from sophserve.api.operations.health import require_ready
 from sophserve.api.playground import page
 from sophserve.api.route import ROUTES, Route
@@ -29,7 +31,8 @@ def create_app(served: ServedModel) -> web.Application:
         middlewares=[answer_errors(config.root_path, TABLE), who, require_ready(open_paths)],
     )
     app[SERVED_MODEL], app[CONNECTIONS], app[TEXT_THREADS] = served, served.connections, served.texts
-    app[ROUTES], app[RESPONSES] = TABLE, ResponseStore(config.response_store_bytes)
+    app[ROUTES], app[STORE] = TABLE, ResponseStore(config.response_store_bytes)
+    app[BACKGROUND] = BackgroundResponses(app, response_answer)
     app.on_response_prepare.append(_hide_versions)
     for prefix in dict.fromkeys(("", config.root_path)):  # a proxy may take it off the path, or not
         app.add_routes([_definition(route, prefix) for route in TABLE.routes])

@@ -11,10 +11,24 @@ from sophserve.api.generation.request_bodies import ChatRequest, CompletionReque
 from sophserve.api.openai import answer_types as openai
 from sophserve.api.openai.chat_completions import chat_completions
 from sophserve.api.openai.completions import completions
+from sophserve.api.openai.conversations import (
+    ConversationBody,
+    ItemsBody,
+    MetadataBody,
+    add_items,
+    create_conversation,
+    delete_conversation,
+    delete_item,
+    get_conversation,
+    get_item,
+    list_items,
+    update_conversation,
+)
 from sophserve.api.openai.embeddings import EmbeddingRequest, embeddings
 from sophserve.api.openai.error_envelope import RESPONSES
 from sophserve.api.openai.response_input import InputRequest, ResponsesRequest
-from sophserve.api.openai.responses import count_input_tokens, create_response, delete_response, get_response
+from sophserve.api.openai.responses import count_input_tokens, create_response
+from sophserve.api.openai.stored_responses import cancel_response, delete_response, get_response, list_input_items
 from sophserve.api.operations import answer_types as operations
 from sophserve.api.operations.health import health, live, ping, version
 from sophserve.api.operations.live_requests import cancel_request, list_requests
@@ -71,8 +85,18 @@ TABLE = RouteTable(
             envelope=RESPONSES,
         ),
         Route("POST", "/v1/responses/input_tokens", count_input_tokens, openai.InputTokens, InputRequest),
-        Route("GET", "/v1/responses/{id}", get_response, openai.Response),
+        Route("GET", "/v1/responses/{id}", get_response, openai.Response, streams=True, envelope=RESPONSES),
         Route("DELETE", "/v1/responses/{id}", delete_response, openai.Deleted),
+        Route("POST", "/v1/responses/{id}/cancel", cancel_response, openai.Response),
+        Route("GET", "/v1/responses/{id}/input_items", list_input_items, openai.ItemList),
+        Route("POST", "/v1/conversations", create_conversation, openai.Conversation, ConversationBody, optional=True),
+        Route("GET", "/v1/conversations/{id}", get_conversation, openai.Conversation),
+        Route("POST", "/v1/conversations/{id}", update_conversation, openai.Conversation, MetadataBody),
+        Route("DELETE", "/v1/conversations/{id}", delete_conversation, openai.DeletedConversation),
+        Route("GET", "/v1/conversations/{id}/items", list_items, openai.ItemList),
+        Route("POST", "/v1/conversations/{id}/items", add_items, openai.ItemList, ItemsBody),
+        Route("GET", "/v1/conversations/{id}/items/{item}", get_item, dict[str, Any]),
+        Route("DELETE", "/v1/conversations/{id}/items/{item}", delete_item, openai.Conversation),
         Route(
             "POST",
             "/v1/messages",

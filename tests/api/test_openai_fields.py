@@ -33,8 +33,6 @@ FIELDS = {
 }
 REFUSED = {
     "audio": {"voice": "alloy", "format": "wav"},
-    "background": True,
-    "conversation": "conv_1",
     "function_call": "auto",
     "functions": [{"name": "f"}],
     "modalities": ["text", "audio"],

@@ -140,19 +140,19 @@ async def test_responses_that_are_not_stored(start_app: Any) -> None:
 
 def test_the_store_is_bounded() -> None:
     def response(text: str) -> StoredResponse:
-        return StoredResponse(b'{"text": "%b"}' % text.encode(), b'["%b"]' % text.encode())
+        return StoredResponse(b'{"text": "%b"}' % text.encode(), {"msg_1": text.encode()}, {})
 
     store = ResponseStore(1000)
     for number in range(5):
         store.add(f"r{number}", response("x" * 150))
-        assert store.get("r0")  # and so it is not the longest unused one
-    assert store.get("r1") is None and store.get("r4")
-    store.add("large", response("x" * 1000))
-    assert store.get("large") is None and store.get("r4")
-    assert store.delete("r4") and not store.delete("r4") and store.get("r4") is None
+        assert store.get("r0", StoredResponse)  # and so it is not the longest unused one
+    assert store.get("r1", StoredResponse) is None and store.get("r4", StoredResponse)
+    assert not store.add("large", response("x" * 1000))
+    assert store.get("large", StoredResponse) is None and store.get("r4", StoredResponse)
+    assert store.delete("r4") and not store.delete("r4") and store.get("r4", StoredResponse) is None
     for number in range(100):
         store.add(f"s{number}", response("x" * 150))
-    assert store.get("s99") and store.get("r0") is None
+    assert store.get("s99", StoredResponse) and store.get("r0", StoredResponse) is None
 
 
 async def test_input_tokens(app: Any) -> None:
@@ -174,7 +174,7 @@ async def test_input_tokens(app: Any) -> None:
             "input[0].content[0]",
             "input_image",
         ),
-        ({"background": True}, "background", "not supported"),
+        ({"background": True, "store": False}, "background", "needs store"),
         ({"temperature": -1}, "temperature", "between 0"),
         ({"max_output_tokens": 0}, "max_tokens", "at least 1"),
         ({"top_logprobs": 21}, "top_logprobs", "20"),

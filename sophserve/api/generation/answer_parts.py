@@ -51,7 +51,7 @@ class PartWriter(Writer):
 
     def events(self, index: int, delta: OutputDelta) -> Iterator[Event]:
         """The events that a delta makes, to be sent."""
-        return map(_encoded, self.named_events(delta))
+        return map(encoded, self.named_events(delta))
 
     @property
     def called(self) -> bool:
@@ -104,7 +104,8 @@ class PartWriter(Writer):
             yield from self._end(self.parts[-1])
 
 
-def _encoded(event: Named) -> Event:
+def encoded(event: Named) -> Event:
+    """An event as it is sent."""
     yield b"event: %b\ndata: " % event["type"].encode()
     yield from pieces(event)
     yield b"\n\n"

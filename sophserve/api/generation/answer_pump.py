@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -56,9 +56,23 @@ class Reply:
         async with aclosing(self.generation.deltas(served)) as deltas:
             async for index, delta in deltas:
                 self.writer.add(index, delta)
+        await self.finish()
+        return self.writer.whole()
+
+    async def events(self, served: ServedModel) -> AsyncGenerator[Iterable[Event], None]:
+        """Generate, and word each delta as events. Raises ApiError."""
+        async with aclosing(self.generation.deltas(served)) as deltas:
+            async for index, delta in deltas:
+                events: Iterable[Event] = self.writer.events(index, delta)
+                if self.finished and delta.finish_reason:
+                    events = list(events)
+                    await self.finished()
+                yield events
+
+    async def finish(self) -> None:
+        """Do what there is to do before the end goes out."""
         if self.finished:
             await self.finished()
-        return self.writer.whole()
 
 
 Begin = Callable[[web.Application, Any], AbstractAsyncContextManager[Reply]]
@@ -84,12 +98,8 @@ async def send_answer(
     if not stream:
         return await respond_json(request, await reply.whole(served), headers)
     begun = partial(served.has_begun, generation.id)
-    async with EventStream(request, headers, begun) as sent, aclosing(generation.deltas(served)) as deltas:
-        async for index, delta in deltas:
-            events: Iterable[Event] = writer.events(index, delta)
-            if reply.finished and delta.finish_reason:
-                events = list(events)
-                await reply.finished()
+    async with EventStream(request, headers, begun) as sent, aclosing(reply.events(served)) as answer:
+        async for events in answer:
             more = False
             for data in joined(piece for event in events for piece in event):
                 if more:

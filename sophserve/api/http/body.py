@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -120,12 +120,18 @@ def _decoder(kind: type[T]) -> Callable[[bytes | bytearray], T]:
     return msgspec.json.Decoder(kind).decode
 
 
-def checked(fields: dict[str, Any], kind: type[T]) -> T:
-    """The fields as a struct. Raises RequestError that names the wrong one."""
+def checked(fields: Mapping[str, Any], kind: type[T], strict: bool = True) -> T:
+    """The fields as a struct; if not strict, texts may stand for numbers. Raises RequestError that names the wrong
+    one."""
     try:
-        return msgspec.convert(fields, kind, str_keys=True)
+        return msgspec.convert(fields, kind, str_keys=True, strict=strict)
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
+
+
+def read_query(request: web.Request, kind: type[T]) -> T:
+    """The parameters of the URL as a struct. Raises RequestError."""
+    return checked(dict(request.query), kind, strict=False)
 
 
 def json_response(value: Any, headers: dict[str, str] | None = None) -> web.Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -11,7 +11,7 @@ from typing import Self
 from aiohttp import web
 
 from sophserve.api.http.connections import CONNECTIONS
-from sophserve.api.http.request_record import current_record
+from sophserve.api.http.request_record import current_record, name_request
 
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -74,3 +74,17 @@ class EventStream:
     async def _keep_alive(self) -> None:
         with suppress(ConnectionError):  # the handler hears of it as well
             await self.send(b": keep-alive\n\n")
+
+
+async def send_events(
+    request: web.Request, events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None
+) -> web.StreamResponse:
+    """Answer with events that are made elsewhere, until there are no more."""
+    headers = {"X-Request-Id": name_request("req-"), **(headers or {})}
+    async with EventStream(request, headers, lambda: True) as sent:
+        async for event in events:
+            await sent.send(event)
+        if not sent.response.prepared:
+            await sent.send(b"")
+    await sent.response.write_eof()
+    return sent.response

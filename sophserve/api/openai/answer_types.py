@@ -208,3 +208,30 @@ class Deleted(TypedDict):
     id: str
     object: Literal["response"]
     deleted: bool
+
+
+class ItemList(TypedDict):
+    """A page of a list of items. first_id and last_id are empty where it is."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str
+    last_id: str
+    has_more: bool
+
+
+class Conversation(TypedDict):
+    """A conversation, without its items."""
+
+    id: str
+    object: Literal["conversation"]
+    created_at: int
+    metadata: dict[str, str]
+
+
+class DeletedConversation(TypedDict):
+    """It is gone."""
+
+    id: str
+    object: Literal["conversation.deleted"]
+    deleted: bool

@@ -17,6 +17,8 @@ class Item(msgspec.Struct):
     """One entry of input: a message, or by its type a function_call, function_call_output or reasoning."""
 
     type: str = "message"
+    id: str | None = None
+    status: str | None = None
     role: str | None = None
     content: str | list[ContentPart] | None = None
     summary: list[ContentPart] | None = None
@@ -40,8 +42,12 @@ class Reasoning(msgspec.Struct):
     summary: str | None = None
 
 
+class _Named(msgspec.Struct):
+    id: str
+
+
 class InputRequest(msgspec.Struct, kw_only=True):
-    """The fields that the prompt is made of. prompt and conversation name what OpenAI's servers keep."""
+    """The fields that the prompt is made of. prompt names what OpenAI's servers keep."""
 
     input: str | list[Item]
     model: str | None = None
@@ -53,7 +59,12 @@ class InputRequest(msgspec.Struct, kw_only=True):
     reasoning: Reasoning | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
-    conversation: str | dict[str, Any] | None = None
+    conversation: str | _Named | None = None
+
+    @property
+    def conversation_id(self) -> str | None:
+        """Whose items come before the input."""
+        return self.conversation.id if isinstance(self.conversation, _Named) else self.conversation
 
 
 class _AllowedTools(msgspec.Struct):

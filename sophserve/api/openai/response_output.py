@@ -9,11 +9,13 @@ from uuid import uuid4
 
 import msgspec
 
-from sophserve.api.generation.answer_parts import Named, Part, PartWriter
+from sophserve.api.generation.answer_parts import Named, Part, PartWriter, encoded
+from sophserve.api.generation.answer_pump import Event
 from sophserve.api.generation.chat import Chat
 from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs
-from sophserve.api.generation.request_bodies import Message
 from sophserve.api.generation.run import Generation
+from sophserve.api.http.json_pieces import pieces
+from sophserve.api.openai.kept_items import Items
 from sophserve.api.openai.response_input import ResponsesRequest
 from sophserve.engine.output import OutputDelta
 from sophserve.link.messages import TokenLogprob
@@ -24,20 +26,25 @@ Item = dict[str, Any]
 
 
 class ResponseWriter(PartWriter):
-    """Words one answer: its events as it comes, and the whole object of what there is; each part is an item."""
+    """Words one answer: its events as it comes, and the whole object of what there is; each part is an item.
+
+    given: the items that it answers, where they are kept.
+    """
 
     def __init__(
-        self, chat: Chat, model: str, body: ResponsesRequest, generation: Generation, tokenizer: Tokenizer
+        self, chat: Chat, model: str, body: ResponsesRequest, given: Items, generation: Generation, tokenizer: Tokenizer
     ) -> None:
         super().__init__(chat, "call_")
         # An id of our own, as it is all that a client needs to read what is stored.
         self.id = f"resp_{uuid4().hex}"
+        self.given = given
         self._model = model
         self._body = body
         self._params = chat.params
         self._generation = generation
         self._tokenizer = tokenizer
         self._finish_reason: str | None = None
+        self._error: str | None = None
         self._logprobs: dict[str, list[list[TokenLogprob]]] = {}  # of texts, by the ids of their parts
         self._untold: list[list[TokenLogprob]] = []  # of tokens whose text has not come yet
         self._created = int(time.time())
@@ -50,8 +57,10 @@ class ResponseWriter(PartWriter):
             "id": self.id,
             "object": "response",
             "created_at": self._created,
-            "status": "in_progress" if reason is None else self._status,
-            "error": None,
+            "status": self.status,
+            "background": body.background is True,
+            "conversation": {"id": body.conversation_id} if body.conversation_id else None,
+            "error": {"code": "server_error", "message": self._error} if self._error else None,
             "incomplete_details": {"reason": "max_output_tokens"} if reason == "length" else None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
@@ -71,20 +80,37 @@ class ResponseWriter(PartWriter):
             "usage": None if reason is None else self._tokens(),
         }
 
-    def said(self) -> Message:
-        """The answer as a message of the conversation that it ends."""
-        calls = [
-            {"id": part.call_id, "type": "function", "function": {"name": part.name, "arguments": part.text}}
-            for part in self.parts
-            if part.kind == "call"
-        ]
-        reasoning = self._text("reasoning") or None
-        return Message("assistant", self._text("text"), tool_calls=calls or None, reasoning_content=reasoning)
+    @property
+    def status(self) -> str:
+        """What became of it by now."""
+        if self._finish_reason is None:
+            return "in_progress" if self._number or not self._body.background else "queued"
+        return {"length": "incomplete", "cancelled": "cancelled", "error": "failed"}.get(
+            self._finish_reason, "completed"
+        )
+
+    def said(self) -> Items:
+        """The answer as items of the conversation that it ends, without logprobs."""
+        items = self._items()
+        for item in items:
+            if item["type"] == "message":
+                item["content"][0]["logprobs"] = []
+        return {item["id"]: b"".join(pieces(item)) for item in items}
+
+    def opening(self) -> Iterator[Event]:
+        """The events of one that begins, for whom they should not wait for its first token."""
+        return map(encoded, self._opening())
+
+    def break_off(self, message: str | None) -> Iterator[Event]:
+        """The events of an end before the end: why it failed, or None where the client cancelled it."""
+        self._finish_reason, self._error = "error" if message else "cancelled", message
+        yield from map(encoded, self._end_last())
+        # There is no event of its own for what is cancelled.
+        yield encoded(self._event(f"response.{'failed' if message else 'incomplete'}", response=self.whole()))
 
     def named_events(self, delta: OutputDelta) -> Iterator[Named]:
         if not self._number:
-            yield self._event("response.created", response=self.whole())
-            yield self._event("response.in_progress", response=self.whole())
+            yield from self._opening()
         self._untold += delta.logprobs or []
         for event in self._parsed(delta):
             yield from self._take(event)
@@ -97,7 +123,11 @@ class ResponseWriter(PartWriter):
                 yield from self._gain(self.parts[-1], "")
             self._finish_reason = delta.finish_reason
             yield from self._end_last()
-            yield self._event(f"response.{self._status}", response=self.whole())
+            yield self._event(f"response.{self.status}", response=self.whole())
+
+    def _opening(self) -> Iterator[Named]:
+        yield self._event("response.created", response=self.whole())
+        yield self._event("response.in_progress", response=self.whole())
 
     def _begin(self, part: Part) -> Iterator[Named]:
         item = self._item(part, "in_progress")
@@ -139,10 +169,6 @@ class ResponseWriter(PartWriter):
         yield self._event("response.output_item.done", output_index=self._index, item=item)
 
     @property
-    def _status(self) -> str:
-        return "incomplete" if self._finish_reason == "length" else "completed"
-
-    @property
     def _index(self) -> int:
         return len(self.parts) - 1
 
@@ -153,17 +179,17 @@ class ResponseWriter(PartWriter):
         self._number += 1
         return {"type": kind, "sequence_number": self._number - 1, **fields}
 
-    def _text(self, kind: str) -> str:
-        return "".join(part.text for part in self.parts if part.kind == kind)
-
     def _items(self) -> list[Item]:
         return [self._item(part, self._status_of(part)) for part in self.parts]
 
     def _status_of(self, part: Part) -> str:
         """Of an item that is done: a call may have been broken off, and of the others the last one."""
+        last = part is self.parts[-1]
         if part.kind == "call":
-            return "completed" if part.broken is None else "incomplete"
-        return self._status if part is self.parts[-1] else "completed"
+            cut = part.broken is not None or (last and self.status in ("cancelled", "failed"))
+        else:
+            cut = last and self.status != "completed"
+        return "incomplete" if cut else "completed"
 
     def _item(self, part: Part, status: str) -> Item:
         item: Item = {"id": _id(part), "status": status}

@@ -1,75 +1,87 @@
-"""Answers of /v1/responses that clients may fetch or continue, in memory and bounded."""
+"""What /v1/responses keeps for its clients, in memory and bounded: answers, and conversations by a name."""
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+from uuid import uuid4
 
-import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.request_bodies import Message
-from sophserve.errors import RequestError
-from sophserve.text.json_size import JsonTooLarge, check_json
+from sophserve.api.openai.event_log import EventLog
+from sophserve.api.openai.kept_items import Items, size_of
 
 
 class StoredResponse(NamedTuple):
-    """Both as JSON. body: as the client got it. conversation: all messages that led to it and its own, without
-    instructions."""
+    """body: as the client got it, in JSON. given: all items that led to it, without instructions; said: its own.
+    log: of its stream, where it may be asked for again."""
 
     body: bytes
-    conversation: bytes
+    given: Items
+    said: Items
+    log: EventLog | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.body) + size_of(self.given) + size_of(self.said) + (self.log.size if self.log else 0)
 
 
-def joined(first: bytes, second: bytes) -> bytes:
-    """Two arrays in JSON as one."""
-    return second if first == b"[]" else first if second == b"[]" else first[:-1] + b"," + second[1:]
+@dataclass
+class Conversation:
+    """A list of items that responses go on from, and add to. size: its bytes when it was last added to a store."""
+
+    metadata: dict[str, str]
+    items: Items
+    id: str = field(default_factory=lambda: f"conv_{uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return size_of(self.items) + sum(len(name) + len(value) for name, value in self.metadata.items())
 
 
-def messages_of(conversation: bytes) -> list[Message]:
-    """The messages of a conversation. Raises RequestError for one that has grown too long."""
-    try:
-        check_json(conversation)
-    except JsonTooLarge as error:
-        raise RequestError(f"the conversation {error}; begin a new one", "previous_response_id") from None
-    return msgspec.json.decode(conversation, type=list[Message])
+Stored = StoredResponse | Conversation
+T = TypeVar("T", StoredResponse, Conversation)
 
 
 class ResponseStore:
-    """Holds up to `capacity` bytes; the longest unused responses are forgotten first."""
+    """Holds up to `capacity` bytes; what was not used for longest is forgotten first."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._held = 0
-        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
+        self._stored: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
 
-    def add(self, identity: str, response: StoredResponse) -> None:
-        """Keep a response, if it is not larger than all of the store."""
-        if _size(response) > self._capacity:
-            return
-        self._responses[identity] = response
-        self._held += _size(response)
+    def add(self, identity: str, stored: Stored) -> bool:
+        """Keep it, in place of what had this id, if it is not larger than all of the store."""
+        self.delete(identity)
+        size = stored.size
+        if size > self._capacity or not self._capacity:
+            return False
+        self._stored[identity] = stored, size
+        self._held += size
         while self._held > self._capacity:
-            _, oldest = self._responses.popitem(last=False)
-            self._held -= _size(oldest)
+            _, (_, freed) = self._stored.popitem(last=False)
+            self._held -= freed
+        return True
 
-    def get(self, identity: str) -> StoredResponse | None:
-        """A response that is still there."""
-        response = self._responses.get(identity)
-        if response is not None:
-            self._responses.move_to_end(identity)
-        return response
+    def get(self, identity: str, kind: type[T]) -> T | None:
+        """What is still there of this id and kind."""
+        stored, _ = self._stored.get(identity, (None, 0))
+        if not isinstance(stored, kind):
+            return None
+        self._stored.move_to_end(identity)
+        return stored
 
     def delete(self, identity: str) -> bool:
-        """Forget a response; False if it is not there."""
-        response = self._responses.pop(identity, None)
-        if response is not None:
-            self._held -= _size(response)
-        return response is not None
+        """Forget it; False if it is not there."""
+        _, size = self._stored.pop(identity, (None, None))
+        self._held -= size or 0
+        return size is not None
 
 
-RESPONSES = web.AppKey("responses", ResponseStore)
-
-
-def _size(response: StoredResponse) -> int:
-    return len(response.body) + len(response.conversation)
+STORE = web.AppKey("response_store", ResponseStore)

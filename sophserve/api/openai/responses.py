@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import msgspec
 from aiohttp import web
 
 from sophserve.api.generation.answer_pump import Reply, send_answer
@@ -13,13 +12,16 @@ from sophserve.api.generation.chat import Chat, prompt_length
 from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import LEFT_OUT, WITHOUT_EFFECT, json_response, read_body, warn_of, warn_unknown
-from sophserve.api.http.errors import ApiError
-from sophserve.api.http.json_pieces import pieces
+from sophserve.api.http.event_stream import send_events
+from sophserve.api.http.json_pieces import pieces, respond_json
 from sophserve.api.http.request_record import current_record
 from sophserve.api.http.upload import MAX_BODY_BYTES
+from sophserve.api.openai.background import BACKGROUND
+from sophserve.api.openai.conversations import find_conversation
+from sophserve.api.openai.kept_items import Items, items_of, kept_items, size_of
 from sophserve.api.openai.response_input import InputRequest, ResponsesRequest, conversation_of, function_tools
 from sophserve.api.openai.response_output import ResponseWriter
-from sophserve.api.openai.response_store import RESPONSES, ResponseStore, StoredResponse, joined, messages_of
+from sophserve.api.openai.response_store import STORE, Conversation, ResponseStore, StoredResponse
 from sophserve.errors import RequestError
 
 _SAME_NAME = [name for name in ResponsesRequest.__struct_fields__ if name in ChatRequest.__struct_fields__]
@@ -28,6 +30,13 @@ _SAME_NAME = [name for name in ResponsesRequest.__struct_fields__ if name in Cha
 async def create_response(request: web.Request) -> web.StreamResponse:
     """Answer a conversation, which may go on from an answer that is stored."""
     body, unknown = await read_body(request, ResponsesRequest)
+    if body.background:
+        if body.store is False:
+            raise RequestError("background needs store: the response is asked for by its id later", "background")
+        response = await request.app[BACKGROUND].start(body)
+        if response.log:
+            return await send_events(request, response.log.follow(0), warn_unknown(unknown))
+        return await respond_json(request, response.writer.whole(), warn_unknown(unknown))
     async with response_answer(request.app, body) as reply:
         return await send_answer(request, reply, body.stream, warn_unknown(unknown))
 
@@ -35,47 +44,33 @@ async def create_response(request: web.Request) -> web.StreamResponse:
 @asynccontextmanager
 async def response_answer(app: web.Application, body: ResponsesRequest) -> AsyncIterator[Reply]:
     """The answer to a conversation, which is stored unless that is not wanted. See Begin."""
-    served, responses = app[SERVED_MODEL], app[RESPONSES]
+    served, store = app[SERVED_MODEL], app[STORE]
     model = served.check_model(body.model)
-    if body.background:
-        raise RequestError("background is not supported; leave it out and wait for the answer", "background")
     _check_supported(body)
     idle = {"text.verbosity": body.text and body.text.verbosity, "truncation": body.truncation == "auto"}
     warn_of(WITHOUT_EFFECT, [name for name, given in idle.items() if given])
-    before = _stored(responses, body.previous_response_id)
-    chat, conversation = await served.texts.run(lambda: _chat_of(served, body, before))
+    before = _before(store, body)
+    chat, new = await served.texts.run(lambda: _chat_of(served, body, before))
     async with served.admitted(1, body.timeout):
         generation = await chat.generation("resp_")
-        writer = ResponseWriter(chat, model, body, generation, served.tokenizer)
+        writer = ResponseWriter(chat, model, body, before | new, generation, served.tokenizer)
 
         def record() -> StoredResponse:
-            said = msgspec.json.encode([writer.said()])
-            return StoredResponse(b"".join(pieces(writer.whole())), joined(conversation, said))
+            return StoredResponse(b"".join(pieces(writer.whole())), writer.given, writer.said())
 
-        async def store() -> None:
+        async def finish() -> None:
             # Before the last event goes out, as the client may go on at once.
+            size = size_of(writer.given) + sum(len(part.text) for part in writer.parts)
+            stored = await served.texts.run(record, size)
             if body.store is not False:
-                size = len(conversation) + sum(len(part.text) for part in writer.parts)
-                responses.add(writer.id, await served.texts.run(record, size))
+                store.add(writer.id, stored)
+            conversation = body.conversation_id and store.get(body.conversation_id, Conversation)
+            if conversation and writer.status in ("completed", "incomplete"):
+                conversation.items |= new | stored.said
+                store.add(conversation.id, conversation)
 
-        yield Reply(generation, writer, store)
-
-
-async def get_response(request: web.Request) -> web.Response:
-    """A response that is stored."""
-    identity = request.match_info["id"]
-    stored = request.app[RESPONSES].get(identity)
-    if stored is None:
-        raise _not_found(identity)
-    return web.Response(body=stored.body, content_type="application/json")
-
-
-async def delete_response(request: web.Request) -> web.Response:
-    """Forget a response."""
-    identity = request.match_info["id"]
-    if not request.app[RESPONSES].delete(identity):
-        raise _not_found(identity)
-    return json_response({"id": identity, "object": "response", "deleted": True})
+        keep = body.store is not False or body.conversation_id
+        yield Reply(generation, writer, finish if keep else None)
 
 
 async def count_input_tokens(request: web.Request) -> web.Response:
@@ -84,10 +79,10 @@ async def count_input_tokens(request: web.Request) -> web.Response:
     body, unknown = await read_body(request, InputRequest)
     served.check_model(body.model)
     _check_supported(body)
-    before = _stored(request.app[RESPONSES], body.previous_response_id)
+    before = _before(request.app[STORE], body)
 
     def work() -> int:
-        chat = _as_chat(body, messages_of(before) + conversation_of(body.input))
+        chat = _as_chat(body, _messages(before, body))
         chat.chat_template_kwargs = body.chat_template_kwargs
         return prompt_length(served, chat)
 
@@ -97,47 +92,55 @@ async def count_input_tokens(request: web.Request) -> web.Response:
 
 
 def _check_supported(body: InputRequest) -> None:
-    """Raise RequestError for what is kept by OpenAI's servers only, and name the tools that are no functions, most of
+    """Raise RequestError for prompts, which OpenAI's servers keep, and name the tools that are no functions, most of
     which only they can run."""
-    for name in ("prompt", "conversation"):
-        if getattr(body, name):
-            raise RequestError(f"{name} is not supported; send its text as input", name, "unsupported_parameter")
+    if body.prompt:
+        raise RequestError("prompt is not supported; send its text as input", "prompt", "unsupported_parameter")
     warn_of(LEFT_OUT, [kind for tool in body.tools or [] if (kind := str(tool.get("type"))) != "function"])
 
 
-def _chat_of(served: ServedModel, body: ResponsesRequest, before: bytes) -> tuple[Chat, bytes]:
-    """The request as chat completions have it, and the conversation that its answer is stored with. Raises
+def _chat_of(served: ServedModel, body: ResponsesRequest, before: Items) -> tuple[Chat, Items]:
+    """The request as chat completions have it, and what it adds to the items before, as it is kept. Raises
     RequestError."""
-    said = conversation_of(body.input)
-    stored = joined(before, msgspec.json.encode(said)) if body.store is not False else b""
-    chat = _as_chat(body, messages_of(before) + said)
+    kept = kept_items(body.input, before) if body.store is not False or body.conversation else {}
+    chat = _as_chat(body, _messages(before, body))
     for name in set(_SAME_NAME) - {"model", "tools", "tool_choice"}:
         setattr(chat, name, getattr(body, name))
     if body.text and body.text.format:
         chat.response_format = body.text.format.response_format()
     if body.wants_logprobs:
         chat.logprobs = True
-    return Chat(served, chat, body.max_output_tokens), stored
+    return Chat(served, chat, body.max_output_tokens), kept
 
 
-def _stored(responses: ResponseStore, identity: str | None) -> bytes:
-    """The conversation so far, without the instructions, which hold for one answer only. Raises RequestError."""
-    if identity is None:
-        return b"[]"
-    stored = responses.get(identity)
-    if stored is None:
-        raise RequestError(
-            f"the previous response {identity!r} is not stored any more; send the whole conversation as input",
-            "previous_response_id",
-            "previous_response_not_found",
-        )
+def _messages(before: Items, body: InputRequest) -> list[Message]:
+    """The whole conversation. Raises RequestError."""
+    return conversation_of(items_of(before)) + conversation_of(body.input)
+
+
+def _before(store: ResponseStore, body: InputRequest) -> Items:
+    """What a request goes on from, without the instructions, which hold for one answer only. Raises RequestError."""
+    previous, conversation = body.previous_response_id, body.conversation_id
+    if previous and conversation:
+        raise RequestError("previous_response_id and conversation exclude each other; send one of them", "conversation")
+    if previous:
+        response = store.get(previous, StoredResponse)
+        if response is None:
+            raise RequestError(
+                f"the previous response {previous!r} is not stored any more; send the whole conversation as input",
+                "previous_response_id",
+                "previous_response_not_found",
+            )
+        items = response.given | response.said
+    elif conversation:
+        items = find_conversation(store, conversation).items.copy()
+    else:
+        return {}
     record = current_record.get()
-    record.body_bytes += len(stored.conversation)
+    record.body_bytes += size_of(items)
     if record.body_bytes > MAX_BODY_BYTES:
-        raise RequestError(
-            f"the conversation has more than {MAX_BODY_BYTES >> 20} MiB; begin a new one", "previous_response_id"
-        )
-    return stored.conversation
+        raise RequestError(f"the conversation has more than {MAX_BODY_BYTES >> 20} MiB; begin a new one", "input")
+    return items
 
 
 def _as_chat(body: InputRequest, conversation: list[Message]) -> ChatRequest:
@@ -159,7 +162,3 @@ def _one_system_message(messages: list[Message]) -> list[Message]:
         if message.content
     ]
     return [Message("system", "\n\n".join(texts)), *messages[count:]] if count > 1 else messages
-
-
-def _not_found(identity: str) -> ApiError:
-    return ApiError(404, f"there is no response {identity!r}; it was not stored, or is forgotten", code="not_found")
