@@ -140,7 +140,7 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         str, Meta(description="for all answers that clients do not read; who holds most is cut off")
     ] = "64MiB"
     response_store_memory: Annotated[
-        str, Meta(description="how much to keep of the answers of /v1/responses, which clients can go on from")
+        str, Meta(description="how much to keep of responses and conversations, which clients can go on from")
     ] = "64MiB"
     pooling: Annotated[
         Literal["auto", "last", "mean"],

@@ -184,12 +184,9 @@ class ResponseWriter(PartWriter):
 
     def _status_of(self, part: Part) -> str:
         """Of an item that is done: a call may have been broken off, and of the others the last one."""
-        last = part is self.parts[-1]
-        if part.kind == "call":
-            cut = part.broken is not None or (last and self.status in ("cancelled", "failed"))
-        else:
-            cut = last and self.status != "completed"
-        return "incomplete" if cut else "completed"
+        ends = {"cancelled", "failed"} if part.kind == "call" else {"cancelled", "failed", "incomplete"}
+        cut = part is self.parts[-1] and self.status in ends
+        return "incomplete" if cut or part.broken is not None else "completed"
 
     def _item(self, part: Part, status: str) -> Item:
         item: Item = {"id": _id(part), "status": status}
