@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -27,7 +28,10 @@ from sophserve.preflight import check
 from sophserve.profile_format import ProfileOptions
 from sophserve.sampling import SamplingParams, sampling_defaults
 from sophserve.text.chat_template import ChatTemplate
+from sophserve.text.json_schema import prepared_form
 from sophserve.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 Prompt = str | list[int]
 Message = dict[str, Any]
@@ -174,6 +178,10 @@ class AsyncLLM:
         """The same object after each step, with what is there by then."""
         # A copy: what a caller changes in its own later does not matter here.
         params = msgspec.structs.replace(sampling_params or self.default_sampling_params())
+        if params.structured:
+            params.structured, not_kept = prepared_form(params.structured)
+            if not_kept:
+                log.warning("not kept to: %s", ", ".join(not_kept))
         answers = _Answers(request_id or uuid4().hex, *prompt, params.n, self.tokenizer)
         _, token_ids = prompt
         self.engine.check(token_ids, params)

@@ -15,11 +15,12 @@ from sophserve.api.generation.run import Generation
 from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.generation.structured_output import check_structured
 from sophserve.api.generation.tools import Function, ToolUse, reasoning_parser
+from sophserve.api.http.body import NOT_KEPT, warn_of
 from sophserve.api.http.request_record import name_request
 from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.answer_events import AnswerParser, Event
-from sophserve.text.json_size import check_json
+from sophserve.text.json_schema import prepared
 from sophserve.text.reasoning import ReasoningParser
 from sophserve.text.tool_grammar import ToolGrammar
 from sophserve.text.tool_parser import ToolParser
@@ -97,22 +98,22 @@ class Chat:
         text, of which there is none where calls are demanded. Raises ValueError."""
         use, served = self._use, self._served
         functions = use.forced or list(use.functions.values())
-        schemas = {function.name: _schema(function) for function in functions}
         strict = None if use.forced else [function.name for function in functions if function.strict]
+        of_json = structured is not None and structured.kind in ("json_object", "json_schema")
+        if not (use.forced or of_json or (not structured and (strict or use.limited))):
+            return structured
+        schemas = {each.name: _schema(each, strict is None or each.name in strict) for each in functions}
         thinking = self._reasoning if self._thinking is None else None
         template = served.chat_template.source(with_tools=True)
         grammar = ToolGrammar(parser, template, served.tokenizer, schemas, strict, thinking)
         if use.forced:
             return StructuredOutput("lark", grammar.demanded(use.choice == "required" and use.parallel))
-        if structured and structured.kind in ("json_object", "json_schema"):
-            check_json(structured.value.encode())
+        if structured:
             schema = json.loads(structured.value or '{"type": "object"}')
             if not isinstance(schema, dict | bool):
                 raise ValueError("the form of the answer is no JSON schema, which is an object or a boolean")
             return StructuredOutput("lark", grammar.or_json(use.parallel, schema))
-        if not structured and (strict or use.limited):
-            return StructuredOutput("lark", grammar.free(use.parallel))
-        return structured
+        return StructuredOutput("lark", grammar.free(use.parallel))
 
     def _way_out(self, structured: StructuredOutput | None) -> str:
         if self._use.forced:
@@ -155,5 +156,9 @@ def _logprobs(body: ChatRequest) -> int | None:
     return None
 
 
-def _schema(function: Function) -> dict[str, Any]:
-    return {"type": "object"} | (function.parameters or {"properties": {}})
+def _schema(function: Function, kept: bool) -> dict[str, Any]:
+    """Of its arguments. kept: whether they are kept to it. Raises ValueError."""
+    schema, not_kept = prepared({"type": "object"} | (function.parameters or {"properties": {}}), function.name)
+    if kept:
+        warn_of(NOT_KEPT, not_kept)
+    return schema

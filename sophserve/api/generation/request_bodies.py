@@ -27,10 +27,11 @@ class NamedSchema(msgspec.Struct):
 
 
 class ResponseFormat(msgspec.Struct):
-    """type "text", "json_object" or "json_schema", the last one with its schema."""
+    """type "text", "json_object" or "json_schema", the last one with its schema. schema: llama.cpp's place for it."""
 
     type: str
     json_schema: NamedSchema | None = None
+    schema: dict[str, Any] | None = None
 
 
 class OutputFormat(msgspec.Struct):

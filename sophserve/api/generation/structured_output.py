@@ -8,19 +8,23 @@ from typing import Any
 import msgspec
 
 from sophserve.api.generation.request_bodies import GenerationRequest, ResponseFormat
+from sophserve.api.http.body import NOT_KEPT, warn_of
 from sophserve.api.http.request_record import current_record
 from sophserve.engine.engine import Engine
 from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams, StructuredOutput
+from sophserve.text.json_schema import prepared_form
+
+_FIELDS = ("json", "regex", "choice", "grammar", "json_object")
 
 
 def structured_output(body: GenerationRequest) -> StructuredOutput | None:
     """What the answer is to be kept to. Raises RequestError if that is not one thing."""
     asked = list(_asked(body))
     if len(asked) > 1:
-        names = " and ".join(name for name, _ in asked)
+        names = " and ".join(name for name, _, _ in asked)
         raise RequestError(f"{names} exclude each other; give one", asked[1][0])
-    return asked[0][1] if asked else None
+    return _constraint(*asked[0]) if asked else None
 
 
 async def check_structured(engine: Engine, body: GenerationRequest, params: SamplingParams) -> None:
@@ -28,34 +32,39 @@ async def check_structured(engine: Engine, body: GenerationRequest, params: Samp
     try:
         await engine.compile(params.structured, current_record.get().client)
     except RequestError as error:
-        name = next((name for name, _ in _asked(body)), "tools")  # whose calls may be demanded
+        name = next((name for name, _, _ in _asked(body)), "tools")  # whose calls may be demanded
         raise RequestError(str(error), name, error.code) from None
 
 
-def _asked(body: GenerationRequest) -> Iterator[tuple[str, StructuredOutput]]:
-    """The fields that hold a constraint."""
-    if body.response_format and (structured := _of_format(body.response_format)):
-        yield "response_format", structured
+def _asked(body: GenerationRequest) -> Iterator[tuple[str, str, Any]]:
+    """The fields that hold a constraint: the name of each, what it is called within structured_outputs, its value."""
+    if body.response_format and (asked := _of_format(body.response_format)):
+        yield "response_format", *asked
     for name in ("structured_outputs", "guided_decoding"):
         if (group := getattr(body, name)) is not None:
             if group.structural_tag is not None:
                 raise RequestError(f"{name}.structural_tag is not supported; use another field of it", name)
-            for field in ("json", "regex", "choice", "grammar", "json_object"):
-                if (value := getattr(group, field)) not in (None, False):
-                    yield f"{name}.{field}", _constraint(field, value)
+            given = {field: value for field in _FIELDS if (value := getattr(group, field)) is not None}
+            if not given:
+                raise RequestError(f"{name} has no constraint; give one of {', '.join(_FIELDS)}", name)
+            for field, value in given.items():
+                if value is not False:
+                    yield f"{name}.{field}", field, value
     for field in ("json", "regex", "choice", "grammar"):
         if (value := getattr(body, f"guided_{field}")) is not None:
-            yield f"guided_{field}", _constraint(field, value)
+            yield f"guided_{field}", field, value
 
 
-def _of_format(wanted: ResponseFormat) -> StructuredOutput | None:
+def _of_format(wanted: ResponseFormat) -> tuple[str, Any] | None:
     match wanted.type:
         case "text":
             return None
+        case "json_object" | "json_schema" if wanted.schema is not None:
+            return "json", wanted.schema
         case "json_object":
-            return StructuredOutput("json_object")
+            return "json_object", True
         case "json_schema" if wanted.json_schema:
-            return _constraint("json", wanted.json_schema.schema)
+            return "json", wanted.json_schema.schema
         case "json_schema":
             raise RequestError(
                 'response_format of type json_schema needs "json_schema": {"name": ..., "schema": ...}',
@@ -66,11 +75,16 @@ def _of_format(wanted: ResponseFormat) -> StructuredOutput | None:
     )
 
 
-def _constraint(field: str, value: Any) -> StructuredOutput:
+def _constraint(name: str, field: str, value: Any) -> StructuredOutput:
     match field:
         case "json":
-            schema = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-            return StructuredOutput("json_schema", schema)
+            text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+            try:
+                form, not_kept = prepared_form(StructuredOutput("json_schema", text))
+            except RequestError as error:
+                raise RequestError(f"{name}: {error}", name) from None
+            warn_of(NOT_KEPT, not_kept)
+            return form
         case "choice":
             return StructuredOutput("choice", msgspec.json.encode(value).decode())
         case "regex":

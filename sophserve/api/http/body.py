@@ -59,6 +59,7 @@ _UNSUPPORTED = frozenset(
 )
 WITHOUT_EFFECT = "without effect"
 LEFT_OUT = "tools of types that are not supported were left out"
+NOT_KEPT = "not kept to"
 _LONGEST_NAME = 64
 _MOST_FIELDS = 10_000
 _NEUTRAL: dict[str, Any] = {"best_of": 1, "modalities": ["text"]}

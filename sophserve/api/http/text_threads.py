@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -48,7 +50,8 @@ class TextThreads:
             rank += self._pending[owner]
             self._pending[owner] += size
         try:
-            return await asyncio.wrap_future(lane.submit(rank, work))
+            # Within the context of the request, whose record takes warnings.
+            return await asyncio.wrap_future(lane.submit(rank, partial(copy_context().run, work)))
         finally:
             if owner:
                 self._pending[owner] -= size
