@@ -17,12 +17,16 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from, reg
 
 from sophserve.checkpoint import end_token_ids as end_token_ids_of
 from sophserve.errors import RequestError
+from sophserve.grammar.dead_ends import MOST_PLACES, dead_end
+from sophserve.grammar.number_bound import DIGITS, FOLLOWING, MOST_DIGITS, NumberBound, digits_behind
+from sophserve.grammar.patterns import merged_lark, merged_schema, schemas_in
 from sophserve.sampling import StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
 
 _LIMITS = LLParserLimits(max_grammar_size=100_000, max_lexer_states=50_000, verbose_errors=False)
 # A space, or a new line with its indentation. Unbounded, a model that likes blanks would never end.
 _JSON_OPTIONS: Any = {"whitespace_pattern": r" |\n {0,24}|\n\t{0,6}", "whitespace_flexible": True, "lenient": False}
+_WITHOUT_BLANKS: Any = {"whitespace_flexible": False, "lenient": False}
 
 
 class Vocabulary:
@@ -96,6 +100,8 @@ class GrammarCompiler:
         self.vocabulary = Vocabulary(tokenizer, vocab_size, ends)
         self.tokens = LLTokenizer(self.vocabulary, n_vocab=vocab_size, eos_token=ends)  # type: ignore[arg-type]
         self.end_token_ids = frozenset(ends)
+        special = bits(self.vocabulary.special_token_ids) | bits(ends)
+        self.numbers = NumberBound(self._beginning(DIGITS), self._beginning(FOLLOWING) | special)
 
     @classmethod
     def from_directory(cls, directory: Path, vocab_size: int) -> GrammarCompiler:
@@ -113,7 +119,7 @@ class GrammarCompiler:
         return matcher
 
     def try_out(self, structured: StructuredOutput, count: int) -> None:
-        """Follow the grammar for as many tokens. Raises RequestError where that does not work."""
+        """Follow the grammar for as many tokens, and look for dead ends. Raises RequestError for what does not work."""
         grammar = AnswerGrammar(self, msgspec.structs.replace(structured, after=None), [])
         output: list[int] = []
         for _ in range(count):
@@ -122,6 +128,16 @@ class GrammarCompiler:
             if first in self.end_token_ids:
                 break
             output.append(first)
+        explored = _explored(structured)
+        for grammar_text in explored:
+            found = dead_end(grammar_text, _LIMITS, MOST_PLACES // len(explored))
+            if found is not None:
+                text = found.decode(errors="replace")
+                raise RequestError(f"the {structured.kind} cannot be applied: nothing fits it behind {text!r}")
+
+    def _beginning(self, first: bytes) -> int:
+        """The mask of the tokens that begin with one of these bytes."""
+        return bits(index for index, text in enumerate(self.vocabulary.tokens) if text and text[0] in first)
 
 
 class AnswerGrammar:
@@ -140,6 +156,8 @@ class AnswerGrammar:
         self._awaited = (structured.after or "").encode()
         self._seen = b""
         self._ends = frozenset(end_token_ids)
+        self._has_numbers = structured.kind in ("json_object", "json_schema") or "%json" in structured.value
+        self._digits = 0  # that the answer ends in
         self._taken = 0
         self._complete = False
 
@@ -156,6 +174,8 @@ class AnswerGrammar:
         mask = self._matcher.compute_bitmask()[: -(-size // 32) * 4]  # it may have room for one token more
         if self._matcher.is_error():
             raise RequestError(f"the grammar cannot be followed any further: {_reason(self._matcher)}")
+        if self._has_numbers and self._digits >= MOST_DIGITS:
+            mask = as_mask(self._compiler.numbers.ended(int.from_bytes(mask, "little")), size)
         more = self._ends - self._compiler.end_token_ids
         if more and self._matcher.is_accepting():
             mask = as_mask(int.from_bytes(mask, "little") | bits(more), size)
@@ -169,6 +189,7 @@ class AnswerGrammar:
         elif token_id in self._ends and self._matcher.is_accepting():
             self._complete = True
         else:
+            self._digits = digits_behind(self._digits, self._compiler.vocabulary.tokens[token_id])
             self._matcher.consume_token(token_id)
 
     def _await(self, token_id: int) -> None:
@@ -197,23 +218,36 @@ def as_mask(mask: int, vocab_size: int) -> bytes:
     return mask.to_bytes(-(-vocab_size // 32) * 4, "little")
 
 
-def _grammar(structured: StructuredOutput) -> str:
-    """In llguidance's own words. Raises RequestError for what is not even well-formed."""
+def _grammar(structured: StructuredOutput, blanks: bool = True) -> str:
+    """In llguidance's own words. blanks: whether a JSON text may have them. Raises RequestError for what is not even
+    well-formed."""
     value = structured.value
+    options = _JSON_OPTIONS if blanks else _WITHOUT_BLANKS
     try:
         match structured.kind:
             case "json_object":
-                return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON_OPTIONS)
+                return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=options)
             case "json_schema":
-                return LLMatcher.grammar_from_json_schema(value, overrides=_JSON_OPTIONS)
+                return LLMatcher.grammar_from_json_schema(merged_schema(value), overrides=options)
             case "regex":
                 return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(value, 'd')}/")
             case "choice":
                 return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, _choices(value))))
             case "lark":
-                return grammar_from("grammar", value)
+                return grammar_from("grammar", merged_lark(value))
     except ValueError as error:
         raise RequestError(f"the {structured.kind} cannot be read: {error}") from None
+
+
+def _explored(structured: StructuredOutput) -> list[str]:
+    """In what dead ends are looked for: the grammar, or the schemas in it where it has special tokens."""
+    match structured.kind:
+        case "lark" if "<[" in structured.value:
+            schemas = map(json.dumps, schemas_in(merged_lark(structured.value)))
+            return [LLMatcher.grammar_from_json_schema(each, overrides=_WITHOUT_BLANKS) for each in schemas]
+        case "lark" | "json_schema":
+            return [_grammar(structured, blanks=False)]
+    return []  # those of one lexeme have none
 
 
 def _choices(value: str) -> list[str]:
