@@ -36,8 +36,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     a space before them. allowed_token_ids: the only tokens that may be chosen. shown_token_ids: special tokens that
     stay in the text although skip_special_tokens hides the others. logprobs, prompt_logprobs: how many
     most probable tokens to report besides the chosen one, None for no logprobs. seed: the same seed and prompt give
-    the same answer under any load; None draws one. structured: a form that the answer is kept to; where the other
-    parameters leave no token that fits it they yield.
+    the same answer under any load; None draws one. structured: a form that the answer is kept to, and that ends it once
+    it is complete. Where other parameters leave no token that fits it, the request fails.
     """
 
     n: int = 1

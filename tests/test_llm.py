@@ -270,9 +270,11 @@ def structured(kind: Any, value: str = "", **more: Any) -> SamplingParams:
 def test_structured_output(llm: LLM) -> None:
     schema = {
         "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 999}},
+        "properties": {
+            "name": {"type": "string", "maxLength": 8, "format": "password"},  # which nothing is known of
+            "age": {"type": "integer", "maximum": 999},
+        },
         "required": ["name", "age"],
-        "additionalProperties": False,
     }
     params = [structured("json_schema", json.dumps(schema), n=3, seed=seed) for seed in range(4)]
     results = llm.generate([PROMPTS[0]] * 4, params, use_tqdm=False)
@@ -287,8 +289,8 @@ def test_structured_output(llm: LLM) -> None:
         llm.generate("a", structured("json_schema", '{"not": {}}'), use_tqdm=False)
 
 
-def test_the_grammar_wins(llm: LLM) -> None:
-    """Whatever else a request rules out, an answer keeps to its form and ends."""
+def test_a_form_and_what_else_a_request_rules_out(llm: LLM) -> None:
+    """It is kept to, or an error; what only changes probabilities, or where an answer ends, gives way."""
 
     def answer(**more: Any) -> CompletionOutput:
         [output] = llm.generate("a", structured("choice", '["ab", "abcabc"]', **more), use_tqdm=False)[0].outputs
@@ -298,10 +300,7 @@ def test_the_grammar_wins(llm: LLM) -> None:
     [letter] = llm.tokenizer.encode("a")
     biased = {letter: -100.0, 2: -100.0, 0: -100.0}
     for more in (
-        {"min_tokens": 100},
         {"ignore_eos": True},
-        {"bad_words": ["a", "ab", "abcabc", "b", "c"]},
-        {"allowed_token_ids": [300]},
         {"logit_bias": biased, "temperature": 0},
         {"logit_bias": biased, "top_p": 0.01, "min_p": 1, "repetition_penalty": 100, "presence_penalty": 2},
         {"top_k": 1, "temperature": 100, "skip_special_tokens": False},
@@ -310,6 +309,16 @@ def test_the_grammar_wins(llm: LLM) -> None:
         output = answer(**more)
         assert output.text in ("ab", "abcabc", ""), more
         assert output.text or "stop_token_ids" in more
+    excluding: list[dict[str, Any]] = [
+        {"min_tokens": 100},
+        {"bad_words": ["a", "ab", "abcabc", "b", "c"]},
+        {"allowed_token_ids": [300]},
+        {"allowed_token_ids": [letter], "bad_words": ["a"]},
+    ]
+    for more in excluding:
+        names = " and ".join(sorted(more))
+        with pytest.raises(RequestError, match=rf"\(choice\) and {names} exclude each other"):
+            answer(**more)
     # As far as the grammar leaves a choice, the others count.
     assert {answer(min_tokens=4, seed=seed).text for seed in range(10)} == {"abcabc"}
     assert {answer(ignore_eos=True, seed=seed).text for seed in range(10)} == {"abcabc"}

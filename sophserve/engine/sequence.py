@@ -127,8 +127,7 @@ class Sequence:
     def _add_token(self, delta: OutputDelta, token_id: int, count: int) -> None:
         """Add the text of the output's count-th token, and see whether the sequence ends with it."""
         request, params = self.request, self.request.params
-        # A grammar that is complete ends the answer, however short it is.
-        if token_id in request.end_token_ids and (count >= params.min_tokens or params.structured):
+        if token_id in request.end_token_ids and count >= params.min_tokens:
             delta.finish_reason = "stop"
             if token_id in params.stop_token_ids:
                 delta.stop_reason = token_id

@@ -7,16 +7,17 @@ import threading
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from llguidance import LLMatcher
 
 from sophserve.errors import RequestError
-from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler, as_mask, bits
+from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler, as_mask
 from sophserve.sampling import SamplingParams, StructuredOutput
 
 # Compiled grammars that are kept.
@@ -37,6 +38,9 @@ class Restrictions(Protocol):
 
     def banned(self) -> array[int]:
         """Tokens, int64, that may not be chosen next."""
+
+    def narrowed(self, mask: bytes, form: str = "") -> bytes:
+        """A mask without what is ruled out. form: what gave it. Raises RequestError where nothing is left."""
 
 
 class FollowedRequest(Protocol):
@@ -116,11 +120,19 @@ class GrammarMasks:
                 result.missing.add(row)
                 continue
             states[row].mask = None
-            try:
-                result.masks[row] = mask.result()
-            except RequestError as error:
-                result.errors[row] = str(error)
+            self._note(result, row, mask.result)
+        for row, state in enumerate(states):
+            rules = state.rules
+            if row not in rows and rules.allowed is not None and rules.banned():
+                self._note(result, row, partial(rules.narrowed, rules.allowed))
         return result
+
+    def _note(self, result: RowMasks, row: int, mask: Callable[[], bytes]) -> None:
+        try:
+            result.masks[row] = mask()
+        except RequestError as error:
+            result.errors[row] = str(error)
+            result.masks[row] = as_mask((1 << self._vocab_size) - 1, self._vocab_size)  # what is chosen is not used
 
     def _begin(self, state: FollowedRequest, structured: StructuredOutput) -> Future[bytes]:
         mask: Future[bytes] = Future()
@@ -146,21 +158,13 @@ class GrammarMasks:
                 ends = state.end_token_ids
                 state.grammar = AnswerGrammar(self._compiler.result(), state.params.structured, ends, matcher)
             assert state.grammar is not None
-            found = self._restricted(state.grammar.mask(state.tokens[state.prompt_length :]), state)
+            fitting = state.grammar.mask(state.tokens[state.prompt_length :])
+            assert state.params.structured is not None
+            found = state.rules.narrowed(fitting, f"the form of the answer ({state.params.structured.kind})")
             state.slow_masks = time.monotonic() - begin > _SLOW_SECONDS
             mask.set_result(found)
         except BaseException as error:
             mask.set_exception(error)
-
-    def _restricted(self, mask: bytes, state: FollowedRequest) -> bytes:
-        """Without what the request rules out besides, as far as that leaves a choice: the grammar wins."""
-        banned, allowed = state.rules.banned(), state.rules.allowed
-        if not banned and allowed is None:
-            return mask
-        wanted = int.from_bytes(mask, "little") & ~bits(banned)
-        if allowed is not None:
-            wanted &= int.from_bytes(allowed, "little")
-        return as_mask(wanted, self._vocab_size) if wanted else mask
 
 
 def _compile(compiler: Future[GrammarCompiler], structured: StructuredOutput) -> _Compiled:

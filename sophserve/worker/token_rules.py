@@ -5,6 +5,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 
+from sophserve.errors import RequestError
+from sophserve.grammar.compiler import as_mask, bits
 from sophserve.link.messages import AddedRequest
 
 
@@ -17,6 +19,7 @@ class TokenRules:
 
     def __init__(self, added: AddedRequest, vocab_size: int) -> None:
         params = added.params
+        self._vocab_size = vocab_size
         self.allowed = None if added.allowed is None else padded_mask(added.allowed, vocab_size)
         self.bias_ids = array("q", params.logit_bias.keys())
         self.bias_values = array("f", params.logit_bias.values())
@@ -37,6 +40,32 @@ class TokenRules:
         """Tokens, int64, that may not be chosen next: those that would end too early or complete a bad word."""
         banned = self._early if self._length < self._min_length else self._never
         return banned + array("q", self._words.banned()) if self._words else banned
+
+    def narrowed(self, mask: bytes, form: str = "") -> bytes:
+        """A mask without the tokens that may not be chosen next. form: what gave it, which is over where only an end
+        can follow. Raises RequestError where nothing is left."""
+        banned = self.banned()
+        if not banned and self.allowed is None:
+            return mask
+        given = int.from_bytes(mask, "little")
+        wanted = given & ~bits(banned)
+        if self.allowed is not None:
+            wanted &= int.from_bytes(self.allowed, "little")
+        if not wanted and form and self._length >= self._min_length:
+            wanted = given & bits(self._early)
+        if not wanted:
+            names = " and ".join([form, *self._names()] if form else self._names())
+            raise RequestError(f"{names} exclude each other: no token is left that fits them all; change one of them")
+        return as_mask(wanted, self._vocab_size)
+
+    def _names(self) -> list[str]:
+        """Of the parameters that rule something out now."""
+        names = {
+            "allowed_token_ids": self.allowed is not None,
+            "bad_words": bool(self._words and list(self._words.banned())),
+            "min_tokens": self._length < self._min_length,
+        }
+        return [name for name, given in names.items() if given]
 
 
 class WordTrie:
