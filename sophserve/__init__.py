@@ -5,16 +5,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sophserve.llm import LLM, AsyncLLM, CompletionOutput, RequestOutput, profile
-    from sophserve.sampling import SamplingParams, StructuredOutput
+    from sophserve.sampling import SamplingParams, StructuredOutput, Thought
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutput", "profile"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutput",
+    "Thought",
+    "profile",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that the command line answers at once.
     if name == "__version__":
         return import_module("sophserve.version").VERSION
-    if name in ("SamplingParams", "StructuredOutput"):
+    if name in ("SamplingParams", "StructuredOutput", "Thought"):
         return getattr(import_module("sophserve.sampling"), name)
     if name in __all__:
         return getattr(import_module("sophserve.llm"), name)

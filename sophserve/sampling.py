@@ -19,13 +19,23 @@ class StructuredOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an answer must look like.
 
     value: the schema as JSON text, the regular expression, a JSON array of the choices, or a grammar in llguidance's
-    dialect of Lark or in GBNF; empty for json_object. after: a text such as "</think>" with whose generation the
-    constraint begins; None is at once.
+    dialect of Lark or in GBNF; empty for json_object.
     """
 
     kind: Literal["json_object", "json_schema", "regex", "choice", "lark"]
     value: str = ""
-    after: str | None = None
+
+
+class Thought(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model may think before it answers, and how that is marked. inside: the answer begins within it; otherwise
+    it begins with the opening mark where the model thinks at all. Raises ValueError for a thought without an end."""
+
+    opening: str
+    closing: str
+    inside: bool = False
+
+    def __post_init__(self) -> None:
+        _check(bool(self.closing), "closing", "a text of at least one character", repr(self.closing))
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
@@ -37,7 +47,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     stay in the text although skip_special_tokens hides the others. logprobs, prompt_logprobs: how many
     most probable tokens to report besides the chosen one, None for no logprobs. seed: the same seed and prompt give
     the same answer under any load; None draws one. structured: a form that the answer is kept to, and that ends it once
-    it is complete. Where other parameters leave no token that fits it, the request fails.
+    it is complete. Where other parameters leave no token that fits it, the request fails. thought: what comes before
+    the answer proper, which alone has that form and ends at texts of stop.
     """
 
     n: int = 1
@@ -64,6 +75,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     structured: StructuredOutput | None = None
+    thought: Thought | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -123,7 +135,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     @cached_property
     def for_worker(self) -> SamplingParams:
         """Without what the workers need not know, or are told otherwise."""
-        return msgspec.structs.replace(self, stop=[], bad_words=[], allowed_token_ids=None, shown_token_ids=[])
+        thought = self.thought if self.structured else None
+        return msgspec.structs.replace(
+            self, stop=[], bad_words=[], allowed_token_ids=None, shown_token_ids=[], thought=thought
+        )
 
 
 def sampling_defaults(generation_config: dict[str, Any]) -> dict[str, Any]:

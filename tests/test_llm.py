@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sophserve import LLM, AsyncLLM, CompletionOutput, SamplingParams, StructuredOutput
+from sophserve import LLM, AsyncLLM, CompletionOutput, SamplingParams, StructuredOutput, Thought
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import CheckpointError, ConfigError, RequestError, SophserveError
 from sophserve.llm import _Answers
@@ -180,6 +180,8 @@ def test_sampling_params_are_checked() -> None:
         SamplingParams(temperature=-1)
     with pytest.raises(ValueError, match=r"min_tokens must be at most max_tokens \(16\), got 20"):
         SamplingParams(min_tokens=20)
+    with pytest.raises(ValueError, match="closing must be a text of at least one character"):
+        Thought("<think>", "")
 
 
 def test_wrong_options(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -333,13 +335,14 @@ def test_a_grammar_that_grows_too_complex_on_the_way_fails_its_request_alone(llm
     assert re.fullmatch("[ab]{100}", llm.generate("a", other, use_tqdm=False)[0].outputs[0].text)
 
 
-def test_structured_after_a_text(llm: LLM) -> None:
+def test_structured_behind_a_thought(llm: LLM) -> None:
     [space] = llm.tokenizer.encode(" ")
     params = [
         SamplingParams(
             max_tokens=None,
             seed=seed,
-            structured=StructuredOutput("choice", '["fox"]', after=" "),
+            structured=StructuredOutput("choice", '["fox"]'),
+            thought=Thought("<", " ", inside=True),
             logit_bias={space: 4},
         )
         for seed in range(20)

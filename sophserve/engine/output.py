@@ -62,6 +62,8 @@ class OutputDelta(msgspec.Struct):
 
     logprobs: for each of token_ids the chosen token first, then the most probable ones in falling order.
     prompt_logprobs: with the first delta, one entry a prompt token, None for the first of them.
+    reasoning_tokens: how many of the tokens so far, beyond those that earlier deltas counted, belong to the thought
+    that params.thought describes, its marks included.
     queue_time: seconds that the sequence waited for its first step.
     stop_reason: the stop text or the stop token id that ended the sequence. error: what a sequence that could not go
     on raises at its reader.
@@ -74,5 +76,6 @@ class OutputDelta(msgspec.Struct):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
     queue_time: float = 0.0
     error: SophserveError | None = None

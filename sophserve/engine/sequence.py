@@ -12,6 +12,7 @@ from sophserve.engine.stream import LOGPROB_BYTES, TOKEN_BYTES, DeltaStream
 from sophserve.errors import RequestAborted, SophserveError
 from sophserve.link.messages import PromptLogprobs, SampledTokens
 from sophserve.text.detokenizer import IncrementalDetokenizer, StopTextBuffer
+from sophserve.text.thought import ThoughtSplitter
 from sophserve.text.tokenizer import Tokenizer
 
 
@@ -61,6 +62,9 @@ class Sequence:
             tokenizer, params.skip_special_tokens, params.spaces_between_special_tokens, params.shown_token_ids
         )
         self._stops = StopTextBuffer(params.stop, params.include_stop_str_in_output)
+        thought = params.thought
+        self._splitter = ThoughtSplitter(thought.opening, thought.closing, thought.inside) if thought else None
+        self._undecided = 0  # tokens that may turn out to be a thought's first ones
         self._prompt_logprobs = None if params.prompt_logprobs is None else PromptLogprobTable(len(request.prompt))
 
     @property
@@ -138,6 +142,8 @@ class Sequence:
             text = self._detokenizer.push([token_id])
         if delta.finish_reason:
             text += self._detokenizer.finish()
+        thought, text = self._split(delta, text)
+        delta.text += thought
         if count < params.min_tokens:
             delta.text += text
             return
@@ -148,3 +154,19 @@ class Sequence:
             delta.stop_reason = matched
         elif delta.finish_reason:
             delta.text += self._stops.finish()
+
+    def _split(self, delta: OutputDelta, text: str) -> tuple[str, str]:
+        """What one more token gives as a thought, which no stop text ends, and as the answer proper. Counts it."""
+        splitter = self._splitter
+        if splitter is None:
+            return "", text
+        before = splitter.place
+        thought, text = splitter.push(text)
+        if splitter.place == "before":
+            self._undecided += 1
+        elif splitter.place == "inside" or (thought and before != "closed"):
+            delta.reasoning_tokens += self._undecided + 1
+            self._undecided = 0
+        if delta.finish_reason:
+            text += splitter.finish()
+        return thought, text

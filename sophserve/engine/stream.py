@@ -48,6 +48,7 @@ def _add(waiting: OutputDelta, delta: OutputDelta) -> None:
     """In place: a long answer that nobody reads must not be copied for each of its tokens."""
     waiting.text += delta.text
     waiting.token_ids += delta.token_ids
+    waiting.reasoning_tokens += delta.reasoning_tokens
     if waiting.logprobs is None:
         waiting.logprobs = delta.logprobs
     elif delta.logprobs is not None:

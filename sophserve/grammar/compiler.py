@@ -12,15 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from, regex_to_lark
 
 from sophserve.checkpoint import end_token_ids as end_token_ids_of
 from sophserve.errors import RequestError
 from sophserve.grammar.dead_ends import MOST_PLACES, dead_end
+from sophserve.grammar.masks import as_mask, bits
 from sophserve.grammar.number_bound import DIGITS, FOLLOWING, MOST_DIGITS, NumberBound, digits_behind
 from sophserve.grammar.patterns import merged_lark, merged_schema, schemas_in
-from sophserve.sampling import StructuredOutput
+from sophserve.grammar.thought_tokens import MOST_BLANKS, ThoughtTokens
+from sophserve.sampling import StructuredOutput, Thought
+from sophserve.text.thought import ThoughtSplitter
 from sophserve.text.tokenizer import Tokenizer
 
 _LIMITS = LLParserLimits(max_grammar_size=100_000, max_lexer_states=50_000, verbose_errors=False)
@@ -102,6 +104,7 @@ class GrammarCompiler:
         self.end_token_ids = frozenset(ends)
         special = bits(self.vocabulary.special_token_ids) | bits(ends)
         self.numbers = NumberBound(self._beginning(DIGITS), self._beginning(FOLLOWING) | special)
+        self._thoughts: dict[tuple[str, str], ThoughtTokens] = {}
 
     @classmethod
     def from_directory(cls, directory: Path, vocab_size: int) -> GrammarCompiler:
@@ -118,9 +121,16 @@ class GrammarCompiler:
             raise RequestError(f"the {structured.kind} cannot be applied: {_reason(matcher)}")
         return matcher
 
+    def thought_tokens(self, thought: Thought) -> ThoughtTokens:
+        """What the marks of a thought are to this vocabulary."""
+        marks = thought.opening, thought.closing
+        if marks not in self._thoughts:
+            self._thoughts[marks] = ThoughtTokens(self.vocabulary.tokens, thought)
+        return self._thoughts[marks]
+
     def try_out(self, structured: StructuredOutput, count: int) -> None:
         """Follow the grammar for as many tokens, and look for dead ends. Raises RequestError for what does not work."""
-        grammar = AnswerGrammar(self, msgspec.structs.replace(structured, after=None), [])
+        grammar = AnswerGrammar(self, structured, [])
         output: list[int] = []
         for _ in range(count):
             mask = int.from_bytes(grammar.mask(output), "little")
@@ -141,25 +151,31 @@ class GrammarCompiler:
 
 
 class AnswerGrammar:
-    """Follows one answer and tells the tokens that may come next."""
+    """Follows one answer and tells the tokens that may come next. The grammar begins behind the thought, if there is
+    one, and the few blanks that may follow it."""
 
     def __init__(
         self,
         compiler: GrammarCompiler,
         structured: StructuredOutput,
         end_token_ids: Sequence[int],
+        thought: Thought | None = None,
         matcher: LLMatcher | None = None,
     ) -> None:
         """matcher: what compiler.compile gave for the grammar, this answer's own; None compiles it."""
         self._compiler = compiler
         self._matcher = matcher or compiler.compile(structured)
-        self._awaited = (structured.after or "").encode()
-        self._seen = b""
         self._ends = frozenset(end_token_ids)
         self._has_numbers = structured.kind in ("json_object", "json_schema") or "%json" in structured.value
         self._digits = 0  # that the answer ends in
         self._taken = 0
         self._complete = False
+        self._thought: ThoughtSplitter[bytes] | None = None  # until the grammar alone decides
+        if thought:
+            self._marks = marks = compiler.thought_tokens(thought)
+            self._thought = ThoughtSplitter(marks.opening, marks.closing, thought.inside)
+        self._fits = True  # what may still become a thought's opening mark, as an answer without a thought
+        self._blanks = MOST_BLANKS
 
     def mask(self, output: Sequence[int]) -> bytes:
         """Bits, the lowest first, of the tokens that may follow the answer so far. Raises RequestError when that takes
@@ -167,10 +183,26 @@ class AnswerGrammar:
         for token_id in output[self._taken :]:
             self._take(token_id)
         self._taken = len(output)
+        if self._thought is None:
+            return self._answer_mask()
         size = self._compiler.vocab_size
-        if self._awaited:
-            # An answer that ended before the text came would escape the constraint.
-            return as_mask((1 << size) - 1 & ~bits(self._ends), size)
+        match self._thought.place:
+            case "before":
+                mask = int.from_bytes(self._answer_mask(), "little") if self._fits else 0
+                mask |= self._marks.that_open(self._thought.tail.lstrip())
+            case "inside":
+                # An answer that ended within the thought would escape the grammar, as would a token that ends the
+                # thought and goes on with something else.
+                beyond = self._marks.that_go_beyond(self._thought.tail)
+                unfit = [token_id for token_id, rest in beyond if not self._takes(rest)]
+                mask = (1 << size) - 1 & ~bits(self._ends) & ~bits(unfit)
+            case _:
+                mask = int.from_bytes(self._answer_mask(), "little") | self._marks.blanks[self._blanks]
+        return as_mask(mask, size)
+
+    def _answer_mask(self) -> bytes:
+        """What may follow by the grammar."""
+        size = self._compiler.vocab_size
         mask = self._matcher.compute_bitmask()[: -(-size // 32) * 4]  # it may have room for one token more
         if self._matcher.is_error():
             raise RequestError(f"the grammar cannot be followed any further: {_reason(self._matcher)}")
@@ -182,40 +214,47 @@ class AnswerGrammar:
         return mask
 
     def _take(self, token_id: int) -> None:
-        if self._complete:
+        if self._thought:
+            self._take_thought(self._thought, token_id)
+        elif self._complete:
             return
-        if self._awaited:
-            self._await(token_id)
         elif token_id in self._ends and self._matcher.is_accepting():
             self._complete = True
         else:
             self._digits = digits_behind(self._digits, self._compiler.vocabulary.tokens[token_id])
             self._matcher.consume_token(token_id)
 
-    def _await(self, token_id: int) -> None:
-        self._seen += self._compiler.vocabulary.tokens[token_id]
-        _, found, rest = self._seen.partition(self._awaited)
-        if not found:
-            self._seen = self._seen[-len(self._awaited) :]
+    def _take_thought(self, thought: ThoughtSplitter[bytes], token_id: int) -> None:
+        """Take a token that may belong to the thought, or to the blanks behind it."""
+        text, before = self._compiler.vocabulary.tokens[token_id], thought.place
+        if before == "closed":
+            if self._marks.blanks[self._blanks] >> token_id & 1:
+                self._blanks -= len(text)
+            else:
+                self._thought = None
+                self._take(token_id)
             return
-        self._awaited = b""
-        if rest:  # the token holds the beginning of the constrained part, or blanks before it
-            ids = self._compiler.tokens.tokenize_bytes(rest)
-            if self._matcher.try_consume_tokens(ids) < len(ids):
-                self._matcher.reset()
+        said, rest = thought.push(text)
+        if thought.place == "before":
+            self._fits = self._fits and self._matcher.try_consume_tokens([token_id]) == 1
+        elif not said:  # nor was there a thought
+            self._thought = None
+            self._take(token_id)
+        elif before == "before":
+            self._matcher.reset()
+        if rest and said:
+            self._thought = None
+            self._digits = digits_behind(0, rest)
+            self._matcher.consume_tokens(self._tokens(rest))
 
+    def _takes(self, text: bytes) -> bool:
+        """Whether the answer may begin so."""
+        ids = self._tokens(text)
+        return self._matcher.validate_tokens(ids) == len(ids)
 
-def bits(token_ids: Iterable[int]) -> int:
-    """A number with these bits set."""
-    marked = bytearray(max(token_ids := list(token_ids), default=0) // 8 + 1)
-    for token_id in token_ids:
-        marked[token_id >> 3] |= 1 << (token_id & 7)
-    return int.from_bytes(marked, "little")
-
-
-def as_mask(mask: int, vocab_size: int) -> bytes:
-    """The number's bits as whole 32-bit words."""
-    return mask.to_bytes(-(-vocab_size // 32) * 4, "little")
+    def _tokens(self, text: bytes) -> list[int]:
+        ids: list[int] = self._compiler.tokens.tokenize_bytes(text)
+        return ids
 
 
 def _grammar(structured: StructuredOutput, blanks: bool = True) -> str:

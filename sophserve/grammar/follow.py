@@ -17,7 +17,8 @@ from typing import Protocol
 from llguidance import LLMatcher
 
 from sophserve.errors import RequestError
-from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler, as_mask
+from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler
+from sophserve.grammar.masks import as_mask
 from sophserve.sampling import SamplingParams, StructuredOutput
 
 # Compiled grammars that are kept.
@@ -153,10 +154,10 @@ class GrammarMasks:
         begin = time.monotonic()
         try:
             if compiled is not None:
-                assert self._compiler is not None and state.params.structured is not None
-                matcher = compiled.result().matcher.deep_copy()
-                ends = state.end_token_ids
-                state.grammar = AnswerGrammar(self._compiler.result(), state.params.structured, ends, matcher)
+                params, ends = state.params, state.end_token_ids
+                assert self._compiler is not None and params.structured is not None
+                compiler, matcher = self._compiler.result(), compiled.result().matcher.deep_copy()
+                state.grammar = AnswerGrammar(compiler, params.structured, ends, params.thought, matcher)
             assert state.grammar is not None
             fitting = state.grammar.mask(state.tokens[state.prompt_length :])
             assert state.params.structured is not None

@@ -11,17 +11,19 @@ from sophserve.text.text_reader import Reader, Reading
 
 class ReasoningParser:
     """Splits an answer at the marks `opening` and `closing`. inside: it begins within the reasoning. Whitespace at the
-    marks is left out. closed: the reasoning has ended. always: the answer begins within it even where the prompt does
-    not say so. automatic: whether a chat template with the marks chooses this parser."""
+    marks is left out. begun: the prompt ends with the first words of the reasoning, which go on as they stand. closed:
+    the reasoning has ended. always: the answer begins within it even where the prompt does not say so. automatic:
+    whether a chat template with the marks chooses this parser."""
 
     opening: ClassVar[str] = "<think>"
     closing: ClassVar[str] = "</think>"
     always: ClassVar[bool] = False
     automatic: ClassVar[bool] = True
 
-    def __init__(self, inside: bool) -> None:
+    def __init__(self, inside: bool, begun: bool = False) -> None:
         self.closed = False
         self._inside = inside
+        self._begun = begun
         self._reader = Reader()
         self._events: list[Event] = []
         self._run = self._parse()
@@ -48,8 +50,10 @@ class ReasoningParser:
 
     def _parse(self) -> Reading[None]:
         reader = self._reader
-        yield from reader.space()
-        if (yield from reader.take(self.opening)) or self._inside:
+        if not self._begun:
+            yield from reader.space()
+            self._inside |= yield from reader.take(self.opening)
+        if self._inside:
             yield from self._think()
             yield from reader.space()
         else:
@@ -63,7 +67,8 @@ class ReasoningParser:
 
     def _think(self) -> Reading[None]:
         reader = self._reader
-        yield from reader.space()
+        if not self._begun:
+            yield from reader.space()
         while True:
             before, mark, after = self._rest().partition(self.closing)
             self.closed = bool(mark)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Protocol
 
-from sophserve.text.reasoning import ReasoningParser
 from sophserve.text.tokenizer import Tokenizer
 
 Schema = dict[str, Any]
@@ -31,8 +30,7 @@ class CallFormat(Protocol):
 class ToolGrammar:
     """Writes the grammar of one answer, with the calls as the format has them. template: the chat template, which tells
     variants of a format apart. tools: the schemas of the arguments by the tools' names. strict: the names of those that
-    must fit their schema, where others are any object; None for all. thinking: how reasoning is marked, if it may come
-    first."""
+    must fit their schema, where others are any object; None for all."""
 
     def __init__(
         self,
@@ -41,14 +39,12 @@ class ToolGrammar:
         tokenizer: Tokenizer,
         tools: dict[str, Schema],
         strict: Collection[str] | None = None,
-        thinking: type[ReasoningParser] | None = None,
     ) -> None:
         self.template = template
         self.tools = tools
         self._parser = parser
         self._tokenizer = tokenizer
         self._strict = tools.keys() if strict is None else strict
-        self._thinking = thinking
         self._rules: list[str] = []
         self._free = False
 
@@ -66,8 +62,6 @@ class ToolGrammar:
         text = _ANYTHING
         if bare := self._parser.bare:
             text = rf"/([ \n]*[^{_regex(bare)} \n](.|\n)*)?/"
-        if self._thinking:
-            text += rf" & ~/[ \n]*{_regex(self._thinking.opening)}(.|\n)*/"
         self._rules.append(f"TEXT: {text}")
         if bare:
             calls = self.rule("calls", self._calls(several))
@@ -120,21 +114,13 @@ class ToolGrammar:
         return self._parser.grammar(self, several)
 
     def _text(self, answer: str) -> str:
-        thought = f"({self._thought(self._thinking)})? " if self._thinking else ""
-        return "\n".join([f"start: {thought}{answer}", *self._rules])
+        return "\n".join([f"start: {answer}", *self._rules])
 
     def _text_up_to(self, marker: str) -> str:
         if self._tokenizer.special_id(marker) is not None:
             return f"TEXT {self.mark(marker)}"
         self._rules.append(f"text_{len(self._rules)}[lazy]: TEXT {quoted(marker)}")
         return f"text_{len(self._rules) - 1}"
-
-    def _thought(self, marks: type[ReasoningParser]) -> str:
-        begin = self.mark(marks.opening)
-        if self._tokenizer.special_id(marks.closing) is None:
-            self._rules.append(f"thought[suffix={quoted(marks.closing)}]: {_ANYTHING}")
-            return f"{begin} thought"
-        return f"{begin} {_ANYTHING} {self.mark(marks.closing)}"
 
 
 def either(choices: list[str]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from device.interface import Ops
 from device.sample_params import SampleParams, SampleResult
-from sophserve.grammar.compiler import as_mask
+from sophserve.grammar.masks import as_mask
 from sophserve.link.messages import SampledTokens, TokenLogprob
 from sophserve.worker.batch import RequestState, as_tensor
 

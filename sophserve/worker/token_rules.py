@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable
 
 from sophserve.errors import RequestError
-from sophserve.grammar.compiler import as_mask, bits
+from sophserve.grammar.masks import as_mask, bits
 from sophserve.link.messages import AddedRequest
 
 

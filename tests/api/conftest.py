@@ -20,6 +20,7 @@ from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.grammar.check import GrammarCheck
+from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler
 from sophserve.link.messages import ModelInfo, PromptLogprobs, SampledTokens, TokenLogprob
 from sophserve.sampling import SamplingParams
 from sophserve.text.bound import characters_per_token
@@ -46,9 +47,9 @@ def packed_logprobs(identity: int, entries: list[list[TokenLogprob]]) -> PromptL
 
 
 class FakeEngine(Engine):
-    """Repeats the prompt twice, from its token number `index` on, or says `text`, and then ends. Text, stop conditions
-    and checks are the engine's own. A gate that is closed holds every answer before its next token; failures are raised
-    there."""
+    """Repeats the prompt twice, from its token number `index` on, or says `text`, and then ends; if it obeys, as far as
+    the request's grammar lets it. Text, stop conditions and checks are the engine's own. A gate that is closed holds
+    every answer before its next token; failures are raised there."""
 
     def __init__(self, directory: Path, **options: Any) -> None:
         super().__init__(EngineConfig(model=str(directory), **options), directory)
@@ -56,6 +57,7 @@ class FakeEngine(Engine):
         self.gate.set()
         self.failure: Exception | None = None
         self.text: str | None = None
+        self.obeys = False
         self.context = CONTEXT
         self.params: list[SamplingParams] = []
         self.scheduling: list[tuple[int, str]] = []
@@ -115,13 +117,14 @@ class FakeEngine(Engine):
         self.running += 1
         try:
             await self.compile(params.structured)
+            grammar = self._grammar(request) if self.obeys else None
             while not sequence.finished:
                 await self.gate.wait()
                 await asyncio.sleep(0)
                 if self.failure:
                     raise self.failure
                 if not sequence.finished:
-                    self._add_token(sequence, said)
+                    self._add_token(sequence, said, grammar)
                 yield await self._next_delta(sequence)
         finally:
             self._forget(sequence)
@@ -141,10 +144,19 @@ class FakeEngine(Engine):
         finally:
             self.running -= 1
 
-    def _add_token(self, sequence: Sequence, said: list[int]) -> None:
+    def _grammar(self, request: Request) -> AnswerGrammar | None:
+        params = request.params
+        if params.structured is None:
+            return None
+        compiler = GrammarCompiler(self._tokenizer, self._tokenizer.vocab_size, [END])
+        return AnswerGrammar(compiler, params.structured, request.end_token_ids, params.thought)
+
+    def _add_token(self, sequence: Sequence, said: list[int], grammar: AnswerGrammar | None) -> None:
         request = sequence.request
         count = len(request.output)
         token = said[count] if count < len(said) else END
+        if grammar and not (mask := int.from_bytes(grammar.mask(request.output), "little")) >> token & 1:
+            token = (mask & -mask).bit_length() - 1
         request.output.append(token)
         most = request.params.logprobs
         sequence.add_tokens(SampledTokens(request.id, [token], None if most is None else [logprobs(token, most)]))

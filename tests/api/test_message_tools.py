@@ -188,13 +188,13 @@ async def test_structured_output(app: Any, client: AsyncAnthropic) -> None:
     message = await client.messages.parse(**FIELDS, output_format=Answer)
     assert message.parsed_output == Answer(yes=True)
     schema = json.loads(app.engine.params[-1].structured.value)
-    assert schema["required"] == ["yes"] and app.engine.params[-1].structured.after is None
+    assert schema["required"] == ["yes"] and not app.engine.params[-1].thought.inside
     form = {"type": "json_schema", "schema": {"type": "object"}}
     thinking = {"type": "enabled", "budget_tokens": 1024}
     for fields in ({"output_config": {"format": form}}, {"output_format": form}):
         status, _ = await app.post("/v1/messages", FIELDS | {"thinking": thinking} | fields)
-        structured = app.engine.params[-1].structured
-        assert status == 200 and structured.value == '{"type":"object"}' and structured.after == "</think>"
+        params = app.engine.params[-1]
+        assert status == 200 and params.structured.value == '{"type":"object"}' and params.thought.inside
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ async def test_structured_output(app: Any) -> None:
     assert final.output_parsed == Answer(yes=True) and final.text.format.name == "Answer"
     form = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}}
     await app.openai.responses.create(**FIELDS, text=form, reasoning={"effort": "low"})
-    assert app.engine.params[-1].structured.after == "</think>"
+    assert app.engine.params[-1].thought.inside
 
 
 @pytest.mark.parametrize(

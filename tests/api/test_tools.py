@@ -10,6 +10,7 @@ import pytest
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from sophserve.sampling import Thought
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
 
@@ -260,18 +261,21 @@ async def test_constraints_begin_behind_the_reasoning(app: Any) -> None:
     app.serving.chat_template = ChatTemplate({"default": THINKING}, {})
     app.engine.text = "ok"
     schema = {"response_format": {"type": "json_object"}}
-    for begin, fields, after, thinks in (
-        ("<think>\n", {"tool_choice": "required"}, "</think>", False),
-        ("<think>\n", schema, "</think>", False),
-        ("", {"tool_choice": "required"}, None, True),
-        ("", schema, None, True),
-        ("", schema | {"tools": []}, None, False),
-        ("<think>\n\n</think>\n\n", {"tool_choice": "required"}, None, False),
+    inside, free = Thought("<think>", "</think>", inside=True), Thought("<think>", "</think>")
+    for begin, fields, thought in (
+        ("<think>\n", {"tool_choice": "required"}, inside),
+        ("<think>\n", schema, inside),
+        ("", {"tool_choice": "required"}, free),
+        ("", schema, free),
+        ("", schema | {"tools": []}, free),
+        ("", schema | {"reasoning_effort": "high"}, free),
+        ("", schema | {"reasoning_effort": "none"}, None),
+        ("<think>\n\n</think>\n\n", {"tool_choice": "required"}, None),
     ):
         body = FIELDS | {"chat_template_kwargs": {"begin": begin}} | fields
         assert (await app.post("/v1/chat/completions", body))[0] == 200
-        structured = app.engine.params[-1].structured
-        assert structured.after == after and ("<think>" in structured.value) == thinks
+        params = app.engine.params[-1]
+        assert params.structured and params.thought == thought
 
 
 async def test_demands_that_cannot_be_met(app: Any, start_app: Any) -> None:

@@ -15,12 +15,14 @@ import pytest
 
 from sophserve.errors import RequestError
 from sophserve.grammar.check import MAX_CHARACTERS, GrammarCheck
-from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler, as_mask, bits
-from sophserve.sampling import StructuredOutput
+from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler
+from sophserve.grammar.masks import as_mask, bits
+from sophserve.sampling import StructuredOutput, Thought
 from sophserve.text.tokenizer import Tokenizer
 
 END = 2
 SIZE = 530  # the model's vocabulary is larger than the tokenizer's
+MAYBE = Thought("<think>", "</think>")
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +97,12 @@ def test_any_object(compiler: GrammarCompiler, seed: int) -> None:
 
 
 def test_several_tokens_lead_where_they_lead_one_by_one(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
-    form = StructuredOutput("regex", "[a-z]+[0-9]{3}", after="</think>")
-    output = tokenizer.encode("so</think>abc12", add_special_tokens=False)
-    alone = AnswerGrammar(compiler, form, [END])
+    form = StructuredOutput("regex", "[a-z]+[0-9]{3}")
+    output = tokenizer.encode("<think>so</think>\n\nabc12", add_special_tokens=False)
+    alone = AnswerGrammar(compiler, form, [END], MAYBE)
     masks = [alone.mask(output[:count]) for count in range(len(output) + 1)]
-    for step in (2, 3, 5):
-        together = AnswerGrammar(compiler, form, [END])
+    for step in (2, 3, 5, len(output)):
+        together = AnswerGrammar(compiler, form, [END], MAYBE)
         assert all(together.mask(output[:count]) == masks[count] for count in range(0, len(output) + 1, step))
 
 
@@ -140,36 +142,6 @@ def test_pretty_json_is_possible(compiler: GrammarCompiler, tokenizer: Tokenizer
         text = json.dumps(value, indent=indent)
         matcher = compiler.compile(StructuredOutput("json_object"))
         assert matcher.consume_tokens(tokenizer.encode(text)) and matcher.is_accepting(), text
-
-
-def test_after_a_text(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
-    structured = StructuredOutput("choice", '["fox"]', after="</think>")
-    free = set(range(SIZE)) - {0, END}
-    for text in ("x", "<think>", "</think", "</thin", " fox<</think"):
-        output = tokenizer.encode(text)
-        assert set(allowed(AnswerGrammar(compiler, structured, [END, 0]).mask(output))) == free
-    grammar = AnswerGrammar(compiler, structured, [END, 0])
-    output = tokenizer.encode("hm </think")
-    assert set(allowed(grammar.mask(output))) == free
-    output += tokenizer.encode(">")
-    [token] = allowed(grammar.mask(output))
-    assert token == tokenizer.encode("fox")[0]
-    output += tokenizer.encode("fox")
-    assert allowed(grammar.mask(output)) == [0, END]
-    # From scratch, as after a preemption.
-    assert allowed(AnswerGrammar(compiler, structured, [END, 0]).mask(output)) == [0, END]
-
-
-def test_a_token_that_reaches_over_the_text(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
-    [token] = tokenizer.encode("The")
-    for after, left in (("T", b"he end"), ("Th", b"e end")):
-        structured = StructuredOutput("choice", json.dumps([left.decode()]), after=after)
-        grammar = AnswerGrammar(compiler, structured, [END])
-        first = allowed(grammar.mask([token]))
-        assert {left[len(b"The") - len(after) :][:1]} == {compiler.vocabulary.tokens[index][:1] for index in first}
-    # What does not fit belongs to the free text.
-    grammar = AnswerGrammar(compiler, StructuredOutput("choice", '["x"]', after="T"), [END])
-    assert [compiler.vocabulary.tokens[index] for index in allowed(grammar.mask([token]))] == [b"x"]
 
 
 def test_stop_tokens_of_the_request_end_an_answer(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:

@@ -13,7 +13,7 @@ from sophserve.engine.output import OutputDelta
 from sophserve.engine.request import Request
 from sophserve.engine.sequence import Sequence
 from sophserve.link.messages import SampledTokens, TokenLogprob
-from sophserve.sampling import SamplingParams
+from sophserve.sampling import SamplingParams, Thought
 from sophserve.text.tokenizer import Tokenizer
 
 END, STOP = 2, 77
@@ -64,6 +64,25 @@ async def test_a_stop_text_within_a_portion_and_across_two(tokenizer: Tokenizer)
         assert delta.token_ids == steps.request.output == [a, b, c]
 
 
+async def test_stop_texts_and_counts_with_a_thought(tokenizer: Tokenizer) -> None:
+    """vLLM#52393, vLLM#53066: what ends an answer is looked for behind its thought."""
+    thought = Thought("<hm>", "</hm>")
+    for text, most, shown, count in (
+        ("<hm>a bc</hm>\n\na bc", 50, "<hm>a bc</hm>\n\na ", "<hm>a bc</hm>"),
+        ("<hm>a bc", 50, "<hm>a bc", "<hm>a bc"),
+        ("a bc", 50, "a ", ""),
+        ("<h bc", 50, "<h ", ""),
+        ("<h", 50, "<h", ""),
+        ("<h", len(tokenizer.encode("<h", False)), "<h", ""),
+    ):
+        tokens = tokenizer.encode(text, False) + ([END] if most == 50 else [])
+        steps = Steps(tokenizer, stop=["bc", "\n\n"], thought=thought, max_tokens=most)
+        delta = await steps.give(*([token] for token in tokens))
+        assert delta.text == shown and delta.finish_reason == ("stop" if most == 50 else "length")
+        ended = 1 if count == text else 0  # by a token within the thought
+        assert delta.reasoning_tokens == len(tokenizer.encode(count, False)) + ended
+
+
 @pytest.mark.parametrize("seed", range(40))
 async def test_portions_make_no_difference(tokenizer: Tokenizer, seed: int) -> None:
     generator = random.Random(seed)
@@ -74,6 +93,9 @@ async def test_portions_make_no_difference(tokenizer: Tokenizer, seed: int) -> N
         "stop": generator.choice(([], [tokenizer.decode([300])], [tokenizer.decode([301, 300])])),
         "include_stop_str_in_output": generator.random() < 0.5,
     }
+    if generator.random() < 0.5:
+        marks = tokenizer.decode([300]), tokenizer.decode([301])
+        options["thought"] = Thought(*marks, inside=generator.random() < 0.5)
     portions, start = [], 0
     while start < len(tokens):
         count = generator.randint(1, 5)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler, Vocabulary
-from sophserve.sampling import StructuredOutput
+from sophserve.sampling import StructuredOutput, Thought
 from sophserve.text.tokenizer import Tokenizer
 
 CHOICES = ["The quick fox", " leading", "two  spaces\nand\tmore", "é🙂 人工智能", "</s><s>", "", "<0x41>"]
@@ -66,8 +66,9 @@ def test_real_vocabularies(qwen_directory: Path) -> None:
     structured = StructuredOutput("json_schema", json.dumps({"const": value}))
     output = answer(compiler, structured, tokenizer.eos_id, 1)
     assert json.loads(tokenizer.decode(output)) == value
-    thinking = StructuredOutput("choice", '["yes"]', after="</think>")
-    grammar = AnswerGrammar(compiler, thinking, [tokenizer.eos_id])
+    thought, form = Thought("<think>", "</think>", inside=True), StructuredOutput("choice", '["yes"]')
+    grammar = AnswerGrammar(compiler, form, [tokenizer.eos_id], thought)
     [yes] = tokenizer.encode("yes")
-    mask = grammar.mask(tokenizer.encode("hm</think>"))
-    assert int.from_bytes(mask, "little") == 1 << yes
+    mask = int.from_bytes(grammar.mask(tokenizer.encode("hm</think>\n\n")), "little")
+    blanks = {index for index in range(tokenizer.vocab_size) if mask >> index & 1} - {yes}
+    assert mask >> yes & 1 and {tokenizer.token_bytes(index).strip() for index in blanks} == {b""}

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer as Backend
 
 from sophserve.plugins import tool_parsers
 from sophserve.text.answer_events import ArgumentsDelta, CallStart, ParsedAnswer
-from sophserve.text.reasoning import ReasoningParser
 from sophserve.text.text_reader import Reader, Reading
 from sophserve.text.tokenizer import Tokenizer
 from sophserve.text.tool_grammar import ToolGrammar
@@ -30,7 +29,7 @@ SCHEMA = {
 }
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 TOOLS: dict[str, dict[str, Any]] = {"f": SCHEMA, "g-z": NOTHING, "h": {"type": "object"}}
-MARKERS = ["<tool_call>", "[TOOL_CALLS]", "[ARGS]", "</think>", "<｜tool▁sep｜>", "<｜tool▁call▁begin｜>"]
+MARKERS = ["<tool_call>", "[TOOL_CALLS]", "[ARGS]", "<｜tool▁sep｜>", "<｜tool▁call▁begin｜>"]
 
 
 def byte_tokenizer(special: bool) -> Tokenizer:
@@ -58,10 +57,9 @@ class Vocabulary:
         return [self.tokens.index(bytes([byte])) for byte in (text if isinstance(text, bytes) else text.encode())]
 
 
-def writer(parser: str, template: str = "", special: bool = False, thinks: bool = False, **more: Any) -> ToolGrammar:
+def writer(parser: str, template: str = "", special: bool = False, **more: Any) -> ToolGrammar:
     tools = {name.replace("-", "."): schema for name, schema in TOOLS.items()} if parser == "pythonic" else TOOLS
-    more = {"tools": tools, "thinking": ReasoningParser if thinks else None} | more
-    return ToolGrammar(PARSERS[parser], template, byte_tokenizer(special), **more)
+    return ToolGrammar(PARSERS[parser], template, byte_tokenizer(special), **{"tools": tools} | more)
 
 
 class Grammar:
@@ -100,17 +98,14 @@ BAD = [("f", "{}"), ("f", '{"b": ["z"]}'), ("g-z", '{"a": 1}'), ("other", "{}"),
 @pytest.mark.parametrize(("parser", "template", "call", "between", "calls"), FORMATS)
 def test_formats(parser: str, template: str, call: str, between: str, calls: str, special: bool) -> None:
     one = Grammar(writer(parser, template, special).demanded(several=False), special)
-    several = Grammar(writer(parser, template, special, thinks=True).demanded(several=True), special)
+    several = Grammar(writer(parser, template, special).demanded(several=True), special)
     for name, arguments in GOOD:
         assert one.takes(calls.format(call.format(name, arguments))), (name, arguments, one.text)
     for name, arguments in BAD:
         assert not one.takes(calls.format(call.format(name, arguments)))
     text = calls.format(between.join(itertools.starmap(call.format, GOOD)))
     assert several.takes(text) and not one.takes(text)
-    assert several.takes(f"<think>\nhm\n</think>\n\n{text}") and several.takes(f"\n\n{text}")
-    assert (
-        not several.takes("Text.") and not several.takes(f"Text.{text}") and not several.takes("<think>\nhm\n</think>")
-    )
+    assert several.takes(f"\n\n{text}") and not several.takes("Text.") and not several.takes(f"Text.{text}")
     answer = ParsedAnswer()
     read = PARSERS[parser](TOOLS)
     answer.add([*read.feed(text), *read.finish()])
@@ -120,16 +115,14 @@ def test_formats(parser: str, template: str, call: str, between: str, calls: str
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize(("parser", "template", "call", "between", "calls"), FORMATS)
 def test_calls_within_free_text(parser: str, template: str, call: str, between: str, calls: str, special: bool) -> None:
-    several = Grammar(writer(parser, template, special, thinks=True, strict=["f"]).free(several=True), special)
+    several = Grammar(writer(parser, template, special, strict=["f"]).free(several=True), special)
     one = Grammar(writer(parser, template, special, strict=["f"]).free(several=False), special)
     for text in ("", "Text, <b>{ok}</b> [1].\n", "x" * 50):
         assert several.takes(text) and one.takes(text)
-    assert several.takes("<think>\nhm <tool_cal\n</think>\n\nText.")
     lead = "" if PARSERS[parser].bare else "Let me see.\n"
     for name, arguments in [*GOOD, ("g-z", '{"a": 1}')]:
         text = lead + calls.format(call.format(name, arguments))
         assert several.takes(text) and one.takes(text), (text, several.text)
-        assert several.takes(f"<think>\nhm\n</think>\n\n{text}")
     for name, arguments in (("f", "{}"), ("f", '{"b": ["z"]}'), ("other", "{}"), ("h", "1")):
         assert not several.takes(lead + calls.format(call.format(name, arguments)))
     text = lead + calls.format(between.join(itertools.starmap(call.format, GOOD)))
@@ -147,10 +140,10 @@ def test_calls_within_free_text(parser: str, template: str, call: str, between: 
     ],
 )
 def test_calls_or_json(parser: str, call: str) -> None:
-    grammar = Grammar(writer(parser, thinks=True).or_json(True, {"type": "array", "items": {"const": 7}}))
-    assert grammar.takes("[7, 7]") and grammar.takes("<think>\nhm\n</think>\n\n[7]")
+    grammar = Grammar(writer(parser).or_json(True, {"type": "array", "items": {"const": 7}}))
+    assert grammar.takes("[7, 7]")
     assert not grammar.takes("[8]") and not grammar.takes("Text.") and not grammar.takes("[7] [7]")
-    assert grammar.takes(call) and grammar.takes(f"<think>\nhm\n</think>\n\n{call}") and not grammar.takes(f"[7]{call}")
+    assert grammar.takes(call) and not grammar.takes(f"[7]{call}")
 
 
 def test_bare_calls_within_free_text() -> None:
@@ -206,7 +199,7 @@ def test_what_python_cannot_say(name: str, schema: dict[str, Any], words: str) -
 def test_names_and_schemas_are_only_text() -> None:
     tools = {"f": {"type": "object", "description": '"\n%json // # /*', "properties": {'q"\n': {"const": "</x>\n"}}}}
     for parser in PARSERS.keys() - {"pythonic"}:
-        grammar = writer(parser, thinks=True, tools=tools).demanded(several=True)
+        grammar = writer(parser, tools=tools).demanded(several=True)
         tokens = llguidance.LLTokenizer("byte")
         matcher = llguidance.LLMatcher(tokens, llguidance.LLMatcher.grammar_from_lark(grammar), log_level=0)
         assert not matcher.is_error(), (json.dumps(grammar), matcher.get_error())

@@ -50,11 +50,18 @@ class ContentBlock(TypedDict):
     type: str
 
 
+class OutputDetails(TypedDict):
+    """Tokens in which the model thought."""
+
+    thinking_tokens: int
+
+
 class MessageUsage(TypedDict):
     """Tokens used."""
 
     input_tokens: int
     output_tokens: int
+    output_tokens_details: OutputDetails
 
 
 class AnthropicMessage(TypedDict):

@@ -217,7 +217,7 @@ class MessageWriter(PartWriter):
             return {"stop_reason": "stop_sequence", "stop_sequence": delta.stop_reason}
         return {"stop_reason": "end_turn", "stop_sequence": None}
 
-    def _tokens(self) -> dict[str, int]:
+    def _tokens(self) -> dict[str, Any]:
         # Anthropic does not count what the cache held as input.
         used = self._generation
         cached = used.cached_tokens
@@ -226,6 +226,7 @@ class MessageWriter(PartWriter):
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": used.output_tokens,
+            "output_tokens_details": {"thinking_tokens": used.reasoning_tokens},
         }
 
 

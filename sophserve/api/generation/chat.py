@@ -18,10 +18,11 @@ from sophserve.api.generation.tools import Function, ToolUse, reasoning_parser
 from sophserve.api.http.body import NOT_KEPT, warn_of
 from sophserve.api.http.request_record import name_request
 from sophserve.errors import RequestError
-from sophserve.sampling import SamplingParams, StructuredOutput
+from sophserve.sampling import SamplingParams, StructuredOutput, Thought
 from sophserve.text.answer_events import AnswerParser, Event
 from sophserve.text.json_schema import prepared
 from sophserve.text.reasoning import ReasoningParser
+from sophserve.text.thought import ThoughtSplitter
 from sophserve.text.tool_grammar import ToolGrammar
 from sophserve.text.tool_parser import ToolParser
 
@@ -43,7 +44,9 @@ class Chat:
             defaults["max_tokens"] = max_tokens
         self.body = body
         self.params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
-        self._thinking: bool | None = False  # whether the answer begins with reasoning; None: the model decides
+        # How the answer begins: without reasoning, within it, or as the model decides; and within one that has begun.
+        self._thought: Thought | None = None
+        self._begun = False
         self._served = served
         self._use = ToolUse(served, body)
         self._prompt = ChatPrompt(served, body)
@@ -60,7 +63,8 @@ class Chat:
 
     def parser(self) -> AnswerParser:
         """A new parser, for one answer."""
-        reasoning = self._reasoning(bool(self._thinking)) if self._reasoning and self._thinking is not False else None
+        thought = self._thought
+        reasoning = self._reasoning(thought.inside, self._begun) if self._reasoning and thought else None
         tools = partial(self._use.parser, self._use.functions) if self._use.parser else None
         return AnswerParser(reasoning, tools, self._use.parallel)
 
@@ -72,15 +76,16 @@ class Chat:
         """Make the prompt, and fit all that depends on it."""
         engine, body = self._served.engine, self.body
         prompt = self._prompt.tokens()
-        if self._reasoning:
-            self._thinking = self._thinks(self._reasoning, prompt)
         params = fitted(self.params, body, prompt, engine.info.max_model_len)
-        self.params = replace(params, structured=self._form(params), shown_token_ids=self._shown_token_ids())
+        structured, shown = self._form(params), self._shown_token_ids()
+        if self._reasoning:
+            self._thought = self._thought_of(self._reasoning, prompt, bool(structured))
+        self.params = replace(params, structured=structured, thought=self._thought, shown_token_ids=shown)
         engine.check(prompt, self.params)
         return prompt
 
     def _form(self, params: SamplingParams) -> StructuredOutput | None:
-        """Has the model call tools as it must, and keep to a form only behind its reasoning. Raises RequestError."""
+        """Has the model call tools as it must. Raises RequestError."""
         structured, use = params.structured, self._use
         if use.parser:
             try:
@@ -89,8 +94,6 @@ class Chat:
                 raise RequestError("tools: a schema is nested too deeply", "tools") from None
             except ValueError as error:
                 raise RequestError(f"tools: {error}; change it, or {self._way_out(structured)}", "tools") from None
-        if structured and self._thinking and self._reasoning:
-            structured = replace(structured, after=self._reasoning.closing)
         return structured
 
     def _with_calls(self, parser: type[ToolParser], structured: StructuredOutput | None) -> StructuredOutput | None:
@@ -103,9 +106,8 @@ class Chat:
         if not (use.forced or of_json or (not structured and (strict or use.limited))):
             return structured
         schemas = {each.name: _schema(each, strict is None or each.name in strict) for each in functions}
-        thinking = self._reasoning if self._thinking is None else None
         template = served.chat_template.source(with_tools=True)
-        grammar = ToolGrammar(parser, template, served.tokenizer, schemas, strict, thinking)
+        grammar = ToolGrammar(parser, template, served.tokenizer, schemas, strict)
         if use.forced:
             return StructuredOutput("lark", grammar.demanded(use.choice == "required" and use.parallel))
         if structured:
@@ -128,13 +130,23 @@ class Chat:
         ids = [self._served.tokenizer.special_id(mark) for mark in marks]
         return [token_id for token_id in ids if token_id is not None]
 
-    def _thinks(self, reasoning: type[ReasoningParser], prompt: list[int]) -> bool | None:
-        end = self._served.tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False).rstrip()
-        if end.endswith(reasoning.opening):
-            return True
-        if end.endswith(reasoning.closing) or self.body.continue_final_message:
-            return False
-        return True if reasoning.always else None
+    def _thought_of(self, reasoning: type[ReasoningParser], prompt: list[int], formed: bool) -> Thought | None:
+        """How the answer may begin with reasoning, by where the prompt ends. formed: it is kept to a form, which begins
+        at once where the request forbids to think."""
+        continued, opening, closing = self._prompt.continued.strip(), reasoning.opening, reasoning.closing
+        tail = prompt[-_TAIL - len(self._prompt.continued.encode()) :]
+        end = self._served.tokenizer.decode(tail, skip_special_tokens=False).rstrip()
+        end = end.removesuffix(continued).rstrip()
+        inside = end.endswith(opening)
+        if continued:
+            before = ThoughtSplitter(opening, closing, inside)
+            before.push(continued)
+            self._begun = not continued.endswith(opening)
+            return Thought(opening, closing, inside=True) if before.place == "inside" else None
+        forbidden = formed and self._prompt.forbids_thinking and not reasoning.always
+        if not inside and (end.endswith(closing) or forbidden):
+            return None
+        return Thought(opening, closing, inside or reasoning.always)
 
 
 def parsed(parser: AnswerParser, text: str, finish_reason: str | None) -> list[Event]:

@@ -29,6 +29,18 @@ class ChatPrompt:
         tokens = encode(served, self.text(), bool(body.add_special_tokens), bounded)
         return truncated(tokens, body, served.engine.info.max_model_len)
 
+    @property
+    def continued(self) -> str:
+        """The text that the answer goes on with, empty for a new message."""
+        content = self._body.messages[-1].content if self._body.continue_final_message else None
+        return content if isinstance(content, str) else "".join(part.text or "" for part in content or [])
+
+    @property
+    def forbids_thinking(self) -> bool:
+        """Whether the request says that the model is not to think."""
+        kwargs = self._kwargs()
+        return any(kwargs.get(name) is False for name in ("enable_thinking", "thinking"))
+
     def text(self) -> str:
         """What the template makes of the conversation."""
         body = self._body
@@ -43,7 +55,7 @@ class ChatPrompt:
                 "out",
                 "chat_template",
             )
-        kwargs = self._effort() | (body.chat_template_kwargs or {})
+        kwargs = self._kwargs()
         for name in ("tools", "documents", "add_generation_prompt", "continue_final_message"):
             if name in kwargs:
                 raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
@@ -59,10 +71,12 @@ class ChatPrompt:
         except RecursionError:
             raise RequestError("messages are nested too deeply", "messages") from None
 
-    def _effort(self) -> dict[str, Any]:
-        """How much to think, in the words of templates that know of it: most can only turn it on or off."""
+    def _kwargs(self) -> dict[str, Any]:
+        """Further variables of the template. How much to think is in the words of those that know of it: most can only
+        turn it on or off."""
         effort = self._body.reasoning_effort
-        return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        asked = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        return asked | (self._body.chat_template_kwargs or {})
 
     def _template(self) -> ChatTemplate:
         """The request's own chat template, else the server's."""

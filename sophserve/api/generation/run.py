@@ -44,7 +44,8 @@ def engine_errors(engine: Engine) -> Iterator[None]:
 @dataclass
 class Generation:
     """What to generate: params.n answers to every prompt, each prompt with its own params. Answer i of prompt p is
-    choice `p * n + i`. priority and cache_salt: see Engine.generate. output_tokens: those that have come."""
+    choice `p * n + i`. priority and cache_salt: see Engine.generate. output_tokens: those that have come;
+    reasoning_tokens: those of them that belong to a thought."""
 
     id: str
     prompts: list[list[int]]
@@ -52,6 +53,7 @@ class Generation:
     priority: int = 0
     cache_salt: str = ""
     output_tokens: int = 0
+    reasoning_tokens: int = 0
     _cached: dict[int, int] = field(default_factory=dict)  # by the first choice of each prompt
 
     @property
@@ -76,6 +78,7 @@ class Generation:
             "completion_tokens": self.output_tokens,
             "total_tokens": self.prompt_tokens + self.output_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
 
     async def deltas(self, served: ServedModel) -> AsyncGenerator[tuple[int, OutputDelta], None]:
@@ -105,6 +108,7 @@ class Generation:
 
     def _count(self, choice: int, delta: OutputDelta, record: Record) -> None:
         self.output_tokens += len(delta.token_ids)
+        self.reasoning_tokens += delta.reasoning_tokens
         if choice % self.n == 0:  # further answers to a prompt find in the cache what the first one put there
             self._cached.setdefault(choice, delta.cached_tokens)
         record.first_output = record.first_output or time.monotonic()
@@ -125,6 +129,7 @@ def _parts(delta: OutputDelta) -> Iterator[OutputDelta]:
             text="",
             token_ids=last.token_ids[:_TOKENS],
             logprobs=last.logprobs[:_TOKENS],
+            reasoning_tokens=0,
             finish_reason=None,
             stop_reason=None,
         )

@@ -47,6 +47,12 @@ class PromptDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionDetails(TypedDict):
+    """Tokens in which the model thought."""
+
+    reasoning_tokens: int
+
+
 class UsageBody(TypedDict):
     """Tokens used."""
 
@@ -54,6 +60,7 @@ class UsageBody(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
 
 
 class Choice(TypedDict):

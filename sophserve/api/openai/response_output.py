@@ -49,7 +49,6 @@ class ResponseWriter(PartWriter):
         self._untold: list[list[TokenLogprob]] = []  # of tokens whose text has not come yet
         self._created = int(time.time())
         self._number = 0
-        self._thought = 0  # tokens that came while the model was thinking
 
     def whole(self) -> dict[str, Any]:
         body, reason = self._body, self._finish_reason
@@ -114,8 +113,6 @@ class ResponseWriter(PartWriter):
         self._untold += delta.logprobs or []
         for event in self._parsed(delta):
             yield from self._take(event)
-        if self.parts and self.parts[-1].kind == "reasoning":
-            self._thought += len(delta.token_ids)
         if delta.finish_reason:
             if not self.parts:
                 yield from self._take(ContentDelta(""))
@@ -208,7 +205,7 @@ class ResponseWriter(PartWriter):
             "input_tokens": used.prompt_tokens,
             "input_tokens_details": {"cached_tokens": used.cached_tokens},
             "output_tokens": used.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": self._thought},
+            "output_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
             "total_tokens": used.prompt_tokens + used.output_tokens,
         }
 
