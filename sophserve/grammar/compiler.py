@@ -6,9 +6,7 @@ Each grammar is tried out first (sophserve.grammar.check); then the worker compi
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from sophserve.grammar.masks import as_mask, bits
 from sophserve.grammar.number_bound import DIGITS, FOLLOWING, MOST_DIGITS, NumberBound, digits_behind
 from sophserve.grammar.patterns import merged_lark, merged_schema, schemas_in
 from sophserve.grammar.thought_tokens import MOST_BLANKS, ThoughtTokens
+from sophserve.grammar.vocabulary import Vocabulary
 from sophserve.sampling import StructuredOutput, Thought
 from sophserve.text.thought import ThoughtSplitter
 from sophserve.text.tokenizer import Tokenizer
@@ -29,59 +28,6 @@ _LIMITS = LLParserLimits(max_grammar_size=100_000, max_lexer_states=50_000, verb
 # A space, or a new line with its indentation. Unbounded, a model that likes blanks would never end.
 _JSON_OPTIONS: Any = {"whitespace_pattern": r" |\n {0,24}|\n\t{0,6}", "whitespace_flexible": True, "lenient": False}
 _WITHOUT_BLANKS: Any = {"whitespace_flexible": False, "lenient": False}
-
-
-class Vocabulary:
-    """What llguidance asks of a tokenizer: the bytes of every token, and the tokens of a text that is forced."""
-
-    is_tokenizer_wrapper = True
-
-    def __init__(self, tokenizer: Tokenizer, size: int, end_token_ids: list[int]) -> None:
-        self.eos_token_id = end_token_ids[0]
-        self.bos_token_id = None
-        self.tokens = [tokenizer.token_bytes(index) for index in range(size)]
-        self.special_token_ids = sorted(index for index in tokenizer.special_ids if index < size)
-        self._tokenizer = tokenizer
-        specials = sorted(tokenizer.token_text(index) for index in self.special_token_ids)
-        self._special = re.compile("|".join(re.escape(text) for text in specials if len(text) > 1) or r"(?!)")
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        """Token ids whose bytes are exactly the text's, special tokens not among them."""
-        text = text.decode() if isinstance(text, bytes) else text
-        if special := self._special.search(text):
-            middle = special.start() + 1
-            return self(text[:middle]) + self(text[middle:])
-        wanted = text.encode()
-        # SentencePiece puts a space before a text; behind a new line it does not.
-        for start in (b"", b"\n", b" \n"):
-            ids = self._tokenizer.encode(start.decode().strip(" ") + text, add_special_tokens=False)
-            while start and ids:
-                start = start.removeprefix(self._bytes(ids.pop(0)))
-            if b"".join(map(self._bytes, ids)) == wanted:
-                return ids
-        return self._longest_first(wanted)
-
-    def _bytes(self, token_id: int) -> bytes:
-        return self.tokens[token_id] if token_id < len(self.tokens) else b""
-
-    @cached_property
-    def _ids(self) -> dict[bytes, int]:
-        ids = {text: index for index, text in reversed(list(enumerate(self.tokens)))}
-        for index in self.special_token_ids:
-            if ids.get(self.tokens[index]) == index:
-                del ids[self.tokens[index]]
-        return ids
-
-    def _longest_first(self, text: bytes) -> list[int]:
-        found = []
-        longest = max(map(len, self._ids))
-        while text:
-            length = next((n for n in range(longest, 0, -1) if text[:n] in self._ids), None)
-            if length is None:
-                break
-            found.append(self._ids[text[:length]])
-            text = text[length:]
-        return found
 
 
 class GrammarCompiler:
@@ -102,8 +48,9 @@ class GrammarCompiler:
         self.vocabulary = Vocabulary(tokenizer, vocab_size, ends)
         self.tokens = LLTokenizer(self.vocabulary, n_vocab=vocab_size, eos_token=ends)  # type: ignore[arg-type]
         self.end_token_ids = frozenset(ends)
+        digits, following = (bits(self.vocabulary.beginning_with(first)) for first in (DIGITS, FOLLOWING))
         special = bits(self.vocabulary.special_token_ids) | bits(ends)
-        self.numbers = NumberBound(self._beginning(DIGITS), self._beginning(FOLLOWING) | special)
+        self.numbers = NumberBound(digits, following | special)
         self._thoughts: dict[tuple[str, str], ThoughtTokens] = {}
 
     @classmethod
@@ -125,7 +72,7 @@ class GrammarCompiler:
         """What the marks of a thought are to this vocabulary."""
         marks = thought.opening, thought.closing
         if marks not in self._thoughts:
-            self._thoughts[marks] = ThoughtTokens(self.vocabulary.tokens, thought)
+            self._thoughts[marks] = ThoughtTokens(self.vocabulary, thought)
         return self._thoughts[marks]
 
     def try_out(self, structured: StructuredOutput, count: int) -> None:
@@ -144,10 +91,6 @@ class GrammarCompiler:
             if found is not None:
                 text = found.decode(errors="replace")
                 raise RequestError(f"the {structured.kind} cannot be applied: nothing fits it behind {text!r}")
-
-    def _beginning(self, first: bytes) -> int:
-        """The mask of the tokens that begin with one of these bytes."""
-        return bits(index for index, text in enumerate(self.vocabulary.tokens) if text and text[0] in first)
 
 
 class AnswerGrammar:

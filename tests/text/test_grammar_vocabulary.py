@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler, Vocabulary
+from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler
+from sophserve.grammar.vocabulary import Vocabulary
 from sophserve.sampling import StructuredOutput, Thought
 from sophserve.text.tokenizer import Tokenizer
 
