@@ -26,6 +26,7 @@ from sophserve.api.openai.conversations import (
 )
 from sophserve.api.openai.embeddings import EmbeddingRequest, embeddings
 from sophserve.api.openai.error_envelope import RESPONSES
+from sophserve.api.openai.rerank import RerankRequest, ScoreRequest, rerank, score
 from sophserve.api.openai.response_input import InputRequest, ResponsesRequest
 from sophserve.api.openai.responses import count_input_tokens, create_response
 from sophserve.api.openai.stored_responses import cancel_response, delete_response, get_response, list_input_items
@@ -75,6 +76,11 @@ TABLE = RouteTable(
         Route("POST", "/v1/chat/completions", chat_completions, openai.ChatCompletion, ChatRequest, streams=True),
         Route("POST", "/v1/completions", completions, openai.Completion, CompletionRequest, streams=True),
         Route("POST", "/v1/embeddings", embeddings, openai.EmbeddingList, EmbeddingRequest),
+        Route("POST", "/v1/rerank", rerank, openai.Ranking, RerankRequest),
+        Route("POST", "/v2/rerank", rerank, openai.Ranking, RerankRequest),
+        Route("POST", "/rerank", rerank, openai.Ranking, RerankRequest),
+        Route("POST", "/v1/score", score, openai.ScoreList, ScoreRequest),
+        Route("POST", "/score", score, openai.ScoreList, ScoreRequest),
         Route(
             "POST",
             "/v1/responses",

@@ -191,7 +191,8 @@ class Engine:
     async def embed(
         self, prompt: list[int], pooling: Pooling, request_id: str, index: int = 0, priority: int = 0
     ) -> array[float]:
-        """The prompt's final hidden states, pooled. Cancelling aborts the request; raises as generate does."""
+        """The prompt's final hidden states, pooled, or logits of the next token. Cancelling aborts the request; raises
+        as generate does."""
         self._check_running()
         check_input(prompt, self.info)
         sequence = self._add(prompt, SamplingParams(max_tokens=1), request_id, index, priority, "", pooling)

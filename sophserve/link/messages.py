@@ -10,8 +10,9 @@ from sophserve.config import EngineConfig
 from sophserve.profile_format import ProfileOptions
 from sophserve.sampling import SamplingParams, StructuredOutput
 
-# How the hidden states of a prompt become one vector: that of its last token, or their mean.
-Pooling = Literal["last", "mean"]
+# What becomes of a prompt's hidden states: that of its last token, their mean, or the logits of these tokens to be the
+# next one.
+Pooling = Literal["last", "mean"] | tuple[int, ...]
 
 
 class LoadModel(msgspec.Struct, array_like=True, tag="load"):
@@ -121,7 +122,7 @@ class PromptLogprobs(msgspec.Struct, array_like=True):
 
 
 class Embedding(msgspec.Struct, array_like=True):
-    """The pooled hidden states of a prompt: float32 little-endian, not normalized."""
+    """What became of the hidden states of a prompt (see Pooling): float32 little-endian, not normalized."""
 
     id: int
     values: bytes

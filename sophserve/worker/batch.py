@@ -24,10 +24,11 @@ _DTYPES = {"i": torch.int32, "q": torch.int64, "f": torch.float32}
 
 
 class Pooler:
-    """Makes one vector of a prompt's hidden states, chunk by chunk."""
+    """Makes one vector of a prompt's hidden states, chunk by chunk. token_ids: whose logits are wanted instead."""
 
     def __init__(self, pooling: Pooling) -> None:
-        self._last_only = pooling == "last"
+        self.token_ids = list(pooling) if isinstance(pooling, tuple) else []
+        self._last_only = pooling != "mean"
         self._sum: Tensor | None = None
         self._count = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from array import array
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -116,11 +117,11 @@ class ModelRunner:
         if logits is None and len(batch.inputs.ids):
             hidden = self.model(self.device.prepare(batch.inputs, self.model.ropes))
             prompts = self._prompt_logprobs(hidden, batch)
-            embeddings = [_pool(hidden, chunk) for chunk in batch.pooled_chunks]
+            embeddings = self._pooled(hidden, batch.pooled_chunks)
             if batch.sampled:
                 logits = self.model.logits(hidden[batch.sample_rows.to(hidden.device)])
         sampled = self._sample(logits, states, masks) if states else []
-        return StepResult(plan.step, sampled, prompts, [each for each in embeddings if each])
+        return StepResult(plan.step, sampled, prompts, embeddings)
 
     def compile_grammar(self, structured: StructuredOutput) -> None:
         """Begin to compile what a request that is on its way will need."""
@@ -172,6 +173,24 @@ class ModelRunner:
                     parts.append(PromptLogprobs(chunk.state.id, chunk.start + offset, count, *entries))
         return parts
 
+    def _pooled(self, hidden: torch.Tensor, chunks: list[PooledChunk]) -> list[Embedding]:
+        """What has become of the prompts that are complete."""
+        done, scored = [], []
+        for state, rows, complete in ((chunk.state, chunk.rows, chunk.complete) for chunk in chunks):
+            assert state.pooler is not None
+            if state.pooler.token_ids:
+                scored += [(state.id, state.pooler.token_ids, rows.stop - 1)] if complete else []
+                continue
+            state.pooler.add(hidden[rows])
+            if complete:
+                done.append(Embedding(state.id, state.pooler.result()))
+        for start in range(0, len(scored), LOGITS_ROWS):
+            ids, tokens, last = zip(*scored[start : start + LOGITS_ROWS], strict=True)
+            logits = self.model.logits(hidden[torch.tensor(last).to(hidden.device)])
+            for identity, token_ids, row in zip(ids, tokens, logits, strict=True):
+                done.append(Embedding(identity, array("f", row[token_ids].tolist()).tobytes()))
+        return done
+
     def _free_memory(self) -> int:
         """The part of the free memory that this rank's KV cache may take, once every rank has loaded its weights."""
         self.communicator.all_gather(torch.zeros(1))
@@ -208,11 +227,3 @@ def prompt_logprobs_cost(model: CausalLM) -> float:
     logits are searched."""
     search = 2 * model.vocab_size * SEARCH_COST
     return min(MOST_COST, 1 + (model.head.token_flops + search) / max(2, model.token_flops))
-
-
-def _pool(hidden: torch.Tensor, chunk: PooledChunk) -> Embedding | None:
-    """Take a chunk into its request's pooler; the result with the last one."""
-    pooler = chunk.state.pooler
-    assert pooler is not None
-    pooler.add(hidden[chunk.rows])
-    return Embedding(chunk.state.id, pooler.result()) if chunk.complete else None

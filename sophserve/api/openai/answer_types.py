@@ -183,6 +183,42 @@ class EmbeddingList(TypedDict):
     usage: InputUsage
 
 
+class RankedDocument(TypedDict):
+    """index: its place in the request. relevance_score: from 0 to 1."""
+
+    index: int
+    relevance_score: float
+    document: NotRequired[dict[str, str]]
+
+
+class Ranking(TypedDict):
+    """The answer of /v1/rerank."""
+
+    id: str
+    model: str
+    usage: InputUsage
+    results: list[RankedDocument]
+
+
+class Score(TypedDict):
+    """From 0 to 1."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreList(TypedDict):
+    """The answer of /v1/score."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: InputUsage
+
+
 class OutputItem(TypedDict):
     """A message, a call or reasoning."""
 

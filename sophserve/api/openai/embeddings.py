@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import math
 from array import array
@@ -12,12 +11,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sophserve.api.generation.prompts import cut, each_in_slices, encode, listed, log_prompts
-from sophserve.api.generation.run import engine_errors
+from sophserve.api.generation.pooled import pooled
+from sophserve.api.generation.prompts import cut, each_in_slices, encode, listed
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import read_body, warn_unknown
 from sophserve.api.http.json_pieces import Rows, respond_json
-from sophserve.api.http.request_record import current_record, name_request
+from sophserve.api.http.request_record import name_request
 from sophserve.engine.request_checks import check_input
 from sophserve.errors import RequestError
 
@@ -50,7 +49,9 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     texts = await served.texts.run(lambda: listed(body.input, "input"))
     async with served.admitted(len(texts), body.timeout):
         inputs = await each_in_slices(served, texts, lambda text: _tokens(served, text, body))
-        vectors = await _embed(served, inputs, body)
+        vectors = await pooled(
+            served, name_request("embd-", body.request_id), inputs, served.pooling, body.priority or 0
+        )
         if vectors and body.dimensions is not None and body.dimensions > len(vectors[0]):
             raise RequestError(f"dimensions must be at most {len(vectors[0])}, got {body.dimensions}", "dimensions")
 
@@ -76,26 +77,6 @@ def _tokens(served: ServedModel, text: str | list[int], body: EmbeddingRequest) 
     tokens = cut(text, body.truncate_prompt_tokens, body.truncation_side or "left", context)
     check_input(tokens, served.engine.info)
     return tokens
-
-
-async def _embed(served: ServedModel, inputs: list[list[int]], body: EmbeddingRequest) -> list[array[float]]:
-    """The vectors, made at once in as few steps as they fit in."""
-    identity, record, engine = name_request("embd-", body.request_id), current_record.get(), served.engine
-    log_prompts(served, identity, inputs)
-    record.prompt_tokens = sum(map(len, inputs))
-    record.spend(record.prompt_tokens)
-    priority = (body.priority or 0) + record.priority
-    tasks = [
-        asyncio.create_task(engine.embed(tokens, served.pooling, identity, index, priority))
-        for index, tokens in enumerate(inputs)
-    ]
-    try:
-        with engine_errors(engine):
-            return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _shortened(vector: array[float], dimensions: int | None) -> array[float]:
