@@ -41,7 +41,8 @@ class Thought(msgspec.Struct, frozen=True, omit_defaults=True):
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
     """Names and meanings follow vLLM's. Raises ValueError for a value out of its range.
 
-    n: how many answers. temperature: 0 is greedy. top_k: 0 or -1 is all. max_tokens: None is the rest of the context.
+    n: how many answers. temperature: 0 is greedy, as is a top_p of 0. top_k: 0 or -1 is all. max_tokens: None is the
+    rest of the context.
     stop: texts that end the answer. bad_words: texts that it will not contain as tokens of their own, with or without
     a space before them. allowed_token_ids: the only tokens that may be chosen. shown_token_ids: special tokens that
     stay in the text although skip_special_tokens hides the others. logprobs, prompt_logprobs: how many
@@ -84,7 +85,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             self.top_k = 0
         _check(1 <= self.n <= 128, "n", "between 1 and 128", self.n)
         _check(0 <= self.temperature <= 100, "temperature", "between 0 and 100", self.temperature)
-        _check(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        _check(0 <= self.top_p <= 1, "top_p", "between 0 and 1", self.top_p)
         _check(0 <= self.top_k < 2**31, "top_k", "-1, 0 or positive", self.top_k)
         _check(0 <= self.min_p <= 1, "min_p", "between 0 and 1", self.min_p)
         _check(
@@ -120,7 +121,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     @property
     def greedy(self) -> bool:
         """Whether the most probable token is always taken."""
-        return self.temperature == 0
+        return self.temperature == 0 or self.top_p == 0
 
     @cached_property
     def allowed_mask(self) -> bytes | None:
@@ -135,10 +136,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     @cached_property
     def for_worker(self) -> SamplingParams:
         """Without what the workers need not know, or are told otherwise."""
-        thought = self.thought if self.structured else None
-        return msgspec.structs.replace(
-            self, stop=[], bad_words=[], allowed_token_ids=None, shown_token_ids=[], thought=thought
-        )
+        temperature, top_p = (0.0, 1.0) if self.greedy else (self.temperature, self.top_p)
+        known_here: dict[str, Any] = {"stop": [], "bad_words": [], "allowed_token_ids": None, "shown_token_ids": []}
+        known_here["thought"] = self.thought if self.structured else None
+        return msgspec.structs.replace(self, temperature=temperature, top_p=top_p, **known_here)
 
 
 def sampling_defaults(generation_config: dict[str, Any]) -> dict[str, Any]:

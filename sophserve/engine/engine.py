@@ -275,7 +275,7 @@ class Engine:
         request = sequence.request
         if self._sequences.pop(request.id, None):
             self._scheduler.finish(request)
-            lengths = len(request.prompt), len(request.output), request.max_tokens
+            lengths = len(request.output), request.max_tokens
             self.metrics.on_finish(sequence.timeline, sequence.finish_reason or "abort", *lengths)
             sequence.leave()
             self._wake.set()
@@ -330,7 +330,7 @@ class Engine:
             if sequence := self._sequences.get(embedding.id):
                 sequence.embedding = embedding.values
                 sequence.end("stop")
-                self.metrics.on_prompt(len(sequence.request.prompt), sequence.request.cached_tokens)
+                self.metrics.on_prompt(sequence.timeline, len(sequence.request.prompt), sequence.request.cached_tokens)
                 self._forget(sequence)
         for sampled in result.sampled:
             # A sequence that ended while this step was under way has no use for the tokens.

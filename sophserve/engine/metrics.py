@@ -98,8 +98,9 @@ class EngineMetrics:
         """A step of so many tokens was sent."""
         self._step_tokens.observe(tokens)
 
-    def on_prompt(self, prompt_tokens: int, cached_tokens: int) -> None:
+    def on_prompt(self, timeline: Timeline, prompt_tokens: int, cached_tokens: int) -> None:
         """A prompt is computed."""
+        timeline.prompt_tokens = prompt_tokens
         self.counts.prompt_tokens += prompt_tokens
         self.counts.cached_tokens += cached_tokens
 
@@ -111,24 +112,24 @@ class EngineMetrics:
             self._times["inter_token_latency_seconds"].observe(now - timeline.last_token)
         else:
             timeline.first_token = now
-            self.on_prompt(prompt_tokens, cached_tokens)
+            self.on_prompt(timeline, prompt_tokens, cached_tokens)
             self._times["time_to_first_token_seconds"].observe(now - timeline.arrived)
         timeline.last_token = now
 
-    def on_finish(self, timeline: Timeline, reason: str, prompt_tokens: int, answer_tokens: int, most: int) -> None:
-        """A sequence ended."""
+    def on_finish(self, timeline: Timeline, reason: str, answer_tokens: int, most: int) -> None:
+        """A sequence ended, however: all are in every histogram, with what they came to, so that the sums agree with
+        the totals. What one that was aborted did not reach took no time, and has no tokens."""
         self.counts.finished[reason] += 1
-        if reason in ("abort", "error") or not timeline.first_token:
-            return
-        decode = timeline.last_token - timeline.first_token
-        self._times["e2e_request_latency_seconds"].observe(timeline.last_token - timeline.arrived)
-        self._times["request_queue_time_seconds"].observe(timeline.scheduled - timeline.arrived)
-        self._times["request_prefill_time_seconds"].observe(timeline.first_token - timeline.scheduled)
-        self._times["request_inference_time_seconds"].observe(timeline.last_token - timeline.scheduled)
-        self._times["request_decode_time_seconds"].observe(decode)
+        end = timeline.last_token or time.monotonic()
+        scheduled, first = timeline.scheduled or end, timeline.first_token or end
+        self._times["e2e_request_latency_seconds"].observe(end - timeline.arrived)
+        self._times["request_queue_time_seconds"].observe(scheduled - timeline.arrived)
+        self._times["request_prefill_time_seconds"].observe(first - scheduled)
+        self._times["request_inference_time_seconds"].observe(end - scheduled)
+        self._times["request_decode_time_seconds"].observe(end - first)
         if answer_tokens > 1:
-            self._times["request_time_per_output_token_seconds"].observe(decode / (answer_tokens - 1))
-        self._prompt_length.observe(prompt_tokens)
+            self._times["request_time_per_output_token_seconds"].observe((end - first) / (answer_tokens - 1))
+        self._prompt_length.observe(timeline.prompt_tokens)
         self._answer_length.observe(answer_tokens)
         self._max_tokens.observe(most)
 

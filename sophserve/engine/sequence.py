@@ -18,12 +18,14 @@ from sophserve.text.tokenizer import Tokenizer
 
 @dataclass
 class Timeline:
-    """When the milestones of one sequence were, by time.monotonic(); 0 for those still to come."""
+    """When the milestones of one sequence were, by time.monotonic(); 0 for those still to come. prompt_tokens: of the
+    prompt, once it is computed."""
 
     arrived: float = field(default_factory=time.monotonic)
     scheduled: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
+    prompt_tokens: int = 0
 
     @property
     def queued(self) -> float:
