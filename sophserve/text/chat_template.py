@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sophserve.checkpoint import read_json
 from sophserve.errors import CheckpointError, ConfigError, RequestError
-from sophserve.text.call_history import CallForms, with_short_ids
+from sophserve.text.template_habits import TemplateHabits, TemplateTooSlow
 from sophserve.text.tokenizer import Tokenizer
+from sophserve.text.turns import Message, modern
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-Message = dict[str, Any]
-
-_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _CONTINUE_MARK = "\ue0fecontinue here\ue0fe"
-_PROBE = "probe of list content"
 # That rendering may take: templates are programs.
 MOST_SECONDS = 5.0
 
@@ -50,7 +48,7 @@ class ChatTemplate:
                 templates = {"default": Path(override).read_text(encoding="utf-8")}
             except (OSError, ValueError) as error:
                 raise ConfigError(f"cannot read the chat template {override} (--chat-template): {error}") from None
-            return cls(templates, tokenizer.special_tokens)
+            return cls(templates, tokenizer.special_tokens)._learned()
         config = directory / "tokenizer_config.json"
         templates = _from_files(directory) or _from_config(config, tokenizer.config.get("chat_template"))
         path = directory / "chat_template.json"
@@ -59,7 +57,7 @@ class ChatTemplate:
             if "default" in templates and "default" in found:
                 templates = {"tool_use": templates["default"]} | templates
             templates |= found
-        return cls(templates, tokenizer.special_tokens)
+        return cls(templates, tokenizer.special_tokens)._learned()
 
     def render(
         self,
@@ -74,15 +72,14 @@ class ChatTemplate:
     ) -> str:
         """The prompt, special tokens included: encode it with add_special_tokens=False.
 
-        messages, tools and documents are as in an OpenAI request. continue_final_message leaves the last message
-        open, for the model to go on with it. kwargs are further variables of the template. Raises RequestError.
+        messages, tools and documents are as in an OpenAI request; roles, an order of turns or forms of content that the
+        template does not take are changed to those that it does. continue_final_message leaves the last message open,
+        for the model to go on with it. kwargs are further variables of the template. Raises RequestError.
         """
         if not messages:
             raise RequestError("messages must hold at least one message", "messages")
         template = self._choose(bool(tools))
-        if any("tool_call_id" in message or message.get("tool_calls") for message in messages):
-            messages = messages if self._call_forms[template].long_ids else with_short_ids(messages)
-        prepared = [self._prepare(template, index, message) for index, message in enumerate(messages)]
+        prepared = self._habits[template].fitted(modern(messages))
         final_text = ""
         if continue_final_message:
             if add_generation_prompt:
@@ -117,34 +114,28 @@ class ChatTemplate:
             )
         return self._templates[name]
 
-    def _prepare(self, template: Template, index: int, message: Message) -> Message:
-        """The message as templates expect it."""
-        message = {key: value for key, value in message.items() if value is not None}
-        reasoning = next((message[name] for name in _REASONING_FIELDS if name in message), None)
-        if reasoning is not None:
-            message = {"thinking": reasoning} | message | {"reasoning_content": reasoning}
-        if message.get("role") == "assistant":
-            message.setdefault("content", "")
-        if isinstance(message.get("tool_calls"), list):
-            message["tool_calls"] = self._call_forms[template].fitted(message["tool_calls"])
-        content = message.get("content")
-        if isinstance(content, list) and not self._takes_lists[template]:
-            message["content"] = _join_parts(content, f"messages[{index}].content")
-        return message
+    def left_out(self, messages: list[Message], with_tools: bool) -> list[str]:
+        """The fields of messages that are not in the prompt, as the template has no place for them."""
+        return self._habits[self._choose(with_tools)].left_out(modern(messages))
 
     @cached_property
-    def _call_forms(self) -> dict[Template, CallForms]:
-        def found(template: Template) -> CallForms:
-            def render(messages: list[Message], tools: list[Any]) -> str:
-                return _render(template, self._special_tokens | {"messages": messages, "tools": tools or None})
+    def _habits(self) -> dict[Template, TemplateHabits]:
+        return {
+            template: TemplateHabits(self._sources[name], partial(self._probe, template))
+            for name, template in self._templates.items()
+        }
 
-            return CallForms.found(render)
+    def _learned(self) -> ChatTemplate:
+        """Itself, once it knows the habits of its templates, which the first request need not wait for then."""
+        for habits in self._habits.values():
+            with suppress(TemplateTooSlow):  # which its requests will be told
+                habits.learn()
+        return self
 
-        return {template: found(template) for template in self._templates.values()}
-
-    @cached_property
-    def _takes_lists(self) -> dict[Template, bool]:
-        return {template: _takes_lists(template) for template in self._templates.values()}
+    def _probe(self, template: Template, messages: list[Message], tools: list[Any] | None = None) -> str:
+        variables = {"messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": True}
+        tokens = {"bos_token": "", "eos_token": ""} | self._special_tokens
+        return _render(template, tokens | variables)
 
 
 def _from_files(directory: Path) -> dict[str, str]:
@@ -192,7 +183,7 @@ def _render(template: Template, variables: dict[str, Any]) -> str:
     try:
         return template.render({**variables, DEADLINE: time.monotonic() + MOST_SECONDS})
     except TooSlow:
-        raise RequestError(
+        raise TemplateTooSlow(
             f"the chat template took longer than {MOST_SECONDS:g} s; send fewer or shorter messages",
             "messages",
         ) from None
@@ -202,27 +193,6 @@ def _render(template: Template, variables: dict[str, Any]) -> str:
         raise RequestError(
             f"the chat template cannot render the messages: {type(error).__name__}: {error}", "messages"
         ) from None
-
-
-def _takes_lists(template: Template) -> bool:
-    """Whether a message's content may be a list of parts: try it, and see the text come out, but no list printed."""
-    part = {"type": "text", "text": _PROBE}
-    variables = {"messages": [{"role": "user", "content": [part]}], "add_generation_prompt": True}
-    try:
-        text = _render(template, variables)
-    except RequestError:
-        return False
-    return _PROBE in text and not any(f"{quote}{_PROBE}{quote}" in text for quote in "'\"")
-
-
-def _join_parts(parts: list[Any], where: str) -> str:
-    texts = []
-    for part in parts:
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = part.get("type", "unknown") if isinstance(part, dict) else type(part).__name__
-            raise RequestError(f"{where} has a part of type {kind}; this model takes only text", "messages")
-        texts.append(part["text"])
-    return "\n".join(texts)
 
 
 def _mark_end(message: Message) -> tuple[Message, str]:
@@ -248,4 +218,5 @@ def _cut_at_mark(text: str, final_text: str) -> str:
             "continue_final_message",
         )
     strips = not text.startswith(_CONTINUE_MARK + " ", end)
-    return text[:end].rstrip() if strips else text[:end]
+    # Where nothing is said yet, what stands before the mark is the template's own.
+    return text[:end].rstrip() if strips and final_text.strip() else text[:end]

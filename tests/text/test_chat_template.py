@@ -270,7 +270,7 @@ def test_lists_are_kept_where_the_template_takes_them(template_of: Callable[...,
     # A template that prints whatever it gets, or dumps it, does not take lists.
     assert template_of("{{ messages[0].content }}").ours.render([message]) == "a\nb"
     assert template_of("{{ messages[0].content | tojson }}").ours.render([message]) == '"a\\nb"'
-    assert template_of("{{ messages[0]['content'][0]['text'] }}").ours.render([message]) == "a"
+    assert template_of("{{ messages[0]['content'][0]['text'] }}").ours.render([message]) == "a\nb"
 
 
 def test_named_templates(template_of: Callable[..., Pair]) -> None:

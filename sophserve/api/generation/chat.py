@@ -15,7 +15,7 @@ from sophserve.api.generation.run import Generation
 from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.generation.structured_output import check_structured
 from sophserve.api.generation.tools import Function, ToolUse, reasoning_parser
-from sophserve.api.http.body import NOT_KEPT, warn_of
+from sophserve.api.http.body import NOT_IN_PROMPT, NOT_KEPT, warn_of
 from sophserve.api.http.request_record import name_request
 from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams, StructuredOutput, Thought
@@ -58,6 +58,7 @@ class Chat:
         body = self.body
         identity = name_request(prefix, body.request_id)
         prompt = await self._served.texts.run(self._bind)
+        warn_of(NOT_IN_PROMPT, self._prompt.left_out)
         await check_structured(self._served.engine, body, self.params)
         return Generation(identity, [prompt], [self.params], body.priority or 0, body.cache_salt or "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sophserve.api.generation.prompts import encode, truncated
 from sophserve.api.generation.request_bodies import ChatRequest, Message, text_parts
@@ -14,12 +15,14 @@ from sophserve.text.chat_template import ChatTemplate
 
 
 class ChatPrompt:
-    """Made once its messages are checked. Raises RequestError, as all its methods do."""
+    """Made once its messages are checked. Raises RequestError, as all its methods do. left_out: once it is rendered,
+    the fields of messages that the template has no place for."""
 
     def __init__(self, served: ServedModel, body: ChatRequest) -> None:
         if not body.messages:
             raise RequestError("messages is empty; give at least one", "messages")
         self._served, self._body = served, body
+        self.left_out: list[str] = []
         self._messages = [_fields(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
 
     def tokens(self, bounded: bool = True) -> list[int]:
@@ -59,8 +62,10 @@ class ChatPrompt:
         for name in ("tools", "documents", "add_generation_prompt", "continue_final_message"):
             if name in kwargs:
                 raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
+        template = self._template()
+        self.left_out = template.left_out(self._messages, bool(body.tools))
         try:
-            return self._template().render(
+            return template.render(
                 self._messages,
                 tools=body.tools or None,
                 documents=body.documents,
@@ -91,8 +96,10 @@ class ChatPrompt:
 
 def _fields(message: Message, path: str) -> dict[str, Any]:
     """A message for the chat template; only text may be in it."""
-    if message.content is None and message.role != "assistant":
+    if message.content is None and message.role not in ("assistant", "function"):
         raise RequestError(f"{path}.content: is missing", f"{path}.content")
-    text_parts(message.content or [], f"{path}.content")
-    fields: dict[str, Any] = msgspec.to_builtins(message)
+    if message.audio:
+        raise RequestError(f"{path}.audio: is not supported; send what was said as content", f"{path}.audio")
+    content = text_parts(message.content, f"{path}.content") if message.content is not None else None
+    fields: dict[str, Any] = msgspec.to_builtins(replace(message, content=content))
     return fields

@@ -108,15 +108,17 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     guided_grammar: str | None = None
 
 
-class ContentPart(msgspec.Struct):
+class ContentPart(msgspec.Struct, omit_defaults=True):
     """One part of a message."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Message(msgspec.Struct, omit_defaults=True):
-    """One turn. Which roles there are is up to the chat template."""
+    """One turn. Which roles there are is up to the chat template. function_call is OpenAI's older form of tool_calls,
+    audio names a recording that only OpenAI's servers have."""
 
     role: str
     content: str | list[ContentPart] | None = None
@@ -125,6 +127,10 @@ class Message(msgspec.Struct, omit_defaults=True):
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    thinking: str | None = None
+    refusal: str | None = None
+    function_call: dict[str, Any] | None = None
+    audio: dict[str, Any] | None = None
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
@@ -164,6 +170,8 @@ class Entry(Protocol):
 def text_part(entry: Entry, path: str, types: tuple[str, ...] = ("text",), called: str = "parts") -> ContentPart:
     """An entry as chat completions have it. types: those that hold text, the first one being the usual; called: what
     the API calls entries. Raises RequestError for another one."""
+    if entry.type == "refusal" and (said := getattr(entry, "refusal", None)) is not None:
+        return ContentPart("text", said)
     if entry.type not in types or entry.text is None:
         raise RequestError(f"{path}: this model reads {called} of type {types[0]} only, got {entry.type!r}", path)
     return ContentPart("text", entry.text)

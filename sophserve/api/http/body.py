@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from sophserve.api.http.connections import CONNECTIONS
+from sophserve.api.http.nested_fields import unread_fields
 from sophserve.api.http.request_record import current_record
 from sophserve.api.http.text_threads import INLINE, TEXT_THREADS
 from sophserve.api.http.upload import received
@@ -58,6 +59,8 @@ _UNSUPPORTED = frozenset(
     }
 )
 WITHOUT_EFFECT = "without effect"
+NOT_IN_PROMPT = "left out by the chat template"
+ITEMS_LEFT_OUT = "entries of the conversation that say nothing to this model were left out"
 LEFT_OUT = "tools of types that are not supported were left out"
 NOT_KEPT = "not kept to"
 _LONGEST_NAME = 64
@@ -106,6 +109,9 @@ def _parsed(body: bytearray, kind: type[T], reject_unknown: bool) -> tuple[T, li
     known = set(kind.__struct_fields__)
     idle = [name for name in sorted(_NOTED & fields.keys() - known) if bytes(fields[name]) != b"null"]
     unknown = sorted(fields.keys() - known - _WITHOUT_EFFECT - _NOTED - _UNSUPPORTED)
+    with _json_errors(body):
+        deep_idle, deep_unknown = unread_fields(fields, kind)
+    idle, unknown = idle + deep_idle, unknown + deep_unknown
     if unknown and reject_unknown:
         raise RequestError(f"{_shown(unknown)}: there is no such field; leave it out", unknown[0][:_LONGEST_NAME])
     for name in (known & fields.keys()) - _WITHOUT_LIMIT:

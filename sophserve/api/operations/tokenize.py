@@ -11,7 +11,7 @@ from sophserve.api.generation.chat_prompt import ChatPrompt
 from sophserve.api.generation.prompts import encode
 from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
-from sophserve.api.http.body import read_body, warn_unknown
+from sophserve.api.http.body import NOT_IN_PROMPT, read_body, warn_of, warn_unknown
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.json_pieces import respond_json
 from sophserve.engine.request_checks import check_ids
@@ -110,7 +110,9 @@ async def apply_template(request: web.Request) -> web.StreamResponse:
     body, unknown = await read_body(request, ConversationRequest)
     served.check_model(body.model)
     async with served.admitted(1):
-        prompt = await served.texts.run(lambda: _chat(served, body).text())
+        chat = await served.texts.run(lambda: _chat(served, body))
+        prompt = await served.texts.run(chat.text)
+        warn_of(NOT_IN_PROMPT, chat.left_out)
     return await respond_json(request, {"prompt": prompt}, warn_unknown(unknown))
 
 
