@@ -85,7 +85,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             self.top_k = 0
         _check(1 <= self.n <= 128, "n", "between 1 and 128", self.n)
         _check(0 <= self.temperature <= 100, "temperature", "between 0 and 100", self.temperature)
-        _check(0 <= self.top_p <= 1, "top_p", "between 0 and 1", self.top_p)
+        _check(0 <= self.top_p <= 1, "top_p", "at least 0 and at most 1", self.top_p)
         _check(0 <= self.top_k < 2**31, "top_k", "-1, 0 or positive", self.top_k)
         _check(0 <= self.min_p <= 1, "min_p", "between 0 and 1", self.min_p)
         _check(

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from sophserve import LLM, AsyncLLM, CompletionOutput, SamplingParams, StructuredOutput, Thought
 from sophserve.engine.output import OutputDelta
@@ -109,6 +110,24 @@ def test_stop_text_and_stop_token(llm: LLM) -> None:
     longer = llm.generate("The quick", params, use_tqdm=False)[0].outputs[0]
     assert token not in longer.token_ids[: first + 3]
     assert len(longer.token_ids) >= first + 3
+
+
+def test_conversations_are_what_the_server_makes_of_them(llm: LLM) -> None:
+    system, user = {"role": "system", "content": "s"}, {"role": "user", "content": "q"}
+    called = {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f"}}]}
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    older = [system | {"role": "developer"}, user, called, {"role": "function", "name": "f", "content": parts}]
+    newer = [system, user, called, {"role": "tool", "tool_call_id": "1", "content": "ab"}]
+    one, other = (llm.chat(said, GREEDY, use_tqdm=False)[0] for said in (older, newer))
+    assert one.prompt == other.prompt and one.prompt is not None and "ab" in one.prompt
+    with pytest.raises(RequestError, match=r"messages\[0\]\.role: is missing"):
+        llm.chat([{"content": "q"}], GREEDY, use_tqdm=False)
+
+
+def test_a_top_p_of_zero_is_greedy(llm: LLM) -> None:
+    greedy = llm.generate("The quick", GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+    params = replace(GREEDY, temperature=1.5, top_p=0.0)
+    assert llm.generate("The quick", params, use_tqdm=False)[0].outputs[0].token_ids == greedy
 
 
 def test_logit_bias_and_penalties(llm: LLM) -> None:

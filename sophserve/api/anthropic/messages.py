@@ -9,43 +9,20 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from sophserve.api.anthropic.turns import Block, Turn, left_out, messages_of, spoken
 from sophserve.api.generation.answer_parts import Named, Part, PartWriter
 from sophserve.api.generation.answer_pump import Reply, send_answer
 from sophserve.api.generation.chat import Chat, prompt_length
 from sophserve.api.generation.params import check_texts
-from sophserve.api.generation.request_bodies import ChatRequest, Message, OutputFormat, required, text_part, text_parts
+from sophserve.api.generation.request_bodies import ChatRequest, Message, OutputFormat
 from sophserve.api.generation.run import Generation
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
-from sophserve.api.http.body import LEFT_OUT, json_response, read_body, warn_of, warn_unknown
+from sophserve.api.http.body import ITEMS_LEFT_OUT, LEFT_OUT, json_response, read_body, warn_of, warn_unknown
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
 
 _OWN_TOOLS = (None, "custom")
 _THINKING = ("enabled", "adaptive", "between_tools", "disabled")
-
-
-class Block(msgspec.Struct):
-    """A part of a turn: text, thinking, a call of a tool (tool_use) or what it gave (tool_result). input: as it is
-    written. `is_error` and `signature` are of no use to a chat template."""
-
-    type: str
-    text: str | None = None
-    thinking: str | None = None
-    id: str | None = None
-    name: str | None = None
-    input: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
-    tool_use_id: str | None = None
-    content: str | list[Block] | None = None
-
-    def __post_init__(self) -> None:
-        self.input = self.input.copy()  # apart from the body, which is let go
-
-
-class Turn(msgspec.Struct):
-    """What one side said."""
-
-    role: str
-    content: str | list[Block]
 
 
 class Tool(msgspec.Struct):
@@ -109,7 +86,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
     served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, MessagesRequest)
     model = served.check_model(body.model)
-    _warn_of_tools(body)
+    _warn(body)
     chat = await served.texts.run(lambda: _chat_of(served, body))
     async with served.admitted(1):
         generation = await chat.generation("msg_")
@@ -123,7 +100,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, CountRequest)
     served.check_model(body.model)
-    _warn_of_tools(body)
+    _warn(body)
     async with served.admitted(1):
         count = await served.texts.run(lambda: prompt_length(served, _as_chat(body)))
         return json_response({"input_tokens": count}, warn_unknown(unknown))
@@ -245,19 +222,13 @@ def _chat_of(served: ServedModel, body: MessagesRequest) -> Chat:
 
 def _as_chat(body: CountRequest) -> ChatRequest:
     """The same conversation as chat completions have it. Raises RequestError."""
-    conversation: list[Message] = []
-    if body.system:
-        conversation.append(Message("system", text_parts(body.system, "system", called="blocks")))
-    for index, turn in enumerate(body.messages):
-        path = f"messages[{index}]"
-        if turn.role not in ("user", "assistant", "system"):
-            raise RequestError(f"{path}.role must be user or assistant, got {turn.role!r}", f"{path}.role")
-        conversation += _turn(turn, path)
-    last = body.messages[-1] if body.messages else None
+    try:
+        conversation = _conversation(body)
+    except RecursionError:
+        raise RequestError("messages are nested too deeply", "messages") from None
+    last = conversation[-1] if conversation else None
     chat = ChatRequest(messages=conversation)
-    chat.continue_final_message = bool(
-        last and last.role == "assistant" and conversation[-1].content and not conversation[-1].tool_calls
-    )
+    chat.continue_final_message = bool(last and last.role == "assistant" and last.content and not last.tool_calls)
     chat.tools = [_function(tool) for tool in body.tools or [] if tool.type in _OWN_TOOLS]
     chat.tool_choice = _tool_choice(body.tool_choice)
     chat.parallel_tool_calls = not (body.tool_choice and body.tool_choice.disable_parallel_tool_use)
@@ -274,45 +245,23 @@ def _as_chat(body: CountRequest) -> ChatRequest:
     return chat
 
 
-def _turn(turn: Turn, path: str) -> Iterator[Message]:
-    """What tools gave are messages of their own, before what the user says to it."""
-    if isinstance(turn.content, str):
-        yield Message(turn.role, turn.content)
-        return
-    said = Message(turn.role)
-    parts, calls, thoughts = [], [], []
-    for index, block in enumerate(turn.content):
-        where = f"{path}.content[{index}]"
-        match block.type:
-            case "tool_result":
-                identity = required(block, "tool_use_id", where)
-                content = text_parts(block.content or "", f"{where}.content", called="blocks")
-                yield Message("tool", content, tool_call_id=identity)
-            case "tool_use":
-                function = {"name": required(block, "name", where), "arguments": _arguments(block.input)}
-                call = {"id": required(block, "id", where), "type": "function", "function": function}
-                calls.append(call)
-            case "thinking":
-                thoughts.append(block.thinking or "")
-            case "redacted_thinking":
-                pass  # what no one can read
-            case _:
-                parts.append(text_part(block, where, called="blocks"))
-    said.content, said.tool_calls = parts or None, calls or None
-    said.reasoning_content = "".join(thoughts) if thoughts else None
-    if parts or said.tool_calls or not turn.content:
-        yield said
+def _conversation(body: CountRequest) -> list[Message]:
+    conversation: list[Message] = []
+    if body.system:
+        conversation.append(Message("system", spoken(body.system, "system")))
+    for index, turn in enumerate(body.messages):
+        path = f"messages[{index}]"
+        if turn.role not in ("user", "assistant", "system"):
+            raise RequestError(f"{path}.role must be user or assistant, got {turn.role!r}", f"{path}.role")
+        conversation += messages_of(turn, path)
+    return conversation
 
 
-def _arguments(written: msgspec.Raw) -> str:
-    """As OpenAI's clients send them: their text."""
-    text = bytes(written).decode()
-    return "{}" if text in ("", "null") else text
-
-
-def _warn_of_tools(body: CountRequest) -> None:
-    """Name the tools that only Anthropic runs or describes: clients send them to every server."""
+def _warn(body: CountRequest) -> None:
+    """Name the tools that only Anthropic runs or describes, and the blocks that say nothing: clients send them to every
+    server."""
     warn_of(LEFT_OUT, [str(tool.type) for tool in body.tools or [] if tool.type not in _OWN_TOOLS])
+    warn_of(ITEMS_LEFT_OUT, left_out(body.messages))
 
 
 def _function(tool: Tool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sophserve.api.generation.served_model import SERVED_MODEL
 from sophserve.api.http.body import json_response, read_body, read_query, warn_unknown
 from sophserve.api.http.errors import ApiError
 from sophserve.api.openai.kept_items import Items, PageQuery, kept_items, page_response
-from sophserve.api.openai.response_input import Item, conversation_of
+from sophserve.api.openai.response_items import Item, conversation_of
 from sophserve.api.openai.response_store import STORE, Conversation, ResponseStore
 
 Metadata = Annotated[

@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from sophserve.api.http.body import json_response
-from sophserve.api.openai.response_input import Item
+from sophserve.api.openai.response_items import Item, encoded
 from sophserve.errors import RequestError
 from sophserve.text.json_size import JsonTooLarge, check_json
 
@@ -37,7 +37,7 @@ def kept_items(given: str | list[Item], taken: Container[str] = ()) -> Items:
         identity = fields.get("id")
         if not identity or identity in kept or identity in taken:
             identity = fields["id"] = _PREFIXES.get(item.type, "item_") + uuid4().hex
-        kept[identity] = msgspec.json.encode(fields)
+        kept[identity] = encoded(fields)
     return kept
 
 

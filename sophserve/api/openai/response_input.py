@@ -1,4 +1,4 @@
-"""The body of /v1/responses, and its items as messages of a chat."""
+"""The body of /v1/responses, and its tools as chat completions have them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,11 @@ from typing import Any
 
 import msgspec
 
-from sophserve.api.generation.request_bodies import ContentPart, Message, OutputFormat, required, text_parts
+from sophserve.api.generation.request_bodies import OutputFormat
+from sophserve.api.generation.served_model import ServedModel
+from sophserve.api.generation.tools import tool_parser
 from sophserve.api.http.body import checked
-from sophserve.errors import RequestError
-
-_TEXTS = ("input_text", "output_text", "text")
-
-
-class Item(msgspec.Struct):
-    """One entry of input: a message, or by its type a function_call, function_call_output or reasoning."""
-
-    type: str = "message"
-    id: str | None = None
-    status: str | None = None
-    role: str | None = None
-    content: str | list[ContentPart] | None = None
-    summary: list[ContentPart] | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-    output: str | list[ContentPart] | None = None
+from sophserve.api.openai.response_items import Item
 
 
 class TextOptions(msgspec.Struct):
@@ -108,73 +93,60 @@ class ResponsesRequest(InputRequest, kw_only=True):
         return self.top_logprobs is not None or "message.output_text.logprobs" in (self.include or [])
 
 
-def conversation_of(given: str | list[Item]) -> list[Message]:
-    """Input as messages. Raises RequestError."""
-    if isinstance(given, str):
-        return [Message("user", given)]
-    messages: list[Message] = []
-    for index, item in enumerate(given):
-        path = f"input[{index}]"
-        match item.type:
-            case "message":
-                role = "system" if item.role == "developer" else item.role
-                if role is None or item.content is None:
-                    missing = "role" if role is None else "content"
-                    raise RequestError(f"{path}.{missing}: is missing", f"{path}.{missing}")
-                _add_text(messages, role, text_parts(item.content, f"{path}.content", _TEXTS))
-            case "function_call":
-                _add_call(messages, item, path)
-            case "function_call_output":
-                output = text_parts(item.output or "", f"{path}.output", _TEXTS)
-                messages.append(Message("tool", output, tool_call_id=required(item, "call_id", path)))
-            case "reasoning":
-                _add_reasoning(messages, item)
-            case _:
-                raise RequestError(f"{path}: items of type {item.type!r} are not supported", path)
-    return messages
+def offered_types(served: ServedModel) -> tuple[str, ...]:
+    """The types of tools that are shown to the model. One that can call no tools is told nothing of custom ones, which
+    clients offer to every model; its functions are refused."""
+    return ("function", "custom") if tool_parser(served) else ("function",)
 
 
-def function_tools(body: InputRequest) -> tuple[list[dict[str, Any]], str | dict[str, Any] | None]:
-    """tools and tool_choice as chat completions have them. Tools that only OpenAI's servers can run are left out:
-    clients send them to every server."""
+def function_tools(
+    body: InputRequest, types: tuple[str, ...]
+) -> tuple[list[dict[str, Any]], str | dict[str, Any] | None]:
+    """tools of these types and tool_choice as chat completions have them. The others, which only OpenAI's servers can
+    run, are left out: clients send them to every server."""
     tools = [
-        {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
-        for tool in body.tools or []
-        if tool.get("type") == "function"
+        {"type": "function", "function": _function(tool)} for tool in body.tools or [] if tool.get("type") in types
     ]
     choice = body.tool_choice
-    if isinstance(choice, dict) and choice.get("type") == "function":
+    if isinstance(choice, dict) and choice.get("type") in types:
         choice = {"type": "function", "function": {"name": choice.get("name")}}
     elif isinstance(choice, dict) and choice.get("type") == "allowed_tools":
         given = checked({"tool_choice": choice}, _WithAllowedTools).tool_choice
-        names = [tool.get("name") for tool in given.tools if tool.get("type") == "function"]
+        names = [tool.get("name") for tool in given.tools if tool.get("type") in types]
         allowed = [{"type": "function", "function": {"name": name}} for name in names]
         choice = {"type": "allowed_tools", "allowed_tools": {"mode": given.mode, "tools": allowed}}
     return tools, choice
 
 
-def _add_text(messages: list[Message], role: str, content: str | list[ContentPart]) -> None:
-    """What an assistant says belongs to what it has thought."""
-    last = messages[-1] if messages else None
-    if last and role == last.role == "assistant" and last.content is None and not last.tool_calls:
-        last.content = content
-    else:
-        messages.append(Message(role, content))
+def custom_names(tools: list[dict[str, Any]] | None) -> frozenset[str]:
+    """The tools that take a text instead of arguments."""
+    return frozenset(str(tool.get("name")) for tool in tools or [] if tool.get("type") == "custom")
 
 
-def _add_reasoning(messages: list[Message], item: Item) -> None:
-    """The reasoning, or else its summary; what only its maker could read is left out."""
-    content = item.content if isinstance(item.content, list) else []
-    texts = [part.text for part in content or item.summary or [] if part.text]
-    if texts:
-        messages.append(Message("assistant", reasoning_content="\n\n".join(texts)))
+def only_described(tools: list[dict[str, Any]] | None) -> list[str]:
+    """Fields of tools whose demand the model is told, but not held to."""
+    wanted = [(_syntax(tool), f"tools[{index}].format") for index, tool in enumerate(tools or [])]
+    return [path for syntax, path in wanted if syntax not in (None, "regex")]
 
 
-def _add_call(messages: list[Message], item: Item, path: str) -> None:
-    """Calls that were made together, and the text before them, are one message."""
-    function = {"name": required(item, "name", path), "arguments": item.arguments or "{}"}
-    if not messages or messages[-1].role != "assistant":
-        messages.append(Message("assistant"))
-    call = {"id": required(item, "call_id", path), "type": "function", "function": function}
-    messages[-1].tool_calls = messages[-1].tool_calls or []
-    messages[-1].tool_calls.append(call)
+def _function(tool: dict[str, Any]) -> dict[str, Any]:
+    """A custom tool is a function of one text."""
+    if tool["type"] == "function":
+        return {name: value for name, value in tool.items() if name != "type"}
+    text: dict[str, Any] = {"type": "string"}
+    function = {name: tool[name] for name in ("name", "description") if tool.get(name) is not None}
+    if syntax := _syntax(tool):
+        definition = str(tool["format"].get("definition"))
+        told = f"The input fits this grammar ({syntax}):\n{definition}"
+        function["description"] = "\n\n".join(filter(None, [function.get("description"), told]))
+        if syntax == "regex":
+            text["pattern"] = f"^(?:{definition})$"
+            function["strict"] = True
+    schema = {"type": "object", "properties": {"input": text}, "required": ["input"], "additionalProperties": False}
+    return function | {"parameters": schema}
+
+
+def _syntax(tool: dict[str, Any]) -> str | None:
+    """That of the grammar for what a custom tool takes."""
+    form = tool.get("format") if tool.get("type") == "custom" else None
+    return str(form.get("syntax")) if isinstance(form, dict) and form.get("type") == "grammar" else None

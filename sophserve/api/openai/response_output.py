@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs
 from sophserve.api.generation.run import Generation
 from sophserve.api.http.json_pieces import pieces
 from sophserve.api.openai.kept_items import Items
-from sophserve.api.openai.response_input import ResponsesRequest
+from sophserve.api.openai.response_input import ResponsesRequest, custom_names
 from sophserve.engine.output import OutputDelta
 from sophserve.link.messages import TokenLogprob
 from sophserve.text.answer_events import ContentDelta
@@ -40,6 +41,7 @@ class ResponseWriter(PartWriter):
         self.given = given
         self._model = model
         self._body = body
+        self._custom = custom_names(body.tools)
         self._params = chat.params
         self._generation = generation
         self._tokenizer = tokenizer
@@ -138,7 +140,7 @@ class ResponseWriter(PartWriter):
     def _gain(self, part: Part, text: str) -> Iterator[Named]:
         untold, self._untold = self._untold, []
         match part.kind:
-            case "call":
+            case "call" if part.name not in self._custom:
                 yield self._event("response.function_call_arguments.delta", **self._place(part), delta=text)
             case "reasoning":
                 place = {**self._place(part), "content_index": 0}
@@ -153,7 +155,11 @@ class ResponseWriter(PartWriter):
 
     def _end(self, part: Part) -> Iterator[Named]:
         item, place = self._item(part, self._status_of(part)), self._place(part)
-        if part.kind == "call":
+        if part.kind == "call" and part.name in self._custom:
+            if part.broken is None:  # only whole arguments are sure to be those of such a tool
+                yield self._event("response.custom_tool_call_input.delta", **place, delta=item["input"])
+                yield self._event("response.custom_tool_call_input.done", **place, input=item["input"])
+        elif part.kind == "call":
             done = {"name": part.name, "arguments": part.text}
             yield self._event("response.function_call_arguments.done", **place, **done)
         else:
@@ -170,7 +176,10 @@ class ResponseWriter(PartWriter):
         return len(self.parts) - 1
 
     def _place(self, part: Part) -> dict[str, Any]:
-        return {"item_id": _id(part), "output_index": self._index}
+        return {"item_id": self._id(part), "output_index": self._index}
+
+    def _id(self, part: Part) -> str:
+        return _PREFIXES["custom" if part.name in self._custom else part.kind] + part.id
 
     def _event(self, kind: str, **fields: Any) -> Named:
         self._number += 1
@@ -186,8 +195,11 @@ class ResponseWriter(PartWriter):
         return "incomplete" if cut or part.broken is not None else "completed"
 
     def _item(self, part: Part, status: str) -> Item:
-        item: Item = {"id": _id(part), "status": status}
+        item: Item = {"id": self._id(part), "status": status}
         match part.kind:
+            case "call" if part.name in self._custom:
+                call = {"call_id": part.call_id, "name": part.name, "input": _input(part.text)}
+                return {**item, "type": "custom_tool_call", **call}
             case "call":
                 call = {"call_id": part.call_id, "name": part.name, "arguments": part.text}
                 return {**item, "type": "function_call", **call}
@@ -210,8 +222,15 @@ class ResponseWriter(PartWriter):
         }
 
 
-_PREFIXES = {"reasoning": "rs_", "text": "msg_", "call": "fc_"}
+_PREFIXES = {"reasoning": "rs_", "text": "msg_", "call": "fc_", "custom": "ctc_"}
 
 
-def _id(part: Part) -> str:
-    return _PREFIXES[part.kind] + part.id
+def _input(arguments: str) -> str:
+    """The text that a custom tool is called with, which is the argument of its function."""
+    try:
+        match json.loads(arguments):
+            case {"input": str(text)}:
+                return text
+    except (ValueError, RecursionError):
+        pass
+    return arguments

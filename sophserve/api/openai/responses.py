@@ -11,7 +11,15 @@ from sophserve.api.generation.answer_pump import Reply, send_answer
 from sophserve.api.generation.chat import Chat, prompt_length
 from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
-from sophserve.api.http.body import LEFT_OUT, WITHOUT_EFFECT, json_response, read_body, warn_of, warn_unknown
+from sophserve.api.http.body import (
+    ITEMS_LEFT_OUT,
+    LEFT_OUT,
+    WITHOUT_EFFECT,
+    json_response,
+    read_body,
+    warn_of,
+    warn_unknown,
+)
 from sophserve.api.http.event_stream import send_events
 from sophserve.api.http.json_pieces import pieces, respond_json
 from sophserve.api.http.request_record import current_record
@@ -19,7 +27,14 @@ from sophserve.api.http.upload import MAX_BODY_BYTES
 from sophserve.api.openai.background import BACKGROUND
 from sophserve.api.openai.conversations import find_conversation
 from sophserve.api.openai.kept_items import Items, items_of, kept_items, size_of
-from sophserve.api.openai.response_input import InputRequest, ResponsesRequest, conversation_of, function_tools
+from sophserve.api.openai.response_input import (
+    InputRequest,
+    ResponsesRequest,
+    function_tools,
+    offered_types,
+    only_described,
+)
+from sophserve.api.openai.response_items import conversation_of, left_out
 from sophserve.api.openai.response_output import ResponseWriter
 from sophserve.api.openai.response_store import STORE, Conversation, ResponseStore, StoredResponse
 from sophserve.errors import RequestError
@@ -46,7 +61,7 @@ async def response_answer(app: web.Application, body: ResponsesRequest) -> Async
     """The answer to a conversation, which is stored unless that is not wanted. See Begin."""
     served, store = app[SERVED_MODEL], app[STORE]
     model = served.check_model(body.model)
-    _check_supported(body)
+    _check_supported(served, body)
     idle = {"text.verbosity": body.text and body.text.verbosity, "truncation": body.truncation == "auto"}
     warn_of(WITHOUT_EFFECT, [name for name, given in idle.items() if given])
     before = _before(store, body)
@@ -78,11 +93,11 @@ async def count_input_tokens(request: web.Request) -> web.Response:
     served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, InputRequest)
     served.check_model(body.model)
-    _check_supported(body)
+    _check_supported(served, body)
     before = _before(request.app[STORE], body)
 
     def work() -> int:
-        chat = _as_chat(body, _messages(before, body))
+        chat = _as_chat(served, body, _messages(before, body))
         chat.chat_template_kwargs = body.chat_template_kwargs
         return prompt_length(served, chat)
 
@@ -91,19 +106,21 @@ async def count_input_tokens(request: web.Request) -> web.Response:
         return json_response({"object": "response.input_tokens", "input_tokens": count}, warn_unknown(unknown))
 
 
-def _check_supported(body: InputRequest) -> None:
-    """Raise RequestError for prompts, which OpenAI's servers keep, and name the tools that are no functions, most of
-    which only they can run."""
+def _check_supported(served: ServedModel, body: InputRequest) -> None:
+    """Raise RequestError for prompts, which OpenAI's servers keep, and name what else is of use to them alone."""
     if body.prompt:
         raise RequestError("prompt is not supported; send its text as input", "prompt", "unsupported_parameter")
-    warn_of(LEFT_OUT, [kind for tool in body.tools or [] if (kind := str(tool.get("type"))) != "function"])
+    types = offered_types(served)
+    warn_of(LEFT_OUT, [kind for tool in body.tools or [] if (kind := str(tool.get("type"))) not in types])
+    warn_of(WITHOUT_EFFECT, only_described(body.tools))
+    warn_of(ITEMS_LEFT_OUT, left_out(body.input))
 
 
 def _chat_of(served: ServedModel, body: ResponsesRequest, before: Items) -> tuple[Chat, Items]:
     """The request as chat completions have it, and what it adds to the items before, as it is kept. Raises
     RequestError."""
     kept = kept_items(body.input, before) if body.store is not False or body.conversation else {}
-    chat = _as_chat(body, _messages(before, body))
+    chat = _as_chat(served, body, _messages(before, body))
     for name in set(_SAME_NAME) - {"model", "tools", "tool_choice"}:
         setattr(chat, name, getattr(body, name))
     if body.text and body.text.format:
@@ -143,12 +160,12 @@ def _before(store: ResponseStore, body: InputRequest) -> Items:
     return items
 
 
-def _as_chat(body: InputRequest, conversation: list[Message]) -> ChatRequest:
+def _as_chat(served: ServedModel, body: InputRequest, conversation: list[Message]) -> ChatRequest:
     """The same conversation as chat completions have it."""
     if body.instructions:
         conversation = [Message("system", body.instructions), *conversation]
     chat = ChatRequest(messages=_one_system_message(conversation))
-    chat.tools, chat.tool_choice = function_tools(body)
+    chat.tools, chat.tool_choice = function_tools(body, offered_types(served))
     chat.reasoning_effort = body.reasoning.effort if body.reasoning else None
     return chat
 
