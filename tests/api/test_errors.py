@@ -219,7 +219,7 @@ async def test_bodies_that_are_not_json(app: Any, body: bytes, words: str) -> No
 async def test_deep_json_inside_a_tool_call(app: Any) -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
     status, _ = await app.post(CHAT, {"messages": [*HELLO, {"role": "assistant", "tool_calls": [call]}]})
-    assert status == 400
+    assert status == 200  # a model may have written it
 
 
 async def test_what_the_template_cannot_render(start_app: Any) -> None:
