@@ -95,7 +95,9 @@ def prepared_form(form: StructuredOutput) -> tuple[StructuredOutput, list[str]]:
         schema, not_kept = prepared(msgspec.json.decode(form.value))
     except RecursionError:
         raise RequestError("the schema is nested too deeply") from None
-    except (ValueError, msgspec.MsgspecError) as error:
+    except msgspec.MsgspecError as error:
+        raise RequestError(f"the schema cannot be read: {error}") from None
+    except ValueError as error:
         raise RequestError(f"the schema cannot be used: {error}") from None
     return msgspec.structs.replace(form, value=msgspec.json.encode(schema).decode()), not_kept
 
