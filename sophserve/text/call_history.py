@@ -8,8 +8,8 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from sophserve.errors import RequestError
+from sophserve.json_size import check_json
 from sophserve.text import exact_json
-from sophserve.text.json_size import check_json
 
 Message = dict[str, Any]
 

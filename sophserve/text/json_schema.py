@@ -11,8 +11,8 @@ from urllib.parse import unquote
 import msgspec
 
 from sophserve.errors import RequestError
+from sophserve.json_size import check_json
 from sophserve.sampling import StructuredOutput
-from sophserve.text.json_size import check_json
 
 # Where a schema holds schemas: one, a list of them, or some by name. Definitions are reached by what refers to them.
 _ONE = frozenset({"items", "additionalItems", "additionalProperties", "contains", "not", "propertyNames"})

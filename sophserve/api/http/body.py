@@ -18,7 +18,7 @@ from sophserve.api.http.request_record import current_record
 from sophserve.api.http.text_threads import INLINE, TEXT_THREADS
 from sophserve.api.http.upload import received
 from sophserve.errors import RequestError
-from sophserve.text.json_size import JsonTooLarge, check_json
+from sophserve.json_size import JsonTooLarge, check_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", bound=msgspec.Struct)

@@ -13,7 +13,7 @@ from aiohttp import web
 from sophserve.api.http.body import json_response
 from sophserve.api.openai.response_items import Item, encoded
 from sophserve.errors import RequestError
-from sophserve.text.json_size import JsonTooLarge, check_json
+from sophserve.json_size import JsonTooLarge, check_json
 
 Items = dict[str, bytes]
 """The JSON of each item by its id, in order."""

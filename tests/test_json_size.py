@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sophserve.text import json_size
-from sophserve.text.json_size import JsonTooLarge, check_json
+from sophserve import json_size
+from sophserve.json_size import JsonTooLarge, check_json
 
 TREES = st.recursive(
     st.integers(0, 9) | st.text('a"\\,[{é中\n', max_size=9),
