@@ -48,7 +48,7 @@ class ServerBusy(SophserveError):
 
 class ContextLengthError(RequestError):
     """A prompt, alone or with its answer, has no room in the context. Clients know this case by the words of OpenAI's
-    message, or of Anthropic's, and go on with a shorter prompt or another model.
+    message, and go on with a shorter prompt or another model.
 
     context: of the model. problem: what is too long, and what to change. tokens: of the prompt, at least. most: how
     many it may have.
@@ -57,7 +57,8 @@ class ContextLengthError(RequestError):
     def __init__(self, context: int, problem: str, param: str, tokens: int, most: int) -> None:
         message = f"This model's maximum context length is {context} tokens. However, {problem}"
         super().__init__(message, param, "context_length_exceeded")
-        self.anthropic = f"prompt is too long: {tokens} tokens > {most} maximum" if tokens > most else message
+        self.tokens = tokens
+        self.most = most
 
 
 class EngineDeadError(SophserveError):

@@ -24,7 +24,7 @@ def create_app(served: ServedModel) -> web.Application:
     """The OpenAI API over one model."""
     config = served.config
     # The health checks speak for themselves, and the playground shows what they say.
-    open_paths = TABLE.health_paths | page.PATHS
+    open_paths = TABLE.open_paths | page.PATHS
     who = require_key(config.keys, open_paths) if config.keys else refuse_foreign_pages(config)
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,

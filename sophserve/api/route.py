@@ -19,8 +19,8 @@ class Route(NamedTuple):
 
     answer: the type of the answer; body: that of the request's, which may be left out if optional. streams: the answer
     may also be server-sent events. envelope: in which its errors are. anthropic: the type of the answer to clients of
-    Anthropic's API, where they get another one, as they then do of errors. health: it is asked for every few seconds,
-    without a key, and while the model loads.
+    Anthropic's API, where they get another one, as they then do of errors. open: it answers without a key, and while
+    the model loads. quiet: it is asked for every few seconds, so the log leaves it out.
     """
 
     method: str
@@ -32,7 +32,8 @@ class Route(NamedTuple):
     streams: bool = False
     envelope: Envelope = OPENAI
     anthropic: Any = None
-    health: bool = False
+    open: bool = False
+    quiet: bool = False
 
     @property
     def beginning(self) -> str:
@@ -45,8 +46,8 @@ class RouteTable:
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = routes
-        self.health_paths = frozenset(route.path for route in routes if route.health)
-        self._quiet = self.health_paths | {"/metrics"}
+        self.open_paths = frozenset(route.path for route in routes if route.open)
+        self._quiet_paths = frozenset(route.path for route in routes if route.quiet)
         self._longest_first = sorted(routes, key=lambda route: -len(route.beginning))
         self._named = tuple({route.beginning for route in routes if "{" in route.path})
 
@@ -62,8 +63,8 @@ class RouteTable:
         return path.startswith(self._named)
 
     def is_quiet(self, path: str) -> bool:
-        """Whether it is asked for every few seconds."""
-        return path in self._quiet
+        """Whether its requests are left out of the log."""
+        return path in self._quiet_paths
 
 
 ROUTES = web.AppKey("routes", RouteTable)

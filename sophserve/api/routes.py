@@ -52,15 +52,15 @@ from sophserve.profile_format import ProfileOptions
 
 TABLE = RouteTable(
     [
-        Route("GET", "/health", health, operations.Status, health=True),
-        Route("GET", "/ready", health, operations.Status, health=True),
-        Route("GET", "/live", live, operations.Status, health=True),
-        Route("GET", "/ping", ping, health=True),
-        Route("POST", "/ping", ping, health=True),
+        Route("GET", "/health", health, operations.Status, open=True, quiet=True),
+        Route("GET", "/ready", health, operations.Status, open=True, quiet=True),
+        Route("GET", "/live", live, operations.Status, open=True, quiet=True),
+        Route("GET", "/ping", ping, open=True, quiet=True),
+        Route("POST", "/ping", ping, open=True, quiet=True),
         Route("GET", "/version", version, operations.Version),
         Route("GET", "/openapi.json", describe_api, dict[str, Any]),
         Route("GET", "/server_info", server_info, operations.ServerInfo),
-        Route("GET", "/metrics", metrics, str),
+        Route("GET", "/metrics", metrics, str, quiet=True),
         Route("POST", "/reset_prefix_cache", reset_prefix_cache, operations.Status),
         Route("POST", "/start_profile", start_profile, operations.ProfileFolders, ProfileOptions, optional=True),
         Route("POST", "/stop_profile", stop_profile, operations.ProfileFolders),

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from sophserve.api.anthropic.answer_types import AnthropicErrorBody
 from sophserve.api.http.errors import ApiError, Envelope
+from sophserve.errors import ContextLengthError
 
 _KINDS = {
     401: "authentication_error",
@@ -23,14 +24,21 @@ _KINDS = {
 
 def _body(error: ApiError) -> dict[str, Any]:
     kind = _KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.anthropic or str(error)}, **error.extra}
+    return {"type": "error", "error": {"type": kind, "message": str(error)}, **error.extra}
 
 
 def _event(error: ApiError) -> bytes:
     return b"event: error\ndata: %b\n\n" % msgspec.json.encode(_body(error))
 
 
-ANTHROPIC = Envelope(AnthropicErrorBody, _body, _event)
+def _message(error: Exception) -> str:
+    # Clients know a prompt that is too long by these words.
+    if isinstance(error, ContextLengthError) and error.tokens > error.most:
+        return f"prompt is too long: {error.tokens} tokens > {error.most} maximum"
+    return str(error)
+
+
+ANTHROPIC = Envelope(AnthropicErrorBody, _body, _event, _message)
 
 
 def speaks_anthropic(request: web.Request) -> bool:

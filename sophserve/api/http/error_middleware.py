@@ -20,7 +20,7 @@ from sophserve.api.http.connections import Connection
 from sophserve.api.http.errors import ApiError, Envelope
 from sophserve.api.http.request_record import Record, current_record, given_id, name_request
 from sophserve.api.http.upload import too_large
-from sophserve.errors import ContextLengthError, RequestError, ServerBusy
+from sophserve.errors import RequestError, ServerBusy
 
 log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -39,7 +39,7 @@ class Routes(Protocol):
         """Whether the path ends in a name, or looks like it."""
 
     def is_quiet(self, path: str) -> bool:
-        """Whether it is asked for every few seconds."""
+        """Whether its requests are left out of the log."""
 
 
 def answer_errors(root_path: str, routes: Routes) -> Middleware:
@@ -82,12 +82,12 @@ async def _answer(request: web.Request, handler: Handler, record: Record, routes
     except ConnectionError:
         raise
     except Exception as exception:
-        error = _as_api_error(request, exception, routes)
+        envelope = routes.envelope(request, record.path)
+        error = _as_api_error(request, exception, routes, envelope)
         record.error, record.error_code = _loggable(exception, error), error.code
         # Else the error keeps this call and this call the error, with all that the request had, until the next full
         # garbage collection.
         error.__traceback__ = error.__context__ = error.__cause__ = None
-    envelope = routes.envelope(request, record.path)
     if record.stream is None:
         return envelope.response(error)
     # The headers have gone out with status 200: the error can only be an event.
@@ -125,14 +125,12 @@ def _field_names() -> frozenset[str]:
     return frozenset(found)
 
 
-def _as_api_error(request: web.Request, exception: Exception, routes: Routes) -> ApiError:
+def _as_api_error(request: web.Request, exception: Exception, routes: Routes, envelope: Envelope) -> ApiError:
     match exception:
         case ApiError():
             return exception
-        case ContextLengthError(param=param, code=code, anthropic=anthropic):
-            return ApiError(400, str(exception), param=param, code=code, anthropic=anthropic)
         case RequestError():
-            return ApiError(400, str(exception), param=exception.param, code=exception.code)
+            return ApiError(400, envelope.message(exception), param=exception.param, code=exception.code)
         case ServerBusy():
             status, code = (429, "rate_limit_exceeded") if exception.mine else (503, "busy")
             return ApiError(status, str(exception), code=code, headers={"Retry-After": "1"})

@@ -15,7 +15,7 @@ MAX_MESSAGE = 500
 
 
 class ApiError(SophserveError):
-    """An answer other than 200. `extra` stands beside the envelope's `error`; anthropic: what Anthropic's API says."""
+    """An answer other than 200. `extra` stands beside the envelope's `error`."""
 
     def __init__(
         self,
@@ -26,7 +26,6 @@ class ApiError(SophserveError):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
         extra: dict[str, Any] | None = None,
-        anthropic: str | None = None,
     ) -> None:
         super().__init__(message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "...")
         self.status = status
@@ -34,16 +33,19 @@ class ApiError(SophserveError):
         self.param = param
         self.headers = headers
         self.extra = extra or {}
-        self.anthropic = anthropic
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """How an API words an error: as a whole body, whose type is `schema`, and as the event that ends a stream."""
+    """How an API words an error: as a whole body, whose type is `schema`, and as the event that ends a stream.
+
+    message: what it says of a RequestError.
+    """
 
     schema: Any
     body: Callable[[ApiError], dict[str, Any]]
     event: Callable[[ApiError], bytes]
+    message: Callable[[Exception], str] = str
 
     def response(self, error: ApiError) -> web.Response:
         """The whole answer."""

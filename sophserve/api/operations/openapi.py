@@ -74,6 +74,6 @@ def _operation(config: ServerConfig, route: Route, path: str, schemas: dict[str,
     if route.body is not None:
         content = {"application/json": {"schema": schemas[repr(route.body)]}}
         described["requestBody"] = {"required": not route.optional, "content": content}
-    if config.keys and route.health:
+    if config.keys and route.open:
         described["security"] = []
     return described
