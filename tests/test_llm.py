@@ -354,23 +354,28 @@ def test_a_grammar_that_grows_too_complex_on_the_way_fails_its_request_alone(llm
     assert re.fullmatch("[ab]{100}", llm.generate("a", other, use_tqdm=False)[0].outputs[0].text)
 
 
-def test_structured_behind_a_thought(llm: LLM) -> None:
-    [space] = llm.tokenizer.encode(" ")
+@pytest.mark.parametrize("inside", [True, False])
+def test_structured_behind_a_thought(llm: LLM, inside: bool) -> None:
+    [space], [bracket] = llm.tokenizer.encode(" "), llm.tokenizer.encode("[")
     params = [
         SamplingParams(
             max_tokens=None,
             seed=seed,
             structured=StructuredOutput("choice", '["fox"]'),
-            thought=Thought("<", " ", inside=True),
-            logit_bias={space: 4},
+            thought=Thought("[", " ", inside=inside),
+            logit_bias={space: 4, bracket: 2},
         )
         for seed in range(20)
     ]
-    for result in llm.generate(["a"] * 20, params, use_tqdm=False):
-        output = result.outputs[0]
+    outputs = [result.outputs[0] for result in llm.generate(["a"] * 20, params, use_tqdm=False)]
+    for output in outputs:
         _, found, rest = output.text.partition(" ")
-        assert output.finish_reason == "length" or (found and rest.endswith("fox"))
-    assert "stop" in {result.outputs[0].finish_reason for result in llm.generate(["a"] * 20, params, use_tqdm=False)}
+        if not inside and not output.text.startswith("["):
+            assert (output.text, output.finish_reason) == ("fox", "stop")
+        else:
+            assert output.finish_reason == "length" or (found and rest.strip(" \n") == "fox")
+    assert "stop" in {output.finish_reason for output in outputs}
+    assert inside or len({output.text.startswith("[") for output in outputs}) == 2
 
 
 def test_structured_beside_others_changes_nothing(llm: LLM) -> None:
