@@ -13,6 +13,7 @@ import msgspec
 from sophserve.errors import RequestError
 from sophserve.json_size import check_json
 from sophserve.sampling import StructuredOutput
+from sophserve.text.schema_keywords import expressible
 
 # Where a schema holds schemas: one, a list of them, or some by name. Definitions are reached by what refers to them.
 _ONE = frozenset({"items", "additionalItems", "additionalProperties", "contains", "not", "propertyNames"})
@@ -41,10 +42,12 @@ _ROUNDS = 64
 
 
 class PreparedSchema(NamedTuple):
-    """schema: JSON's values. not_kept: what of the client's schema it leaves open, each with its place."""
+    """schema: JSON's values. not_kept: annotations in the client's schema that have no effect, lacking: keywords that
+    grammars have no words for, each with its place."""
 
     schema: Any
     not_kept: list[str]
+    lacking: list[str]
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ NO_MEMBERS = Members()
 
 
 def prepared(schema: Any, place: str = "#") -> PreparedSchema:
-    """Every value that fits the result fits the schema, but for what is not kept. place: what the schema is called.
+    """Every value that fits the result fits the schema, but for what is not kept or lacking. place: what the schema is
+    called.
 
     Objects have the members that are declared, unless additionalProperties says that there may be others: a model that
     is free to add members goes on adding them. A format that is not known here is an annotation, as JSON Schema has it.
@@ -78,28 +82,33 @@ def prepared(schema: Any, place: str = "#") -> PreparedSchema:
     """
     preparation = _Preparation(schema, place)
     result = preparation.changed(schema, place)
+    if result is False and schema is not False:
+        raise ValueError("no value fits it")
     definitions = preparation.definitions()
     if not _has_values(result, definitions):
         raise ValueError("none of its values ever ends, as it requires one within itself; make that optional")
     if definitions and isinstance(result, dict):
         result["$defs"] = definitions
-    return PreparedSchema(result, list(preparation.not_kept))
+    return PreparedSchema(result, list(preparation.not_kept), list(preparation.lacking))
 
 
-def prepared_form(form: StructuredOutput) -> tuple[StructuredOutput, list[str]]:
-    """A form whose schema, if it has one, is prepared, and what is not kept of it. Raises RequestError."""
+def prepared_form(form: StructuredOutput, strict: bool = True) -> tuple[StructuredOutput, list[str]]:
+    """A form whose schema, if it has one, is prepared, and what is not kept of it. strict: that a keyword is lacking is
+    an error. Raises RequestError."""
     if form.kind != "json_schema":
         return form, []
     try:
         check_json(form.value.encode())
-        schema, not_kept = prepared(msgspec.json.decode(form.value))
+        schema, not_kept, lacking = prepared(msgspec.json.decode(form.value))
     except RecursionError:
         raise RequestError("the schema is nested too deeply") from None
     except msgspec.MsgspecError as error:
         raise RequestError(f"the schema cannot be read: {error}") from None
     except ValueError as error:
         raise RequestError(f"the schema cannot be used: {error}") from None
-    return msgspec.structs.replace(form, value=msgspec.json.encode(schema).decode()), not_kept
+    if lacking and strict:
+        raise RequestError(f"the schema has {', '.join(lacking)}, which no grammar can keep to; leave it out")
+    return msgspec.structs.replace(form, value=msgspec.json.encode(schema).decode()), not_kept + lacking
 
 
 def with_subschemas(schema: dict[str, Any], change: Callable[[Any, str], Any]) -> dict[str, Any]:
@@ -121,6 +130,7 @@ class _Preparation:
 
     def __init__(self, root: Any, place: str) -> None:
         self.not_kept: dict[str, None] = {}
+        self.lacking: dict[str, None] = {}
         self._root, self._place = root, place
         self._declared: dict[int, Members] = {}
         self._names: dict[tuple[str, Members], str] = {}
@@ -141,6 +151,9 @@ class _Preparation:
     def changed(self, schema: Any, place: str, beside: Members = NO_MEMBERS) -> Any:
         """The schema made ready. beside: what other schemas of the same value declare."""
         self._count(1)
+        if isinstance(schema, dict):
+            schema, lost = expressible(schema, self._target)
+            self.lacking |= dict.fromkeys(f"{keyword} of {place}" for keyword in lost)
         if not isinstance(schema, dict):
             return schema
         own, parts = self._own(schema), {key: self._under(schema, key) for key in _IN_PLACE}

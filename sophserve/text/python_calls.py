@@ -80,14 +80,15 @@ def _keywords(writer: ToolGrammar, name: str, schema: Schema) -> str:
     keys = [*name.split("."), *schema.get("properties", {})]
     if odd := [key for key in keys if not key.isidentifier() or iskeyword(key)]:
         raise ValueError(f"{name}: {odd[0]!r} is no name in Python, which this model's calls are written in")
-    if further := schema.keys() - _PLAIN - set(_DEFINITIONS):
+    kept = writer.keeps(name)
+    if kept and (further := schema.keys() - _PLAIN - set(_DEFINITIONS)):
         raise ValueError(f"{name}: {', '.join(sorted(further))} cannot be kept to in this model's calls")
     definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
     required = schema.get("required", [])
     # What may stand from a keyword on, before and behind the first keyword.
     first = later = '""'
     for key, value in reversed(schema.get("properties", {}).items()):
-        argument = writer.json(value if isinstance(value, bool) else value | definitions)
+        argument = writer.json((value if isinstance(value, bool) else value | definitions) if kept else True)
         keyword = writer.rule("keyword", f"{quoted(key + '=')} {argument}")
         rest = [f"{keyword} {later}", f'", " {keyword} {later}']
         if key not in required:

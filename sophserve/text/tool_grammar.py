@@ -107,8 +107,12 @@ class ToolGrammar:
         self._rules.append(f"{name}: {body}")
         return name
 
+    def keeps(self, name: str) -> bool:
+        """Whether calls of this tool must fit its schema."""
+        return name in self._strict
+
     def _arguments(self, name: str) -> str:
-        return self.json(self.tools[name] if name in self._strict else {"type": "object"})
+        return self.json(self.tools[name] if self.keeps(name) else {"type": "object"})
 
     def _calls(self, several: bool) -> str:
         return self._parser.grammar(self, several)

@@ -279,18 +279,18 @@ async def test_constraints_begin_behind_the_reasoning(app: Any) -> None:
 
 
 async def test_demands_that_cannot_be_met(app: Any, start_app: Any) -> None:
-    function = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"not": {}}}}}
-    tools = [{"type": "function", "function": function}]
+    schema = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
+    tools = [{"type": "function", "function": {"name": "f", "strict": True, "parameters": schema}}]
     for fields, param, words in (
         ({"tool_choice": {"type": "function", "function": {"name": "h"}}}, "tool_choice", "'h', which is not among"),
         ({"tool_choice": {"type": "function"}}, "tool_choice", "must be none"),
         ({"tool_choice": "required", "tools": []}, "tool_choice", "needs tools"),
-        ({"tool_choice": "required", "tools": tools}, "tools", "not"),
+        ({"tool_choice": "required", "tools": tools}, "tools", "not of f/properties/a cannot"),
     ):
         status, answer = await app.post("/v1/chat/completions", FIELDS | fields)
         assert status == 400 and answer["error"]["param"] == param and words in answer["error"]["message"], answer
     app = await start_app(tool_call_parser="pythonic")
-    function["parameters"] = {"type": "object", "properties": {"my-key": {}}}
+    tools[0]["function"]["parameters"] = {"type": "object", "properties": {"my-key": {}}}
     status, answer = await app.post("/v1/chat/completions", FIELDS | {"tools": tools, "tool_choice": "required"})
     assert status == 400 and answer["error"]["param"] == "tools" and "'my-key'" in answer["error"]["message"]
 

@@ -133,7 +133,7 @@ OPEN: list[tuple[Schema, str]] = [
 def test_nothing_but_declared_members(compiler: GrammarCompiler, schema: Schema, names: str) -> None:
     """pydantic and others do not forbid further members; a model that may add some adds them without end (vLLM's
     xgrammar and llama.cpp's converter do not invite them either)."""
-    ready, not_kept = prepared(schema)
+    ready, not_kept, _ = prepared(schema)
     assert not not_kept
     for value in random_answers(compiler, ready, 12):
         jsonschema.validate(value, schema, jsonschema.Draft202012Validator)
@@ -153,7 +153,7 @@ def test_nothing_but_declared_members(compiler: GrammarCompiler, schema: Schema,
     ],
 )
 def test_members_that_are_let_in(compiler: GrammarCompiler, schema: Schema) -> None:
-    ready, _ = prepared(schema)
+    ready, *_ = prepared(schema)
     matcher = compiler.compile(StructuredOutput("json_schema", json.dumps(ready)))
     for token_id in compiler.tokens.tokenize_str('{"a":1,"other":null}'):
         assert matcher.consume_token(token_id), ready
@@ -195,16 +195,16 @@ def test_schemas_whose_values_never_end(schema: Schema) -> None:
 @pytest.mark.parametrize("schema", [True, False, None, 1, "x", [{}], {"type": 1, "allOf": {}, "enum": 2, "$ref": 3}])
 def test_what_is_no_schema_stays(schema: Any) -> None:
     """It is the grammar that refuses it."""
-    assert prepared(schema) == (schema, [])
+    assert prepared(schema) == (schema, [], [])
 
 
 def test_formats(compiler: GrammarCompiler) -> None:
     """In JSON Schema 2020-12 a format is an annotation; those that are kept to here have an end."""
     for name in ("password", "int32", "shoe-size", "uri-reference", "binary"):
-        ready, not_kept = prepared({"properties": {"a": {"type": "string", "format": name, "maxLength": 3}}})
+        ready, not_kept, _ = prepared({"properties": {"a": {"type": "string", "format": name, "maxLength": 3}}})
         assert not_kept == [f"format {name} of #/properties/a"] and "format" not in json.dumps(ready)
     for name in ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"):
-        ready, not_kept = prepared({"type": "string", "format": name})
+        ready, not_kept, _ = prepared({"type": "string", "format": name})
         assert ready["format"] == name and not not_kept
         texts = compiler.vocabulary.tokens
 
@@ -290,7 +290,7 @@ async def test_patterns_that_meet_declared_members(
     """Both hold for the member, and no pattern that fits no other name ends in a dead end (llguidance#265)."""
     definitions = {"$defs": schema["$defs"]} if "$defs" in schema else {}
     for original in (schema, {"type": "array", "items": schema, "maxItems": 2, "minItems": 1} | definitions):
-        ready, _ = prepared(original)
+        ready, *_ = prepared(original)
         await check.check(StructuredOutput("json_schema", json.dumps(ready)))
         await check.check(StructuredOutput("lark", f'start: "x" json\njson: %json {json.dumps(ready)}'))
         for value in random_answers(compiler, ready, 10):

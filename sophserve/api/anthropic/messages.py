@@ -235,7 +235,7 @@ def _as_chat(body: CountRequest) -> ChatRequest:
     config = body.output_config or OutputConfig()
     chat.reasoning_effort = config.effort
     if wanted := config.format or body.output_format:
-        chat.response_format = wanted.response_format()
+        chat.response_format = msgspec.structs.replace(wanted, strict=True).response_format()
     if body.thinking:
         if body.thinking.type not in _THINKING:
             raise RequestError(

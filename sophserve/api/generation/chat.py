@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
-from typing import Any
 
 from msgspec.structs import replace
 
+from sophserve.api.generation.call_form import CallForm
 from sophserve.api.generation.chat_prompt import ChatPrompt
 from sophserve.api.generation.params import fitted, sampling_params
 from sophserve.api.generation.request_bodies import ChatRequest
 from sophserve.api.generation.run import Generation
 from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.generation.structured_output import check_structured
-from sophserve.api.generation.tools import Function, ToolUse, reasoning_parser
+from sophserve.api.generation.tools import ToolUse, reasoning_parser
 from sophserve.api.http.body import NOT_IN_PROMPT, NOT_KEPT, warn_of
 from sophserve.api.http.request_record import name_request
 from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams, StructuredOutput, Thought
 from sophserve.text.answer_events import AnswerParser, Event
-from sophserve.text.json_schema import prepared
 from sophserve.text.reasoning import ReasoningParser
 from sophserve.text.thought import ThoughtSplitter
-from sophserve.text.tool_grammar import ToolGrammar
 from sophserve.text.tool_parser import ToolParser
 
 # Enough tokens of a prompt's end to hold a mark and the blanks around it, even letter by letter.
@@ -44,6 +41,7 @@ class Chat:
             defaults["max_tokens"] = max_tokens
         self.body = body
         self.params = sampling_params(body, defaults, _logprobs(body), body.prompt_logprobs)
+        self._calls: CallForm | None = None
         # How the answer begins: without reasoning, within it, or as the model decides; and within one that has begun.
         self._thought: Thought | None = None
         self._begun = False
@@ -59,7 +57,7 @@ class Chat:
         identity = name_request(prefix, body.request_id)
         prompt = await self._served.texts.run(self._bind)
         warn_of(NOT_IN_PROMPT, self._prompt.left_out)
-        await check_structured(self._served.engine, body, self.params)
+        await self._check_form()
         return Generation(identity, [prompt], [self.params], body.priority or 0, body.cache_salt or "")
 
     def parser(self) -> AnswerParser:
@@ -85,43 +83,26 @@ class Chat:
         engine.check(prompt, self.params)
         return prompt
 
+    async def _check_form(self) -> None:
+        """Raise RequestError for a form that cannot be kept to, and tell what is left open of others."""
+        check = partial(check_structured, self._served.engine, self.body)
+        try:
+            await check(self.params.structured)
+        except RequestError:
+            if not self._calls:
+                raise
+            self.params = replace(self.params, structured=await self._calls.loosened(check))
+        if self._calls:
+            warn_of(NOT_KEPT, list(self._calls.not_kept))
+
     def _form(self, params: SamplingParams) -> StructuredOutput | None:
         """Has the model call tools as it must. Raises RequestError."""
-        structured, use = params.structured, self._use
-        if use.parser:
-            try:
-                structured = self._with_calls(use.parser, structured)
-            except RecursionError:
-                raise RequestError("tools: a schema is nested too deeply", "tools") from None
-            except ValueError as error:
-                raise RequestError(f"tools: {error}; change it, or {self._way_out(structured)}", "tools") from None
+        structured = params.structured
+        if self._use.parser:
+            calls = CallForm(self._served, self._use, self._use.parser, structured)
+            if calls.needed:
+                self._calls, structured = calls, calls.grammar()
         return structured
-
-    def _with_calls(self, parser: type[ToolParser], structured: StructuredOutput | None) -> StructuredOutput | None:
-        """A form that calls have to fit as well, where there is a demand on either. That of the answer is one of its
-        text, of which there is none where calls are demanded. Raises ValueError."""
-        use, served = self._use, self._served
-        functions = use.forced or list(use.functions.values())
-        strict = None if use.forced else [function.name for function in functions if function.strict]
-        of_json = structured is not None and structured.kind in ("json_object", "json_schema")
-        if not (use.forced or of_json or (not structured and (strict or use.limited))):
-            return structured
-        schemas = {each.name: _schema(each, strict is None or each.name in strict) for each in functions}
-        template = served.chat_template.source(with_tools=True)
-        grammar = ToolGrammar(parser, template, served.tokenizer, schemas, strict)
-        if use.forced:
-            return StructuredOutput("lark", grammar.demanded(use.choice == "required" and use.parallel))
-        if structured:
-            schema = json.loads(structured.value or '{"type": "object"}')
-            if not isinstance(schema, dict | bool):
-                raise ValueError("the form of the answer is no JSON schema, which is an object or a boolean")
-            return StructuredOutput("lark", grammar.or_json(use.parallel, schema))
-        return StructuredOutput("lark", grammar.free(use.parallel))
-
-    def _way_out(self, structured: StructuredOutput | None) -> str:
-        if self._use.forced:
-            return "set tool_choice to auto"
-        return "leave out the form of the answer" if structured else "leave out strict and allowed_tools"
 
     def _shown_token_ids(self) -> list[int]:
         """Special tokens that the parser needs to see."""
@@ -167,11 +148,3 @@ def _logprobs(body: ChatRequest) -> int | None:
     if body.top_logprobs:
         raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
     return None
-
-
-def _schema(function: Function, kept: bool) -> dict[str, Any]:
-    """Of its arguments. kept: whether they are kept to it. Raises ValueError."""
-    schema, not_kept = prepared({"type": "object"} | (function.parameters or {"properties": {}}), function.name)
-    if kept:
-        warn_of(NOT_KEPT, not_kept)
-    return schema

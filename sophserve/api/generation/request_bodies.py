@@ -18,7 +18,8 @@ class StreamOptions(msgspec.Struct):
 
 
 class NamedSchema(msgspec.Struct):
-    """A JSON schema as OpenAI's API wraps it. The schema is always kept to, whatever strict says."""
+    """A JSON schema as OpenAI's API wraps it. It is always kept to; strict: that it has a keyword which no grammar can
+    keep to is an error."""
 
     schema: dict[str, Any]
     name: str | None = None
@@ -32,6 +33,11 @@ class ResponseFormat(msgspec.Struct):
     type: str
     json_schema: NamedSchema | None = None
     schema: dict[str, Any] | None = None
+
+    @property
+    def strict(self) -> bool:
+        """Whether all that the schema says must be kept to."""
+        return bool(self.json_schema and self.json_schema.strict)
 
 
 class OutputFormat(msgspec.Struct):

@@ -12,7 +12,7 @@ from sophserve.api.http.body import NOT_KEPT, warn_of
 from sophserve.api.http.request_record import current_record
 from sophserve.engine.engine import Engine
 from sophserve.errors import RequestError
-from sophserve.sampling import SamplingParams, StructuredOutput
+from sophserve.sampling import StructuredOutput
 from sophserve.text.json_schema import prepared_form
 
 _FIELDS = ("json", "regex", "choice", "grammar", "json_object")
@@ -24,13 +24,14 @@ def structured_output(body: GenerationRequest) -> StructuredOutput | None:
     if len(asked) > 1:
         names = " and ".join(name for name, _, _ in asked)
         raise RequestError(f"{names} exclude each other; give one", asked[1][0])
-    return _constraint(*asked[0]) if asked else None
+    strict = body.response_format is None or body.response_format.strict
+    return _constraint(*asked[0], strict) if asked else None
 
 
-async def check_structured(engine: Engine, body: GenerationRequest, params: SamplingParams) -> None:
+async def check_structured(engine: Engine, body: GenerationRequest, structured: StructuredOutput | None) -> None:
     """Raise RequestError for a constraint that the engine cannot keep to."""
     try:
-        await engine.compile(params.structured, current_record.get().client)
+        await engine.compile(structured, current_record.get().client)
     except RequestError as error:
         name = next((name for name, _, _ in _asked(body)), "tools")  # whose calls may be demanded
         raise RequestError(str(error), name, error.code) from None
@@ -75,12 +76,12 @@ def _of_format(wanted: ResponseFormat) -> tuple[str, Any] | None:
     )
 
 
-def _constraint(name: str, field: str, value: Any) -> StructuredOutput:
+def _constraint(name: str, field: str, value: Any, strict: bool) -> StructuredOutput:
     match field:
         case "json":
             text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
             try:
-                form, not_kept = prepared_form(StructuredOutput("json_schema", text))
+                form, not_kept = prepared_form(StructuredOutput("json_schema", text), strict)
             except RequestError as error:
                 raise RequestError(f"{name}: {error}", name) from None
             warn_of(NOT_KEPT, not_kept)

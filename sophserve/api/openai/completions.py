@@ -54,7 +54,7 @@ async def completion_answer(app: web.Application, body: CompletionRequest) -> As
     texts, params, keep = await served.texts.run(plan)
     async with served.admitted(len(texts) * params.n, body.timeout):
         identity = name_request("cmpl-", body.request_id)
-        await check_structured(served.engine, body, params)
+        await check_structured(served.engine, body, params.structured)
         each = await each_in_slices(served, texts, lambda text: _prompt(served, text, body, params))
         prompts, fitting, shown = zip(*each, strict=True)
         generation = Generation(identity, list(prompts), list(fitting), body.priority or 0, body.cache_salt or "")
