@@ -54,6 +54,8 @@ WITHOUT_EFFECT = frozenset(
 NOTED = frozenset({"budget_tokens", "generate_summary", "task_budget"})
 # As many as a header names.
 _MOST = 20
+# Python's float does not hold every number that may stand in what is kept as it is written.
+_decode = msgspec.json.Decoder(float_hook=str).decode
 
 
 def unread_fields(fields: dict[str, msgspec.Raw], kind: type[msgspec.Struct]) -> tuple[list[str], list[str]]:
@@ -63,7 +65,7 @@ def unread_fields(fields: dict[str, msgspec.Raw], kind: type[msgspec.Struct]) ->
         path
         for name, inner in _structs(kind).items()
         if name in fields
-        for path in _unread(msgspec.json.decode(fields[name]), inner, name)
+        for path in _unread(_decode(fields[name]), inner, name)
     )
     paths = list(islice(found, _MOST))
     noted = [path for path in paths if path.rpartition(".")[2] in NOTED]
