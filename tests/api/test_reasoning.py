@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 from sophserve.text.chat_template import ChatTemplate
+from sophserve.text.tokenizer import Tokenizer
 
 TEMPLATE = """\
 {%- for message in messages %}{{ message.role + ':' + message.content + '\\n' }}{%- endfor %}
@@ -183,6 +186,21 @@ async def test_every_form_holds_behind_the_thought(app: Any, fields: dict[str, A
     app.engine.text = '<think>\nLet me see {"b": 2}.</think>\n\n{"a": 1}'.removeprefix("<think>" if start else "")
     got = await said(app, "chat", fields | start)
     assert (got.reasoning, got.content) == ('Let me see {"b": 2}.', '{"a": 1}')
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_a_form_that_begins_within_the_token_that_ends_the_thought(app: Any, api: str) -> None:
+    """vLLM#48228, vLLM#43338: the beginning is not said twice."""
+    backend = Backend.from_file(str(app.engine.directory / "tokenizer.json"))
+    backend.add_tokens([AddedToken('>\n\n{"', normalized=False)])
+    app.serving.tokenizer = app.engine._tokenizer = Tokenizer(backend, {}, {})
+    app.serving.chat_template = ChatTemplate({"default": TEMPLATE.replace("opened", "true")}, {})
+    app.engine.obeys = True
+    app.engine.text = 'Thinking {"x": 9} hard about JSON</think>\n\n{"c": 3, "d": "x"}'
+    properties = {"c": {"type": "integer"}, "d": {"type": "string"}}
+    schema = {"type": "object", "properties": properties, "required": ["c", "d"], "additionalProperties": False}
+    got = await said(app, api, form(schema)[api])
+    assert (got.reasoning, got.content) == ('Thinking {"x": 9} hard about JSON', '{"c": 3, "d": "x"}')
 
 
 STOPS = {"chat": "stop", "messages": "stop_sequences", "responses": "stop"}
