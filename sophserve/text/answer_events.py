@@ -107,7 +107,7 @@ class AnswerParser:
     ) -> None:
         self._reasoning = reasoning
         self._tools = tools() if tools else None
-        self._thought = Thought(tools()) if reasoning and tools else None
+        self._thought = UnclosedThought(tools()) if reasoning and tools else None
         self._parallel = parallel
 
     def feed(self, text: str) -> list[Event]:
@@ -144,7 +144,7 @@ class AnswerParser:
         return [event for event in events if self._parallel or not isinstance(event, OfCall) or event.index == 0]
 
 
-class Thought:
+class UnclosedThought:
     """Reasoning, which is given out until a call begins in it. If it then never ends, the call has ended it; if it
     does, the call was a mere mention."""
 
