@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from sophserve.sampling import SamplingParams
 from sophserve.text.bound import characters_per_token
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
+from tests.api.openai_schema import Judge
 
 CONTEXT = 256
 END = 2
@@ -226,6 +228,17 @@ async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Start
         if app.engine._grammars:
             await app.engine._grammars.close()
         assert app.engine.running == 0
+
+
+@pytest.fixture(scope="session")
+def openai_schema() -> Judge:
+    """OpenAI's own description of its API."""
+    path = Path(
+        os.environ.get("OPENAI_SCHEMA", Path(__file__).parents[2] / "../shared/data/openai-openapi/openapi.json")
+    )
+    if not path.is_file():
+        pytest.skip("needs OpenAI's openapi.json: set OPENAI_SCHEMA to its path")
+    return Judge(path)
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +10,7 @@ from sophserve.api.generation.request_bodies import ChatRequest, CompletionReque
 from sophserve.api.http import body
 from sophserve.api.openai.embeddings import EmbeddingRequest
 from sophserve.api.openai.response_input import ResponsesRequest
+from tests.api.openai_schema import Judge
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 ENDPOINTS: dict[str, tuple[str, type, dict[str, Any]]] = {
@@ -93,23 +91,9 @@ async def test_what_only_some_endpoints_cannot_do(app: Any) -> None:
             assert (warning is None) == ("X-Sophserve-Warnings" not in response.headers)
 
 
-def test_the_lists_are_those_of_the_schema() -> None:
-    """Where OpenAI's openapi.json is at hand."""
-    path = Path(os.environ.get("OPENAI_SCHEMA", "../shared/data/openai-openapi/openapi.json"))
-    if not path.is_file():
-        pytest.skip("set OPENAI_SCHEMA to OpenAI's openapi.json")
-    schemas = json.loads(path.read_text())["components"]["schemas"]
-
-    def fields(schema: dict[str, Any]) -> set[str]:
-        found = set(schema.get("properties", {}))
-        if "$ref" in schema:
-            found |= fields(schemas[schema["$ref"].rpartition("/")[2]])
-        for part in ("allOf", "anyOf", "oneOf"):
-            found = found.union(*map(fields, schema.get(part, [])))
-        return found
-
+def test_the_lists_are_those_of_the_schema(openai_schema: Judge) -> None:
     for name, (_, kind, _) in ENDPOINTS.items():
-        named = fields(schemas[name])
+        named = set(openai_schema.fields(name))
         assert named - set(kind.__struct_fields__) == set(FIELDS[name].split())
         known = set(kind.__struct_fields__) | body._WITHOUT_EFFECT | body._NOTED | body._UNSUPPORTED
         assert named <= known

@@ -17,6 +17,7 @@ class AnthropicErrorBody(TypedDict):
 
     type: Literal["error"]
     error: AnthropicError
+    request_id: str
 
 
 class AnthropicModel(TypedDict):
@@ -74,6 +75,7 @@ class AnthropicMessage(TypedDict):
     content: list[ContentBlock]
     stop_reason: str | None
     stop_sequence: str | None
+    stop_details: None
     usage: MessageUsage
 
 

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from sophserve.api.anthropic.answer_types import AnthropicErrorBody
 from sophserve.api.http.errors import ApiError, Envelope
+from sophserve.api.http.request_record import name_request
 from sophserve.errors import ContextLengthError
 
 _KINDS = {
@@ -24,7 +25,8 @@ _KINDS = {
 
 def _body(error: ApiError) -> dict[str, Any]:
     kind = _KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": str(error)}, **error.extra}
+    details = {"type": kind, "message": str(error)}
+    return {"type": "error", "error": details, "request_id": name_request("req-"), **error.extra}
 
 
 def _event(error: ApiError) -> bytes:

@@ -115,7 +115,7 @@ class MessageWriter(PartWriter):
         self._generation = generation
         self._show_thinking = show_thinking
         self._started = False
-        self._ending: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
+        self._ending = _ending(None)
 
     def whole(self) -> dict[str, Any]:
         return {
@@ -187,12 +187,12 @@ class MessageWriter(PartWriter):
 
     def _ended(self, delta: OutputDelta) -> dict[str, str | None]:
         if delta.finish_reason == "length":
-            return {"stop_reason": "max_tokens", "stop_sequence": None}
+            return _ending("max_tokens")
         if self.called:
-            return {"stop_reason": "tool_use", "stop_sequence": None}
+            return _ending("tool_use")
         if isinstance(delta.stop_reason, str):
-            return {"stop_reason": "stop_sequence", "stop_sequence": delta.stop_reason}
-        return {"stop_reason": "end_turn", "stop_sequence": None}
+            return _ending("stop_sequence", delta.stop_reason)
+        return _ending("end_turn")
 
     def _tokens(self) -> dict[str, Any]:
         # Anthropic does not count what the cache held as input.
@@ -205,6 +205,11 @@ class MessageWriter(PartWriter):
             "output_tokens": used.output_tokens,
             "output_tokens_details": {"thinking_tokens": used.reasoning_tokens},
         }
+
+
+def _ending(reason: str | None, text: str | None = None) -> dict[str, str | None]:
+    """What a message says of its end. stop_details are those of a refusal, which is not ours to tell."""
+    return {"stop_reason": reason, "stop_sequence": text, "stop_details": None}
 
 
 def _signature(part: Part) -> str:

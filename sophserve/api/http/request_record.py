@@ -33,7 +33,8 @@ class Answers(Protocol):
 class Record:
     """Filled in while a request is served. Times are of time.monotonic(); path is without --root-path; client is whose
     it is: an API key's name, else an address; body_bytes says how much there is to go through; uploading is set while
-    that is awaited, stream once its headers go out; warnings are for the client."""
+    that is awaited, stream once its headers go out; events counts those of an API that numbers them; warnings are for
+    the client."""
 
     started: float
     path: str
@@ -53,6 +54,7 @@ class Record:
     error: str | None = None
     error_code: str | None = None
     stream: web.StreamResponse | None = None
+    events: int = 0
 
     @property
     def priority(self) -> int:

@@ -114,6 +114,7 @@ class ChatLogprobs(TypedDict):
     """One entry a token."""
 
     content: list[TokenLogprobs]
+    refusal: None
 
 
 class CalledFunction(TypedDict):
@@ -136,6 +137,7 @@ class AssistantMessage(TypedDict):
 
     role: Literal["assistant"]
     content: str | None
+    refusal: None
     reasoning: NotRequired[str]
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[ToolCall]]

@@ -80,7 +80,7 @@ class ChatWriter(ChoicesWriter):
         choice: Choice = {
             "index": index,
             "message": self._message(self._parsed[index]),
-            "logprobs": {"content": chat_logprob_rows(self._tokenizer, answer.logprobs)} if self._logprobs else None,
+            "logprobs": _logprobs(chat_logprob_rows(self._tokenizer, answer.logprobs)) if self._logprobs else None,
             "finish_reason": self._finish_reason(index, answer.finish_reason),
             "stop_reason": answer.stop_reason,
         }
@@ -97,7 +97,7 @@ class ChatWriter(ChoicesWriter):
         choices = [self._delta_of(index, self._delta(event)) for event in events if not isinstance(event, CallBroken)]
         if delta.logprobs:
             choices = choices or [self._delta_of(index, {"content": ""})]
-            choices[0]["logprobs"] = {"content": chat_logprobs(self._tokenizer, delta.logprobs)}
+            choices[0]["logprobs"] = _logprobs(chat_logprobs(self._tokenizer, delta.logprobs))
         return choices
 
     def _silent(self, index: int) -> Choice:
@@ -115,7 +115,7 @@ class ChatWriter(ChoicesWriter):
         return [event for event in events if self._include_reasoning or not isinstance(event, ReasoningDelta)]
 
     def _message(self, parsed: ParsedAnswer) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": parsed.content}
+        message: dict[str, Any] = {"role": "assistant", "content": parsed.content, "refusal": None}
         if not parsed.content and (parsed.calls or parsed.reasoning):
             message["content"] = None
         if parsed.reasoning:
@@ -145,6 +145,11 @@ class ChatWriter(ChoicesWriter):
 
     def _delta_of(self, index: int, delta: dict[str, Any]) -> Choice:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _logprobs(content: Any) -> dict[str, Any]:
+    # The schema has both: models of OpenAI say in a field of its own that they refuse.
+    return {"content": content, "refusal": None}
 
 
 def _reasoning(text: str) -> dict[str, str]:

@@ -132,7 +132,7 @@ class CompletionWriter(ChoicesWriter):
 def _best_of(body: CompletionRequest) -> tuple[CompletionRequest, int | None]:
     """The request for best_of answers with the logprobs that they are compared by, and how many of them to keep."""
     most, n = body.best_of, body.n or 1
-    if most is None or most == n == 1:
+    if not most or most == n == 1:
         return body, None
     if not n <= most <= 128:
         raise RequestError(f"best_of must be between n ({n}) and 128, got {most}", "best_of")

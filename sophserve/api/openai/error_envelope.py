@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from sophserve.api.http.errors import ApiError, Envelope
+from sophserve.api.http.request_record import current_record
 from sophserve.api.openai.answer_types import ErrorBody
 
 _KINDS = {401: "authentication_error", 408: "timeout_error", 429: "rate_limit_error"}
@@ -23,7 +24,9 @@ def _event(error: ApiError) -> bytes:
 
 
 def _response_event(error: ApiError) -> bytes:
-    body = {"type": "error", "code": error.code, "message": str(error), "param": error.param, **_body(error)}
+    number = current_record.get().events
+    fields = {"type": "error", "code": error.code, "message": str(error), "param": error.param}
+    body = fields | {"sequence_number": number} | _body(error)
     return b"event: error\ndata: %b\n\n" % msgspec.json.encode(body)
 
 

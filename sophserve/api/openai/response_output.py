@@ -16,8 +16,9 @@ from sophserve.api.generation.chat import Chat
 from sophserve.api.generation.logprobs import chat_logprob_rows, chat_logprobs
 from sophserve.api.generation.run import Generation
 from sophserve.api.http.json_pieces import pieces
+from sophserve.api.http.request_record import current_record
 from sophserve.api.openai.kept_items import Items
-from sophserve.api.openai.response_input import ResponsesRequest, custom_names
+from sophserve.api.openai.response_input import ResponsesRequest, TextOptions, custom_names
 from sophserve.engine.output import OutputDelta
 from sophserve.link.messages import TokenLogprob
 from sophserve.text.answer_events import ContentDelta
@@ -51,6 +52,7 @@ class ResponseWriter(PartWriter):
         self._untold: list[list[TokenLogprob]] = []  # of tokens whose text has not come yet
         self._created = int(time.time())
         self._number = 0
+        self._record = current_record.get()
 
     def whole(self) -> dict[str, Any]:
         body, reason = self._body, self._finish_reason
@@ -73,9 +75,9 @@ class ResponseWriter(PartWriter):
             "reasoning": msgspec.to_builtins(body.reasoning) if body.reasoning else {"effort": None, "summary": None},
             "store": body.store is not False,
             "temperature": self._params.temperature,
-            "text": msgspec.to_builtins(body.text) if body.text else {"format": {"type": "text"}},
+            "text": _text(body.text),
             "tool_choice": body.tool_choice or "auto",
-            "tools": body.tools or [],
+            "tools": list(map(_tool, body.tools or [])),
             "top_p": self._params.top_p,
             "truncation": body.truncation or "disabled",
             "usage": None if reason is None else self._tokens(),
@@ -183,6 +185,7 @@ class ResponseWriter(PartWriter):
 
     def _event(self, kind: str, **fields: Any) -> Named:
         self._number += 1
+        self._record.events = self._number  # for the event of an error
         return {"type": kind, "sequence_number": self._number - 1, **fields}
 
     def _items(self) -> list[Item]:
@@ -215,11 +218,25 @@ class ResponseWriter(PartWriter):
         used = self._generation
         return {
             "input_tokens": used.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": used.cached_tokens},
+            # Every prompt is kept in the cache as it is computed; none is written for its own sake, and paid for.
+            "input_tokens_details": {"cached_tokens": used.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": used.output_tokens,
             "output_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
             "total_tokens": used.prompt_tokens + used.output_tokens,
         }
+
+
+def _text(options: TextOptions | None) -> dict[str, Any]:
+    """What was asked of the text, as the schema has it: without what was not."""
+    asked = msgspec.to_builtins(options) if options else {}
+    given = {name: value for name, value in asked.items() if value is not None}
+    form = given.get("format") or {"type": "text"}
+    return given | {"format": {name: value for name, value in form.items() if value is not None}}
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as the schema has it in answers, where a function tells also what a request may leave out."""
+    return {"strict": None, "parameters": None} | tool if tool.get("type") == "function" else tool
 
 
 _PREFIXES = {"reasoning": "rs_", "text": "msg_", "call": "fc_", "custom": "ctc_"}
