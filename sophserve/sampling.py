@@ -42,7 +42,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     """Names and meanings follow vLLM's. Raises ValueError for a value out of its range.
 
     n: how many answers. temperature: 0 is greedy, as is a top_p of 0. top_k: 0 or -1 is all. max_tokens: None is the
-    rest of the context.
+    rest of the context, 0 computes the prompt alone, for its logprobs or for the prefix cache.
     stop: texts that end the answer. bad_words: texts that it will not contain as tokens of their own, with or without
     a space before them. allowed_token_ids: the only tokens that may be chosen. shown_token_ids: special tokens that
     stay in the text although skip_special_tokens hides the others. logprobs, prompt_logprobs: how many
@@ -97,7 +97,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         _check(-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2", self.presence_penalty)
         _check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2", self.frequency_penalty)
         _check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer", self.seed)
-        _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        _check(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "at least 0", self.max_tokens)
         _check(self.min_tokens >= 0, "min_tokens", "at least 0", self.min_tokens)
         _check(
             self.max_tokens is None or self.min_tokens <= self.max_tokens,

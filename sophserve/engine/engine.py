@@ -247,7 +247,8 @@ class Engine:
             prompt=prompt,
             params=params,
             seed=(seed + index * 0x9E3779B97F4A7C15) & _SEED_MASK,
-            max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
+            # The step that ends a prompt gives a token, even if none is wanted.
+            max_tokens=room if params.max_tokens is None else max(1, min(room, params.max_tokens)),
             root_key=root_key(cache_salt),
             pooling=pooling,
             priority=priority if self.config.scheduling_policy == "priority" else 0,

@@ -26,8 +26,9 @@ class RequestBlocks:
         hits = self._cached(request)
         if self._filling.intersection(hits):  # one step later they can be shared instead of computed twice
             return False
-        # One more block for each running request, so that admitting this one does not preempt it at once.
-        further = 0 if request.pooling else 1
+        # One more block for each running request, so that admitting this one does not preempt it at once. The last
+        # token needs no room.
+        further = 0 if request.pooling or len(request.output) + 1 >= request.max_tokens else 1
         wanted = -(-(request.length + further) // size) - len(hits) + self._pool.cached_among(hits)
         if wanted + running > self._pool.available and (running or wanted > self._pool.available):
             return False

@@ -30,13 +30,15 @@ def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo) ->
         raise RequestError("this model has no head, so it only makes embeddings; use /v1/embeddings", "model")
     if not prompt:
         raise RequestError("the prompt is empty; give at least one token", "prompt")
-    if len(prompt) >= longest:
+    least = 0 if params.max_tokens == 0 else 1
+    if len(prompt) + least > longest:
+        needs = ", and the answer needs at least one" if least else ""
         raise ContextLengthError(
             longest,
-            f"the prompt has {len(prompt)} tokens, and the answer needs at least one; shorten the prompt",
+            f"the prompt has {len(prompt)} tokens{needs}; shorten the prompt",
             "prompt",
             len(prompt),
-            longest - 1,
+            longest - least,
         )
     for name, count in (("max_tokens", params.max_tokens), ("min_tokens", params.min_tokens)):
         if count is not None and len(prompt) + count > longest:

@@ -113,22 +113,31 @@ class Sequence:
             cached_tokens=request.cached_tokens,
             queue_time=self.timeline.queued,
         )
-        for count, token_id in enumerate(tokens, 1):
-            self._add_token(delta, token_id, before + count)
-            if delta.finish_reason:
-                del request.output[before + count :], tokens[count:]
-                if logprobs:
-                    del logprobs[count:]
-                break
+        left = self._add_texts(delta, before)
+        del request.output[before + left :], tokens[left:]
+        if logprobs:
+            del logprobs[left:]
         self.finish_reason = delta.finish_reason
         self.stream.put(delta)
-        return len(tokens)
+        return left
 
     def end(self, reason: FinishReason, error: SophserveError | None = None) -> None:
         """End the sequence from outside."""
         if not self.finished:
             self.finish_reason = reason
             self.stream.put(OutputDelta(finish_reason=reason, error=error))
+
+    def _add_texts(self, delta: OutputDelta, before: int) -> int:
+        """Add the texts of a delta's tokens, which come behind so many others, as far as the sequence goes; returns how
+        many those are."""
+        if self.request.params.max_tokens == 0:
+            delta.finish_reason = "length"
+            return 0
+        for count, token_id in enumerate(delta.token_ids, 1):
+            self._add_token(delta, token_id, before + count)
+            if delta.finish_reason:
+                return count
+        return len(delta.token_ids)
 
     def _add_token(self, delta: OutputDelta, token_id: int, count: int) -> None:
         """Add the text of the output's count-th token, and see whether the sequence ends with it."""

@@ -138,3 +138,33 @@ async def test_usage_of_several_prompts(app: Any) -> None:
     )
     last = [chunk async for chunk in stream][-1]
     assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (11, 4 * 16 - 2 * 5 - 2 * 3)
+
+
+async def test_echo_without_an_answer(app: Any) -> None:
+    """Scoring clients send this (vLLM: echo_without_generation); OpenAI's least max_tokens is 0."""
+    create, prompt = app.openai.completions.create, "Naïve 🙂 fox"
+    request: dict[str, Any] = {"model": "tiny", "prompt": prompt, "max_tokens": 0, "logprobs": 1}
+    answer = await create(**request, echo=True)
+    ids, [choice] = app.engine.prompts[0], answer.choices
+    assert (choice.text, choice.finish_reason) == (prompt, "length")
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids), 0)
+    assert choice.logprobs.tokens == [app.tokenizer.token_text(token) for token in ids]
+    assert choice.logprobs.token_logprobs == [None, *(pytest.approx(-0.25 - token / 1024) for token in ids[1:])]
+    assert len(choice.logprobs.top_logprobs) == len(choice.logprobs.text_offset) == len(ids)
+    chunks = [chunk async for chunk in await create(**request, echo=True, stream=True)]
+    assert texts(chunks, 0) == prompt and chunks[-1].choices[0].finish_reason == "length"
+    streamed = [each for chunk in chunks if (rows := chunk.choices[0].logprobs) for each in rows.token_logprobs]
+    assert streamed == choice.logprobs.token_logprobs
+    [choice] = (await create(**request)).choices
+    assert (choice.text, choice.finish_reason, choice.logprobs.tokens) == ("", "length", [])
+    answer = await create(**request, n=2, extra_body={"best_of": 3})
+    assert [choice.text for choice in answer.choices] == ["", ""]
+
+
+async def test_an_answer_of_no_tokens_leaves_the_context_to_the_prompt(app: Any) -> None:
+    for length, most, status in ((256, 0, 200), (257, 0, 400), (256, 1, 400), (255, 1, 200)):
+        found, answer = await app.post("/v1/completions", {"prompt": [70] * length, "max_tokens": most})
+        assert found == status, answer
+    body = {"prompt": [70] * 300, "max_tokens": 0, "truncate_prompt_tokens": -1, "echo": True}
+    status, answer = await app.post("/v1/completions", body)
+    assert status == 200 and answer["usage"]["prompt_tokens"] == 256

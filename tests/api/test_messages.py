@@ -101,6 +101,13 @@ async def test_blocks(app: Any, client: AsyncAnthropic) -> None:
     )
 
 
+async def test_a_prompt_for_the_cache_alone(app: Any, client: AsyncAnthropic) -> None:
+    """max_tokens 0 fills the prompt cache without generating a response, as the client's own text has it."""
+    message = await client.messages.create(model="tiny", max_tokens=0, messages=HELLO)
+    assert (message.content, message.stop_reason, message.usage.output_tokens) == ([], "max_tokens", 0)
+    assert message.usage.input_tokens == len(app.engine.prompts[0])
+
+
 async def test_count_tokens(app: Any, client: AsyncAnthropic) -> None:
     count = await client.messages.count_tokens(model="tiny", messages=HELLO, system="Be brief.")
     await client.messages.create(model="tiny", max_tokens=1, messages=HELLO, system="Be brief.")
@@ -111,7 +118,7 @@ async def test_count_tokens(app: Any, client: AsyncAnthropic) -> None:
     ("fields", "words"),
     [
         ({"max_tokens": None}, "max_tokens"),
-        ({"max_tokens": 0}, "at least 1"),
+        ({"max_tokens": -1}, "at least 0"),
         ({"messages": []}, "messages is empty"),
         ({"messages": [{"role": "robot", "content": "Hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages[0].content[0]"),

@@ -176,7 +176,7 @@ async def test_input_tokens(app: Any) -> None:
         ),
         ({"background": True, "store": False}, "background", "needs store"),
         ({"temperature": -1}, "temperature", "between 0"),
-        ({"max_output_tokens": 0}, "max_tokens", "at least 1"),
+        ({"max_output_tokens": -1}, "max_tokens", "at least 0"),
         ({"top_logprobs": 21}, "top_logprobs", "20"),
         ({"previous_response_id": "resp_none"}, "previous_response_id", "not stored"),
         ({"text": {"format": {"type": "yaml"}}}, "response_format", "yaml"),

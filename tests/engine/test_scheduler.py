@@ -480,3 +480,15 @@ def test_a_step_takes_in_only_some_of_the_requests_whose_long_prompt_is_cached()
         taken += [len(plan.added)]
     assert sum(taken) == 39 and min(taken) > 0
     assert max(taken) <= 5  # their tokens are what takes time, not those left to compute
+
+
+def test_a_last_token_needs_no_block() -> None:
+    """A prompt as long as the context, whose logprobs are wanted, may have all blocks that there are."""
+    limits = Limits(max_num_seqs=2, max_num_batched_tokens=63, block_size=16)
+    scheduler = Scheduler(limits, num_blocks=4)
+    scheduler.add(make_request(1, [1] * 64, 1))
+    counts = []
+    while plan := scheduler.schedule():
+        counts += [entry.count for entry in plan.scheduled]
+        scheduler.update({1: [2]} if sum(counts) == 64 else {})
+    assert counts == [63, 1]

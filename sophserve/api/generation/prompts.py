@@ -91,7 +91,8 @@ def log_prompts(
 def truncated(prompt: list[int], body: GenerationRequest, context: int) -> list[int]:
     """What truncate_prompt_tokens leaves of a prompt; -1 leaves as many tokens as fit beside the answer. Raises
     RequestError."""
-    answer = body.max_new_tokens or body.max_completion_tokens or body.max_tokens or 1
+    asked = (body.max_completion_tokens, body.max_tokens, body.max_new_tokens)
+    answer = next((count for count in asked if count is not None), 1)
     return cut(prompt, body.truncate_prompt_tokens, body.truncation_side or "left", max(1, context - answer))
 
 

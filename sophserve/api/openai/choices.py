@@ -35,7 +35,7 @@ class Answer:
     @property
     def mean_logprob(self) -> float:
         """Of its tokens, where their logprobs were asked for."""
-        return self._logprob / len(self.logprobs)
+        return self._logprob / max(1, len(self.logprobs))
 
     def add(self, delta: OutputDelta) -> None:
         """Append what came."""
