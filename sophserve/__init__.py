@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sophserve.llm import LLM, AsyncLLM, CompletionOutput, RequestOutput, profile
+    from sophserve.llm_prompts import TextPrompt, TokensPrompt
     from sophserve.sampling import SamplingParams, StructuredOutput, Thought
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StructuredOutput",
+    "TextPrompt",
     "Thought",
+    "TokensPrompt",
     "profile",
 ]
 
@@ -25,6 +28,8 @@ def __getattr__(name: str) -> Any:
         return import_module("sophserve.version").VERSION
     if name in ("SamplingParams", "StructuredOutput", "Thought"):
         return getattr(import_module("sophserve.sampling"), name)
+    if name in ("TextPrompt", "TokensPrompt"):
+        return getattr(import_module("sophserve.llm_prompts"), name)
     if name in __all__:
         return getattr(import_module("sophserve.llm"), name)
     raise AttributeError(f"module 'sophserve' has no attribute {name!r}")

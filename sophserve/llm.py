@@ -23,6 +23,7 @@ from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import ConfigError, SophserveError
 from sophserve.link.messages import TokenLogprob
+from sophserve.llm_prompts import EnginePrompt, Prompt, engine_prompt, listed
 from sophserve.options import engine_config
 from sophserve.preflight import check
 from sophserve.profile_format import ProfileOptions
@@ -33,7 +34,6 @@ from sophserve.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-Prompt = str | list[int]
 Message = dict[str, Any]
 T = TypeVar("T")
 
@@ -145,7 +145,8 @@ class AsyncLLM:
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Yield everything generated so far after each step. Closing the iterator aborts the request."""
+        """Yield everything generated so far after each step. Closing the iterator aborts the request. Raises
+        RequestError for what cannot be generated."""
         async with aclosing(self._answers(self._prompt(prompt), sampling_params, request_id)) as answers:
             async for answer in answers:
                 yield answer.output()
@@ -163,37 +164,35 @@ class AsyncLLM:
             async for answer in answers:
                 yield answer.output()
 
-    def _prompt(self, prompt: Prompt) -> _Prompt:
-        if isinstance(prompt, str):
-            return prompt, self.tokenizer.encode(prompt)
-        return None, list(prompt)
+    def _prompt(self, prompt: Prompt) -> EnginePrompt:
+        return engine_prompt(prompt, self.tokenizer)
 
-    def _conversation(self, messages: list[Message], **template_options: Any) -> _Prompt:
+    def _conversation(self, messages: list[Message], **template_options: Any) -> EnginePrompt:
         text = self.chat_template.render(messages, **template_options)
-        return text, self.tokenizer.encode(text, add_special_tokens=False)
+        continued = bool(template_options.get("continue_final_message"))
+        return EnginePrompt(text, self.tokenizer.encode(text, add_special_tokens=False), begins_text=not continued)
 
     async def _answers(
-        self, prompt: _Prompt, sampling_params: SamplingParams | None, request_id: str | None = None
+        self, prompt: EnginePrompt, sampling_params: SamplingParams | None, request_id: str | None = None
     ) -> AsyncGenerator[_Answers, None]:
         """The same object after each step, with what is there by then."""
+        given = sampling_params or self.default_sampling_params()
         # A copy: what a caller changes in its own later does not matter here.
-        params = msgspec.structs.replace(sampling_params or self.default_sampling_params())
+        params = msgspec.structs.replace(given, begins_text=given.begins_text or prompt.begins_text)
         if params.structured:
             params.structured, not_kept = prepared_form(params.structured)
             if not_kept:
                 log.warning("not kept to: %s", ", ".join(not_kept))
-        answers = _Answers(request_id or uuid4().hex, *prompt, params.n, self.tokenizer)
-        _, token_ids = prompt
-        self.engine.check(token_ids, params)
-        sources = [self.engine.generate(token_ids, params, answers.request_id, index) for index in range(params.n)]
+        answers = _Answers(request_id or uuid4().hex, prompt.text, prompt.token_ids, params.n, self.tokenizer)
+        self.engine.check(prompt.token_ids, params)
+        sources = [
+            self.engine.generate(prompt.token_ids, params, answers.request_id, index, cache_salt=prompt.cache_salt)
+            for index in range(params.n)
+        ]
         async with aclosing(interleave(sources)) as deltas:
             async for index, delta in deltas:
                 answers.add(index, delta)
                 yield answers
-
-
-# A prompt's text, if it was one, and its token ids.
-_Prompt = tuple[str | None, list[int]]
 
 
 class _Answers:
@@ -269,9 +268,10 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Answer all prompts (texts or token ids) together, in their order."""
-        many = [prompts] if _is_one_prompt(prompts) else prompts
-        return self._answer([partial(self._llm._prompt, prompt) for prompt in many], sampling_params, use_tqdm)  # type: ignore[arg-type]
+        """Answer all prompts (texts, token ids, or vLLM's dictionaries of them) together, in their order. Raises
+        RequestError for what cannot be generated."""
+        each = [partial(self._llm._prompt, prompt) for prompt in listed(prompts)]
+        return self._answer(each, sampling_params, use_tqdm)
 
     def chat(
         self,
@@ -321,7 +321,7 @@ class LLM:
 
     def _answer(
         self,
-        prompts: Sequence[Callable[[], _Prompt]],
+        prompts: Sequence[Callable[[], EnginePrompt]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
@@ -352,12 +352,8 @@ class LLM:
         self._loop.close()
 
 
-def _is_one_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-
-
 async def _gather(
-    llm: AsyncLLM, prompts: Sequence[Callable[[], _Prompt]], params: list[SamplingParams | None], use_tqdm: bool
+    llm: AsyncLLM, prompts: Sequence[Callable[[], EnginePrompt]], params: list[SamplingParams | None], use_tqdm: bool
 ) -> list[RequestOutput]:
     with tqdm(total=len(prompts), unit="prompt", disable=not use_tqdm) as bar:
 

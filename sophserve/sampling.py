@@ -46,10 +46,12 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     stop: texts that end the answer. bad_words: texts that it will not contain as tokens of their own, with or without
     a space before them. allowed_token_ids: the only tokens that may be chosen. shown_token_ids: special tokens that
     stay in the text although skip_special_tokens hides the others. logprobs, prompt_logprobs: how many
-    most probable tokens to report besides the chosen one, None for no logprobs. seed: the same seed and prompt give
-    the same answer under any load; None draws one. structured: a form that the answer is kept to, and that ends it once
-    it is complete. Where other parameters leave no token that fits it, the request fails. thought: what comes before
-    the answer proper, which alone has that form and ends at texts of stop.
+    most probable tokens to report besides the chosen one, None for no logprobs. begins_text: the answer's text begins
+    anew, as that of a chat does, and loses the space before its first word where texts of the tokenizer begin without
+    one; else it goes on where the prompt's ends. seed: the same seed and prompt give the same answer under any load;
+    None draws one. structured: a form that the answer is kept to, and that ends it once it is complete. Where other
+    parameters leave no token that fits it, the request fails. thought: what comes before the answer proper, which alone
+    has that form and ends at texts of stop.
     """
 
     n: int = 1
@@ -73,6 +75,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     skip_special_tokens: bool = True
     shown_token_ids: list[int] = []
     spaces_between_special_tokens: bool = True
+    begins_text: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     structured: StructuredOutput | None = None
@@ -138,7 +141,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         """Without what the workers need not know, or are told otherwise."""
         temperature, top_p = (0.0, 1.0) if self.greedy else (self.temperature, self.top_p)
         known_here: dict[str, Any] = {"stop": [], "bad_words": [], "allowed_token_ids": None, "shown_token_ids": []}
-        known_here["thought"] = self.thought if self.structured else None
+        known_here |= {"begins_text": False, "thought": self.thought if self.structured else None}
         return msgspec.structs.replace(self, temperature=temperature, top_p=top_p, **known_here)
 
 

@@ -92,23 +92,6 @@ def test_prompt_logprobs_do_not_depend_on_the_cache(llm: LLM) -> None:
     assert first.prompt_logprobs == second.prompt_logprobs
 
 
-def test_prompt_logprobs_without_an_answer(llm: LLM) -> None:
-    """A prompt may fill the context then, and is computed in chunks of which the last may be of one token."""
-    for length in (1, 2, 40, 256):
-        prompt = [5 + number % 500 for number in range(length)]
-        params = SamplingParams(max_tokens=0, logprobs=1, prompt_logprobs=1)
-        [scored] = llm.generate([prompt], params, use_tqdm=False)
-        [answer] = scored.outputs
-        assert (answer.text, answer.token_ids, answer.logprobs, answer.finish_reason) == ("", [], [], "length")
-        assert scored.prompt_logprobs is not None and len(scored.prompt_logprobs) == length
-        if length < 256:
-            params = SamplingParams(max_tokens=1, prompt_logprobs=1)
-            [answered] = llm.generate([prompt], params, use_tqdm=False)
-            assert scored.prompt_logprobs == answered.prompt_logprobs
-    with pytest.raises(RequestError, match="the prompt has 257 tokens; shorten the prompt"):
-        llm.generate([[5] * 257], SamplingParams(max_tokens=0), use_tqdm=False)
-
-
 def test_stop_text_and_stop_token(llm: LLM) -> None:
     whole = llm.generate("The quick", GREEDY, use_tqdm=False)[0].outputs[0]
     stop = whole.text[5:7]

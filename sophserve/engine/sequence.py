@@ -61,7 +61,11 @@ class Sequence:
         self.timeline = Timeline()
         self.finish_reason: FinishReason | None = None
         self._detokenizer = IncrementalDetokenizer(
-            tokenizer, params.skip_special_tokens, params.spaces_between_special_tokens, params.shown_token_ids
+            tokenizer,
+            params.skip_special_tokens,
+            params.spaces_between_special_tokens,
+            params.shown_token_ids,
+            [] if params.begins_text else request.prompt,
         )
         self._stops = StopTextBuffer(params.stop, params.include_stop_str_in_output)
         thought = params.thought

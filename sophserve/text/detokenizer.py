@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from weakref import WeakValueDictionary
 
 from sophserve.text.tokenizer import Tokenizer
 
 # Ids.
 _SLICE = 4096
+# Bytes of UTF-8 that may wait for the last one of their character.
+_MOST_WAITING = 3
+# Ids before a text that are looked at to know how it goes on.
+_MOST_BEFORE = 256
 
 
 class IncrementalDetokenizer:
@@ -18,7 +23,9 @@ class IncrementalDetokenizer:
     What push and finish return, joined, equals `tokenizer.decode(all ids)` for any ids. Text comes as soon as no
     later id can change it, so half a character is never returned. The cost of an id does not grow with the sequence.
 
-    shown: special tokens that are left in the text even where skip_special_tokens leaves out the others.
+    shown: special tokens that are left in the text even where skip_special_tokens leaves out the others. before: ids
+    that the sequence goes on from, such as a prompt: what is returned is then what `tokenizer.decode` adds to their
+    text, and the whole of a character that they end within. Decoders take a space from the beginning of a text only.
     spaces_between_special_tokens is vLLM's name for what only tokenizers written in Python do; as with every
     tokenizer of the `tokenizers` library, it changes nothing.
     """
@@ -29,19 +36,27 @@ class IncrementalDetokenizer:
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
         shown: Collection[int] = (),
+        before: Sequence[int] = (),
     ) -> None:
         hidden = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._skipped = hidden.difference(shown) if shown else hidden
         byte_level = tokenizer.decoder_types == ("ByteLevel",)
         self._text: _ByteText | _WindowText = _ByteText(tokenizer) if byte_level else _WindowText(tokenizer)
+        # What stands in the text before for a character that is not complete; it comes again unless it is completed.
+        self._broken = self._text.follow(backwards(before, self._skipped))
 
     def push(self, ids: Sequence[int]) -> str:
         """Take the next ids; return the text that has become certain."""
-        return self._text.push([index for index in ids if index not in self._skipped])
+        return self._new(self._text.push([index for index in ids if index not in self._skipped]))
 
     def finish(self) -> str:
         """Return the rest. No push may follow."""
-        return self._text.finish()
+        return self._new(self._text.finish())
+
+    def _new(self, text: str) -> str:
+        if text and self._broken:
+            text, self._broken = without_broken(text, self._broken), 0
+        return text
 
 
 def decode_in_slices(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -49,6 +64,26 @@ def decode_in_slices(tokenizer: Tokenizer, ids: Sequence[int], skip_special_toke
     detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens)
     texts = [detokenizer.push(ids[start : start + _SLICE]) for start in range(0, len(ids), _SLICE)]
     return "".join([*texts, detokenizer.finish()])
+
+
+def backwards(ids: Sequence[int], hidden: Collection[int]) -> Iterator[int]:
+    """The ids at the end that are not hidden, the last one first."""
+    return (index for index in islice(reversed(ids), _MOST_BEFORE) if index not in hidden)
+
+
+def last_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> bytes:
+    """The end of a text, enough to see whether a character goes on behind it. ids: the last one comes first."""
+    end = b""
+    for index in ids:
+        end = tokenizer.token_bytes(index) + end
+        if len(end) >= _MOST_WAITING:
+            break
+    return end
+
+
+def without_broken(text: str, most: int) -> str:
+    """A text without the first ones of the U+FFFD that it begins with."""
+    return text[min(most, len(text) - len(text.lstrip("\ufffd"))) :]
 
 
 class _ByteText:
@@ -59,11 +94,17 @@ class _ByteText:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._bytes = tokenizer.token_bytes
+        self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    def follow(self, ids: Iterable[int]) -> int:
+        """Go on from ids, of which the last one comes first. Returns how many U+FFFD end their text for want of more
+        bytes."""
+        self._decoder.decode(last_bytes(self._tokenizer, ids))
+        return bool(self._decoder.getstate()[0])
+
     def push(self, ids: list[int]) -> str:
-        return self._decoder.decode(b"".join(map(self._bytes, ids)))
+        return self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, ids)))
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -84,6 +125,24 @@ class _WindowText:
         self._context = 0
         self._context_text = ""
 
+    def follow(self, ids: Iterable[int]) -> int:
+        """As in _ByteText. The context is as many ids as it takes to have some text, without bytes at its end: the next
+        ones would make one run with them."""
+        end: list[int] = []
+        for index in filter(self._tokenizer.in_vocabulary, ids):
+            end.insert(0, index)
+            if not self._tokenizer.is_byte_token(index) and self._decode([index]):
+                break
+        if len(end) == _MOST_BEFORE:  # bytes, of which the first may be within a character
+            return 0
+        ordinary = [place for place, index in enumerate(end, 1) if not self._tokenizer.is_byte_token(index)]
+        waiting = self._waiting(end)
+        complete = len(end) - waiting
+        self._context = min(ordinary[-1], complete) if ordinary else complete
+        self._context_text = self._decode(end[: self._context])
+        self._window = end[: self._context] + end[complete:]
+        return waiting
+
     def push(self, ids: list[int]) -> str:
         self._window += filter(self._tokenizer.in_vocabulary, ids)
         if len(self._window) == self._context or self._tokenizer.is_byte_token(self._window[-1]):
@@ -100,6 +159,13 @@ class _WindowText:
 
     def finish(self) -> str:
         return self._decode(self._window)[len(self._context_text) :]
+
+    def _waiting(self, ids: list[int]) -> int:
+        """How many byte tokens at the end are of a character that is not complete."""
+        run = [index if self._tokenizer.is_byte_token(index) else None for index in ids[-_MOST_WAITING:]]
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(b"." if index is None else self._tokenizer.token_bytes(index) for index in run))
+        return len(decoder.getstate()[0])
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -17,7 +18,8 @@ class Judge:
     of input items do, it is enough that one of them fits."""
 
     def __init__(self, path: Path) -> None:
-        self.schemas = json.loads(path.read_text(), object_hook=_plain)["components"]["schemas"]
+        document = json.loads(path.read_text(), object_hook=_plain)
+        self.schemas, self._paths = document["components"]["schemas"], document["paths"]
         self._validator = cache(self._make)
 
     def problems(self, name: str, value: Any) -> dict[str, str]:
@@ -30,6 +32,14 @@ class Judge:
                     steps += [each for each in leaf.validator_value if each not in leaf.instance][:1]
                 found[".".join(steps)] = leaf.message[:200]
         return found
+
+    def examples(self, path: str) -> Iterator[dict[str, Any]]:
+        """The bodies of the requests that a path is explained with."""
+        told = self._paths[path]["post"]["x-oaiMeta"]["examples"]
+        for each in told if isinstance(told, list) else [told]:
+            body = re.search(r"(?:-d|--data) '(.*)'", each["request"]["curl"], re.DOTALL)
+            assert body
+            yield json.loads(body[1])
 
     def fields(self, name: str) -> dict[str, Any]:
         """The schemas of an object's fields."""

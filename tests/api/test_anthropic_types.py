@@ -54,7 +54,7 @@ SAID: list[tuple[str | None, dict[str, Any]]] = [
 # What only Anthropic's own servers have: containers, tools that they run, places and tiers of service.
 ABSENT = {
     *("container", "diagnostics", "citations", "caller", "toolset_name"),
-    *("cache_creation", "inference_geo", "output_tokens_details", "server_tool_use", "service_tier", "speed"),
+    *("cache_creation", "inference_geo", "server_tool_use", "service_tier", "speed"),
 }
 
 
@@ -132,8 +132,8 @@ async def test_errors(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             assert (await response.json())["request_id"] == response.headers["X-Request-Id"]
     add = app.engine._add_token
 
-    def fail(sequence: Any, said: list[int]) -> None:
-        add(sequence, said)
+    def fail(sequence: Any, *said: Any) -> None:
+        add(sequence, *said)
         if len(sequence.request.output) == 3:
             app.engine.failure = EngineDeadError("the worker is gone")
 

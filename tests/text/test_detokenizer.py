@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -165,6 +165,34 @@ PARTS = st.lists(st.lists(st.integers(0, len(TOKENS) + 2), max_size=3), max_size
 def test_every_decoder(name: str, parts: list[list[int]], skip: bool) -> None:
     tokenizer = TOKENIZERS[name]
     assert "".join(stream(tokenizer, parts, skip)) == tokenizer.decode(itertools.chain(*parts), skip)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@settings(max_examples=300, deadline=None)
+@given(before=st.lists(st.integers(0, len(TOKENS) + 2), max_size=8), parts=PARTS, skip=st.booleans())
+def test_a_text_that_goes_on(name: str, before: list[int], parts: list[list[int]], skip: bool) -> None:
+    """Behind a prompt comes what the decoding of both together has more than that of the prompt alone, such as the
+    space of a first word."""
+    tokenizer = TOKENIZERS[name]
+    shown, whole = (tokenizer.decode([*before, *more], skip) for more in ([], itertools.chain(*parts)))
+    assume(whole.startswith(shown))  # else the answer completes a character, or breaks one
+    assume("\ufffd" not in shown or not any(map(tokenizer.is_byte_token, before)))  # whose run goes on to be broken
+    detokenizer = IncrementalDetokenizer(tokenizer, skip, before=before)
+    assert shown + "".join([*map(detokenizer.push, parts), detokenizer.finish()]) == whole
+
+
+def test_a_character_that_goes_on() -> None:
+    """A prompt of token ids may end within one: the answer that completes it has all of it, another one nothing."""
+    for tokenizer, ids in (
+        (byte_tokenizer(), list("né你🙂".encode())),
+        (TOKENIZERS["llama"], [TOKENS.index(token) for token in ("▁a", "<0xE4>", "<0xBD>", "<0xA0>", "▁a")]),
+    ):
+        for cut in range(len(ids) + 1):
+            shown = tokenizer.decode(ids[:cut]).rstrip("\ufffd")
+            detokenizer = IncrementalDetokenizer(tokenizer, before=ids[:cut])
+            assert shown + detokenizer.push(ids[cut:]) + detokenizer.finish() == tokenizer.decode(ids), cut
+            detokenizer = IncrementalDetokenizer(tokenizer, before=ids[:cut])
+            assert "\ufffd" not in detokenizer.push(ids[:1]) + detokenizer.finish()
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "metaspace first"])

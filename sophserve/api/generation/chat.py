@@ -79,7 +79,13 @@ class Chat:
         structured, shown = self._form(params), self._shown_token_ids()
         if self._reasoning:
             self._thought = self._thought_of(self._reasoning, prompt, bool(structured))
-        self.params = replace(params, structured=structured, thought=self._thought, shown_token_ids=shown)
+        self.params = replace(
+            params,
+            structured=structured,
+            thought=self._thought,
+            shown_token_ids=shown,
+            begins_text=not body.continue_final_message,
+        )
         engine.check(prompt, self.params)
         return prompt
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sophserve.api.http.json_pieces import Rows
 from sophserve.link.messages import TokenLogprob
+from sophserve.text.detokenizer import backwards, last_bytes, without_broken
 from sophserve.text.tokenizer import Tokenizer
 
 Entries = Sequence[Sequence[TokenLogprob] | None]
@@ -61,13 +62,17 @@ class CompletionLogprobs:
     """`choices[].logprobs` of a text completion, for one choice, part by part.
 
     text_offset counts characters of the answer (of prompt and answer with echo). A character of several tokens begins
-    where the first one does; special tokens that the text leaves out are empty.
+    where the first one does; special tokens that the text leaves out are empty. before: the prompt, where it is not
+    shown itself.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._hidden = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        end = last_bytes(tokenizer, backwards(before, self._hidden))
+        self._decoder.decode(end)
+        self._begun, self._broken = bool(end), bool(self._decoder.getstate()[0])
         self._offset = 0
 
     def add(self, token_ids: Sequence[int], entries: Entries) -> dict[str, Any]:
@@ -111,5 +116,11 @@ class CompletionLogprobs:
     def _advance(self, token_id: int) -> int:
         offset = self._offset
         if token_id not in self._hidden:
-            self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+            text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
+            if not self._begun:  # many decoders take a space from the beginning of a text
+                text = text[max(0, len(text) - len(self._tokenizer.decode([token_id], skip_special_tokens=False))) :]
+            if text and self._broken:
+                text, self._broken = without_broken(text, 1), False
+            self._begun = True
+            self._offset += len(text)
         return offset

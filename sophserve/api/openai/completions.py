@@ -81,7 +81,10 @@ class CompletionWriter(ChoicesWriter):
         self._tokenizer = tokenizer
         self._texts = texts
         skip_special_tokens = generation.params[0].skip_special_tokens
-        self._logprobs = [CompletionLogprobs(tokenizer, skip_special_tokens) for _ in range(len(texts) * generation.n)]
+        before: Sequence[Sequence[int]] = [()] * len(texts) if body.echo else generation.prompts
+        self._logprobs = [
+            CompletionLogprobs(tokenizer, skip_special_tokens, prompt) for prompt in before for _ in range(generation.n)
+        ]
 
     def _whole(self, index: int, answer: Answer) -> Choice:
         token_ids: list[Sequence[int]] = [[chosen.token_id for chosen, *_ in answer.logprobs]]
