@@ -85,6 +85,20 @@ async def test_schemas_that_no_grammar_takes(app: Any, schema: Any, words: str) 
     assert "start:" not in message and "lark" not in message and "%json" not in message
 
 
+async def test_schemas_that_calls_in_python_cannot_say(app: Any, start_app: Any) -> None:
+    """The names of the arguments are kept to all the same."""
+    app = await start_app(tool_call_parser="pythonic")
+    app.engine.text = "[f(a=1)]"
+    choices = {"type": "object", "properties": {"a": {"type": "integer"}}, "anyOf": [{"required": ["a"]}]}
+    status, warnings, text = await post(app, "chat", choices, None)
+    assert status == 200 and "the schema of f" in warnings, text
+    assert (
+        '"a="' in app.engine.params[-1].structured.value and '"integer"' not in app.engine.params[-1].structured.value
+    )
+    status, _, text = await post(app, "chat", choices, True)
+    assert status == 400 and "f: anyOf cannot be kept to" in text, text
+
+
 @pytest.mark.parametrize("strict", [None, False, True])
 @pytest.mark.parametrize("api", ["chat", "responses"])
 async def test_forms_with_keywords_that_a_grammar_lacks(app: Any, api: str, strict: bool | None) -> None:
