@@ -96,7 +96,7 @@ HOSTILE: dict[str, tuple[str, bytes, str | None]] = {
         body(input="hi", metadata={f"a{number}": "" for number in range(9_000)}),
         "metadata",
     ),
-    "large arguments of a call": (CHAT, body(messages=[{"role": "assistant", "tool_calls": [CALL]}]), "texts, arrays"),
+    "large arguments of a call": (CHAT, body(messages=[{"role": "assistant", "tool_calls": [CALL]}]), None),
     "a large choice of tool": (CHAT, body(messages=HELLO, tool_choice={"a": [[]] * 99_999}), "tool_choice"),
     "many escapes": (TOKENIZE, body(prompt="\n" * 3_000_000), "escapes"),
     "long numbers": (TEXT, b'{"prompt": [' + b",".join([b"9" * 4000] * 2000) + b"]}", "digits"),
