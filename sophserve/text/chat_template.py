@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sophserve.checkpoint import read_json
 from sophserve.errors import CheckpointError, ConfigError, RequestError
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 _CONTINUE_MARK = "\ue0fecontinue here\ue0fe"
 # That rendering may take: templates are programs.
 MOST_SECONDS = 5.0
+
+
+class Rendered(NamedTuple):
+    """A conversation as a template renders it. left_out: the fields of messages that it has no place for."""
+
+    prompt: str
+    left_out: list[str]
 
 
 class ChatTemplate:
@@ -59,7 +66,11 @@ class ChatTemplate:
             templates |= found
         return cls(templates, tokenizer.special_tokens)._learned()
 
-    def render(
+    def render(self, messages: list[Message], /, **options: Any) -> str:
+        """The prompt alone of what `rendered` makes."""
+        return self.rendered(messages, **options).prompt
+
+    def rendered(
         self,
         messages: list[Message],
         /,
@@ -69,7 +80,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         **kwargs: Any,
-    ) -> str:
+    ) -> Rendered:
         """The prompt, special tokens included: encode it with add_special_tokens=False.
 
         messages, tools and documents are as in an OpenAI request; roles, an order of turns or forms of content that the
@@ -79,7 +90,9 @@ class ChatTemplate:
         if not messages:
             raise RequestError("messages must hold at least one message", "messages")
         template = self._choose(bool(tools))
-        prepared = self._habits[template].fitted(modern(messages))
+        habits = self._habits[template]
+        prepared = habits.fitted(modern(messages))
+        left_out = habits.left_out(prepared)
         final_text = ""
         if continue_final_message:
             if add_generation_prompt:
@@ -95,7 +108,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         text = _render(template, self._special_tokens | kwargs | variables)
-        return _cut_at_mark(text, final_text) if continue_final_message else text
+        return Rendered(_cut_at_mark(text, final_text) if continue_final_message else text, left_out)
 
     def source(self, with_tools: bool = False) -> str:
         """The text of the template for requests with or without tools, empty where there is none."""
@@ -113,10 +126,6 @@ class ChatTemplate:
                 "or send a prompt to /v1/completions instead"
             )
         return self._templates[name]
-
-    def left_out(self, messages: list[Message], with_tools: bool) -> list[str]:
-        """The fields of messages that are not in the prompt, as the template has no place for them."""
-        return self._habits[self._choose(with_tools)].left_out(modern(messages))
 
     @cached_property
     def _habits(self) -> dict[Template, TemplateHabits]:

@@ -54,17 +54,16 @@ class TemplateHabits:
             if isinstance(calls := message.get("tool_calls"), list):
                 messages[index] = message | {"tool_calls": self._calls.fitted(calls)}
             self._check(message, f"messages[{index}].content")
-        return list(map(self._shaped, self._ordered(messages)))
+            messages[index] = messages[index] | {"role": self._role(message["role"], index)}
+        return list(map(self._shaped, self._order.fitted(messages)))
 
     def left_out(self, messages: list[Message]) -> list[str]:
-        """The fields of messages that do not come out."""
-        messages = self._ordered(messages)
+        """The fields of fitted messages that do not come out."""
         called = [message for message in messages if message.get("tool_calls")]
         return [
             *["messages.name"] * (any(map(_is_named, messages)) and not self._shows_names),
             *["messages.tool_calls"] * (bool(called) and not self._shows_calls),
-            *["messages.content beside tool_calls"]
-            * (any(message.get("content") for message in called) and not self._shows_text_with_calls),
+            *["messages.content beside tool_calls"] * (any(map(_says, called)) and not self._shows_text_with_calls),
         ]
 
     @cached_property
@@ -79,11 +78,6 @@ class TemplateHabits:
     def _shows_text_with_calls(self) -> bool:
         said = self._called("f1") | {"content": self._said("assistant", _WORD)["content"]}
         return self._prints([self._said("user", "x"), said], [_WORD])
-
-    def _ordered(self, messages: list[Message]) -> list[Message]:
-        return self._order.fitted(
-            [message | {"role": self._role(message["role"], index)} for index, message in enumerate(messages)]
-        )
 
     def _role(self, role: str, index: int) -> str:
         """OpenAI calls developer what templates call system, apart from those that know both."""
@@ -233,6 +227,11 @@ class TemplateHabits:
 def _is_named(message: Message) -> bool:
     """The name of a function whose result it is says nothing that the call does not."""
     return "name" in message and message["role"] != "tool"
+
+
+def _says(message: Message) -> bool:
+    content = message.get("content")
+    return any(part.get("text") for part in content) if isinstance(content, list) else bool(content)
 
 
 def _identity(number: int) -> str:

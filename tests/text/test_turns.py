@@ -270,7 +270,7 @@ def test_nothing_is_refused_or_lost_in_any_order(name: str) -> None:
         prompt = found.render(messages)
         lost = [word for word in words_of(messages) if word not in prompt]
         # The strict ones have no place for a text beside calls.
-        told = found.left_out(messages, False) == ["messages.content beside tool_calls"]
+        told = found.rendered(messages).left_out == ["messages.content beside tool_calls"]
         assert not lost or (told and STRICT[:40] in TEMPLATES[name]), (messages, prompt)
         assert "'text'" not in prompt
 
@@ -356,14 +356,16 @@ def test_pictures_are_refused_where_only_texts_are_taken() -> None:
 
 def test_fields_that_are_left_out_are_named(real: Callable[[str], ChatTemplate]) -> None:
     said = [turn("user", "a", name="Ann"), calls("f"), turn("tool", "1", name="f")]
-    assert real("qwen2.5").left_out(said, False) == ["messages.name"]
-    assert real("qwen2.5-vl").left_out(said, False) == ["messages.name", "messages.tool_calls"]
-    assert real("qwen2.5").left_out(said[1:], False) == []
-    assert template("{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}").left_out(said[:1], False) == []
-    assert template(GEMMA).left_out(said[1:], False) == []
+    assert real("qwen2.5").rendered(said).left_out == ["messages.name"]
+    assert real("qwen2.5-vl").rendered(said).left_out == ["messages.name", "messages.tool_calls"]
+    assert real("qwen2.5").rendered(said[1:]).left_out == []
+    assert (
+        template("{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}").rendered(said[:1]).left_out == []
+    )
+    assert template(GEMMA).rendered(said[1:]).left_out == []
     beside = [turn("user", "a"), calls("f") | {"content": "Let me look."}, result("f", "1")]
-    assert real("qwen2.5").left_out(beside, False) == [] and "Let me look." in real("qwen2.5").render(beside)
-    assert template(STRICT).left_out(beside, False) == ["messages.content beside tool_calls"]
+    assert real("qwen2.5").rendered(beside).left_out == [] and "Let me look." in real("qwen2.5").render(beside)
+    assert template(STRICT).rendered(beside).left_out == ["messages.content beside tool_calls"]
 
 
 # --- an answer that is continued --------------------------------------------------------------------------------------

@@ -62,10 +62,8 @@ class ChatPrompt:
         for name in ("tools", "documents", "add_generation_prompt", "continue_final_message"):
             if name in kwargs:
                 raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
-        template = self._template()
-        self.left_out = template.left_out(self._messages, bool(body.tools))
         try:
-            return template.render(
+            rendered = self._template().rendered(
                 self._messages,
                 tools=body.tools or None,
                 documents=body.documents,
@@ -75,6 +73,8 @@ class ChatPrompt:
             )
         except RecursionError:
             raise RequestError("messages are nested too deeply", "messages") from None
+        self.left_out = rendered.left_out
+        return rendered.prompt
 
     def _kwargs(self) -> dict[str, Any]:
         """Further variables of the template. How much to think is in the words of those that know of it: most can only
