@@ -156,18 +156,20 @@ class Engine:
         priority: int = 0,
         cache_salt: str = "",
         watcher: Watcher | None = None,
+        background: bool = False,
     ) -> AsyncGenerator[OutputDelta, None]:
         """Generate one sequence; `index` keeps the seeds of several answers to one prompt apart.
 
         priority counts with the scheduling policy of that name: lower numbers go first. KV blocks are only shared
-        between requests with the same cache_salt. watcher hears when the sequence begins and ends.
+        between requests with the same cache_salt. watcher hears when the sequence begins and ends. One in the
+        background gives way to all that are not, whatever the policy.
         `check` the prompt first, once for all its answers. Closing the iterator aborts the request at once. Raises
         RequestError for a form that cannot be kept to, RequestAborted when it was cancelled or waited too long,
         EngineDeadError when the worker is lost.
         """
         self._check_running()
         await self.compile(params.structured)
-        sequence = self._add(prompt, params, request_id, index, priority, cache_salt)
+        sequence = self._add(prompt, params, request_id, index, priority, cache_salt, background)
         sequence.watch(watcher)
         try:
             delta = OutputDelta()
@@ -189,13 +191,20 @@ class Engine:
             self._workers.send(CompileGrammar(structured))
 
     async def embed(
-        self, prompt: list[int], pooling: Pooling, request_id: str, index: int = 0, priority: int = 0
+        self,
+        prompt: list[int],
+        pooling: Pooling,
+        request_id: str,
+        index: int = 0,
+        priority: int = 0,
+        background: bool = False,
     ) -> array[float]:
         """The prompt's final hidden states, pooled, or logits of the next token. Cancelling aborts the request; raises
         as generate does."""
         self._check_running()
         check_input(prompt, self.info)
-        sequence = self._add(prompt, SamplingParams(max_tokens=1), request_id, index, priority, "", pooling)
+        params = SamplingParams(max_tokens=1)
+        sequence = self._add(prompt, params, request_id, index, priority, "", background, pooling)
         try:
             delta = await self._next_delta(sequence)
         finally:
@@ -237,6 +246,7 @@ class Engine:
         index: int,
         priority: int,
         cache_salt: str,
+        background: bool,
         pooling: Pooling | None = None,
     ) -> Sequence:
         self._check_running()  # again: it may have ended while the caller waited for something else
@@ -252,6 +262,7 @@ class Engine:
             root_key=root_key(cache_salt),
             pooling=pooling,
             priority=priority if self.config.scheduling_policy == "priority" else 0,
+            background=background,
             bad_word_ids=bad_word_ids(self._tokenizer, params.bad_words),
             end_token_ids=params.stop_token_ids
             + ([] if params.ignore_eos and not params.structured else self._end_token_ids),
@@ -261,7 +272,7 @@ class Engine:
         self._sequences[request.id] = sequence
         self._scheduler.add(request)
         self._wake.set()
-        if self.config.max_queue_time is not None:
+        if self.config.max_queue_time is not None and not background:
             asyncio.get_running_loop().call_later(self.config.max_queue_time, self._end_wait, request.id)
         return sequence
 

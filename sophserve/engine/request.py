@@ -33,7 +33,8 @@ class Request:
     """Scheduling state.
 
     computed: tokens whose keys and values are in the cache. Of the plans already sent, scheduled: the tokens that they
-    compute; pending: the steps of which each will give a token. admitted: whether it ever owned blocks.
+    compute; pending: the steps of which each will give a token. admitted: whether it ever owned blocks. background:
+    whether it comes behind all that are not, and gives way to them even while it runs.
     pooling: the prompt's pooled hidden states stand for the one token that is wanted. items: in the order of their
     places, which do not overlap.
     """
@@ -48,6 +49,7 @@ class Request:
     root_key: BlockKey = b""
     items: list[Item] = field(default_factory=list)
     priority: int = 0
+    background: bool = False
     pooling: Pooling | None = None
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
@@ -60,9 +62,9 @@ class Request:
     admitted: bool = False
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Sorts requests: the lowest priority number first, then the first to arrive."""
-        return self.priority, self.id
+    def order(self) -> tuple[bool, int, int]:
+        """Sorts requests: those in the background last; the lowest priority number first, then the first to arrive."""
+        return self.background, self.priority, self.id
 
     @property
     def known(self) -> int:

@@ -26,11 +26,7 @@ class RequestBlocks:
         hits = self._cached(request)
         if self._filling.intersection(hits):  # one step later they can be shared instead of computed twice
             return False
-        # One more block for each running request, so that admitting this one does not preempt it at once. The last
-        # token needs no room.
-        further = 0 if request.pooling or len(request.output) + 1 >= request.max_tokens else 1
-        wanted = -(-(request.length + further) // size) - len(hits) + self._pool.cached_among(hits)
-        if wanted + running > self._pool.available and (running or wanted > self._pool.available):
+        if not self._fits(request, running, hits):
             return False
         if request.length - len(hits) * size > most:
             return False
@@ -39,6 +35,10 @@ class RequestBlocks:
         request.remembered = len(hits)
         request.computed = len(hits) * size
         return True
+
+    def has_room(self, request: Request, running: int) -> bool:
+        """Whether there are enough blocks for a request beside so many running ones."""
+        return self._fits(request, running, self._cached(request))
 
     def grow(self, request: Request) -> list[int] | None:
         """Make room for one more token; returns the new blocks, None if there are none."""
@@ -68,6 +68,13 @@ class RequestBlocks:
                 self._pool.remember(request.blocks[index], keys[index])
             self._filling.update(request.blocks[request.remembered : full])
             request.remembered = full
+
+    def _fits(self, request: Request, running: int, hits: list[int]) -> bool:
+        # One more block for each running request, so that admitting this one does not preempt it at once. The last
+        # token needs no room.
+        further = 0 if request.pooling or len(request.output) + 1 >= request.max_tokens else 1
+        wanted = -(-(request.length + further) // self._block_size) - len(hits) + self._pool.cached_among(hits)
+        return wanted + running <= self._pool.available or (not running and wanted <= self._pool.available)
 
     def _cached(self, request: Request) -> list[int]:
         if not self._prefix_caching or request.of_every_token:

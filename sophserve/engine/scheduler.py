@@ -5,14 +5,15 @@ Rules that hold after every call:
   are wanted counts as prompt_logprobs_cost tokens, so that such a step takes no longer than a plain one;
 - a running request owns the blocks of all its tokens that are computed or planned;
 - when blocks run out the request that comes last in order (of arrival, or of priority and arrival) is preempted: it
-  gives up its blocks and computes its tokens again once it can hold them all.
+  gives up its blocks and computes its tokens again once it can hold them all;
+- requests in the background get what the others leave of a step, and are preempted for one of those that waits.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
 
@@ -52,6 +53,17 @@ class SchedulerStats:
         self.evictions += 1
 
 
+@dataclass
+class _Step:
+    """A plan in the making. budget: tokens that it still has room for; room: those of requests that it takes in."""
+
+    budget: float
+    room: int = MOST_TAKEN_IN
+    decodes: list[ScheduledRequest] = field(default_factory=list)
+    prefills: list[ScheduledRequest] = field(default_factory=list)
+    added: list[AddedRequest] = field(default_factory=list)
+
+
 class Scheduler:
     """Holds the requests by id: `running` ones own blocks, `waiting` ones own none."""
 
@@ -62,7 +74,9 @@ class Scheduler:
         self._blocks = RequestBlocks(self.pool, limits.block_size, limits.prefix_caching)
         self.running: dict[int, Request] = {}
         self.waiting: dict[int, Request] = {}
-        self._queue: list[tuple[int, int]] = []  # a heap of the waiting requests' order; may name some that are gone
+        self._queue: list[
+            tuple[bool, int, int]
+        ] = []  # a heap of the waiting requests' order; may name some that are gone
         self._under_way: deque[dict[int, int]] = deque()  # the plans: how many tokens of each running request
         self._dropped: list[int] = []
         self._step = 0
@@ -80,36 +94,17 @@ class Scheduler:
 
     def schedule(self, only: Request | None = None) -> StepPlan | None:
         """The next step, or None while there is nothing to compute. only: all others stay as they are."""
-        budget: float = self.limits.max_num_batched_tokens
         self._blocks.begin_step()
-        decodes: list[ScheduledRequest] = []
-        prefills: list[ScheduledRequest] = []
-        added: list[AddedRequest] = []
-        # In order, so that a victim of preemption, which runs no more, always comes after those already scheduled.
-        running = [only] if only else sorted(self.running.values(), key=lambda request: request.order)
-        for request in running:
-            if request.to_compute == 1 and not request.exhausted and request.id in self.running:
-                blocks = self._blocks_for_next_token(request)
-                if blocks is not None:
-                    decodes.append(self._plan(request, 1, blocks))
-        budget -= len(decodes)
-        for request in running:
-            if request.to_compute > 1 and budget >= 1 and request.id in self.running:
-                count, budget = self._chunk(request, budget)
-                prefills.append(self._plan(request, count, []))
-        room = MOST_TAKEN_IN
-        while budget >= 1 and room > 0 and (candidate := self._next_waiting(only)) and self._admit(candidate, budget):
-            room -= candidate.known
-            count, budget = self._chunk(candidate, budget)
-            added.append(candidate.for_worker())
-            prefills.append(self._plan(candidate, count, candidate.blocks.copy()))
-        if not decodes and not prefills:
+        step = _Step(self.limits.max_num_batched_tokens)
+        for background in (False, True):
+            self._fill(step, background, only)
+        if not step.decodes and not step.prefills:
             return None
-        scheduled = decodes + sorted(prefills, key=lambda entry: entry.count > 1)
+        scheduled = step.decodes + sorted(step.prefills, key=lambda entry: entry.count > 1)
         self._under_way.append({entry.id: entry.count for entry in scheduled})
         dropped, self._dropped = self._dropped, []
         self._step += 1
-        return StepPlan(self._step, dropped, added, scheduled)
+        return StepPlan(self._step, dropped, step.added, scheduled)
 
     def update(self, sampled: Mapping[int, list[int]]) -> None:
         """The oldest plan under way is done and gave these tokens by request, as in SampledTokens."""
@@ -138,12 +133,35 @@ class Scheduler:
         self.pool.reset()
         return lost
 
+    def _fill(self, step: _Step, background: bool, only: Request | None) -> None:
+        """Put into a plan what there is room for of the requests in the background, or of the others."""
+        # In order, so that a victim of preemption, which runs no more, always comes after those already scheduled.
+        running = [only] if only else sorted(self.running.values(), key=lambda request: request.order)
+        running = [request for request in running if request.background == background]
+        for request in running:
+            if request.to_compute == 1 and step.budget >= 1 and not request.exhausted and request.id in self.running:
+                blocks = self._blocks_for_next_token(request)
+                if blocks is not None:
+                    step.decodes.append(self._plan(request, 1, blocks))
+                    step.budget -= 1
+        for request in running:
+            if request.to_compute > 1 and step.budget >= 1 and request.id in self.running:
+                count, step.budget = self._chunk(request, step.budget)
+                step.prefills.append(self._plan(request, count, []))
+        while step.budget >= 1 and step.room > 0 and (candidate := self._next_waiting(only)):
+            if candidate.background != background or not self._admit(candidate, step.budget, not only):
+                break
+            step.room -= candidate.known
+            count, step.budget = self._chunk(candidate, step.budget)
+            step.added.append(candidate.for_worker())
+            step.prefills.append(self._plan(candidate, count, candidate.blocks.copy()))
+
     def _next_waiting(self, only: Request | None) -> Request | None:
         """The request to admit next, left in the queue."""
         if only:
             return self.waiting.get(only.id)
         while self._queue:
-            request = self.waiting.get(self._queue[0][1])
+            request = self.waiting.get(self._queue[0][-1])
             if request:
                 return request
             heappop(self._queue)
@@ -186,10 +204,22 @@ class Scheduler:
             counts.pop(request.id, None)
         self._dropped.append(request.id)
 
-    def _admit(self, request: Request, budget: float) -> bool:
+    def _make_way(self, request: Request) -> None:
+        """Preempt requests in the background, which the plan does not have yet, for one that waits and is none."""
+        victims = sorted((each for each in self.running.values() if each.background), key=lambda each: each.order)
+        while victims and not (
+            len(self.running) < self.limits.max_num_seqs and self._blocks.has_room(request, len(self.running))
+        ):
+            self._requeue(victims.pop())
+            self.stats.preemptions += 1
+
+    def _admit(self, request: Request, budget: float, may_preempt: bool) -> bool:
         """Move a waiting request to the running ones, with blocks for all its tokens, if it can be now."""
-        # One that was preempted while its next token was under way waits for that token.
-        if len(self.running) >= self.limits.max_num_seqs or request.pending:
+        if request.pending:  # preempted while its next token was under way, it waits for that token
+            return False
+        if may_preempt and not request.background:
+            self._make_way(request)
+        if len(self.running) >= self.limits.max_num_seqs:
             return False
         most = inf if self.limits.chunked_prefill else budget
         if not self._blocks.take(request, len(self.running), most):

@@ -64,6 +64,7 @@ class FakeEngine(Engine):
         self.params: list[SamplingParams] = []
         self.scheduling: list[tuple[int, str]] = []
         self.prompts: list[list[int]] = []
+        self.background: list[bool] = []
         self.running = 0
         self.started = False
         self.restarting = False
@@ -99,9 +100,11 @@ class FakeEngine(Engine):
         priority: int = 0,
         cache_salt: str = "",
         watcher: Watcher | None = None,
+        background: bool = False,
     ) -> AsyncGenerator[OutputDelta, None]:
         self.params.append(params)
         self.scheduling.append((priority, cache_salt))
+        self.background.append(background)
         self.prompts.append(prompt)
         room = self.context - len(prompt)
         most = room if params.max_tokens is None else min(room, params.max_tokens)
@@ -133,10 +136,17 @@ class FakeEngine(Engine):
             self.running -= 1
 
     async def embed(
-        self, prompt: list[int], pooling: str, request_id: str, index: int = 0, priority: int = 0
+        self,
+        prompt: list[int],
+        pooling: str,
+        request_id: str,
+        index: int = 0,
+        priority: int = 0,
+        background: bool = False,
     ) -> array[float]:
         self.prompts.append(prompt)
         self.scheduling.append((priority, pooling))
+        self.background.append(background)
         self.running += 1
         try:
             await self.gate.wait()

@@ -42,6 +42,7 @@ def answer_at_once(app: Any, text: str = LONG) -> None:
         priority: int = 0,
         cache_salt: str = "",
         watcher: Watcher | None = None,
+        background: bool = False,
     ) -> AsyncGenerator[OutputDelta, None]:
         assert watcher
         sequence = Sequence(Request(0, prompt, params, 0, 1, []), app.tokenizer, request_id, index)

@@ -110,7 +110,14 @@ class Simulation:
     """Random arrivals, cancels and results that come late."""
 
     def __init__(
-        self, limits: Limits, num_blocks: int, depth: int, seed: int, priorities: int, surprises: bool
+        self,
+        limits: Limits,
+        num_blocks: int,
+        depth: int,
+        seed: int,
+        priorities: int,
+        surprises: bool,
+        background: float,
     ) -> None:
         self.random = random.Random(seed)
         self.surprises = self.random if surprises else None
@@ -118,6 +125,7 @@ class Simulation:
         self.num_blocks = num_blocks
         self.depth = depth
         self.priorities = priorities
+        self.background = background
         self.scheduler = Scheduler(limits, num_blocks)
         self.recovery = Recovery(self.scheduler)
         self.salts: dict[int, bytes] = {}
@@ -137,6 +145,7 @@ class Simulation:
         self.salts[number] = self.random.choice([b"", b"", b"tenant"])
         request = make_request(number, prompt, self.random.randint(1, longest - length), self.salts[number])
         request.priority = self.random.randint(0, self.priorities)
+        request.background = self.random.random() < self.background
         self.requests[number] = request
         self.scheduler.add(request)
 
@@ -212,6 +221,7 @@ class Simulation:
     chunked_prefill=st.booleans(),
     priorities=st.sampled_from([0, 2]),
     surprises=st.booleans(),
+    background=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_random_traffic(
     seed: int,
@@ -224,9 +234,10 @@ def test_random_traffic(
     chunked_prefill: bool,
     priorities: int,
     surprises: bool,
+    background: float,
 ) -> None:
     limits = Limits(max_num_seqs, max_num_seqs + extra_tokens + 1, block_size, prefix_caching, chunked_prefill)
-    simulation = Simulation(limits, num_blocks, depth, seed, priorities, surprises)
+    simulation = Simulation(limits, num_blocks, depth, seed, priorities, surprises, background)
     for _ in range(200):
         chance = simulation.random.random()
         if chance < 0.1:
@@ -492,3 +503,61 @@ def test_a_last_token_needs_no_block() -> None:
         counts += [entry.count for entry in plan.scheduled]
         scheduler.update({1: [2]} if sum(counts) == 64 else {})
     assert counts == [63, 1]
+
+
+def test_background_leaves_its_place_to_whoever_waits_for_it() -> None:
+    """Without that an interactive request waits for a line of a batch to end: two places, both taken."""
+    scheduler = Scheduler(Limits(2, 100, 4), 100)
+    for number in (0, 1):
+        line = make_request(number, [number + 1] * 6, 50)
+        line.background = True
+        scheduler.add(line)
+    assert scheduler.schedule()
+    scheduler.update({0: [1], 1: [1]})
+    scheduler.add(make_request(2, [3] * 6, 5))
+    plan = scheduler.schedule()
+    assert plan is not None and [(entry.id, entry.count) for entry in plan.scheduled] == [(0, 1), (2, 6)]
+    assert plan.dropped == [1] and scheduler.waiting.keys() == {1}
+
+
+def test_background_leaves_its_blocks_to_whoever_waits_for_them() -> None:
+    scheduler = Scheduler(Limits(8, 100, 4, prefix_caching=False), 10)
+    line = make_request(0, [1] * 30, 5)
+    line.background = True
+    scheduler.add(line)
+    assert scheduler.schedule()
+    scheduler.update({0: [1]})
+    scheduler.add(make_request(1, [2] * 20, 5))
+    plan = scheduler.schedule()
+    assert plan is not None and [entry.id for entry in plan.scheduled] == [1] and plan.dropped == [0]
+    scheduler.update({1: [1]})
+    plan = scheduler.schedule()  # and is not let in where its blocks do not fit beside those of others
+    assert plan is not None and [entry.id for entry in plan.scheduled] == [1] and scheduler.waiting.keys() == {0}
+
+
+def test_background_gets_what_others_leave_of_a_step() -> None:
+    scheduler = Scheduler(Limits(8, 10, 4), 100)
+    line = make_request(0, [1] * 25, 5)
+    line.background = True
+    scheduler.add(line)
+    assert scheduler.schedule()
+    scheduler.update({})
+    scheduler.add(make_request(1, [2] * 8, 5))
+    plan = scheduler.schedule()
+    assert plan is not None and [(entry.id, entry.count) for entry in plan.scheduled] == [(1, 8), (0, 2)]
+
+
+def test_background_does_not_move_for_one_that_could_not_begin_anyway() -> None:
+    """What was preempted while its next token was under way waits for that token."""
+    scheduler = Scheduler(Limits(1, 100, 4), 100)
+    first = make_request(0, [1] * 6, 5)
+    scheduler.add(first)
+    assert scheduler.schedule()
+    scheduler._requeue(first)
+    line = make_request(1, [2] * 6, 5)
+    line.background = True
+    scheduler.add(line)
+    assert first.pending == 1 and scheduler.schedule() is None
+    scheduler.update({0: [1]})
+    plan = scheduler.schedule()
+    assert plan is not None and [entry.id for entry in plan.scheduled] == [0]

@@ -22,7 +22,7 @@ async def pooled(
     record.spend(record.prompt_tokens)
     priority += record.priority
     tasks = [
-        asyncio.create_task(engine.embed(prompt, pooling, identity, index, priority))
+        asyncio.create_task(engine.embed(prompt, pooling, identity, index, priority, record.background))
         for index, prompt in enumerate(prompts)
     ]
     try:

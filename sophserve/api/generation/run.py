@@ -91,7 +91,7 @@ class Generation:
         priority = self.priority + record.priority
         place = record.answers if isinstance(record.answers, Place) else None
         answers = [
-            engine.generate(prompt, params, self.id, index, priority, self.cache_salt, place)
+            engine.generate(prompt, params, self.id, index, priority, self.cache_salt, place, record.background)
             for prompt, params in zip(self.prompts, self.params, strict=True)
             for index in range(self.n)
         ]

@@ -34,13 +34,14 @@ class Record:
     """Filled in while a request is served. Times are of time.monotonic(); path is without --root-path; client is whose
     it is: an API key's name, else an address; body_bytes says how much there is to go through; uploading is set while
     that is awaited, stream once its headers go out; events counts those of an API that numbers them; warnings are for
-    the client."""
+    the client; background is set for what nobody waits for, which gives way to all else."""
 
     started: float
     path: str
     id: str | None = None
     client: str = ""
     account: Account | None = None
+    background: bool = False
     body_bytes: int = 0
     answers: Answers | None = None
     uploading: bool = False

@@ -38,8 +38,13 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 
 async def embeddings(request: web.Request) -> web.StreamResponse:
     """One vector of length 1 for each input."""
-    served = request.app[SERVED_MODEL]
     body, unknown = await read_body(request, EmbeddingRequest)
+    return await respond_json(request, await embedding_answer(request.app, body), warn_unknown(unknown))
+
+
+async def embedding_answer(app: web.Application, body: EmbeddingRequest) -> dict[str, Any]:
+    """The vectors of a body, as Rows."""
+    served = app[SERVED_MODEL]
     model = served.check_model(body.model)
     as_text = body.encoding_format == "base64"
     if body.encoding_format not in (None, "float", "base64"):
@@ -65,8 +70,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
     data = Rows(word, list(enumerate(vectors)), size=4)
     used = sum(map(len, inputs))
     usage = {"prompt_tokens": used, "total_tokens": used}
-    answer = {"object": "list", "data": data, "model": model, "usage": usage}
-    return await respond_json(request, answer, warn_unknown(unknown))
+    return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
 def _tokens(served: ServedModel, text: str | list[int], body: EmbeddingRequest) -> list[int]:
