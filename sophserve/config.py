@@ -142,6 +142,18 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     response_store_memory: Annotated[
         str, Meta(description="how much to keep of responses and conversations, which clients can go on from")
     ] = "64MiB"
+    batch_dir: Annotated[
+        str | None,
+        Meta(description="where files and batches are kept (default: sophserve/batches in XDG_STATE_HOME)"),
+    ] = None
+    max_file_size: Annotated[str, Meta(description="for one file of /v1/files")] = "200MiB"
+    batch_storage: Annotated[str, Meta(description="for all files and batches; beyond it uploads are refused")] = (
+        "10GiB"
+    )
+    batch_lines: Annotated[
+        int | None,
+        _count("lines of batches that are answered at once, behind all other requests (default: half --max-num-seqs)"),
+    ] = None
     pooling: Annotated[
         Literal["auto", "last", "mean"],
         Meta(
@@ -208,6 +220,11 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             if not all(getattr(self, name)):
                 raise ConfigError(f"{option(name)} is empty; give it a value or leave it out")
         self.response_store_bytes, self.upload_bytes, self.unread_bytes  # noqa: B018 - raise for a malformed size
+        self.file_bytes, self.batch_storage_bytes  # noqa: B018 - as well
+        if self.batch_dir == "":
+            raise ConfigError("--batch-dir is empty; give it a directory or leave it out")
+        if self.batch_lines is not None and self.batch_lines < 1:
+            raise ConfigError(f"--batch-lines must be at least 1, got {self.batch_lines}")
         for name in ("ssl_keyfile", "ssl_ca_certs"):
             if getattr(self, name) and not self.ssl_certfile:
                 raise ConfigError(f"{option(name)} needs --ssl-certfile")
@@ -241,6 +258,16 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def unread_bytes(self) -> int:
         """unread_memory in bytes."""
         return parse_size(self.unread_memory)
+
+    @property
+    def file_bytes(self) -> int:
+        """max_file_size in bytes."""
+        return parse_size(self.max_file_size)
+
+    @property
+    def batch_storage_bytes(self) -> int:
+        """batch_storage in bytes."""
+        return parse_size(self.batch_storage)
 
     @property
     def response_store_bytes(self) -> int:

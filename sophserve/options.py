@@ -52,10 +52,17 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
 
 def add_engine_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """Give a command some of the server's options, by the names of EngineConfig's fields."""
-    fields = {field.name: field for field in msgspec.structs.fields(EngineConfig)}
-    group = parser.add_argument_group("as the server's")
-    for name in names:
-        _add_option(group, fields[name])
+    _add_options(parser.add_argument_group("as the server's"), EngineConfig, names)
+
+
+def add_server_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """As add_engine_options, by the names of ServerConfig's fields."""
+    _add_options(parser.add_argument_group("as the server's, for its API"), ServerConfig, names)
+
+
+def server_config(values: dict[str, Any]) -> ServerConfig:
+    """The configuration with these options, by the names of ServerConfig's fields. Raises ConfigError."""
+    return _convert(ServerConfig, values, None)
 
 
 def engine_config(values: dict[str, Any]) -> EngineConfig:
@@ -176,6 +183,12 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _add_options(group: argparse._ArgumentGroup, config: type[msgspec.Struct], names: Sequence[str]) -> None:
+    fields = {field.name: field for field in msgspec.structs.fields(config)}
+    for name in names:
+        _add_option(group, fields[name])
 
 
 def _add_option(group: argparse._ArgumentGroup, field: msgspec.structs.FieldInfo) -> None:

@@ -184,7 +184,7 @@ _COMMANDS = {
     "signin": "set HF_TOKEN in the environment",
     "complete": "`sophserve chat` asks a server",
     "collect-env": "`sophserve --version` and `sophserve plugins` say what is installed",
-    "run-batch": "use `sophserve.LLM` from Python, or `sophserve load --dataset file`",
+    "run-batch": "use `sophserve batch FILE -o OUT --model MODEL`",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,10 +17,12 @@ from sophserve.api.openai.error_envelope import OPENAI
 class Route(NamedTuple):
     """One method of a path; the handler's docstring says what it is for.
 
-    answer: the type of the answer; body: that of the request's, which may be left out if optional. streams: the answer
-    may also be server-sent events. envelope: in which its errors are. anthropic: the type of the answer to clients of
-    Anthropic's API, where they get another one, as they then do of errors. open: it answers without a key, and while
-    the model loads. quiet: it is asked for every few seconds, so the log leaves it out.
+    answer: the type of the answer, bytes for a file; body: that of the request's, which may be left out if optional,
+    and is a form's rather than JSON's if form. query: that of the URL's parameters. streams: the answer may also be
+    server-sent events. envelope: in which its errors are. anthropic: the type of the answer to clients of Anthropic's
+    API, where they get another one, as they then do of errors. open: it answers without a key, and while the model
+    loads. quiet: it is asked for every few seconds, so the log leaves it out. line: from a body to the answer, where
+    lines of batches may ask for it.
     """
 
     method: str
@@ -29,11 +31,14 @@ class Route(NamedTuple):
     answer: Any = None
     body: type[msgspec.Struct] | None = None
     optional: bool = False
+    form: bool = False
+    query: type[msgspec.Struct] | None = None
     streams: bool = False
     envelope: Envelope = OPENAI
     anthropic: Any = None
     open: bool = False
     quiet: bool = False
+    line: Callable[[web.Application, Any], Awaitable[dict[str, Any]]] | None = None
 
     @property
     def beginning(self) -> str:

@@ -7,10 +7,14 @@ from typing import Any
 from sophserve.api.anthropic import answer_types as anthropic
 from sophserve.api.anthropic.error_envelope import ANTHROPIC
 from sophserve.api.anthropic.messages import CountRequest, MessagesRequest, count_tokens, messages
+from sophserve.api.batches import answer_types as batch
+from sophserve.api.batches.batches import cancel_batch, create_batch, get_batch, list_batches
+from sophserve.api.batches.files import delete_file, get_content, get_file, list_files, upload_file
+from sophserve.api.generation.answer_pump import whole
 from sophserve.api.generation.request_bodies import ChatRequest, CompletionRequest
 from sophserve.api.openai import answer_types as openai
-from sophserve.api.openai.chat_completions import chat_completions
-from sophserve.api.openai.completions import completions
+from sophserve.api.openai.chat_completions import chat_answer, chat_completions
+from sophserve.api.openai.completions import completion_answer, completions
 from sophserve.api.openai.conversations import (
     ConversationBody,
     ItemsBody,
@@ -24,11 +28,11 @@ from sophserve.api.openai.conversations import (
     list_items,
     update_conversation,
 )
-from sophserve.api.openai.embeddings import EmbeddingRequest, embeddings
+from sophserve.api.openai.embeddings import EmbeddingRequest, embedding_answer, embeddings
 from sophserve.api.openai.error_envelope import RESPONSES
 from sophserve.api.openai.rerank import RerankRequest, ScoreRequest, rerank, score
 from sophserve.api.openai.response_input import InputRequest, ResponsesRequest
-from sophserve.api.openai.responses import count_input_tokens, create_response
+from sophserve.api.openai.responses import count_input_tokens, create_response, response_answer
 from sophserve.api.openai.stored_responses import cancel_response, delete_response, get_response, list_input_items
 from sophserve.api.operations import answer_types as operations
 from sophserve.api.operations.health import health, live, ping, version
@@ -73,9 +77,25 @@ TABLE = RouteTable(
         Route("GET", "/tokenizer_info", tokenizer_info, dict[str, Any]),
         Route("GET", "/v1/models", list_models, openai.ModelList, anthropic=anthropic.AnthropicModelList),
         Route("GET", "/v1/models/{name:.+}", get_model, openai.Model, anthropic=anthropic.AnthropicModel),
-        Route("POST", "/v1/chat/completions", chat_completions, openai.ChatCompletion, ChatRequest, streams=True),
-        Route("POST", "/v1/completions", completions, openai.Completion, CompletionRequest, streams=True),
-        Route("POST", "/v1/embeddings", embeddings, openai.EmbeddingList, EmbeddingRequest),
+        Route(
+            "POST",
+            "/v1/chat/completions",
+            chat_completions,
+            openai.ChatCompletion,
+            ChatRequest,
+            streams=True,
+            line=whole(chat_answer),
+        ),
+        Route(
+            "POST",
+            "/v1/completions",
+            completions,
+            openai.Completion,
+            CompletionRequest,
+            streams=True,
+            line=whole(completion_answer),
+        ),
+        Route("POST", "/v1/embeddings", embeddings, openai.EmbeddingList, EmbeddingRequest, line=embedding_answer),
         Route("POST", "/v1/rerank", rerank, openai.Ranking, RerankRequest),
         Route("POST", "/v2/rerank", rerank, openai.Ranking, RerankRequest),
         Route("POST", "/rerank", rerank, openai.Ranking, RerankRequest),
@@ -89,6 +109,7 @@ TABLE = RouteTable(
             ResponsesRequest,
             streams=True,
             envelope=RESPONSES,
+            line=whole(response_answer),
         ),
         Route("POST", "/v1/responses/input_tokens", count_input_tokens, openai.InputTokens, InputRequest),
         Route("GET", "/v1/responses/{id}", get_response, openai.Response, streams=True, envelope=RESPONSES),
@@ -103,6 +124,15 @@ TABLE = RouteTable(
         Route("POST", "/v1/conversations/{id}/items", add_items, openai.ItemList, ItemsBody),
         Route("GET", "/v1/conversations/{id}/items/{item}", get_item, dict[str, Any]),
         Route("DELETE", "/v1/conversations/{id}/items/{item}", delete_item, openai.Conversation),
+        Route("POST", "/v1/files", upload_file, batch.File, batch.UploadForm, form=True),
+        Route("GET", "/v1/files", list_files, batch.FileList, query=batch.FileQuery),
+        Route("GET", "/v1/files/{id}", get_file, batch.File),
+        Route("DELETE", "/v1/files/{id}", delete_file, batch.DeletedFile),
+        Route("GET", "/v1/files/{id}/content", get_content, bytes),
+        Route("POST", "/v1/batches", create_batch, batch.Batch, batch.BatchRequest),
+        Route("GET", "/v1/batches", list_batches, batch.BatchList, query=batch.BatchQuery),
+        Route("GET", "/v1/batches/{id}", get_batch, batch.Batch),
+        Route("POST", "/v1/batches/{id}/cancel", cancel_batch, batch.Batch),
         Route(
             "POST",
             "/v1/messages",

@@ -21,6 +21,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from sophserve.api.application import create_app
+from sophserve.api.batches.runner import RUNNER
+from sophserve.api.batches.store import BATCH_STORE
 from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.http.budget import give_freed_memory_back
 from sophserve.api.http.connections import Runner
@@ -69,6 +71,8 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
     served = ServedModel(engine, config)
     stop = _stop_on_signal()
     runner = make_runner(served)
+    if config.batch_dir:
+        runner.app[BATCH_STORE].prepare()
     loading = asyncio.create_task(load(served))
     background: list[asyncio.Task[None]] = [loading]
     listener = None
@@ -82,6 +86,8 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
         if await _before(stop, loading):
             gc.freeze()  # or each full collection would stop the loop to walk through all modules
             _log_ready(served, address, time.monotonic() - started)
+            batches = asyncio.create_task(runner.app[RUNNER].run())
+            background.append(batches)
             if await _before(stop, asyncio.create_task(engine.died.wait())):
                 await served.drain(1)  # for the errors to reach their clients
                 raise EngineDeadError("the worker is lost; restart the server")
@@ -89,6 +95,7 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
                 "stopping: running requests have %g s to finish; interrupt again to exit at once", config.drain_timeout
             )
             listener.close()
+            batches.cancel()  # the next server goes on with them
             await served.drain(config.drain_timeout)
     finally:
         for task in background:

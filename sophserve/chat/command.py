@@ -16,10 +16,11 @@ from sophserve.chat.conversation import Conversation
 from sophserve.chat.line_input import keep_history, piped_line, read_question, terminal_line
 from sophserve.chat.markup import DIM, RED, RESET, printable
 from sophserve.chat.session import Session
-from sophserve.chat.store import Store, state_folder
+from sophserve.chat.store import Store
 from sophserve.errors import SophserveError
 from sophserve.http_client import server_address
 from sophserve.options import CommandParser, add_engine_options, engine_config
+from sophserve.state_folder import state_folder
 
 DEFAULT_URL = "http://localhost:8000"
 ENGINE_OPTIONS = (

@@ -20,11 +20,6 @@ class StoreError(SophserveError):
     """What is kept cannot be read or changed."""
 
 
-def state_folder() -> Path:
-    """Where the chat keeps what outlives it."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "sophserve"
-
-
 class Store:
     """A folder of conversations. Several chats may use it at once."""
 

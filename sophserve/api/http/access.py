@@ -12,13 +12,14 @@ from sophserve.api.http.error_middleware import Handler
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.quota import Account
 from sophserve.api.http.request_record import current_record
-from sophserve.keys import ApiKey, digest_of
+from sophserve.keys import digest_of
+
+ACCOUNTS = web.AppKey("accounts", list[Account])
 
 
-def require_key(keys: list[ApiKey], open_paths: Collection[str]) -> Middleware:
-    """Middleware that asks every request but those of open_paths for one of the keys, as `Authorization: Bearer KEY` or
-    `x-api-key: KEY`, and notes whose it is."""
-    accounts = [Account(key) for key in keys]
+def require_key(accounts: list[Account], open_paths: Collection[str]) -> Middleware:
+    """Middleware that asks every request but those of open_paths for the key of an account, as `Authorization: Bearer
+    KEY` or `x-api-key: KEY`, and notes whose it is."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:

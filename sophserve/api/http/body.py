@@ -85,13 +85,17 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 async def read_body(request: web.Request, kind: type[T], optional: bool = False) -> tuple[T, list[str]]:
     """The body as a struct, and the names of fields in it that mean nothing here. If optional, none is as good as
     `{}`. Raises RequestError."""
-    config = request.app[CONNECTIONS].config
     async with received(request) as body:
-        current_record.get().body_bytes = len(body)
         if optional and not body:
             return kind(), []
-        work = partial(_parsed, body, kind, config.reject_unknown_fields)
-        found, unknown, idle = await request.app[TEXT_THREADS].run(work)
+        return await parse_body(request.app, body, kind)
+
+
+async def parse_body(app: web.Application, body: bytearray, kind: type[T]) -> tuple[T, list[str]]:
+    """As read_body, of what has come. Raises RequestError."""
+    current_record.get().body_bytes = len(body)
+    work = partial(_parsed, body, kind, app[CONNECTIONS].config.reject_unknown_fields)
+    found, unknown, idle = await app[TEXT_THREADS].run(work)
     warn_of(WITHOUT_EFFECT, idle)
     return found, unknown
 

@@ -127,6 +127,17 @@ def _field_names() -> frozenset[str]:
 
 def _as_api_error(request: web.Request, exception: Exception, routes: Routes, envelope: Envelope) -> ApiError:
     match exception:
+        case web.HTTPException():
+            return _from_http(request, exception, routes)
+        case web.RequestPayloadError():
+            return ApiError(400, f"the request body cannot be read: {exception}")
+    return as_api_error(exception, envelope, f"{request.method} {request.rel_url.raw_path}")
+
+
+def as_api_error(exception: Exception, envelope: Envelope, request: str) -> ApiError:
+    """What a client hears of an exception. One that is a failure of the server is logged, under these words for the
+    request."""
+    match exception:
         case ApiError():
             return exception
         case RequestError():
@@ -134,11 +145,7 @@ def _as_api_error(request: web.Request, exception: Exception, routes: Routes, en
         case ServerBusy():
             status, code = (429, "rate_limit_exceeded") if exception.mine else (503, "busy")
             return ApiError(status, str(exception), code=code, headers={"Retry-After": "1"})
-        case web.HTTPException():
-            return _from_http(request, exception, routes)
-        case web.RequestPayloadError():
-            return ApiError(400, f"the request body cannot be read: {exception}")
-    log.error("%s %s failed", request.method, request.rel_url.raw_path, exc_info=exception)
+    log.error("%s failed", request, exc_info=exception)
     return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
 
 

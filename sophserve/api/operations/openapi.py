@@ -57,7 +57,9 @@ def _operation(config: ServerConfig, route: Route, path: str, schemas: dict[str,
     error = schemas[repr(route.envelope.schema)]
     failed = {"description": "An error, and what to change.", "content": {"application/json": {"schema": error}}}
     good: dict[str, Any] = {"description": "The answer."}
-    if route.answer is not None:
+    if route.answer is bytes:
+        good["content"] = {"application/octet-stream": {"schema": {}}}
+    elif route.answer is not None:
         kind = "text/plain" if route.answer is str else "application/json"
         forms = [schemas[repr(form)] for form in (route.answer, route.anthropic) if form is not None]
         good["content"] = {kind: {"schema": forms[0] if route.anthropic is None else {"anyOf": forms}}}
@@ -68,12 +70,22 @@ def _operation(config: ServerConfig, route: Route, path: str, schemas: dict[str,
         "summary": (route.handler.__doc__ or "").partition("\n\n")[0].replace("\n", " "),
         "responses": {"200": good, "4XX": failed, "5XX": failed},
     }
-    if names := re.findall(r"{(\w+)}", path):
-        schema = {"type": "string", "minLength": 1}
-        described["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
+    if parameters := _parameters(route, path):
+        described["parameters"] = parameters
     if route.body is not None:
-        content = {"application/json": {"schema": schemas[repr(route.body)]}}
+        kind = "multipart/form-data" if route.form else "application/json"
+        content = {kind: {"schema": schemas[repr(route.body)]}}
         described["requestBody"] = {"required": not route.optional, "content": content}
     if config.keys and route.open:
         described["security"] = []
     return described
+
+
+def _parameters(route: Route, path: str) -> list[dict[str, Any]]:
+    """Those of the path and of the URL's query."""
+    name = {"type": "string", "minLength": 1}
+    found = [{"name": each, "in": "path", "required": True, "schema": name} for each in re.findall(r"{(\w+)}", path)]
+    if route.query is not None:
+        [fields] = msgspec.json.schema(route.query)["$defs"].values()
+        found += [{"name": each, "in": "query", "schema": schema} for each, schema in fields["properties"].items()]
+    return found
