@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -14,190 +13,137 @@ from device.sample_params import SampleParams
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+_PER_ROW = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions", "repetition", "presence", "frequency")
 
 
-def require(ok: bool, operator: str, message: str, *values: object) -> None:
-    """Raise ValueError unless ok. The values fill the message, a tensor by its shape; that costs nothing when ok."""
-    if not ok:
-        shown = (list(value.shape) if isinstance(value, Tensor) else value for value in values)
-        raise ValueError(f"{operator}: {message.format(*shown)}")
+def refuse(operator: str, message: str, *values: object) -> NoReturn:
+    """Raise ValueError. The values fill the message, a tensor by its shape."""
+    shown = (list(value.shape) if isinstance(value, Tensor) else value for value in values)
+    raise ValueError(f"{operator}: {message.format(*shown)}")
 
 
 def check_activations(operator: str, *tensors: Tensor) -> None:
     """All of one activation dtype."""
     dtype = tensors[0].dtype
-    require(dtype in ACTIVATION_DTYPES, operator, "{} is not an activation dtype", dtype)
+    if dtype not in ACTIVATION_DTYPES:
+        refuse(operator, "{} is not an activation dtype", dtype)
     for tensor in tensors[1:]:
-        require(tensor.dtype == dtype, operator, "one dtype expected, got {} and {}", dtype, tensor.dtype)
+        if tensor.dtype != dtype:
+            refuse(operator, "one dtype expected, got {} and {}", dtype, tensor.dtype)
 
 
 def check_embedding(ids: Tensor, table: Tensor | PackedWeight) -> None:
     """ids `[tokens]`, table `[vocab, hidden]`."""
-    require(ids.dim() == 1, "embedding", "got ids {}", ids)
-    require(not isinstance(table, Tensor) or table.dim() == 2, "embedding", "got table {}", table)
+    if ids.dim() != 1:
+        refuse("embedding", "got ids {}", ids)
+    if isinstance(table, Tensor) and table.dim() != 2:
+        refuse("embedding", "got table {}", table)
 
 
 def check_ids(ids: Tensor, rows: int) -> None:
     """ids within a table of so many rows."""
-    if ids.numel():
-        low, high = (int(bound) for bound in torch.aminmax(ids))
-        require(low >= 0 and high < rows, "embedding", "ids must be in [0, {})", rows)
+    if not _within(ids, rows):
+        refuse("embedding", "ids must be in [0, {})", rows)
 
 
 def check_rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
     """x `[..., hidden]`, weight `[hidden]`, residual of x's shape."""
     check_activations("rms_norm", x, *([] if residual is None else [residual]))
-    require(
-        x.dim() >= 1 and tuple(weight.shape) == tuple(x.shape[-1:]),
-        "rms_norm",
-        "x {} does not fit weight {}",
-        x,
-        weight,
-    )
-    if residual is not None:
-        require(residual.shape == x.shape, "rms_norm", "residual {} does not have x's shape {}", residual, x)
+    if x.dim() < 1 or weight.shape != x.shape[-1:]:
+        refuse("rms_norm", "x {} does not fit weight {}", x, weight)
+    if residual is not None and residual.shape != x.shape:
+        refuse("rms_norm", "residual {} does not have x's shape {}", residual, x)
 
 
 def check_linear(operator: str, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> None:
     """x `[tokens, in_features]`, bias `[out_features]`."""
     check_activations(operator, x)
-    require(
-        x.dim() == 2 and x.shape[1] == weight.in_features,
-        operator,
-        "x {} does not fit a weight of {} x {}",
-        x,
-        weight.out_features,
-        weight.in_features,
-    )
-    if bias is not None:
-        require(
-            tuple(bias.shape) == (weight.out_features,),
-            operator,
-            "bias {} does not fit {} outputs",
-            bias,
-            weight.out_features,
-        )
+    outputs, inputs = weight.out_features, weight.in_features
+    if x.dim() != 2 or x.shape[1] != inputs:
+        refuse(operator, "x {} does not fit a weight of {} x {}", x, outputs, inputs)
+    if bias is not None and bias.shape != (outputs,):
+        refuse(operator, "bias {} does not fit {} outputs", bias, outputs)
 
 
 def check_gated_mlp(x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: str) -> None:
     """gate_up twice as tall as down is wide, and a known activation."""
-    require(activation in ACTIVATIONS, "gated_mlp", "activation {!r} is none of {}", activation, ", ".join(ACTIVATIONS))
+    if activation not in ACTIVATIONS:
+        refuse("gated_mlp", "activation {!r} is none of {}", activation, ", ".join(ACTIVATIONS))
     check_linear("gated_mlp", x, gate_up)
-    require(
-        gate_up.out_features == 2 * down.in_features,
-        "gated_mlp",
-        "gate_up has {} outputs, down needs twice {}",
-        gate_up.out_features,
-        down.in_features,
-    )
+    if gate_up.out_features != 2 * down.in_features:
+        refuse("gated_mlp", "gate_up has {} outputs, down needs twice {}", gate_up.out_features, down.in_features)
 
 
 def check_step(operator: str, tokens: int, kv: KVCache, step: AttentionMeta) -> None:
     """Lengths sum to tokens, and no block or slot lies outside the cache."""
     blocks, block_size = kv.keys.shape[:2]
-    sequences = step.input_lengths.numel()
-    require(
-        step.cached_lengths.numel() == sequences and step.block_tables.shape[:1] == (sequences,),
-        operator,
-        "{} input_lengths, {} cached_lengths and {} block tables must be as many",
-        sequences,
-        step.cached_lengths.numel(),
-        step.block_tables.shape[0],
-    )
-    require(
-        int(step.input_lengths.sum()) == tokens == step.slot_mapping.numel(),
-        operator,
-        "{} tokens do not fit input_lengths, which sum to {}, or {} slots",
-        tokens,
-        int(step.input_lengths.sum()),
-        step.slot_mapping.numel(),
-    )
+    sequences, cached, tables = step.input_lengths.numel(), step.cached_lengths.numel(), step.block_tables.shape
+    if cached != sequences or tables[:1] != (sequences,):
+        message = "{} input_lengths, {} cached_lengths and {} block tables must be as many"
+        refuse(operator, message, sequences, cached, tables[0])
+    new, slots = int(step.input_lengths.sum()), step.slot_mapping.numel()
+    if not new == tokens == slots:
+        refuse(operator, "{} tokens do not fit input_lengths, which sum to {}, or {} slots", tokens, new, slots)
     if not tokens:
         return
-    require(
-        int(step.input_lengths.min()) >= 1 and int(step.cached_lengths.min()) >= 0,
-        operator,
-        "every sequence needs at least one new token, and no negative count of cached ones",
-    )
-    longest = int((step.input_lengths + step.cached_lengths).max())
-    room = step.block_tables.shape[1] * block_size
-    require(longest <= room, operator, "a sequence of {} tokens does not fit its block table of {}", longest, room)
-    for name, ids, limit in (
-        ("block id", step.block_tables, blocks),
-        ("slot", step.slot_mapping, blocks * block_size),
-    ):
-        low, high = (int(bound) for bound in torch.aminmax(ids))
-        require(low >= 0 and high < limit, operator, "a {} lies outside [0, {})", name, limit)
+    if int(step.input_lengths.min()) < 1 or int(step.cached_lengths.min()) < 0:
+        refuse(operator, "every sequence needs at least one new token, and no negative count of cached ones")
+    longest, room = int((step.input_lengths + step.cached_lengths).max()), tables[1] * block_size
+    if longest > room:
+        refuse(operator, "a sequence of {} tokens does not fit its block table of {}", longest, room)
+    for name, ids, limit in (("block id", step.block_tables, blocks), ("slot", step.slot_mapping, blocks * block_size)):
+        if not _within(ids, limit):
+            refuse(operator, "a {} lies outside [0, {})", name, limit)
 
 
 def check_paged_attention(q: Tensor, k: Tensor, v: Tensor, kv: KVCache, rope: Rope | None, window: int | None) -> None:
     """q, k, v, the caches and the RoPE tables fit each other."""
     name = "paged_attention"
     check_activations(name, q, k, v, kv.keys, kv.values)
-    require(q.dim() == k.dim() == v.dim() == 3, name, "got q {}, k {}, v {}", q, k, v)
+    if not q.dim() == k.dim() == v.dim() == 3:
+        refuse(name, "got q {}, k {}, v {}", q, k, v)
     blocks, block_size, kv_heads, head_dim = kv.keys.shape
     tokens, heads = q.shape[:2]
-    require(
-        tuple(k.shape) == (tokens, kv_heads, head_dim)
+    if not (
+        k.shape == (tokens, kv_heads, head_dim)
         and q.shape[2] == head_dim
-        and tuple(v.shape[:2]) == (tokens, kv_heads)
-        and tuple(kv.values.shape) == (blocks, block_size, kv_heads, v.shape[2])
+        and v.shape[:2] == (tokens, kv_heads)
+        and kv.values.shape == (blocks, block_size, kv_heads, v.shape[2])
         and kv_heads > 0
-        and heads % kv_heads == 0,
-        name,
-        "q {}, k {}, v {} do not fit a cache of {}, {}",
-        q,
-        k,
-        v,
-        kv.keys,
-        kv.values,
-    )
+        and heads % kv_heads == 0
+    ):
+        refuse(name, "q {}, k {}, v {} do not fit a cache of {}, {}", q, k, v, kv.keys, kv.values)
     _check_rope(name, rope, head_dim)
-    require(window is None or window >= 1, name, "window must be at least 1, got {}", window)
+    if window is not None and window < 1:
+        refuse(name, "window must be at least 1, got {}", window)
 
 
 def check_latent_attention(q: Tensor, latent: Tensor, k_rope: Tensor, kv: KVCache, kv_up: Tensor, rope: Rope) -> None:
     """q, the latent, the caches, kv_up and the RoPE tables fit each other."""
     name = "paged_latent_attention"
     check_activations(name, q, latent, k_rope, kv.keys, kv.values, kv_up)
-    require(
-        q.dim() == kv_up.dim() == 3 and latent.dim() == k_rope.dim() == 2 and kv.keys.dim() == 4,
-        name,
-        "got q {}, latent {}, k_rope {}, kv_up {}",
-        q,
-        latent,
-        k_rope,
-        kv_up,
-    )
+    if not (q.dim() == kv_up.dim() == 3 and latent.dim() == k_rope.dim() == 2 and kv.keys.dim() == 4):
+        refuse(name, "got q {}, latent {}, k_rope {}, kv_up {}", q, latent, k_rope, kv_up)
     tokens, heads, head_dim = q.shape
-    require(
-        tuple(latent.shape) == (tokens, kv_up.shape[2])
+    if not (
+        latent.shape == (tokens, kv_up.shape[2])
         and k_rope.shape[0] == tokens
         and kv_up.shape[0] == heads
         and head_dim - k_rope.shape[1] in range(1, kv_up.shape[1])
-        and tuple(kv.keys.shape[2:]) == (1, latent.shape[1])
-        and tuple(kv.values.shape[2:]) == (1, k_rope.shape[1])
-        and kv.keys.shape[:2] == kv.values.shape[:2],
-        name,
-        "q {}, latent {}, k_rope {}, kv_up {} do not fit each other or a cache of {}, {}",
-        q,
-        latent,
-        k_rope,
-        kv_up,
-        kv.keys,
-        kv.values,
-    )
+        and kv.keys.shape[2:] == (1, latent.shape[1])
+        and kv.values.shape[2:] == (1, k_rope.shape[1])
+        and kv.keys.shape[:2] == kv.values.shape[:2]
+    ):
+        message = "q {}, latent {}, k_rope {}, kv_up {} do not fit each other or a cache of {}, {}"
+        refuse(name, message, q, latent, k_rope, kv_up, kv.keys, kv.values)
     _check_rope(name, rope, k_rope.shape[1])
 
 
 def _check_rope(operator: str, rope: Rope | None, head_dim: int) -> None:
-    require(
-        rope is None
-        or (rope.cos.shape == rope.sin.shape and rope.cos.dim() == 2 and 2 * rope.cos.shape[1] <= head_dim),
-        operator,
-        "RoPE tables do not fit {} channels",
-        head_dim,
-    )
+    if rope is None:
+        return
+    if not (rope.cos.shape == rope.sin.shape and rope.cos.dim() == 2 and 2 * rope.cos.shape[1] <= head_dim):
+        refuse(operator, "RoPE tables do not fit {} channels", head_dim)
 
 
 def check_route_experts(
@@ -205,19 +151,15 @@ def check_route_experts(
 ) -> None:
     """Groups divide the experts, and those kept hold at least top_k."""
     name = "route_experts"
-    require(logits.dim() == 2, name, "logits must be [tokens, experts], got {}", logits)
+    if logits.dim() != 2:
+        refuse(name, "logits must be [tokens, experts], got {}", logits)
     experts = logits.shape[1]
-    require(scoring in ("softmax", "sigmoid"), name, "scoring must be softmax or sigmoid, got {!r}", scoring)
-    require(bias is None or tuple(bias.shape) == (experts,), name, "bias must have {} entries", experts)
-    require(
-        1 <= top_groups <= groups and experts % groups == 0 and 1 <= top_k <= experts // groups * top_groups,
-        name,
-        "cannot take {} of {} experts in {} of {} groups",
-        top_k,
-        experts,
-        top_groups,
-        groups,
-    )
+    if scoring not in ("softmax", "sigmoid"):
+        refuse(name, "scoring must be softmax or sigmoid, got {!r}", scoring)
+    if bias is not None and bias.shape != (experts,):
+        refuse(name, "bias must have {} entries", experts)
+    if not (1 <= top_groups <= groups and experts % groups == 0 and 1 <= top_k <= experts // groups * top_groups):
+        refuse(name, "cannot take {} of {} experts in {} of {} groups", top_k, experts, top_groups, groups)
 
 
 def check_fused_experts(
@@ -225,96 +167,51 @@ def check_fused_experts(
 ) -> None:
     """As many gate_up as down weights, and ids within them."""
     name = "fused_experts"
-    require(len(gate_up) == len(down), name, "{} gate_up and {} down weights must be as many", len(gate_up), len(down))
-    require(
-        x.dim() == ids.dim() == 2 and ids.shape == weights.shape and ids.shape[0] == x.shape[0],
-        name,
-        "x {}, ids {} and weights {} do not fit",
-        x,
-        ids,
-        weights,
-    )
-    require(
-        not ids.numel() or (int(ids.min()) >= 0 and int(ids.max()) < len(gate_up)),
-        name,
-        "ids must be in [0, {})",
-        len(gate_up),
-    )
+    if len(gate_up) != len(down):
+        refuse(name, "{} gate_up and {} down weights must be as many", len(gate_up), len(down))
+    if not (x.dim() == ids.dim() == 2 and ids.shape == weights.shape and len(ids) == len(x)):
+        refuse(name, "x {}, ids {} and weights {} do not fit", x, ids, weights)
+    if not _within(ids, len(gate_up)):
+        refuse(name, "ids must be in [0, {})", len(gate_up))
 
 
 def check_sample(logits: Tensor, params: SampleParams) -> None:
     """Every per-row tensor has one entry a row, every mask row covers the vocabulary."""
-    require(logits.dim() == 2 and logits.shape[1] > 0, "sample", "logits must be [rows, vocab], got {}", logits)
-    require(logits.is_floating_point(), "sample", "logits must be floating point, got {}", logits.dtype)
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        refuse("sample", "logits must be [rows, vocab], got {}", logits)
+    if not logits.is_floating_point():
+        refuse("sample", "logits must be floating point, got {}", logits.dtype)
     rows, vocab = logits.shape
-    for name in (
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "seeds",
-        "positions",
-        "repetition",
-        "presence",
-        "frequency",
-    ):
-        value: Any = getattr(params, name)
-        require(
-            value is None or tuple(value.shape) == (rows,),
-            "sample",
-            "{} must have one entry for each of {} rows",
-            name,
-            rows,
-        )
-    words = math.ceil(vocab / 32)
-    require(
-        params.mask is None or tuple(params.mask.shape) == (rows, words), "sample", "mask must be [{}, {}]", rows, words
-    )
-    require(params.num_logprobs <= vocab, "sample", "num_logprobs must be at most {}", vocab)
-    for rows_name, ids_name, other in (
-        ("bias_rows", "bias_ids", "bias_values"),
-        ("penalty_rows", "penalty_ids", "output_counts"),
-    ):
-        row_ids, ids, values = (getattr(params, name) for name in (rows_name, ids_name, other))
-        given = [tensor for tensor in (row_ids, ids, values) if tensor is not None]
-        require(
-            len(given) in (0, 3) and len({tuple(tensor.shape) for tensor in given}) <= 1,
-            "sample",
-            "{}, {} and {} come together and are equally long",
-            rows_name,
-            ids_name,
-            other,
-        )
-        if given and ids.numel():
-            require(
-                int(row_ids.min()) >= 0
-                and int(row_ids.max()) < rows
-                and int(ids.min()) >= 0
-                and int(ids.max()) < vocab,
-                "sample",
-                "{} must be in [0, {}) and {} in [0, {})",
-                rows_name,
-                rows,
-                ids_name,
-                vocab,
-            )
+    for name in _PER_ROW:
+        value = getattr(params, name)
+        if value is not None and value.shape != (rows,):
+            refuse("sample", "{} must have one entry for each of {} rows", name, rows)
+    words = -(-vocab // 32)
+    if params.mask is not None and params.mask.shape != (rows, words):
+        refuse("sample", "mask must be [{}, {}]", rows, words)
+    if params.num_logprobs > vocab:
+        refuse("sample", "num_logprobs must be at most {}", vocab)
+    for names in (("bias_rows", "bias_ids", "bias_values"), ("penalty_rows", "penalty_ids", "output_counts")):
+        given = [tensor for name in names if (tensor := getattr(params, name)) is not None]
+        if len(given) not in (0, 3) or len({tensor.shape for tensor in given}) > 1:
+            refuse("sample", "{}, {} and {} come together and are equally long", *names)
+        if given and not (_within(given[0], rows) and _within(given[1], vocab)):
+            refuse("sample", "{} must be in [0, {}) and {} in [0, {})", names[0], rows, names[1], vocab)
 
 
 def check_segments(q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int]) -> None:
-    """One shape but for v's last dimension, and segment lengths that sum to tokens."""
-    check_activations("dense_attention", q, k, v)
-    require(
-        q.dim() == 3 and q.shape == k.shape and q.shape == v.shape,
-        "dense_attention",
-        "q {}, k {} and v {} must be [tokens, heads, head_dim], all of one shape",
-        q,
-        k,
-        v,
-    )
-    require(
-        sum(segments) == q.shape[0] and all(length >= 0 for length in segments),
-        "dense_attention",
-        "segments sum to {}, not to {} tokens",
-        sum(segments),
-        q.shape[0],
-    )
+    """All of one shape, and segment lengths that sum to tokens."""
+    name = "dense_attention"
+    check_activations(name, q, k, v)
+    if not (q.dim() == 3 and q.shape == k.shape == v.shape):
+        refuse(name, "q {}, k {} and v {} must be [tokens, heads, head_dim], all of one shape", q, k, v)
+    if sum(segments) != q.shape[0] or min(segments, default=0) < 0:
+        refuse(name, "segments sum to {}, not to {} tokens", sum(segments), q.shape[0])
+
+
+def _within(ids: Tensor, limit: int) -> bool:
+    """Whether all ids are in [0, limit)."""
+    if not ids.numel():
+        return True
+    low, high = torch.aminmax(ids)
+    return int(low) >= 0 and int(high) < limit

@@ -1,4 +1,4 @@
-"""The parameters of the kernels: the structures of native/kernels/*.cpp, field for field."""
+"""The parameters of the kernels: the structures of native/, field for field."""
 
 from __future__ import annotations
 
@@ -25,164 +25,43 @@ class Arguments(Structure):
         super().__init__(**values)
 
 
-def _pointers(names: str) -> list[tuple[str, type]]:
-    return [(name, c_void_p) for name in names.split()]
+_KINDS = {"*": c_void_p, "~": c_float}
 
 
-def _integers(names: str) -> list[tuple[str, type]]:
-    return [(name, c_int64) for name in names.split()]
+def _structure(fields: str, *row_counts: str) -> type[Arguments]:
+    """Of the names of its fields in order: *name is an address, ~name a float, any other an int64."""
+    kinds = [(name.lstrip("*~"), _KINDS.get(name[0], c_int64)) for name in fields.split()]
+    return type("Arguments", (Arguments,), {"_fields_": kinds, "row_counts": row_counts})
 
 
-class Embedding(Arguments):
-    """embedding.cpp."""
+_LINEAR = "dtype *x x_stride rows inputs outputs *weight *bias *y y_dtype gated activation"
 
-    row_counts = ("rows",)
-    _fields_ = (
-        *_pointers("ids"),
-        *_integers("rows"),
-        *_pointers("table"),
-        *_integers("table_rows row_bytes piece_bytes pieces first partial"),
-        *_pointers("out"),
-    )
-
-
-class Gather(Arguments):
-    """gather.cpp."""
-
-    row_counts = ("rows",)
-    _fields_ = (
-        *_pointers("x"),
-        *_integers("x_stride rows element_bytes"),
-        *_pointers("order"),
-        *_integers("columns"),
-        *_pointers("out"),
-    )
-
-
-class PackLinear(Arguments):
-    """linear.cpp."""
-
-    _fields_ = _integers("dtype") + _pointers("values") + _integers("outputs inputs") + _pointers("packed")
-
-
-class Linear(Arguments):
-    """linear.h."""
-
-    row_counts = ("rows",)
-    _fields_ = (
-        *_integers("dtype"),
-        *_pointers("x"),
-        *_integers("x_stride rows inputs outputs"),
-        *_pointers("weight bias y"),
-        *_integers("y_dtype gated activation"),
-    )
-
-
-class PackCodes(Arguments):
-    """quantized.cpp."""
-
-    _fields_ = (
-        *_integers("codes"),
-        *_pointers("values"),
-        *_integers("outputs inputs"),
-        *_pointers("packed"),
-        *_integers("group"),
-        *_pointers("scales"),
-    )
-
-
-class QuantizedLinear(Arguments):
-    """quantized.cpp."""
-
-    row_counts = ("rows",)
-    _fields_ = (
-        *Linear._fields_,
-        *_integers("codes group"),
-        *_pointers("scales"),
-        *_integers("scales_dtype"),
-        *_pointers("shifts"),
-    )
-
-
-class Gate(Arguments):
-    """linear.cpp."""
-
-    row_counts = ("rows",)
-    _fields_ = (
-        *_integers("dtype"),
-        *_pointers("gate_up"),
-        *_integers("rows intermediate activation"),
-        *_pointers("inner"),
-    )
-
-
-class RMSNorm(Arguments):
-    """norm.cpp."""
-
-    row_counts = ("rows",)
-    _fields_ = (
-        *_integers("dtype"),
-        *_pointers("x"),
-        *_integers("x_stride heads head_stride"),
-        *_pointers("residual weight"),
-        *_integers("weight_dtype rows size"),
-        ("eps", c_float),
-        *_pointers("y total"),
-    )
-
-
-class PagedAttention(Arguments):
-    """attention.cpp."""
-
-    row_counts = ("tokens", "sequences")
-    _fields_ = (
-        *_integers("dtype"),
-        *_pointers("q k v"),
-        *_integers("q_stride k_stride v_stride tokens heads kv_heads head_dim v_dim"),
-        *_pointers("keys values"),
-        *_integers("paired blocks block_size sequences"),
-        *_pointers("input_lengths cached_lengths block_tables"),
-        *_integers("table_width"),
-        *_pointers("slots cos sin"),
-        *_integers("rope_half interleaved window"),
-        ("scale", c_float),
-        *_pointers("out"),
-    )
-
-
-class Sample(Arguments):
-    """sample.cpp."""
-
-    _fields_ = (
-        *_integers("dtype"),
-        *_pointers("logits"),
-        *_integers("stride rows vocab"),
-        *_pointers("temperature top_k top_p min_p seeds positions repetition presence frequency"),
-        *_pointers("penalty_rows penalty_ids output_counts"),
-        *_integers("penalties"),
-        *_pointers("bias_rows bias_ids bias_values"),
-        *_integers("biases"),
-        *_pointers("mask"),
-        *_integers("num_logprobs"),
-        *_pointers("token_ids logprobs ranks top_ids top_logprobs"),
-    )
-
-
-class AllReduce(Arguments):
-    """all_reduce.cpp."""
-
-    row_counts = ("size",)
-    _fields_ = _integers("dtype") + _pointers("group data") + _integers("size")
-
-
-class AllGather(Arguments):
-    """collectives.cpp."""
-
-    row_counts = ("rows",)
-    _fields_ = _pointers("group data") + _integers("rows row_bytes") + _pointers("out")
-
-
-class Broadcast(Arguments):
-    """collectives.cpp."""
-
-    _fields_ = _pointers("group data") + _integers("bytes source")
+KERNELS = {
+    "embedding": _structure("*ids rows *table table_rows row_bytes piece_bytes pieces first partial *out", "rows"),
+    "gather": _structure("*x x_stride rows element_bytes *order columns *out", "rows"),
+    "pack_linear": _structure("dtype *values outputs inputs *packed"),
+    "linear": _structure(_LINEAR, "rows"),
+    "pack_codes": _structure("codes *values outputs inputs *packed group *scales"),
+    "quantized_linear": _structure(_LINEAR + " codes group *scales scales_dtype *shifts", "rows"),
+    "gate": _structure("dtype *gate_up rows intermediate activation *inner", "rows"),
+    "rms_norm": _structure(
+        "dtype *x x_stride heads head_stride *residual *weight weight_dtype rows size ~eps *y *total", "rows"
+    ),
+    "paged_attention": _structure(
+        "dtype *q *k *v q_stride k_stride v_stride tokens heads kv_heads head_dim v_dim *keys *values paired "
+        "blocks block_size sequences *input_lengths *cached_lengths *block_tables table_width *slots "
+        "*cos *sin rope_half interleaved window ~scale *out",
+        "tokens",
+        "sequences",
+    ),
+    "sample": _structure(
+        "dtype *logits stride rows vocab *temperature *top_k *top_p *min_p *seeds *positions "
+        "*repetition *presence *frequency *penalty_rows *penalty_ids *output_counts penalties "
+        "*bias_rows *bias_ids *bias_values biases *mask num_logprobs "
+        "*token_ids *logprobs *ranks *top_ids *top_logprobs"
+    ),
+    "all_reduce": _structure("dtype *group *data size", "size"),
+    "all_gather": _structure("*group *data rows row_bytes *out", "rows"),
+    "broadcast": _structure("*group *data bytes source"),
+}
+"""The structure of each kernel."""

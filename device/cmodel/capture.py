@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from device.cmodel.arguments import Arguments
-from device.cmodel.kernels import Kernel, check_status
+from device.cmodel.kernels import Kernel
 
 
 class _Command(Structure):
@@ -42,7 +42,7 @@ class CommandList:
     """The kernels that fn calls on tensors of `rows` rows, for any number of rows up to that.
 
     Intermediate results have room for `rows` rows, and are kept.
-    on_replay: told the commands and the times between them, in ns of the monotonic clock; see profiling.py.
+    on_replay: told the commands and the times between them, in ns of the monotonic clock; see kernel_profile.py.
     """
 
     on_replay: ClassVar[Callable[[Calls, Array[c_int64]], None] | None] = None
@@ -70,7 +70,7 @@ class CommandList:
             status = self._time(byref(self._arguments), times)
             CommandList.on_replay(self._calls[: self._done.value], times)
         if status:
-            check_status(self._calls[self._done.value][0].name, status)
+            self._calls[self._done.value][0].check(status)
         return self._result[:rows]
 
 

@@ -40,20 +40,7 @@ class CmodelDevice(HostDevice):
     """
 
     name = "cmodel"
-    operators = frozenset(
-        {
-            "embedding",
-            "rms_norm",
-            "linear",
-            "gated_mlp",
-            "paged_attention",
-            "paged_latent_attention",
-            "route_experts",
-            "fused_experts",
-            "dense_attention",
-            "sample",
-        }
-    )
+    operators = frozenset(name for name in vars(Ops) if not name.startswith("_"))  # all
 
     def __init__(self, index: int = 0) -> None:
         super().__init__(index)

@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 import device.cmodel
-from device import shape_checks as checks
-from device.cmodel import arguments
+from device.cmodel.arguments import KERNELS, Arguments
 from device.interface import OutOfDeviceMemory
 
 ABI_VERSION = 10
@@ -25,52 +24,38 @@ ISAS = ("amx", "avx512bf16", "avx2", "portable")
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
-BAD_ARGUMENT, NO_MEMORY = 1, 2
-
-# The kernels that exist once for each instruction set, and those that exist once.
-_KERNELS: dict[str, type[arguments.Arguments]] = {
-    "pack_linear": arguments.PackLinear,
-    "linear": arguments.Linear,
-    "pack_codes": arguments.PackCodes,
-    "quantized_linear": arguments.QuantizedLinear,
-    "gate": arguments.Gate,
-    "rms_norm": arguments.RMSNorm,
-    "paged_attention": arguments.PagedAttention,
-    "sample": arguments.Sample,
-    "all_reduce": arguments.AllReduce,
-}
-_COMMON_KERNELS: dict[str, type[arguments.Arguments]] = {
-    "embedding": arguments.Embedding,
-    "gather": arguments.Gather,
-    "all_gather": arguments.AllGather,
-    "broadcast": arguments.Broadcast,
-}
+_BAD_ARGUMENT, _NO_MEMORY = 1, 2
 
 
 class Kernel:
     """A C function that takes a structure of parameters.
 
-    intercept: what is called instead of running it; see capture.py and profiling.py.
+    intercept: what is called instead of `run`; see capture.py and kernel_profile.py.
     """
 
-    intercept: ClassVar[Callable[[Kernel, arguments.Arguments], int] | None] = None
+    intercept: ClassVar[Callable[[Kernel, Arguments], int] | None] = None
 
-    def __init__(self, name: str, function: Callable[..., int], parameters: type[arguments.Arguments]) -> None:
+    def __init__(self, name: str, function: Callable[..., int]) -> None:
         self.name = name
         self.address = cast(function, c_void_p).value  # type: ignore[arg-type]
         self._function = function
-        self._parameters = parameters
+        self._structure = KERNELS[name]
 
-    def __call__(self, **values: Any) -> int:
-        """Run it on the structure's fields, given by name. Returns 0, BAD_ARGUMENT or NO_MEMORY."""
-        parameters = self._parameters(**values)
-        if Kernel.intercept is not None:
-            return Kernel.intercept(self, parameters)
-        return self._function(byref(parameters))
+    def __call__(self, **values: Any) -> None:
+        """Run it on the structure's fields, given by name. Raises ValueError and OutOfDeviceMemory."""
+        if status := (Kernel.intercept or Kernel.run)(self, self._structure(**values)):
+            self.check(status)
 
-    def run(self, parameters: arguments.Arguments) -> int:
-        """Run it, whatever intercepts calls."""
-        return self._function(byref(parameters))
+    def run(self, arguments: Arguments) -> int:
+        """Run it, whatever intercepts calls. Returns the kernel's answer."""
+        return self._function(byref(arguments))
+
+    def check(self, status: int) -> None:
+        """Raise what an answer means."""
+        if status == _BAD_ARGUMENT:
+            raise ValueError(f"{self.name}: the arguments do not fit each other")
+        if status == _NO_MEMORY:
+            raise OutOfDeviceMemory(f"{self.name}: no memory for intermediate results")
 
 
 class Kernels:
@@ -97,17 +82,9 @@ class Kernels:
         self.prefer_huge_pages: Callable[[int, int], None] = library.cmodel_prefer_huge_pages
         library.cmodel_prefer_huge_pages.argtypes = [c_void_p, c_size_t]
         library.cmodel_prefer_huge_pages.restype = None
-        for name, parameters in _KERNELS.items():
-            setattr(self, name, Kernel(name, getattr(library, f"cmodel_{name}_{isa}"), parameters))
-        for name, parameters in _COMMON_KERNELS.items():
-            setattr(self, name, Kernel(name, getattr(library, f"cmodel_{name}"), parameters))
-
-
-def check_status(operator: str, status: int) -> None:
-    """Raise what a kernel's answer means: ValueError or OutOfDeviceMemory."""
-    checks.require(status != BAD_ARGUMENT, operator, "the arguments do not fit each other")
-    if status == NO_MEMORY:
-        raise OutOfDeviceMemory(f"{operator}: no memory for intermediate results")
+        for name in KERNELS:
+            own = f"cmodel_{name}_{isa}"  # unless one copy does for all instruction sets
+            setattr(self, name, Kernel(name, getattr(library, own if hasattr(library, own) else f"cmodel_{name}")))
 
 
 def load_kernels(threads: int) -> Kernels | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from device import shape_checks as checks
-from device.cmodel.kernels import ACTIVATIONS, BAD_ARGUMENT, DTYPES, Kernels, check_status
+from device.cmodel.kernels import ACTIVATIONS, DTYPES, Kernels
 from device.cmodel.kv_cache import PairedKVCache, is_native_cache
 from device.cmodel.weights import PANEL, DequantizedWeight, PanelWeight, QuantizedWeight, TorchWeight
 from device.interface import Activation, AttentionMeta, KVCache, PackedWeight, Rope
@@ -56,20 +56,21 @@ class NativeOps(ReferenceOps):
             values, rows, size = table.panels, table.out_features, table.in_features
             layout = {"piece_bytes": table.piece * values.itemsize, "pieces": table.depth // table.piece}
         out = torch.empty(len(ids), size, dtype=values.dtype)
-        status = self._kernels.embedding(
-            ids=_int32(ids),
-            rows=len(ids),
-            table=values,
-            table_rows=rows,
-            row_bytes=size * values.itemsize,
-            first=first or 0,
-            partial=first is not None,
-            out=out,
-            **layout,
-        )
-        if status == BAD_ARGUMENT:
+        try:
+            self._kernels.embedding(
+                ids=_int32(ids),
+                rows=len(ids),
+                table=values,
+                table_rows=rows,
+                row_bytes=size * values.itemsize,
+                first=first or 0,
+                partial=first is not None,
+                out=out,
+                **layout,
+            )
+        except ValueError:
             checks.check_ids(ids, rows)
-        check_status("embedding", status)
+            raise
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -80,28 +81,23 @@ class NativeOps(ReferenceOps):
             rows = rows.contiguous()
         weight = weight.contiguous()
         y = torch.empty(x.shape, dtype=x.dtype)
-        total, raised = x, None
-        if residual is not None:
-            raised, total = residual.contiguous(), torch.empty(x.shape, dtype=x.dtype)
-        check_status(
-            "rms_norm",
-            self._kernels.rms_norm(
-                dtype=DTYPES[x.dtype],
-                x=rows,
-                x_stride=rows.stride(0),
-                heads=rows.shape[1],
-                head_stride=rows.stride(1),
-                residual=raised,
-                weight=weight,
-                weight_dtype=DTYPES[weight.dtype],
-                rows=rows.shape[0] * rows.shape[1],
-                size=rows.shape[2],
-                eps=eps,
-                y=y,
-                total=None if raised is None else total,
-            ),
+        total = None if residual is None else torch.empty(x.shape, dtype=x.dtype)
+        self._kernels.rms_norm(
+            dtype=DTYPES[x.dtype],
+            x=rows,
+            x_stride=rows.stride(0),
+            heads=rows.shape[1],
+            head_stride=rows.stride(1),
+            residual=None if residual is None else residual.contiguous(),
+            weight=weight,
+            weight_dtype=DTYPES[weight.dtype],
+            rows=rows.shape[0] * rows.shape[1],
+            size=rows.shape[2],
+            eps=eps,
+            y=y,
+            total=total,
         )
-        return y, total
+        return y, x if total is None else total
 
     def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
         checks.check_linear("linear", x, weight, bias)
@@ -115,7 +111,7 @@ class NativeOps(ReferenceOps):
         else:
             both = self._linear(x, gate_up, None, torch.float32)
             inner = torch.empty(x.shape[0], intermediate, dtype=x.dtype)
-            status = self._kernels.gate(
+            self._kernels.gate(
                 dtype=DTYPES[x.dtype],
                 gate_up=both,
                 rows=x.shape[0],
@@ -123,7 +119,6 @@ class NativeOps(ReferenceOps):
                 activation=ACTIVATIONS[activation],
                 inner=inner,
             )
-            check_status("gated_mlp", status)
         return self._linear(inner, down, None, x.dtype)
 
     def _linear(
@@ -136,45 +131,44 @@ class NativeOps(ReferenceOps):
     ) -> Tensor:
         """The product, in dtype; with an activation, that of its first half times its second half."""
         assert isinstance(weight, PanelWeight | QuantizedWeight)
-        x, inputs = _rows(x.float() if isinstance(weight, DequantizedWeight) else x), weight.in_features
+        x = _rows(x.float() if isinstance(weight, DequantizedWeight) else x)
         if isinstance(weight, QuantizedWeight):
-            inputs = weight.inputs
             x = x if weight.order is None else self._gather(x, weight.order)
+            kernel, inputs = self._kernels.quantized_linear, weight.inputs
+            packed: dict[str, Any] = {
+                "weight": weight.codes,
+                "codes": weight.kind,
+                "group": weight.group,
+                "scales": weight.scales,
+                "scales_dtype": DTYPES[weight.scales.dtype],
+                "shifts": weight.shifts,
+            }
+        else:
+            if weight.dtype != x.dtype:
+                checks.refuse("linear", "x is {}, the weight {}", x.dtype, weight.dtype)
+            kernel, inputs, packed = self._kernels.linear, weight.in_features, {"weight": weight.panels}
         width = weight.out_features if activation is None else weight.out_features // 2
         y = torch.empty(x.shape[0], width, dtype=dtype)
-        arguments: dict[str, Any] = {
-            "dtype": DTYPES[x.dtype],
-            "x": x,
-            "x_stride": x.stride(0),
-            "rows": x.shape[0],
-            "inputs": inputs,
-            "outputs": weight.out_features,
-            "bias": None if bias is None else bias.to(x.dtype).contiguous(),
-            "y": y,
-            "y_dtype": DTYPES[dtype],
-            "gated": activation is not None,
-            "activation": 0 if activation is None else ACTIVATIONS[activation],
-        }
-        if isinstance(weight, PanelWeight):
-            checks.require(weight.dtype == x.dtype, "linear", f"x is {x.dtype}, the weight {weight.dtype}")
-            status = self._kernels.linear(weight=weight.panels, **arguments)
-        else:
-            status = self._kernels.quantized_linear(
-                weight=weight.codes,
-                codes=weight.kind,
-                group=weight.group,
-                scales=weight.scales,
-                scales_dtype=DTYPES[weight.scales.dtype],
-                shifts=weight.shifts,
-                **arguments,
-            )
-        check_status("linear", status)
+        kernel(
+            dtype=DTYPES[x.dtype],
+            x=x,
+            x_stride=x.stride(0),
+            rows=x.shape[0],
+            inputs=inputs,
+            outputs=weight.out_features,
+            bias=None if bias is None else bias.to(x.dtype).contiguous(),
+            y=y,
+            y_dtype=DTYPES[dtype],
+            gated=activation is not None,
+            activation=0 if activation is None else ACTIVATIONS[activation],
+            **packed,
+        )
         return y
 
     def _gather(self, x: Tensor, order: Tensor) -> Tensor:
         """The columns of x that order names, 0 for -1."""
         out = torch.empty(x.shape[0], len(order), dtype=x.dtype)
-        status = self._kernels.gather(
+        self._kernels.gather(
             x=x,
             x_stride=x.stride(0),
             rows=x.shape[0],
@@ -183,7 +177,6 @@ class NativeOps(ReferenceOps):
             columns=len(order),
             out=out,
         )
-        check_status("linear", status)
         return out
 
     def paged_attention(
@@ -198,18 +191,18 @@ class NativeOps(ReferenceOps):
         window: int | None = None,
     ) -> Tensor:
         checks.check_paged_attention(q, k, v, kv, rope, window)
-        checks.require(
-            is_native_cache(kv), "paged_attention", "the cache does not come from this device's make_kv_cache"
-        )
+        if not is_native_cache(kv):
+            checks.refuse("paged_attention", "the cache does not come from this device's make_kv_cache")
         tokens, heads, head_dim = q.shape
         blocks, block_size, kv_heads, v_dim = kv.values.shape
         q, k, v = _heads(q), _heads(k), _heads(v)
         lengths, cached = _int32(step.input_lengths), _int32(step.cached_lengths)
         tables, slots = _int32(step.block_tables), _int32(step.slot_mapping)
         out = torch.empty(tokens, heads, v_dim, dtype=q.dtype)
-        status = BAD_ARGUMENT
-        if cached.shape == lengths.shape == tables.shape[:1] and slots.shape == (tokens,):
-            status = self._kernels.paged_attention(
+        try:
+            if not (cached.shape == lengths.shape == tables.shape[:1] and slots.shape == (tokens,)):
+                checks.refuse("paged_attention", "lengths, block tables and slots do not fit each other")
+            self._kernels.paged_attention(
                 dtype=DTYPES[q.dtype],
                 q=q,
                 k=k,
@@ -238,16 +231,17 @@ class NativeOps(ReferenceOps):
                 scale=scale,
                 out=out,
             )
-        if status == BAD_ARGUMENT:
+        except ValueError:
             checks.check_step("paged_attention", tokens, kv, step)
-        check_status("paged_attention", status)
+            raise
         return out
 
     def _rotation(self, step: AttentionMeta, rope: Rope | None, tokens: int) -> dict[str, Any]:
         if rope is None:
             return {}
         cos, sin = step.rotation(rope, self)
-        checks.require(len(cos) == tokens, "paged_attention", "{} tokens, but rotations {}", tokens, cos)
+        if len(cos) != tokens:
+            checks.refuse("paged_attention", "{} tokens, but rotations {}", tokens, cos)
         return {"cos": cos, "sin": sin, "rope_half": cos.shape[1], "interleaved": rope.interleaved}
 
     def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:
@@ -255,57 +249,35 @@ class NativeOps(ReferenceOps):
         logits = _rows(logits if logits.dtype in DTYPES else logits.float())
         rows, vocab = logits.shape
         count = params.num_logprobs
-        token_ids = torch.empty(rows, dtype=torch.int64)
-        result = SampleResult(token_ids)
+        result = SampleResult(torch.empty(rows, dtype=torch.int64))
         if count >= 0:
             result = SampleResult(
-                token_ids,
+                result.token_ids,
                 torch.empty(rows),
                 torch.empty(rows, dtype=torch.int64),
                 torch.empty(rows, count, dtype=torch.int64),
                 torch.empty(rows, count),
             )
-        penalties = 0 if params.penalty_ids is None else params.penalty_ids.numel()
-        biases = 0 if params.bias_ids is None else params.bias_ids.numel()
-        check_status(
-            "sample",
-            self._kernels.sample(
-                dtype=DTYPES[logits.dtype],
-                logits=logits,
-                stride=logits.stride(0),
-                rows=rows,
-                vocab=vocab,
-                penalties=penalties,
-                biases=biases,
-                num_logprobs=count,
-                token_ids=result.token_ids,
-                logprobs=result.logprobs,
-                ranks=result.ranks,
-                top_ids=result.top_ids,
-                top_logprobs=result.top_logprobs,
-                **{name: _typed(getattr(params, name), dtype) for name, dtype in _SAMPLE_DTYPES.items()},
-            ),
+        self._kernels.sample(
+            dtype=DTYPES[logits.dtype],
+            logits=logits,
+            stride=logits.stride(0),
+            rows=rows,
+            vocab=vocab,
+            penalties=0 if params.penalty_ids is None else params.penalty_ids.numel(),
+            biases=0 if params.bias_ids is None else params.bias_ids.numel(),
+            num_logprobs=count,
+            **{name: _typed(getattr(params, name), dtype) for dtype, names in _SAMPLED.items() for name in names},
+            **vars(result),
         )
         return result
 
 
-_SAMPLE_DTYPES = {
-    "temperature": torch.float32,
-    "top_k": torch.int32,
-    "top_p": torch.float32,
-    "min_p": torch.float32,
-    "seeds": torch.int64,
-    "positions": torch.int64,
-    "repetition": torch.float32,
-    "presence": torch.float32,
-    "frequency": torch.float32,
-    "penalty_rows": torch.int64,
-    "penalty_ids": torch.int64,
-    "output_counts": torch.int32,
-    "bias_rows": torch.int64,
-    "bias_ids": torch.int64,
-    "bias_values": torch.float32,
-    "mask": torch.int32,
+# The tensors of SampleParams by what the kernel takes.
+_SAMPLED = {
+    torch.float32: ("temperature", "top_p", "min_p", "repetition", "presence", "frequency", "bias_values"),
+    torch.int32: ("top_k", "output_counts", "mask"),
+    torch.int64: ("seeds", "positions", "penalty_rows", "penalty_ids", "bias_rows", "bias_ids"),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from device.cmodel.kernels import DTYPES, Kernels, check_status
+from device.cmodel.kernels import DTYPES, Kernels
 from device.interface import CanonicalWeight, DenseWeight, Float8Weight, IntWeight
 from device.reference import canonical_shape, dequantize
 
@@ -52,15 +52,12 @@ class PanelWeight:
         if values.is_meta:
             return
         kernels.prefer_huge_pages(self.panels.data_ptr(), self.nbytes)
-        check_status(
-            "pack",
-            kernels.pack_linear(
-                dtype=DTYPES[values.dtype],
-                values=values.contiguous(),
-                outputs=self.out_features,
-                inputs=self.in_features,
-                packed=self.panels,
-            ),
+        kernels.pack_linear(
+            dtype=DTYPES[values.dtype],
+            values=values.contiguous(),
+            outputs=self.out_features,
+            inputs=self.in_features,
+            packed=self.panels,
         )
 
 
@@ -97,17 +94,14 @@ class QuantizedWeight:
         if weight.values.is_meta:
             return
         kernels.prefer_huge_pages(self.codes.data_ptr(), size)
-        check_status(
-            "pack",
-            kernels.pack_codes(
-                codes=self.kind,
-                values=weight.values.contiguous(),
-                outputs=self.out_features,
-                inputs=self.inputs,
-                packed=self.codes,
-                group=group,
-                scales=self.scales,
-            ),
+        kernels.pack_codes(
+            codes=self.kind,
+            values=weight.values.contiguous(),
+            outputs=self.out_features,
+            inputs=self.inputs,
+            packed=self.codes,
+            group=group,
+            scales=self.scales,
         )
 
     def state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
@@ -144,10 +138,7 @@ class DequantizedWeight(PanelWeight):
         super().__init__(kernels, dequantize(weight))
 
 
-NativeWeight = PanelWeight | QuantizedWeight
-
-
-def pack(kernels: Kernels, weight: CanonicalWeight) -> NativeWeight:
+def pack(kernels: Kernels, weight: CanonicalWeight) -> PanelWeight | QuantizedWeight:
     """Copy a weight into the kernels' layout.
 
     The quantized kernels take groups of a multiple of 32 inputs, or one group of any size; a weight with others becomes
