@@ -237,13 +237,13 @@ async def test_async_iterator_grows_and_aborts(make_checkpoint: Callable[..., Pa
         long = SamplingParams(max_tokens=200, ignore_eos=True)
         async with aclosing(llm.generate("The quick", long)) as outputs:
             await anext(outputs)
-            assert llm.engine.num_running == 1
-        assert llm.engine.num_running == llm.engine.num_waiting == 0
+            assert len(llm.engine.sequences) == 1
+        assert llm.engine.sequences == []
         task = asyncio.create_task(anext(llm.generate("y" * 30, long)))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert llm.engine.num_running == llm.engine.num_waiting == 0
+        assert llm.engine.sequences == []
 
 
 OPTIONS = {

@@ -203,7 +203,7 @@ def _progress_shown(engine: Engine) -> Iterator[None]:
 
     def show() -> None:
         nonlocal stage
-        progress = engine.progress
+        progress = engine.workers.progress
         bar.set_description_str(progress.stage, refresh=False)
         bar.total, bar.n = progress.total or None, progress.done
         bar.refresh()
@@ -211,11 +211,11 @@ def _progress_shown(engine: Engine) -> Iterator[None]:
             log.info("loading: %s", progress.stage)
         stage = progress.stage
 
-    engine.show_progress(show)
+    engine.workers.on_progress = show
     try:
         yield
     finally:
-        engine.show_progress(None)
+        engine.workers.on_progress = None
         bar.close()
 
 

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from array import array
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +25,7 @@ from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.engine.supervisor import Supervisor
 from sophserve.errors import EngineDeadError, RequestAborted, RequestError, SophserveError
 from sophserve.grammar.check import GrammarCheck
-from sophserve.link.messages import CompileGrammar, ModelInfo, Pooling, Progress, StepPlan, StepResult
-from sophserve.link.workers import WorkerGroup
+from sophserve.link.messages import CompileGrammar, ModelInfo, Pooling, StepPlan, StepResult
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
 
@@ -45,7 +44,7 @@ class Engine:
         self.directory = directory
         self.died = asyncio.Event()
         self._wake = asyncio.Event()
-        self._workers = Supervisor(directory, config, self.start_group, self._on_result, self._wake.set)
+        self.workers = Supervisor(directory, config, self._on_result, self._wake.set)
         self._info: ModelInfo | None = None
         self._sequences: dict[int, Sequence] = {}
         self._ids = itertools.count()
@@ -57,7 +56,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether the model is loaded and its workers alive."""
-        return self.loaded and self._workers.lost is None
+        return self.loaded and self.workers.lost is None
 
     @property
     def loaded(self) -> bool:
@@ -65,42 +64,14 @@ class Engine:
         return bool(self._tasks) and not self.died.is_set()
 
     @property
-    def heartbeat_age(self) -> float:
-        """Seconds since the workers were last seen alive, 0 while they have nothing to do."""
-        return self._workers.heartbeat_age
-
-    @property
-    def progress(self) -> Progress:
-        """How far loading is, the first time or after a restart."""
-        return self._workers.progress
-
-    def show_progress(self, on_progress: Callable[[], None] | None) -> None:
-        """Have this called whenever the progress changes."""
-        self._workers.on_progress = on_progress
-
-    @property
     def info(self) -> ModelInfo:
         """What the worker loaded. Only once ready."""
         assert self._info is not None, "the model is not loaded yet"
         return self._info
 
-    @property
-    def num_running(self) -> int:
-        """Sequences that own KV blocks."""
-        return len(self._scheduler.running) if self._tasks else 0
-
-    @property
-    def num_waiting(self) -> int:
-        """Sequences that are queued."""
-        return len(self._scheduler.waiting) if self._tasks else 0
-
-    def start_group(self, directory: Path, config: EngineConfig, num_blocks: int | None) -> WorkerGroup:
-        """Start worker processes; see Supervisor."""
-        return WorkerGroup(directory, config, num_blocks)
-
     def start_worker(self) -> None:
         """Start the worker processes, which takes seconds, and return at once. Needs no event loop."""
-        self._workers.start()
+        self.workers.start()
 
     async def start(self, tokenizer: Tokenizer, model_name: str | None = None) -> None:
         """Wait until the model is loaded. Raises ConfigError with the worker's reason.
@@ -111,8 +82,8 @@ class Engine:
 
         self._tokenizer = tokenizer
         self._end_token_ids = end_token_ids(self.directory, tokenizer.eos_id)
-        self._info = await self._workers.load()
-        await self.profiling.resume(self._workers.group)
+        self._info = await self.workers.load()
+        await self.profiling.resume(self.workers.group)
         self._grammars = GrammarCheck(self.directory, self._info.vocab_size, self._compile_ahead)
         limits = Limits(
             self.config.max_num_seqs,
@@ -125,9 +96,7 @@ class Engine:
         self._scheduler = Scheduler(limits, self._info.num_blocks)
         self._recovery = Recovery(self._scheduler)
         self.metrics = EngineMetrics(self._scheduler, model_name or self.config.model, self._info.max_model_len)
-        self._tasks = [
-            asyncio.create_task(work) for work in (self._run(), self._workers.watch(), self.metrics.report())
-        ]
+        self._tasks = [asyncio.create_task(work) for work in (self._run(), self.workers.watch(), self.metrics.report())]
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)
 
@@ -141,7 +110,7 @@ class Engine:
         if self._grammars:
             await self._grammars.close()
         await self.profiling.close()
-        await self._workers.close(kill=False)
+        await self.workers.close(kill=False)
 
     def check(self, prompt: list[int], params: SamplingParams) -> None:
         """Raise RequestError for what could never be generated."""
@@ -188,7 +157,7 @@ class Engine:
 
     def _compile_ahead(self, structured: StructuredOutput) -> None:
         if self.ready:
-            self._workers.send(CompileGrammar(structured))
+            self.workers.send(CompileGrammar(structured))
 
     async def embed(
         self,
@@ -294,10 +263,10 @@ class Engine:
 
     async def _run(self) -> None:
         while True:
-            if self._workers.lost:
+            if self.workers.lost:
                 await self._restart()
-            while self._workers.in_flight < PLANS_IN_FLIGHT and (plan := self._recovery.schedule()):
-                self._workers.send(plan)
+            while self.workers.in_flight < PLANS_IN_FLIGHT and (plan := self._recovery.schedule()):
+                self.workers.send(plan)
                 self._note_step(plan)
             self._check_blocks()
             await self._wake.wait()
@@ -319,18 +288,18 @@ class Engine:
 
     async def _restart(self) -> None:
         """Have new workers, and queue again what the lost ones ran: requests go on where they are."""
-        log.error("%s; restarting, %d requests go on where they are", self._workers.lost, len(self._sequences))
-        await self._workers.close(kill=True)  # so that no result of theirs comes after this
+        log.error("%s; restarting, %d requests go on where they are", self.workers.lost, len(self._sequences))
+        await self.workers.close(kill=True)  # so that no result of theirs comes after this
         for request in self._recovery.restart():
             sequence = self._sequences[request.id]
             error = "the worker was lost twice while it ran this request, which is given up"
             sequence.end("error", EngineDeadError(error))
             self._forget(sequence)
         try:
-            self._info = await self._workers.restart()
+            self._info = await self.workers.restart()
         finally:
-            self.metrics.counts.restarts = self._workers.restarts
-        await self.profiling.resume(self._workers.group)
+            self.metrics.counts.restarts = self.workers.restarts
+        await self.profiling.resume(self.workers.group)
 
     def _on_result(self, result: StepResult) -> None:
         self._wake.set()

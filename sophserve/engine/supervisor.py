@@ -21,21 +21,19 @@ RESTART_PERIOD = 600.0
 # Seconds before a restart that follows one that failed, at first; each further one waits twice as long.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 
-StartGroup = Callable[[Path, EngineConfig, int | None], WorkerGroup]
-
 
 class Supervisor:
     """Starts workers, sends them plans, and knows whether they live: every result, every step and, while they load,
     every piece of progress is a sign of life.
 
     on_result is called with every step's result, on_lost when the workers are lost; then `restart` is to be awaited.
+    progress: how far loading is, the first time or after a restart; on_progress: called whenever that changes.
     """
 
     def __init__(
         self,
         directory: Path,
         config: EngineConfig,
-        start_group: StartGroup,
         on_result: Callable[[StepResult], None],
         on_lost: Callable[[], None],
     ) -> None:
@@ -47,7 +45,6 @@ class Supervisor:
         self.in_flight = 0  # plans
         self._directory = directory
         self._config = config
-        self._start_group = start_group
         self._on_result = on_result
         self._on_lost = on_lost
         self._info: ModelInfo | None = None
@@ -64,7 +61,7 @@ class Supervisor:
     def start(self) -> None:
         """Start the worker processes, which takes seconds, and return at once. Needs no event loop."""
         # The scheduler counts on the blocks that the first workers had.
-        self.group = self._start_group(self._directory, self._config, self._info.num_blocks if self._info else None)
+        self.group = WorkerGroup(self._directory, self._config, self._info.num_blocks if self._info else None)
 
     async def load(self) -> ModelInfo:
         """Wait until the model is loaded. Raises ConfigError with the worker's reason, EngineDeadError if it dies, or

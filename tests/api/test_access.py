@@ -149,7 +149,7 @@ def test_the_documented_key_file(write_page: Callable[[str, Path], None], tmp_pa
 
 async def test_everything_answers_503_while_loading(start_app: Any) -> None:
     app = await start_app(ready=False)
-    app.engine._workers.progress = Progress("loading weights", 50, 200)
+    app.engine.workers.progress = Progress("loading weights", 50, 200)
     for method, path in (
         ("GET", "/health"),
         ("GET", "/ready"),
@@ -191,7 +191,7 @@ async def test_while_the_worker_restarts_requests_wait(app: Any) -> None:
 
 
 async def test_a_stalled_worker_is_not_healthy(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(app.engine), "heartbeat_age", 61.0)
+    monkeypatch.setattr(type(app.engine.workers), "heartbeat_age", 61.0)
     for path in ("/health", "/ready", "/live"):
         async with app.http.get(path) as response:
             assert response.status == 503 and (await response.json())["status"] == "stalled"

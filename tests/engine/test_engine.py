@@ -99,13 +99,16 @@ class EngineThatLoses(EngineAlone):
 
 
 @pytest.fixture
-async def start_engine(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Callable[..., Any]]:
-    """`await start_engine(EngineAlone, **options)`."""
+async def start_engine(
+    make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., Any]]:
+    """`await start_engine(EngineAlone, **options)`, once a test."""
     engines = []
 
-    async def start(kind: type[Engine] = EngineAlone, **options: Any) -> Engine:
+    async def start(kind: type[EngineAlone] = EngineAlone, **options: Any) -> Engine:
         directory = make_checkpoint("qwen2")
         engine = kind(EngineConfig(model=str(directory), **options), directory)
+        monkeypatch.setattr("sophserve.engine.supervisor.WorkerGroup", engine.start_group)
         await engine.start(Tokenizer.from_directory(directory))
         engines.append(engine)
         return engine
@@ -143,7 +146,7 @@ async def test_abort(start_engine: Callable[..., Any]) -> None:
     for task in tasks:
         with pytest.raises(RequestAborted, match="enough"):
             await asyncio.wait_for(task, 5)
-    assert engine.sequences == [] and (engine.num_running, engine.num_waiting) == (0, 0)
+    assert engine.sequences == [] and not engine._scheduler.running and not engine._scheduler.waiting
 
 
 async def test_a_worker_that_is_lost_as_soon_as_it_is_loaded(start_engine: Callable[..., Any]) -> None:
@@ -183,7 +186,7 @@ async def test_results_are_a_sign_of_life(start_engine: Callable[..., Any]) -> N
     async with asyncio.timeout(20):
         async for delta in engine.generate([5, 6, 7], SamplingParams(max_tokens=40, ignore_eos=True), "one"):
             tokens += len(delta.token_ids)
-            ages.append(engine.heartbeat_age)
+            ages.append(engine.workers.heartbeat_age)
     assert tokens == 40 and len(engine.groups) == 1
     assert max(ages) < 0.4
 
@@ -205,7 +208,7 @@ class EngineThatCannotRestart(EngineThatLoses):
 
     def make_group(self, num_blocks: int | None) -> Any:
         number = len(self.groups)
-        self.seen = [*getattr(self, "seen", []), self.progress.stage]
+        self.seen = [*getattr(self, "seen", []), self.workers.progress.stage]
         if number == 1:
             self.groups.append(None)
             raise OSError(errno.EMFILE, "Too many open files")

@@ -73,14 +73,14 @@ async def version(request: web.Request) -> web.Response:
 
 
 def _check_heartbeat(served: ServedModel) -> None:
-    age = served.engine.heartbeat_age
+    age = served.engine.workers.heartbeat_age
     # Half of it, so that a hung worker is seen before it is restarted.
     if age > served.engine.config.step_timeout / 2:
         raise _not_ready(f"the worker has not moved for {age:.0f} s", "stalled")
 
 
 def _loading(served: ServedModel, code: str) -> ApiError:
-    progress = served.engine.progress
+    progress = served.engine.workers.progress
     share = f" ({100 * progress.done // progress.total} %)" if progress.total else ""
     message = f"the model is not ready yet: {progress.stage}{share}; try again soon"
     details = {"stage": progress.stage, "done": progress.done, "total": progress.total}

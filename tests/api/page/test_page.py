@@ -229,7 +229,7 @@ async def test_a_key_is_asked_for(start_counted: Any, open_page: Any) -> None:
 
 async def test_loading(start_counted: Any, open_page: Any) -> None:
     app = await start_counted(ready=False)
-    app.engine._workers.progress = Progress("loading weights", 50, 200)
+    app.engine.workers.progress = Progress("loading weights", 50, 200)
     page = await open_page(app)
     await page.until("document.querySelector('#stage').innerText === 'loading weights · 25 %'")
     assert await page.run("return document.querySelector('#progress').value") == 0.25
