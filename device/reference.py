@@ -5,7 +5,8 @@ Written to be read, not to be fast. Results are computed in float32 and rounded 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise, starmap
 from typing import Literal
 
 import torch
@@ -170,10 +171,7 @@ class ReferenceOps:
 
         group = q.shape[1] // k.shape[1]
         out = torch.empty(*q.shape[:2], v.shape[2])
-        start = 0
-        for new, cached, table in _sequences(step):
-            rows = slice(start, start + new)
-            start += new
+        for rows, new, cached, table in _sequences(step):
             keys = read_slots(kv.keys, table, cached + new).repeat_interleave(group, dim=1)
             values = read_slots(kv.values, table, cached + new).repeat_interleave(group, dim=1)
             scores = torch.einsum("qhd,khd->hqk", q[rows].float(), keys) * scale
@@ -202,10 +200,7 @@ class ReferenceOps:
         up_keys, up_values = kv_up.float()[:, :nope], kv_up.float()[:, nope:]
         q_latent = torch.einsum("qhn,hnl->qhl", q[..., :nope].float(), up_keys)
         out = torch.empty(*q.shape[:2], up_values.shape[1])
-        start = 0
-        for new, cached, table in _sequences(step):
-            rows = slice(start, start + new)
-            start += new
+        for rows, new, cached, table in _sequences(step):
             latents = read_slots(kv.keys, table, cached + new)[:, 0]
             keys = read_slots(kv.values, table, cached + new)[:, 0]
             scores = torch.einsum("qhl,kl->hqk", q_latent[rows], latents)
@@ -263,10 +258,7 @@ class ReferenceOps:
     def dense_attention(self, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float) -> Tensor:
         checks.check_segments(q, k, v, segments)
         out = torch.empty(q.shape)
-        start = 0
-        for length in segments:
-            rows = slice(start, start + length)
-            start += length
+        for rows in _consecutive(segments):
             scores = torch.einsum("qhd,khd->hqk", q[rows].float(), k[rows].float()) * scale
             out[rows] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[rows].float())
         return out.to(q.dtype)
@@ -279,5 +271,11 @@ def _linear(x: Tensor, weight: ReferenceWeight, bias: Tensor | None = None) -> T
     return F.linear(x, dequantize(weight.canonical), None if bias is None else bias.float())
 
 
-def _sequences(step: AttentionMeta) -> list[tuple[int, int, Tensor]]:
-    return list(zip(step.input_lengths.tolist(), step.cached_lengths.tolist(), step.block_tables.unbind(), strict=True))
+def _sequences(step: AttentionMeta) -> Iterator[tuple[slice, int, int, Tensor]]:
+    """Of each sequence its rows, how many tokens are new and how many cached, and its block table."""
+    new, cached = step.input_lengths.tolist(), step.cached_lengths.tolist()
+    return zip(_consecutive(new), new, cached, step.block_tables, strict=True)
+
+
+def _consecutive(lengths: Iterable[int]) -> Iterator[slice]:
+    return starmap(slice, pairwise(accumulate(lengths, initial=0)))

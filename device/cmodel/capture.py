@@ -123,14 +123,11 @@ class _ViewsOnly(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        inputs = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves((args, kwargs)) if _is_tensor(tensor)}
+        given = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        inputs = {tensor.untyped_storage().data_ptr() for tensor in given}
         makes_memory = function.overloadpacket in (torch.ops.aten.empty, torch.ops.aten.empty_strided)
         is_view = not function._schema.is_mutable and all(
-            _is_tensor(leaf) and leaf.untyped_storage().data_ptr() in inputs for leaf in tree_leaves(result)
+            isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() in inputs for leaf in tree_leaves(result)
         )
         self.computes |= not (makes_memory or is_view)
         return result
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)

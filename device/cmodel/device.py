@@ -47,13 +47,7 @@ class CmodelDevice(HostDevice):
         self._fast = os.environ.get("CMODEL_FAST_EXEC", "1") != "0"
         self._kernels = load_kernels(thread_count()) if self._fast else None
         self.layout = LAYOUT if self._kernels is not None else ""
-        self.ops: Ops
-        if not self._fast:
-            self.ops = ReferenceOps()
-        elif self._kernels is None:
-            self.ops = TorchOps()
-        else:
-            self.ops = NativeOps(self._kernels)
+        self.ops: Ops = NativeOps(self._kernels) if self._kernels else TorchOps() if self._fast else ReferenceOps()
 
     def describe(self) -> str:
         """One line for the log: what computes, and what would be faster."""

@@ -55,14 +55,9 @@ class KernelProfile(OperatorRecorder):
         self._replays.append((calls, times))
 
     def _record(self, kernel: Kernel, arguments: Arguments, start: int, end: int) -> CommandRecord:
-        cost = kernel_cost(kernel.name, arguments)
+        cost = _COSTS[kernel.name](arguments)
         detail = _detail(arguments) if self._detailed else ""
         return CommandRecord(_label(kernel.name, arguments), start, end - start, *cost, detail)
-
-
-def kernel_cost(name: str, arguments: Arguments) -> tuple[int, int]:
-    """Bytes and operations of one call of the kernel of that name."""
-    return _COSTS[name](arguments)
 
 
 def _has_kernel(ops: Ops, name: str) -> bool:
@@ -118,6 +113,7 @@ def _sample(a: Any) -> tuple[int, int]:
     return a.rows * a.vocab * _ITEM_BYTES[a.dtype] + mask, a.rows * a.vocab
 
 
+# Bytes and operations of one call of a kernel.
 _COSTS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "pack_linear": _packing,
     "pack_codes": _packing,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from device.interface import KVCache
 
@@ -38,11 +37,8 @@ def paired_cache(
     """
     if dtype != torch.bfloat16 or head_dims[0] != head_dims[1] or head_dims[0] % LANES or block_size % LANES:
         return None
-
-    def make() -> Tensor:
-        return torch.empty(blocks, block_size, kv_heads, head_dims[0], dtype=dtype)
-
-    return PairedKVCache(make(), make())
+    keys, values = (torch.empty(blocks, block_size, kv_heads, dim, dtype=dtype) for dim in head_dims)
+    return PairedKVCache(keys, values)
 
 
 def is_native_cache(kv: KVCache) -> bool:

@@ -14,10 +14,8 @@ from device.reference import canonical_shape, dequantize
 PANEL = 32
 """Outputs that stand side by side in a packed weight: see native/kernels/gemm.h."""
 
-
 CODES = {4: 0, "float8": 1, 8: 2}
 """The numbers of native/kernels/quantized.cpp, by bits of whole numbers."""
-
 
 LAYOUT = "panels 1"
 """Changes whenever the layout of QuantizedWeight does."""

@@ -21,35 +21,13 @@ log = logging.getLogger(__name__)
 REPORT_PERIOD = 10.0
 
 # Buckets as vLLM has them, in seconds.
-_FIRST_TOKEN = [
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
-    160,
-    640,
-]
+_FIRST = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640]
 _TOKEN = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80]
 _REQUEST = [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680]
 _STEP_TOKENS = [2**power for power in range(15)]
 
 _TIMES = {
-    "time_to_first_token_seconds": ("Time from arrival to the first token.", _FIRST_TOKEN),
+    "time_to_first_token_seconds": ("Time from arrival to the first token.", _FIRST),
     "inter_token_latency_seconds": ("Time between two tokens.", _TOKEN),
     "request_time_per_output_token_seconds": ("A request's mean time between two tokens.", _TOKEN),
     "e2e_request_latency_seconds": ("Time from arrival to the last token.", _REQUEST),
@@ -176,14 +154,11 @@ class EngineMetrics:
             "sophserve:worker_restarts": ("Restarts of lost workers.", counts.restarts),
         }
         names, values = list(self._labels), list(self._labels.values())
-        for name, (text, value) in gauges.items():
-            gauge = GaugeMetricFamily(name, text, labels=names)
-            gauge.add_metric(values, value)
-            yield gauge
-        for name, (text, value) in counters.items():
-            counter = CounterMetricFamily(name, text, labels=names)
-            counter.add_metric(values, value)
-            yield counter
+        for kind, entries in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+            for name, (text, value) in entries.items():
+                family = kind(name, text, labels=names)
+                family.add_metric(values, value)
+                yield family
         finished = CounterMetricFamily(
             "vllm:request_success", "Finished sequences.", labels=[*names, "finished_reason"]
         )
