@@ -34,14 +34,14 @@ def stack_tensors(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def stack_weights(weights: Sequence[CanonicalWeight], dtype: torch.dtype) -> CanonicalWeight:
     """One weight with the outputs of all, in order. Parts of different kinds become a dense weight of dtype."""
     first = weights[0]
-    if all(isinstance(weight, IntWeight) for weight in weights):
-        ints = [weight for weight in weights if isinstance(weight, IntWeight)]
-        if all(weight.bits == ints[0].bits and _same_order(weight, ints[0]) for weight in ints):
-            return _stack_groups(ints)
-    elif all(isinstance(weight, Float8Weight) for weight in weights):
-        return _stack_groups([weight for weight in weights if isinstance(weight, Float8Weight)])
     if len(weights) == 1 and not isinstance(first, DenseWeight):
         return first
+    ints = [weight for weight in weights if isinstance(weight, IntWeight)]
+    floats = [weight for weight in weights if isinstance(weight, Float8Weight)]
+    if len(floats) == len(weights):
+        return _stack_groups(floats)
+    if len(ints) == len(weights) and all(w.bits == ints[0].bits and _same_order(w, ints[0]) for w in ints):
+        return _stack_groups(ints)
     dense = [weight.values if isinstance(weight, DenseWeight) else dequantize(weight) for weight in weights]
     return DenseWeight(stack_tensors(dense, dtype))
 
@@ -50,17 +50,11 @@ def pad_rows(weight: CanonicalWeight, count: int) -> CanonicalWeight:
     """The weight with `count` more outputs, all of which are 0."""
 
     def pad(tensor: Tensor) -> Tensor:
-        return torch.cat([tensor.view(torch.uint8), tensor.new_zeros(count, *tensor.shape[1:]).view(torch.uint8)]).view(
-            tensor.dtype
-        )
+        zeros = tensor.new_zeros(count, *tensor.shape[1:])
+        return torch.cat([tensor.view(torch.uint8), zeros.view(torch.uint8)]).view(tensor.dtype)
 
-    if not count:
-        return weight
-    if isinstance(weight, IntWeight):
-        return replace(weight, values=pad(weight.values), scales=pad(weight.scales), zeros=pad(weight.zeros))
-    if isinstance(weight, Float8Weight):
-        return replace(weight, values=pad(weight.values), scales=pad(weight.scales))
-    return DenseWeight(pad(weight.values))
+    by_output = [name for name in ("values", "scales", "zeros") if hasattr(weight, name)]
+    return replace(weight, **{name: pad(getattr(weight, name)) for name in by_output}) if count else weight
 
 
 def int_weight(codes: Tensor, scales: Tensor, zeros: Tensor, groups: Tensor, bits: int) -> IntWeight:
@@ -161,8 +155,6 @@ def _same_order(left: IntWeight, right: IntWeight) -> bool:
 
 
 def _stack_groups(weights: Sequence[IntWeight] | Sequence[Float8Weight]) -> CanonicalWeight:
-    if len(weights) == 1:
-        return weights[0]
     inputs = weights[0].values.shape[1] * (8 // weights[0].bits if isinstance(weights[0], IntWeight) else 1)
     size = gcd(*(min(weight.group_size, inputs) for weight in weights))
     at = torch.arange(0, inputs, size)

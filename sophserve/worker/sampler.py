@@ -38,31 +38,18 @@ def sampled_tokens(
 
 def sample_params(states: list[RequestState], vocab_size: int, masks: Mapping[int, bytes] = _NOTHING) -> SampleParams:
     """The requests' parameters as tensors, one row each. masks: of rows with a grammar, all that may be chosen."""
-    params = [state.params for state in states]
-
-    def floats(name: str) -> Tensor:
-        return as_tensor(array("f", [getattr(each, name) for each in params]))
-
-    penalties = _penalties(states)
-    bias = _bias(states, masks)
+    most = max(-1 if state.params.logprobs is None else state.params.logprobs for state in states)
     return SampleParams(
-        temperature=floats("temperature"),
-        top_k=as_tensor(array("i", [each.top_k for each in params])),
-        top_p=floats("top_p"),
-        min_p=floats("min_p"),
+        temperature=_floats(states, "temperature"),
+        top_k=as_tensor(array("i", [state.params.top_k for state in states])),
+        top_p=_floats(states, "top_p"),
+        min_p=_floats(states, "min_p"),
         seeds=as_tensor(array("q", [state.seed for state in states])),
         positions=as_tensor(array("q", [len(state.tokens) for state in states])),
-        repetition=floats("repetition_penalty") if penalties else None,
-        presence=floats("presence_penalty") if penalties else None,
-        frequency=floats("frequency_penalty") if penalties else None,
-        penalty_rows=penalties[0] if penalties else None,
-        penalty_ids=penalties[1] if penalties else None,
-        output_counts=penalties[2] if penalties else None,
-        bias_rows=bias[0] if bias else None,
-        bias_ids=bias[1] if bias else None,
-        bias_values=bias[2] if bias else None,
         mask=_mask(states, vocab_size, masks),
-        num_logprobs=min(vocab_size, max(-1 if each.logprobs is None else each.logprobs for each in params)),
+        num_logprobs=min(vocab_size, most),
+        **_penalties(states),
+        **_bias(states, masks),
     )
 
 
@@ -101,15 +88,25 @@ def _logprobs(result: SampleResult) -> list[Iterator[TokenLogprob]]:
     ]
 
 
-def _penalties(states: list[RequestState]) -> tuple[Tensor, Tensor, Tensor] | None:
+def _floats(states: list[RequestState], name: str) -> Tensor:
+    return as_tensor(array("f", [getattr(state.params, name) for state in states]))
+
+
+def _penalties(states: list[RequestState]) -> dict[str, Any]:
     entries = [(row, *state.penalties.entries()) for row, state in enumerate(states) if state.penalties]
     if not entries:
-        return None
-    rows = torch.cat([torch.full_like(ids, row) for row, ids, _ in entries])
-    return rows, torch.cat([ids for _, ids, _ in entries]), torch.cat([counts for _, _, counts in entries])
+        return {}
+    return {
+        "repetition": _floats(states, "repetition_penalty"),
+        "presence": _floats(states, "presence_penalty"),
+        "frequency": _floats(states, "frequency_penalty"),
+        "penalty_rows": torch.cat([torch.full_like(ids, row) for row, ids, _ in entries]),
+        "penalty_ids": torch.cat([ids for _, ids, _ in entries]),
+        "output_counts": torch.cat([counts for _, _, counts in entries]),
+    }
 
 
-def _bias(states: list[RequestState], masks: Mapping[int, bytes]) -> tuple[Tensor, Tensor, Tensor] | None:
+def _bias(states: list[RequestState], masks: Mapping[int, bytes]) -> dict[str, Any]:
     rows, ids, values = array("q"), array("q"), array("f")
     for row, state in enumerate(states):
         rules = state.rules
@@ -119,8 +116,8 @@ def _bias(states: list[RequestState], masks: Mapping[int, bytes]) -> tuple[Tenso
             values += rules.bias_values + _BANNED * len(banned)
             rows += array("q", (row,)) * (len(ids) - len(rows))
     if not rows:
-        return None
-    return as_tensor(rows), as_tensor(ids), as_tensor(values)
+        return {}
+    return {"bias_rows": as_tensor(rows), "bias_ids": as_tensor(ids), "bias_values": as_tensor(values)}
 
 
 def _mask(states: list[RequestState], vocab_size: int, masks: Mapping[int, bytes]) -> Tensor | None:

@@ -28,36 +28,16 @@ _WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"}
 )
 # Known, and the answer is right without them, but whoever sends them should hear that nothing comes of it.
-_NOTED = frozenset(
-    {
-        "context_management",
-        "max_tool_calls",
-        "prediction",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "verbosity",
-    }
-)
+# fmt: off
+_NOTED = frozenset({
+    "context_management", "max_tool_calls", "prediction", "prompt_cache_options", "prompt_cache_retention", "verbosity",
+})
 # An answer that silently left these out would be a wrong one. Some are fields of one kind of request only.
-_UNSUPPORTED = frozenset(
-    {
-        "audio",
-        "best_of",
-        "chat_template",
-        "function_call",
-        "functions",
-        "grammar",
-        "json_schema",
-        "logprob_token_ids",
-        "modalities",
-        "moderation",
-        "prompt_embeds",
-        "regex",
-        "suffix",
-        "use_beam_search",
-        "web_search_options",
-    }
-)
+_UNSUPPORTED = frozenset({
+    "audio", "best_of", "chat_template", "function_call", "functions", "grammar", "json_schema", "logprob_token_ids",
+    "modalities", "moderation", "prompt_embeds", "regex", "suffix", "use_beam_search", "web_search_options",
+})
+# fmt: on
 WITHOUT_EFFECT = "without effect"
 NOT_IN_PROMPT = "left out by the chat template"
 ITEMS_LEFT_OUT = "entries of the conversation that say nothing to this model were left out"
@@ -66,7 +46,6 @@ NOT_KEPT = "not kept to"
 _LONGEST_NAME = 64
 _MOST_FIELDS = 10_000
 _NEUTRAL: dict[str, Any] = {"best_of": 1, "modalities": ["text"]}
-
 
 # Bytes that a field may have. What a conversation or a prompt is made of is only bounded together, with the body.
 _WITHOUT_LIMIT = frozenset({"messages", "prompt", "input", "content", "tokens", "documents"})
