@@ -23,20 +23,10 @@ class LlamaForCausalLM(CausalLM[LlamaConfig]):
     config_class = LlamaConfig
 
     def make_layer(self, index: int) -> DecoderLayer:
-        config = self.config
-        attention = Attention(
-            self.context,
-            config,
-            self.rope,
-            qkv_bias=config.attention_bias,
-            output_bias=config.attention_bias,
-        )
+        config, bias = self.config, self.config.attention_bias
+        attention = Attention(self.context, config, self.rope, qkv_bias=bias, output_bias=bias)
         mlp = GatedMLP(
-            self.context,
-            config.hidden_size,
-            config.intermediate_size,
-            config.hidden_act,
-            bias=config.mlp_bias,
+            self.context, config.hidden_size, config.intermediate_size, config.hidden_act, bias=config.mlp_bias
         )
         return DecoderLayer(self.context, config, attention, mlp)
 

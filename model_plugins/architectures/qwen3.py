@@ -28,14 +28,9 @@ class Qwen3ForCausalLM(CausalLM[Qwen3Config]):
 
     def make_layer(self, index: int) -> DecoderLayer:
         config = self.config
+        bias, window = config.attention_bias, config.window(index)
         attention = Attention(
-            self.context,
-            config,
-            self.rope,
-            qkv_bias=config.attention_bias,
-            output_bias=config.attention_bias,
-            qk_norm=True,
-            window=config.window(index),
+            self.context, config, self.rope, qkv_bias=bias, output_bias=bias, qk_norm=True, window=window
         )
         mlp = GatedMLP(self.context, config.hidden_size, config.intermediate_size, config.hidden_act)
         return DecoderLayer(self.context, config, attention, mlp)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model_plugins.quantization.float8 import Float8Format, block_scales, expected_float8
-from model_plugins.quantization.round_to_nearest import BLOCK, RoundedFloat8Format, round_to_float8
+from model_plugins.quantization.round_to_nearest import BLOCK, RoundToNearest, as_float8, round_to_float8
 from sophserve.errors import CheckpointError
 from sophserve.model.convert import linear_weights, write_checkpoint
 from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, is_dense, read_settings
@@ -66,7 +66,7 @@ class FP8(Scheme):
     @classmethod
     def for_dense(cls) -> Scheme:
         """Blocks of 128 x 128, rounded to nearest."""
-        return RoundToFloat8()
+        return RoundToNearest(as_float8)
 
     @classmethod
     def convert(cls, source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
@@ -105,17 +105,6 @@ class ModelOpt(FP8):
                 f"the checkpoint is quantized by ModelOpt with quant_algo {settings.quant_algo!r}; supported: FP8"
             )
         super().__init__({"ignored_layers": [name.strip("*") for name in settings.exclude_modules]})
-
-
-class RoundToFloat8(Scheme):
-    """Quantizes plain layers as they are loaded, but for the head."""
-
-    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        pass
-
-    def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
-        """float8 for every layer of the decoder."""
-        return RoundedFloat8Format(name) if is_dense(stored) and not name.endswith("lm_head") else DenseFormat()
 
 
 @hookimpl

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from device.interface import CanonicalWeight, IntWeight
-from model_plugins.quantization.round_to_nearest import RoundedInt4Format, group_size_for, round_to_int4
+from model_plugins.quantization.round_to_nearest import RoundToNearest, group_size_for, round_to_int4
 from sophserve.errors import CheckpointError
 from sophserve.model.canonical import even_groups, int_weight, stored_groups
 from sophserve.model.convert import linear_weights, write_checkpoint
@@ -35,7 +35,6 @@ from sophserve.model.quantization import (
     expected_groups,
     filled_words,
     held_words,
-    is_dense,
     no_values,
     read_settings,
     unpack_held,
@@ -207,7 +206,7 @@ class GPTQ(Scheme):
     @classmethod
     def for_dense(cls) -> Scheme:
         """4 bits, groups of 128, rounded to nearest."""
-        return RoundToInt4()
+        return RoundToNearest(round_to_int4)
 
     @classmethod
     def convert(cls, source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
@@ -240,17 +239,6 @@ def gptq_tensors(weight: IntWeight) -> dict[str, Tensor]:
         "scales": weight.scales.T,
         "g_idx": (torch.arange(weight.values.shape[1] * 2) // weight.group_size).int(),
     }
-
-
-class RoundToInt4(Scheme):
-    """Quantizes plain layers as they are loaded, but for the head."""
-
-    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        pass
-
-    def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
-        """4 bits for every layer of the decoder."""
-        return RoundedInt4Format(name) if is_dense(stored) and not name.endswith("lm_head") else DenseFormat()
 
 
 @hookimpl

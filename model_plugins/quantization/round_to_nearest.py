@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from device.interface import CanonicalWeight, Float8Weight, IntWeight
 from device.reference import dequantize
 from sophserve.model.canonical import pack_bits
-from sophserve.model.quantization import DenseFormat, WeightPart
+from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, WeightPart, is_dense
+from sophserve.model.weights import StoredTensor
 
 log = logging.getLogger(__name__)
+Rounding = Callable[[Tensor], IntWeight | Float8Weight]
 
 GROUP_SIZE = BLOCK = 128
 MIDDLE = 8
@@ -71,38 +73,36 @@ def round_to_float8(values: Tensor) -> tuple[Tensor, Tensor]:
     return rounded.flatten(2).flatten(0, 1)[:outputs, :inputs].contiguous(), scales
 
 
-class RoundedInt4Format(DenseFormat):
-    """A plain weight on disk, 4 bits from there on."""
+def as_float8(values: Tensor) -> Float8Weight:
+    """What round_to_float8 makes of `[outputs, inputs]`, with scales for each output."""
+    rounded, scales = round_to_float8(values)
+    return Float8Weight(rounded, scales.repeat_interleave(BLOCK, dim=0)[: len(values)], BLOCK)
 
-    def __init__(self, name: str) -> None:
+
+class RoundToNearest(Scheme):
+    """Quantizes plain layers as they are loaded, but for the head."""
+
+    def __init__(self, rounded: Rounding) -> None:
+        self._rounded = rounded
+
+    def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
+        quantized = is_dense(stored) and not name.endswith("lm_head")
+        return RoundedFormat(name, self._rounded) if quantized else DenseFormat()
+
+
+class RoundedFormat(DenseFormat):
+    """A plain weight on disk, rounded from there on."""
+
+    def __init__(self, name: str, rounded: Rounding) -> None:
         self._name = name
+        self._rounded = rounded
 
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
-        weight = round_to_int4(tensors["weight"])
-        log_error(self._name, tensors["weight"], weight)
+        values = tensors["weight"]
+        weight = self._rounded(values)
+        if not values.is_meta:
+            exact = values.float()
+            error = float((dequantize(weight) - exact).norm() / exact.norm().clamp(min=1e-12))
+            share = (weight.values.nbytes + weight.scales.nbytes) / values.nbytes
+            log.info("%s: %.1f%% of its memory, relative error %.4f", self._name, 100 * share, error)
         return weight
-
-
-class RoundedFloat8Format(DenseFormat):
-    """A plain weight on disk, float8 from there on."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
-        values, scales = round_to_float8(tensors["weight"])
-        spread = scales.repeat_interleave(BLOCK, dim=0)[: len(values)]
-        weight = Float8Weight(values, spread, BLOCK)
-        log_error(self._name, tensors["weight"], weight)
-        return weight
-
-
-def log_error(name: str, values: Tensor, weight: CanonicalWeight) -> None:
-    """Say how much memory the weight takes, and how far it is from what it was, if it has values."""
-    if values.is_meta:
-        return
-    exact = values.float()
-    error = float((dequantize(weight) - exact).norm() / exact.norm().clamp(min=1e-12))
-    assert isinstance(weight, IntWeight | Float8Weight)
-    taken = weight.values.nbytes + weight.scales.nbytes
-    log.info("%s: %.1f%% of its memory, relative error %.4f", name, 100 * taken / values.nbytes, error)
