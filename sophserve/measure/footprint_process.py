@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -101,7 +102,12 @@ def footprint(request: FootprintRequest) -> Footprint:
         resolve_dtype(settings, config.dtype),
         max_positions=1,
     )
-    model = _load(directory, settings, model_class, context, config.quantization)
+
+    def load(ranks: int) -> CausalLM:
+        of_ranks = replace(context, communicator=RankOf(ranks))
+        return _load(directory, settings, model_class, of_ranks, config.quantization)
+
+    model = load(config.tensor_parallel_size)
     memory, shared = request.memory, 1
     if memory is None:
         memory = device.memory()[0]
@@ -113,7 +119,10 @@ def footprint(request: FootprintRequest) -> Footprint:
     needs = {}
     if request.search:
         tokens = -(-max_model_len // config.block_size) * config.block_size
-        needs = _needs(directory, settings, model_class, context, config.quantization, memory, tokens)
+        # Other numbers of devices are not built into machines.
+        ranks = (2**power for power in range(MOST_RANKS.bit_length()))
+        possible = (count for count in ranks if divides(model_class, settings, context, count))
+        needs = _needs(load, possible, memory, tokens)
     given = quantization_config(directory, settings)
     untied = 0 if model.tied else model.embedding.nbytes
     return Footprint(
@@ -152,7 +161,7 @@ def _load(
     def read(wanted: Wanted) -> dict[str, Tensor]:
         return {key: tensors[place.name][part or ...] for key, (place, part) in wanted.items()}
 
-    load_weights(model, directory, None, scheme, AlikeWeights(model), (stored, read))
+    load_weights(model, directory, stored, read, scheme, AlikeWeights(model))
     return model
 
 
@@ -172,25 +181,14 @@ def _expected_tensors(model: CausalLM, scheme: Scheme | None, dtype: torch.dtype
     return tensors
 
 
-def _needs(
-    directory: Path,
-    settings: dict[str, Any],
-    model_class: type[CausalLM],
-    context: ModelContext,
-    asked: str | None,
-    memory: int,
-    tokens: int,
-) -> dict[int, int]:
+def _needs(load: Callable[[int], CausalLM], possible: Iterable[int], memory: int, tokens: int) -> dict[int, int]:
     """Bytes of the weights and of a sequence of so many tokens, by the number of ranks, up to one that has room."""
     found: dict[int, int] = {}
-    # Other numbers of devices are not built into machines.
-    for ranks in (2**power for power in range(MOST_RANKS.bit_length())):
-        if divides(model_class, settings, context, ranks):
-            of_ranks = replace(context, communicator=RankOf(ranks))
-            model = _load(directory, settings, model_class, of_ranks, asked)
-            found[ranks] = model.nbytes + tokens * token_bytes(model)
-            if found[ranks] <= memory:
-                break
+    for ranks in possible:
+        model = load(ranks)
+        found[ranks] = model.nbytes + tokens * token_bytes(model)
+        if found[ranks] <= memory:
+            break
     return found
 
 

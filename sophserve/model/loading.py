@@ -76,12 +76,12 @@ def load_model(
     config, generates = _with_its_head(model_class, config, stored)
     model = build_model(model_class, config, context)
     model.generates = generates
-    source = stored, read_tensors
+    source = directory, stored, read_tensors
     if scheme is None:
-        load_weights(model, directory, on_progress, source=source)
+        load_weights(model, *source, on_progress=on_progress)
     else:
         with PackedWeights(directory, cache_dir, context, quantization or "stored") as cache:
-            load_weights(model, directory, on_progress, scheme, cache, source)
+            load_weights(model, *source, scheme, cache, on_progress)
     return model
 
 
@@ -90,26 +90,24 @@ def _with_its_head(
 ) -> tuple[dict[str, Any], bool]:
     """The config, which says of the head what the files hold, and whether the model has one."""
     names = {target: name for name, target in model_class.checkpoint_names.items()}
-    if config.get("tie_word_embeddings"):
-        if _has_own_head(model_class, stored):
-            log.warning("config.json ties the head to the embedding, but the files hold another head, which is used")
-            config = config | {"tie_word_embeddings": False}
-        return config, True
-    if any(name.startswith(f"{names.get('head')}.") for name in stored):
-        return config, True
-    # Then there is nothing to read for it, and what is tied takes no room.
-    log.warning("the files hold no head: the model makes embeddings, and generates nothing")
-    return config | {"tie_word_embeddings": True}, False
-
-
-def _has_own_head(model_class: type[CausalLM], stored: dict[str, StoredTensor]) -> bool:
-    """Whether a head is stored that differs from the embedding, as after training that did not keep them tied."""
-    names = {target: name for name, target in model_class.checkpoint_names.items()}
+    has_head = any(name.startswith(f"{names.get('head')}.") for name in stored)
+    if not config.get("tie_word_embeddings"):
+        if has_head:
+            return config, True
+        # Then there is nothing to read for it, and what is tied takes no room.
+        log.warning("the files hold no head: the model makes embeddings, and generates nothing")
+        return config | {"tie_word_embeddings": True}, False
     head, embedding = (stored.get(f"{names.get(part)}.weight") for part in ("head", "embedding"))
-    if head is None or embedding is None:
-        return any(name.startswith(f"{names.get('head')}.") for name in stored) and embedding is not None
-    both = read_tensors({"head": (head, ()), "embedding": (embedding, ())})
-    return not torch.equal(both["head"], both["embedding"])
+    # They differ after training that did not keep them tied.
+    if has_head and embedding is not None and (head is None or _differ(head, embedding)):
+        log.warning("config.json ties the head to the embedding, but the files hold another head, which is used")
+        config = config | {"tie_word_embeddings": False}
+    return config, True
+
+
+def _differ(first: StoredTensor, second: StoredTensor) -> bool:
+    values = read_tensors({"first": (first, ()), "second": (second, ())})
+    return not torch.equal(values["first"], values["second"])
 
 
 def check_operators(model_class: type[CausalLM], device: Device) -> None:
@@ -150,16 +148,16 @@ def divides(model_class: type[CausalLM], config: dict[str, Any], context: ModelC
 def load_weights(
     model: CausalLM,
     directory: Path,
-    on_progress: Progress | None = None,
+    stored: Mapping[str, StoredTensor],
+    read: Read,
     scheme: Scheme | None = None,
     cache: WeightCache | None = None,
-    source: tuple[dict[str, StoredTensor], Read] | None = None,
+    on_progress: Progress | None = None,
 ) -> None:
     """Load every leaf of the model; quantized ones from the cache, if it has them. Raises CheckpointError.
 
-    source: what there is and how to read it; by default the directory's files.
+    stored, read: what there is in the directory, and how to read it.
     """
-    stored, read = source or (find_tensors(directory), read_tensors)
     stored = {_full_name(model, name, stored): tensor for name, tensor in stored.items()}
     if scheme is not None:
         _choose_formats(model, scheme, stored)
@@ -200,7 +198,7 @@ def _full_name(model: CausalLM, name: str, stored: Mapping[str, StoredTensor]) -
     return full if full not in stored and not model.parameter_of(name) and model.parameter_of(full) else name
 
 
-def _choose_formats(model: CausalLM, scheme: Scheme, stored: dict[str, StoredTensor]) -> None:
+def _choose_formats(model: CausalLM, scheme: Scheme, stored: Mapping[str, StoredTensor]) -> None:
     """Ask the scheme for the format of every linear weight."""
     by_layer: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in stored.items():
@@ -217,7 +215,7 @@ def _choose_formats(model: CausalLM, scheme: Scheme, stored: dict[str, StoredTen
 
 
 def _match(
-    model: CausalLM, stored: dict[str, StoredTensor], directory: Path, scheme: Scheme | None, read: Read
+    model: CausalLM, stored: Mapping[str, StoredTensor], directory: Path, scheme: Scheme | None, read: Read
 ) -> dict[str, StoredTensor]:
     """The stored tensor of every parameter. Raises CheckpointError if one is missing, unexpected or unfit."""
     wanted = {

@@ -48,6 +48,17 @@ struct Float16 {
 };
 enum Dtype { BFLOAT16 = 0, FLOAT16 = 1, FLOAT32 = 2 };
 
+// What call(T{}) answers, where T is the type that a number stands for. BAD_ARGUMENT for a number of none.
+template <class Call>
+inline int with_type(int64_t dtype, const Call& call) {
+    switch (dtype) {
+        case BFLOAT16: return call(BFloat16{});
+        case FLOAT16: return call(Float16{});
+        case FLOAT32: return call(float{});
+    }
+    return BAD_ARGUMENT;
+}
+
 template <class T>
 CMODEL_INLINE T least(T a, T b) {
     return b < a ? b : a;

@@ -37,12 +37,7 @@ int run(cmodel::Group& group, T* data, int64_t size) {
 
 // data becomes the sum over the ranks.
 CMODEL_EXPORT(all_reduce)(const AllReduce& a) {
-    switch (a.dtype) {
-        case BFLOAT16: return run(*a.group, static_cast<BFloat16*>(a.data), a.size);
-        case FLOAT16: return run(*a.group, static_cast<Float16*>(a.data), a.size);
-        case FLOAT32: return run(*a.group, static_cast<float*>(a.data), a.size);
-    }
-    return BAD_ARGUMENT;
+    return with_type(a.dtype, [&](auto t) { return run(*a.group, static_cast<decltype(t)*>(a.data), a.size); });
 }
 
 }  // namespace CMODEL_ISA

@@ -100,12 +100,7 @@ CMODEL_EXPORT(linear)(const Linear& a) {
 
 // inner = activation(gate) * up, for halves that are not whole panels.
 CMODEL_EXPORT(gate)(const Gate& a) {
-    switch (a.dtype) {
-        case BFLOAT16: return gate<BFloat16>(a);
-        case FLOAT16: return gate<Float16>(a);
-        case FLOAT32: return gate<float>(a);
-    }
-    return BAD_ARGUMENT;
+    return with_type(a.dtype, [&](auto t) { return gate<decltype(t)>(a); });
 }
 
 }  // namespace CMODEL_ISA

@@ -51,25 +51,12 @@ int run(const RMSNorm& a) {
     return DONE;
 }
 
-template <class T>
-int run(const RMSNorm& a) {
-    switch (a.weight_dtype) {
-        case BFLOAT16: return run<T, BFloat16>(a);
-        case FLOAT16: return run<T, Float16>(a);
-        case FLOAT32: return run<T, float>(a);
-    }
-    return BAD_ARGUMENT;
-}
-
 }  // namespace
 
 CMODEL_EXPORT(rms_norm)(const RMSNorm& a) {
-    switch (a.dtype) {
-        case BFLOAT16: return run<BFloat16>(a);
-        case FLOAT16: return run<Float16>(a);
-        case FLOAT32: return run<float>(a);
-    }
-    return BAD_ARGUMENT;
+    return with_type(a.dtype, [&](auto t) {
+        return with_type(a.weight_dtype, [&](auto w) { return run<decltype(t), decltype(w)>(a); });
+    });
 }
 
 }  // namespace CMODEL_ISA

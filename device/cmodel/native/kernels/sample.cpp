@@ -330,12 +330,7 @@ bool inside(const int64_t* rows, const int64_t* ids, int64_t count, int64_t row_
 CMODEL_EXPORT(sample)(const Sample& p) {
     if (!inside(p.penalty_rows, p.penalty_ids, p.penalties, p.rows, p.vocab)) return BAD_ARGUMENT;
     if (!inside(p.bias_rows, p.bias_ids, p.biases, p.rows, p.vocab) || p.num_logprobs > p.vocab) return BAD_ARGUMENT;
-    switch (p.dtype) {
-        case BFLOAT16: return run<BFloat16>(p);
-        case FLOAT16: return run<Float16>(p);
-        case FLOAT32: return run<float>(p);
-    }
-    return BAD_ARGUMENT;
+    return with_type(p.dtype, [&](auto t) { return run<decltype(t)>(p); });
 }
 
 }  // namespace CMODEL_ISA
