@@ -36,7 +36,6 @@ class OperatorRecorder:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Note no operators meanwhile."""
         before, self._inside = self._inside, True
         try:
             yield

@@ -40,7 +40,6 @@ class KernelProfile(OperatorRecorder):
         return sorted(records, key=lambda record: record.start_ns)
 
     def close(self) -> None:
-        """Run kernels untimed again."""
         super().close()
         Kernel.intercept = CommandList.on_replay = None
 

@@ -12,7 +12,6 @@ hookimpl = pluggy.HookimplMarker("sophserve")
 
 @hookimpl
 def register_devices(register: Callable[[str, Any], None]) -> None:
-    """The host CPU as a device."""
     from device.cmodel.device import CmodelDevice  # here, so that a process that only lists plugins skips torch
 
     register("cmodel", CmodelDevice)

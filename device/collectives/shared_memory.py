@@ -47,7 +47,6 @@ class SharedMemoryCommunicator:
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """Every rank's x side by side along the last dimension, in rank order."""
         x = x.contiguous()
         width = x.shape[-1]
         rows = x.numel() // width if width else 0

@@ -38,8 +38,6 @@ _PLACE = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
 
 
 class AWQFormat(WeightFormat):
-    """One layer."""
-
     def __init__(self, stored: Mapping[str, StoredTensor], group_size: int) -> None:
         self._group_size = group_size
         self._groups = stored["scales"].shape[0] if "scales" in stored else 1

@@ -201,5 +201,4 @@ class CompressedTensors(Scheme):
 
 @hookimpl
 def register_quantizations(register: Register) -> None:
-    """Add compressed-tensors."""
     register("compressed-tensors", CompressedTensors)

@@ -73,17 +73,14 @@ class EngineMetrics:
         self._last = (time.monotonic(), 0, 0)
 
     def on_step(self, tokens: int) -> None:
-        """A step of so many tokens was sent."""
         self._step_tokens.observe(tokens)
 
     def on_prompt(self, timeline: Timeline, prompt_tokens: int, cached_tokens: int) -> None:
-        """A prompt is computed."""
         timeline.prompt_tokens = prompt_tokens
         self.counts.prompt_tokens += prompt_tokens
         self.counts.cached_tokens += cached_tokens
 
     def on_tokens(self, timeline: Timeline, count: int, prompt_tokens: int, cached_tokens: int) -> None:
-        """A step gave a sequence tokens."""
         now = time.monotonic()
         self.counts.generation_tokens += count
         if timeline.first_token:
@@ -112,7 +109,6 @@ class EngineMetrics:
         self._max_tokens.observe(most)
 
     async def report(self) -> None:
-        """Log what log_line says, time and again."""
         while True:
             await asyncio.sleep(REPORT_PERIOD)
             if line := self.log_line():

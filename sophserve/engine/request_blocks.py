@@ -51,7 +51,6 @@ class RequestBlocks:
         return blocks
 
     def release(self, request: Request) -> None:
-        """Take back all that a request has."""
         self._pool.release(request.blocks)
         request.blocks.clear()
         request.remembered = 0

@@ -75,7 +75,6 @@ class Sequence:
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended."""
         return self.finish_reason is not None
 
     @property
@@ -96,7 +95,6 @@ class Sequence:
             watcher.begin_one(self)
 
     def leave(self) -> None:
-        """The engine is done with it."""
         if self._watcher:
             self._watcher.end_one(self)
 

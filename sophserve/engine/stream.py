@@ -36,7 +36,6 @@ class DeltaStream:
         self._filled.set()
 
     async def get(self) -> OutputDelta:
-        """Wait for something to read."""
         await self._filled.wait()
         self._filled.clear()
         delta, self._delta = self._delta, None

@@ -94,7 +94,6 @@ class Supervisor:
         return self._info
 
     async def close(self, kill: bool) -> None:
-        """Stop the workers."""
         group, self.group = self.group, None
         self.in_flight = 0
         if group:

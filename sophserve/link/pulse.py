@@ -26,13 +26,11 @@ class Pulse:
             raise
 
     def beat(self) -> None:
-        """Count up."""
         self._count += 1
         self._memory[:8] = self._count.to_bytes(8, "little")
 
     @property
     def count(self) -> int:
-        """What the writer has counted to."""
         return int.from_bytes(self._memory[:8], "little")
 
     def close(self) -> None:

@@ -99,7 +99,6 @@ class PackedModule(Module):
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Stack the parts and pack them."""
         parts = [
             self.formats[prefix].read(part, {name: tensors[f"{prefix}{name}"] for name in names})
             for prefix, part in self._parts.items()
@@ -188,7 +187,6 @@ class RMSNorm(Module):
         return {"weight": ParameterSpec((self._size,))}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a copy on the device."""
         self.weight = stack_tensors([tensors["weight"]], self._context.dtype).to(self._context.device.torch_device)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -215,7 +213,6 @@ class Embedding(Module):
         return {} if self._tied else {"weight": ParameterSpec(self._shape, (self._rows,))}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Pack a copy."""
         values = stack_tensors([tensors["weight"]], self._context.dtype)
         self.table = self._context.device.pack(DenseWeight(values), "embedding")
 

@@ -54,7 +54,6 @@ class Module:
             yield from child.named_modules(f"{path}.{name}" if path else name)
 
     def modules(self) -> Iterator[Module]:
-        """This module and all below it."""
         for _, module in self.named_modules():
             yield module
 

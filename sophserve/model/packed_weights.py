@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import torch
@@ -32,13 +32,14 @@ class WeightCache(Protocol):
         """All weights are loaded."""
 
 
-class PackedWeights:
+class PackedWeights(ExitStack):
     """What an earlier start packed of a checkpoint, or a place to keep it for the next. A context manager.
 
     quantization: what is done to the checkpoint's weights, part of the cache file's name.
     """
 
     def __init__(self, directory: Path, cache_dir: str | None, context: ModelContext, quantization: str) -> None:
+        super().__init__()
         self._device = context.device
         self._reader: CacheReader | None = None
         self._writer: CacheWriter | None = None
@@ -57,10 +58,9 @@ class PackedWeights:
         except (ValueError, KeyError, TypeError, OSError) as error:
             log.warning("%s is not used, %s; it is made anew", path, error)
         if self._reader is None:
-            self._writer = CacheWriter(path)
+            self._writer = self.enter_context(CacheWriter(path))
 
     def get(self, path: str) -> PackedWeight | None:
-        """The packed weight of the module at a path of the model."""
         kept = self._reader.get(path) if self._reader else None
         if kept is None:
             return None
@@ -77,15 +77,6 @@ class PackedWeights:
         """All weights are loaded: put the cache file in place."""
         if self._writer:
             self._writer.commit()
-
-    def __enter__(self) -> PackedWeights:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer:
-            self._writer.__exit__(kind, error, trace)
 
 
 def _blob(tensor: Tensor) -> Blob:

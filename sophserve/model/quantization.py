@@ -50,11 +50,9 @@ class DenseFormat(WeightFormat):
     """A plain tensor of floating-point numbers."""
 
     def parameters(self, part: WeightPart) -> dict[str, ParameterSpec]:
-        """`weight`."""
         return {"weight": ParameterSpec(part.shape, (part.rows, part.columns))}
 
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
-        """As it is."""
         return DenseWeight(tensors["weight"])
 
 

@@ -73,7 +73,6 @@ class RequestState:
             self.rules.append(token_id)
 
     def extend(self, token_ids: list[int]) -> None:
-        """Take sampled tokens."""
         self.tokens.extend(token_ids)
         for token_id in token_ids:
             self.rules.append(token_id)

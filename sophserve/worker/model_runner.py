@@ -108,7 +108,6 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step."""
         batch = self._batches.build(plan)
         states = batch.sampled + batch.held
         masks = self._grammars.begin(states) if self._grammars else {}

@@ -26,7 +26,6 @@ class PenaltyState:
         return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
     def add_output(self, token_id: int) -> None:
-        """Count one more generated token."""
         index = self._index.setdefault(token_id, self._size)
         if index == self._size:
             if self._size == len(self._ids):

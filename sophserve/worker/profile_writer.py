@@ -85,7 +85,6 @@ class Profile:
         return result
 
     def close(self) -> None:
-        """Record nothing any more."""
         if not self._file.closed:
             self._device.stop_profile()
             self._file.close()

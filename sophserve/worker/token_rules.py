@@ -31,7 +31,6 @@ class TokenRules:
         self._words = WordTrie(added.bad_word_ids) if added.bad_word_ids else None
 
     def append(self, token_id: int) -> None:
-        """A token of the output."""
         self._length += 1
         if self._words:
             self._words.append(token_id)
@@ -82,7 +81,6 @@ class WordTrie:
             node.banned.append(last)
 
     def append(self, token_id: int) -> None:
-        """A token of the output."""
         candidates = [*self._active, self._root]
         self._active = [node.next[token_id] for node in candidates if token_id in node.next]
 

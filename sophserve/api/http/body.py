@@ -125,7 +125,6 @@ def read_query(request: web.Request, kind: type[T]) -> T:
 
 
 def json_response(value: Any, headers: dict[str, str] | None = None) -> web.Response:
-    """An answer of status 200."""
     return web.Response(body=msgspec.json.encode(value), content_type="application/json", headers=headers)
 
 

@@ -55,7 +55,6 @@ class Budget:
             found.give_way()
 
     def held(self, holder: Holder) -> int:
-        """What a holder has."""
         return self._held.get(holder, 0)
 
     def _largest(self) -> Holder:

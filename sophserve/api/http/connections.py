@@ -69,7 +69,6 @@ class Connections:
             self._idle[connection] = None
 
     def remove(self, connection: Connection) -> None:
-        """It is closed."""
         self.open.discard(connection)
         self._idle.pop(connection, None)
         self.unread.hold(connection, 0)
@@ -104,7 +103,6 @@ class Connections:
                 self.on_room()
 
     def collect(self) -> Iterator[Metric]:
-        """The figures for the registry."""
         gauges = {
             "sophserve:connections_open": ("Open connections.", len(self.open)),
             "sophserve:connections_idle": ("Connections without a request.", len(self._idle)),
@@ -231,7 +229,6 @@ class Connection(web.RequestHandler):
         self._loop.call_soon(self.cut, "unread_memory")  # not while something is being written
 
     def cut(self, reason: str) -> None:
-        """End the connection at once."""
         self._connections.refused[reason] += 1
         if self.record is not None:
             self.record.error, self.record.error_code = f"cut: {reason}", reason
@@ -299,7 +296,6 @@ class _Server(web.Server):
         self._options = options
 
     def __call__(self) -> Connection:
-        """The protocol of a new connection."""
         return Connection(self, self._all, loop=self._loop, **self._options)
 
 

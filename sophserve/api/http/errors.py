@@ -48,6 +48,5 @@ class Envelope:
     message: Callable[[Exception], str] = str
 
     def response(self, error: ApiError) -> web.Response:
-        """The whole answer."""
         body = msgspec.json.encode(self.body(error))
         return web.Response(status=error.status, body=body, content_type="application/json", headers=error.headers)

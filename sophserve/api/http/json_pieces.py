@@ -27,7 +27,6 @@ class Rows:
         self._size = size
 
     def slices(self) -> Iterator[list[Any]]:
-        """The entries, a slice at a time."""
         for source in self._sources:
             for start in range(0, len(source), self._size):
                 yield self._make(source[start : start + self._size])

@@ -130,7 +130,6 @@ class Listener:
         return int(self._sockets[0].getsockname()[1])
 
     def close(self) -> None:
-        """Accept no more."""
         if not self._paused:
             self._read(False)
         self._connections.on_room = None
