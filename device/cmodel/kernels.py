@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from ctypes import byref, c_size_t, c_void_p, cast
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -61,19 +61,9 @@ class Kernel:
 class Kernels:
     """The kernels of one instruction set: `kernels.linear(...)` calls `cmodel_linear_<isa>`."""
 
-    pack_linear: Kernel
-    linear: Kernel
-    pack_codes: Kernel
-    quantized_linear: Kernel
-    gate: Kernel
-    rms_norm: Kernel
-    paged_attention: Kernel
-    sample: Kernel
-    all_reduce: Kernel
-    embedding: Kernel
-    gather: Kernel
-    all_gather: Kernel
-    broadcast: Kernel
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Kernel: ...
 
     def __init__(self, library: ctypes.CDLL, isa: str, threads: int) -> None:
         self.isa = isa

@@ -41,7 +41,7 @@ CMODEL_INLINE Wide exp_wide(Wide x) {
     return x < -708.0 ? Wide{} : y * (Wide)power;
 }
 
-// Parameters and results are those of SampleParams and SampleResult in device/interface.py.
+// Parameters and results are those of SampleParams and SampleResult in device/sample_params.py.
 struct Sample {
     int64_t dtype;
     const void* logits;  // [rows, vocab], rows stride elements apart
