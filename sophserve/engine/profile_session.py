@@ -34,11 +34,11 @@ class Profiling:
     async def start(self, options: ProfileOptions, directory: Path = Path()) -> list[Path]:
         """Record from the next step on; returns the folders of the ranks. Raises RequestError."""
         # A caller who is cancelled must not leave half of the ranks recording.
-        return await asyncio.shield(asyncio.create_task(self._start(options, directory)))
+        return await asyncio.shield(self._start(options, directory))
 
     async def stop(self) -> list[Path]:
         """Record no more; returns all folders. Raises RequestError if there is no profile."""
-        return await asyncio.shield(asyncio.create_task(self._stop()))
+        return await asyncio.shield(self._stop())
 
     async def resume(self, workers: WorkerGroup | None) -> None:
         """Take new workers into a profile that is under way. Raises ConfigError if it cannot begin."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,58 +41,54 @@ def write_checkpoint(
 
     config becomes its quantization_config. The target is there when all is written, and not before.
     """
+    stored = find_tensors(source)
+    names = {tensor.name for tensor in chosen}
+    files = sorted({tensor.file for tensor in stored.values()})
+    total, done = sum(tensor.nbytes for tensor in stored.values()), 0
+    weight_map: dict[str, str] = {}
+    with _all_or_nothing(target) as partial:
+        for file in files:
+            tensors: dict[str, Tensor] = {}
+            with safe_open(file, framework="pt") as opened:
+                for name in sorted(tensor.name for tensor in stored.values() if tensor.file == file):
+                    value = opened.get_tensor(name)
+                    if name in names:
+                        layer = name.removesuffix("weight")
+                        tensors |= {f"{layer}{last}": each.contiguous() for last, each in change(value).items()}
+                    else:
+                        tensors[name] = value.clone().contiguous()
+                    done += stored[name].nbytes
+                    on_progress(done, total)
+            _save(tensors, partial / file.name)
+            # The library lets only the owner read it.
+            shutil.copymode(file, partial / file.name)
+            weight_map |= dict.fromkeys(tensors, file.name)
+        if len(files) > 1:
+            size = sum((partial / file.name).stat().st_size for file in files)
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            (partial / INDEX).write_text(json.dumps(index, indent=2))
+        for path in source.iterdir():
+            if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX, "config.json"):
+                shutil.copy(path, partial)
+        settings = read_config(source) | {"quantization_config": config}
+        (partial / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def _all_or_nothing(target: Path) -> Iterator[Path]:
+    """A directory that becomes the target at the end. Raises CheckpointError."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} exists already; give a directory that is empty or does not exist")
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write(source, partial, chosen, change, config, on_progress)
+        yield partial
         partial.replace(target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write(
-    source: Path,
-    target: Path,
-    chosen: Iterable[StoredTensor],
-    change: Callable[[Tensor], dict[str, Tensor]],
-    config: dict[str, Any],
-    on_progress: Callable[[int, int], None],
-) -> None:
-    stored = find_tensors(source)
-    names = {tensor.name for tensor in chosen}
-    files = sorted({tensor.file for tensor in stored.values()})
-    total, done = sum(tensor.nbytes for tensor in stored.values()), 0
-    weight_map: dict[str, str] = {}
-    for file in files:
-        tensors: dict[str, Tensor] = {}
-        with safe_open(file, framework="pt") as opened:
-            for name in sorted(tensor.name for tensor in stored.values() if tensor.file == file):
-                value = opened.get_tensor(name)
-                if name in names:
-                    layer = name.removesuffix("weight")
-                    tensors |= {f"{layer}{last}": each.contiguous() for last, each in change(value).items()}
-                else:
-                    tensors[name] = value.clone().contiguous()
-                done += stored[name].nbytes
-                on_progress(done, total)
-        _save(tensors, target / file.name)
-        # The library lets only the owner read it.
-        shutil.copymode(file, target / file.name)
-        weight_map |= dict.fromkeys(tensors, file.name)
-    if len(files) > 1:
-        size = sum((target / file.name).stat().st_size for file in files)
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (target / INDEX).write_text(json.dumps(index, indent=2))
-    for path in source.iterdir():
-        if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX, "config.json"):
-            shutil.copy(path, target)
-    settings = read_config(source) | {"quantization_config": config}
-    (target / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False))
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -58,20 +58,18 @@ def main(arguments: list[str]) -> None:
     results.send(encode(runner.info))
     profile: Profile | None = None
     for message in messages:
-        if isinstance(message, CompileGrammar):
-            runner.compile_grammar(message.structured)
-            continue
-        if isinstance(message, StartProfile | StopProfile):
-            profile, answer = _start_profile(runner, load, message, profile)
-            results.send(encode(answer))
-            continue
-        assert isinstance(message, StepPlan)
-        # Here, not in the model, whose operators may be replayed without it.
-        heart.beat()
-        result = (profile or runner).execute(message)
-        heart.beat()
-        if load.rank == 0:
-            results.send(encode(result))
+        match message:
+            case CompileGrammar():
+                runner.compile_grammar(message.structured)
+            case StartProfile() | StopProfile():
+                profile, answer = _start_profile(runner, load, message, profile)
+                results.send(encode(answer))
+            case StepPlan():
+                heart.beat()  # here, not in the model, whose operators may be replayed without it
+                result = (profile or runner).execute(message)
+                heart.beat()
+                if load.rank == 0:
+                    results.send(encode(result))
 
 
 def _share_cores(rank: int, world_size: int) -> None:

@@ -83,15 +83,12 @@ class _Lane:
 
     def _do_first(self) -> None:
         future, work = heapq.heappop(self._jobs)[2:]
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            result = work()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-        self._afterwards()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            self._afterwards()
 
 
 def _give_back_memory() -> None:
