@@ -27,8 +27,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 _WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"}
 )
-# Known, and the answer is right without them, but whoever sends them should hear that nothing comes of it.
 # fmt: off
+# Known, and the answer is right without them, but whoever sends them should hear that nothing comes of it.
 _NOTED = frozenset({
     "context_management", "max_tool_calls", "prediction", "prompt_cache_options", "prompt_cache_retention", "verbosity",
 })
