@@ -54,9 +54,6 @@ class Budget:
             self.hold(found, 0)
             found.give_way()
 
-    def held(self, holder: Holder) -> int:
-        return self._held.get(holder, 0)
-
     def _largest(self) -> Holder:
         clients: dict[str, int] = defaultdict(int)
         for holder, size in self._held.items():
