@@ -46,11 +46,11 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         with ExitStack() as resources:  # if something fails, what was made before it goes away
             self._rings = [resources.enter_context(closing(Ring.create())) for _ in range(2)]
-            self._pulse = resources.enter_context(closing(Pulse.create()))
+            self.pulse = resources.enter_context(closing(Pulse.create()))
             lifeline, self._lifeline = os.pipe()
             resources.callback(os.close, self._lifeline)
             with os.fdopen(lifeline):
-                self._process = self._start([lifeline, self._pulse.descriptor, collectives])
+                self._process = self._start([lifeline, self.pulse.descriptor, collectives])
             resources.callback(self._process.wait)
             resources.callback(self._process.kill)
             self._pidfd = os.pidfd_open(self._process.pid)
@@ -68,11 +68,6 @@ class Worker:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-
-    @property
-    def pulse(self) -> int:
-        """A number that changes while the worker computes."""
-        return self._pulse.count
 
     def watch(self, on_message: Callable[[FromWorker], None], on_exit: Callable[[str], None]) -> None:
         """Deliver messages, and the worker's end with its cause in words, to the running event loop."""
@@ -125,7 +120,7 @@ class Worker:
 
     def _release(self) -> None:
         os.close(self._pidfd)
-        self._pulse.close()
+        self.pulse.close()
         for ring in self._rings:
             ring.close()
 
@@ -157,7 +152,7 @@ class WorkerGroup:
     @property
     def pulse(self) -> list[int]:
         """Numbers that change while the workers compute."""
-        return [worker.pulse for worker in self._workers]
+        return [worker.pulse.count for worker in self._workers]
 
     def watch(self, on_message: Callable[[FromWorker], None], on_exit: Callable[[str], None]) -> None:
         """Deliver rank 0's messages, ModelInfo once every rank is ready, any rank's LoadFailed, and the end of the

@@ -117,12 +117,8 @@ class _Upload(Pace):
 
     def __init__(self, client: str, connections: Connections, protocol: object) -> None:
         super().__init__(connections, protocol)
-        self._client = client
+        self.client = client
         self._gave_way = False
-
-    @property
-    def client(self) -> str:
-        return self._client
 
     async def read(self, content: StreamReader) -> bytearray:
         """The whole body. Raises ApiError."""
