@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd, prod
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from sophserve.errors import CheckpointError
 
 # Devices compute with groups of a multiple of so many inputs.
 _GROUP_UNIT = 32
+_BY_OUTPUT = ("values", "scales", "zeros")
 
 
 def stack_tensors(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -53,8 +55,10 @@ def pad_rows(weight: CanonicalWeight, count: int) -> CanonicalWeight:
         zeros = tensor.new_zeros(count, *tensor.shape[1:])
         return torch.cat([tensor.view(torch.uint8), zeros.view(torch.uint8)]).view(tensor.dtype)
 
-    by_output = [name for name in ("values", "scales", "zeros") if hasattr(weight, name)]
-    return replace(weight, **{name: pad(getattr(weight, name)) for name in by_output}) if count else weight
+    if not count:
+        return weight
+    by_output: dict[str, Any] = {name: pad(getattr(weight, name)) for name in _BY_OUTPUT if hasattr(weight, name)}
+    return replace(weight, **by_output)
 
 
 def int_weight(codes: Tensor, scales: Tensor, zeros: Tensor, groups: Tensor, bits: int) -> IntWeight:

@@ -99,17 +99,26 @@ class EngineThatLoses(EngineAlone):
 
 
 @pytest.fixture
-async def start_engine(
-    make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Callable[..., Any]]:
-    """`await start_engine(EngineAlone, **options)`, once a test."""
-    engines = []
+def make_engine(make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`make_engine(EngineAlone, **options)`, one a test."""
 
-    async def start(kind: type[EngineAlone] = EngineAlone, **options: Any) -> Engine:
+    def make(kind: type[EngineAlone], **options: Any) -> EngineAlone:
         directory = make_checkpoint("qwen2")
         engine = kind(EngineConfig(model=str(directory), **options), directory)
         monkeypatch.setattr("sophserve.engine.supervisor.WorkerGroup", engine.start_group)
-        await engine.start(Tokenizer.from_directory(directory))
+        return engine
+
+    return make
+
+
+@pytest.fixture
+async def start_engine(make_engine: Callable[..., Any]) -> AsyncIterator[Callable[..., Any]]:
+    """`await start_engine(EngineAlone, **options)`."""
+    engines = []
+
+    async def start(kind: type[EngineAlone] = EngineAlone, **options: Any) -> Engine:
+        engine = make_engine(kind, **options)
+        await engine.start(Tokenizer.from_directory(engine.directory))
         engines.append(engine)
         return engine
 
@@ -247,10 +256,9 @@ class EngineOfSlowLoaders(EngineAlone):
     make_group = staticmethod(SlowLoaders)
 
 
-async def test_loading_is_bounded_by_progress_and_not_by_time(make_checkpoint: Callable[..., Path]) -> None:
-    directory = make_checkpoint("qwen2")
-    engine = EngineOfSlowLoaders(EngineConfig(model=str(directory), load_timeout=0.4), directory)
-    task = asyncio.create_task(engine.start(Tokenizer.from_directory(directory)))
+async def test_loading_is_bounded_by_progress_and_not_by_time(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine(EngineOfSlowLoaders, load_timeout=0.4)
+    task = asyncio.create_task(engine.start(Tokenizer.from_directory(engine.directory)))
     await asyncio.sleep(0.05)
     for step in range(16):  # of 0.05 s, in all twice the timeout
         if step % 2:
@@ -268,13 +276,11 @@ async def test_loading_is_bounded_by_progress_and_not_by_time(make_checkpoint: C
     await engine.close()
 
 
-async def test_loading_that_stands_is_given_up_by_its_stage(make_checkpoint: Callable[..., Path]) -> None:
-    directory = make_checkpoint("qwen2")
-    config = EngineConfig(model=str(directory), load_timeout=0.1, max_restarts=1)
-    engine = EngineOfSlowLoaders(config, directory)
+async def test_loading_that_stands_is_given_up_by_its_stage(make_engine: Callable[..., Any]) -> None:
+    engine = make_engine(EngineOfSlowLoaders, load_timeout=0.1, max_restarts=1)
     message = r"made no progress for 0.1 s \(--load-timeout\) while starting the worker, and 1 restarts in 10 minutes"
     with pytest.raises(EngineDeadError, match=message):
-        await asyncio.wait_for(engine.start(Tokenizer.from_directory(directory)), 10)
+        await asyncio.wait_for(engine.start(Tokenizer.from_directory(engine.directory)), 10)
     assert len(engine.groups) == 2
     await engine.close()
 
