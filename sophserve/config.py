@@ -7,11 +7,11 @@ from __future__ import annotations
 import os
 import re
 import typing
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
 
 from sophserve.errors import ConfigError
 from sophserve.keys import ApiKey, Limits, read_keys
@@ -19,75 +19,54 @@ from sophserve.keys import ApiKey, Limits, read_keys
 C = TypeVar("C", bound=msgspec.Struct)
 
 
-def _count(description: str) -> Meta:
-    """Of options that `read_count` reads."""
-    return Meta(description=description, extra={"count": True})
+class Count(str):
+    """Describes an option that is a number of things: `read_count` reads it."""
 
 
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options of DESIGN's command line that concern the engine and its workers. Raises ConfigError."""
+    """The options that concern the engine and its workers. Raises ConfigError."""
 
-    model: Annotated[str, Meta(description="a directory with a checkpoint, a Hub id, or demo or demo-gptq")]
-    device: Annotated[str, Meta(description="auto, or a device that a plugin provides, such as cmodel")] = "auto"
+    model: Annotated[str, "a directory with a checkpoint, a Hub id, or demo or demo-gptq"]
+    device: Annotated[str, "auto, or a device that a plugin provides, such as cmodel"] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16", "float", "half"],
-        Meta(description="auto: as in config.json; half: float16; float: float32"),
+        "auto: as in config.json; half: float16; float: float32",
     ] = "auto"
-    quantization: Annotated[
-        str | None, Meta(description="gptq or fp8 quantizes a plain checkpoint on loading (default: as it is)")
-    ] = None
-    tensor_parallel_size: Annotated[int, Meta(description="devices to split the model over, one worker each")] = 1
-    max_model_len: Annotated[
-        int | None, _count("longest prompt plus answer, in tokens (default: from config.json)")
-    ] = None
-    max_num_seqs: Annotated[int, _count("most sequences that run at once")] = 256
-    max_num_batched_tokens: Annotated[int, _count("most tokens of one step, decodes and prefills")] = 2048
-    block_size: Annotated[int, Meta(description="tokens of one KV block")] = 16
-    kv_cache_memory: Annotated[str, Meta(description="such as 2GiB; auto: a share of the device's free memory")] = (
-        "auto"
-    )
-    enable_prefix_caching: Annotated[bool, Meta(description="reuse KV blocks of equal prompt beginnings")] = True
-    enable_chunked_prefill: Annotated[bool, Meta(description="split long prompts over steps")] = True
-    enforce_eager: Annotated[
-        bool, Meta(description="issue every operator anew at each step instead of replaying a recording")
-    ] = False
+    quantization: Annotated[str | None, "gptq or fp8 quantizes a plain checkpoint on loading (default: as is)"] = None
+    tensor_parallel_size: Annotated[int, "devices to split the model over, one worker each"] = 1
+    max_model_len: Annotated[int | None, Count("longest prompt plus answer, in tokens (default: config.json's)")] = None
+    max_num_seqs: Annotated[int, Count("most sequences that run at once")] = 256
+    max_num_batched_tokens: Annotated[int, Count("most tokens of one step, decodes and prefills")] = 2048
+    block_size: Annotated[int, "tokens of one KV block"] = 16
+    kv_cache_memory: Annotated[str, "such as 2GiB; auto: a share of the device's free memory"] = "auto"
+    enable_prefix_caching: Annotated[bool, "reuse KV blocks of equal prompt beginnings"] = True
+    enable_chunked_prefill: Annotated[bool, "split long prompts over steps"] = True
+    enforce_eager: Annotated[bool, "issue every operator anew at each step instead of replaying a recording"] = False
     scheduling_policy: Annotated[
-        Literal["fcfs", "priority"],
-        Meta(description="fcfs: first come, first served; priority: lowest `priority` first"),
+        Literal["fcfs", "priority"], "fcfs: first come, first served; priority: lowest `priority` first"
     ] = "fcfs"
     max_queue_time: Annotated[
-        float | None, Meta(description="seconds after which a request that still waits is refused (default: none)")
+        float | None, "seconds after which a request that still waits is refused (default: none)"
     ] = None
-    step_timeout: Annotated[
-        float, Meta(description="seconds without a sign of life after which a busy worker is restarted")
-    ] = 60.0
+    step_timeout: Annotated[float, "seconds without a sign of life after which a busy worker is restarted"] = 60.0
     load_timeout: Annotated[
-        float, Meta(description="seconds without progress after which a worker that loads the model is restarted")
+        float, "seconds without progress after which a worker that loads the model is restarted"
     ] = 300.0
-    max_restarts: Annotated[int, Meta(description="restarts of lost workers within ten minutes before giving up")] = 5
-    seed: Annotated[int | None, Meta(description="makes requests without a seed of their own repeatable")] = None
+    max_restarts: Annotated[int, "restarts of lost workers within ten minutes before giving up"] = 5
+    seed: Annotated[int | None, "makes requests without a seed of their own repeatable"] = None
     reorder_cache_dir: Annotated[
-        str | None,
-        Meta(description="where packed quantized weights are kept (default: .reorder_cache beside the model)"),
+        str | None, "where packed quantized weights are kept (default: .reorder_cache beside the model)"
     ] = None
-    chat_template: Annotated[
-        str | None, Meta(description="a file with the chat template to use instead of the checkpoint's")
-    ] = None
+    chat_template: Annotated[str | None, "a file with the chat template to use instead of the checkpoint's"] = None
 
     def __post_init__(self) -> None:
         if self.device == "auto":
             self.device = _device_from_environment()
         self.dtype = _DTYPES.get(self.dtype, self.dtype)
-        for name in ("tensor_parallel_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{option(name)} must be at least 1, got {value}")
-        for name in ("step_timeout", "load_timeout", "max_queue_time"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{option(name)} must be above 0, got {value}")
-        if self.max_restarts < 0:
-            raise ConfigError(f"--max-restarts must be at least 0, got {self.max_restarts}")
+        _check(self, "at least 1", "tensor_parallel_size", "max_model_len", "max_num_seqs")
+        _check(self, "at least 1", "max_num_batched_tokens", "block_size")
+        _check(self, "above 0", "step_timeout", "load_timeout", "max_queue_time")
+        _check(self, "0 or more", "max_restarts")
         # Every running request must be able to take a step.
         self.max_num_seqs = min(self.max_num_seqs, self.max_num_batched_tokens)
         self.kv_cache_bytes  # noqa: B018 - raises for a malformed size
@@ -101,46 +80,34 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options of the HTTP server. Raises ConfigError."""
 
-    host: Annotated[str, Meta(description="address to listen on; 0.0.0.0 for all")] = "localhost"
-    port: Annotated[int, Meta(description="port to listen on; 0 takes a free one")] = 8000
-    uds: Annotated[str | None, Meta(description="path of a Unix socket to listen on instead of host and port")] = None
-    served_model_name: Annotated[
-        list[str], Meta(description="names that clients use for the model (default: the model argument)")
-    ] = []
-    api_key: Annotated[
-        list[str], Meta(description="keys, any of which a client must send; also SOPHSERVE_API_KEY")
-    ] = []
+    host: Annotated[str, "address to listen on; 0.0.0.0 for all"] = "localhost"
+    port: Annotated[int, "port to listen on; 0 takes a free one"] = 8000
+    uds: Annotated[str | None, "path of a Unix socket to listen on instead of host and port"] = None
+    served_model_name: Annotated[list[str], "names that clients use for the model (default: the model argument)"] = []
+    api_key: Annotated[list[str], "keys, any of which a client must send; also SOPHSERVE_API_KEY"] = []
     api_key_file: Annotated[
-        str | None, Meta(description="TOML file with a table [NAME] for each key: key or sha256, limits and priority")
+        str | None, "TOML file with a table [NAME] for each key: key or sha256, limits and priority"
     ] = None
     max_concurrent_requests_per_key: Annotated[
-        int | None, _count("requests of one key that may run at once (default: any number)")
+        int | None, Count("requests of one key that may run at once (default: any number)")
     ] = None
     max_tokens_per_minute_per_key: Annotated[
-        int | None, _count("tokens of prompts and answers that one key may use (default: any number)")
+        int | None, Count("tokens of prompts and answers that one key may use (default: any number)")
     ] = None
     max_queued_requests: Annotated[
-        int, _count("sequences that may wait beyond --max-num-seqs; further ones are answered 429")
+        int, Count("sequences that may wait beyond --max-num-seqs; further ones are answered 429")
     ] = 1024
     max_connections: Annotated[
-        int, Meta(description="open connections; beyond them the one that has been idle for longest is closed")
+        int, "open connections; beyond them the one that has been idle for longest is closed"
     ] = 8192
-    header_timeout: Annotated[float, Meta(description="seconds that a request's header may take to come")] = 60.0
-    body_timeout: Annotated[float, Meta(description="seconds that a request's body may stand still")] = 60.0
-    write_timeout: Annotated[
-        float, Meta(description="seconds that a client may take no more of its answer before it is cut off")
-    ] = 60.0
-    keep_alive_timeout: Annotated[
-        float, Meta(description="seconds after which a connection without a request is closed")
-    ] = 75.0
-    upload_memory: Annotated[
-        str, Meta(description="for all bodies of requests that are being received; who holds most gives way")
-    ] = "64MiB"
-    unread_memory: Annotated[
-        str, Meta(description="for all answers that clients do not read; who holds most is cut off")
-    ] = "64MiB"
+    header_timeout: Annotated[float, "seconds that a request's header may take to come"] = 60.0
+    body_timeout: Annotated[float, "seconds that a request's body may stand still"] = 60.0
+    write_timeout: Annotated[float, "seconds that a client may take no more of its answer before it is cut off"] = 60.0
+    keep_alive_timeout: Annotated[float, "seconds after which a connection without a request is closed"] = 75.0
+    upload_memory: Annotated[str, "for all bodies of requests being received; who holds most gives way"] = "64MiB"
+    unread_memory: Annotated[str, "for all answers that clients do not read; who holds most is cut off"] = "64MiB"
     response_store_memory: Annotated[
-        str, Meta(description="how much to keep of responses and conversations, which clients can go on from")
+        str, "how much to keep of responses and conversations, which clients can go on from"
     ] = "64MiB"
     batch_dir: Annotated[
         str | None,
@@ -156,66 +123,45 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     pooling: Annotated[
         Literal["auto", "last", "mean"],
-        Meta(
-            description="what of a text is its embedding: the last token's state, or the mean; auto: as the checkpoint"
-        ),
+        "what of a text is its embedding: the last token's state, or the mean; auto: as the checkpoint",
     ] = "auto"
     reject_unknown_fields: Annotated[
-        bool, Meta(description="answer 400 to fields that nobody knows instead of ignoring them with a warning")
+        bool, "answer 400 to fields that nobody knows instead of ignoring them with a warning"
     ] = False
-    trust_request_chat_template: Annotated[
-        bool, Meta(description="take chat templates, which are programs, from requests")
-    ] = False
+    trust_request_chat_template: Annotated[bool, "take chat templates, which are programs, from requests"] = False
     enable_tokenizer_info_endpoint: Annotated[
-        bool, Meta(description="answer /tokenizer_info, which shows the tokenizer's settings and the chat template")
+        bool, "answer /tokenizer_info, which shows the tokenizer's settings and the chat template"
     ] = False
-    ui: Annotated[bool, Meta(description="show a page at / to chat with the model and to watch the server")] = True
+    ui: Annotated[bool, "show a page at / to chat with the model and to watch the server"] = True
     root_path: Annotated[
-        str, Meta(description="path under which a proxy shows the server, such as /llm; answered with and without it")
+        str, "path under which a proxy shows the server, such as /llm; answered with and without it"
     ] = ""
     sse_keep_alive_interval: Annotated[
-        float, Meta(description="seconds after which a stream with nothing to say sends a comment; 0 sends none")
+        float, "seconds after which a stream with nothing to say sends a comment; 0 sends none"
     ] = 10.0
-    drain_timeout: Annotated[
-        float, Meta(description="seconds that running requests get to finish in when the server stops")
-    ] = 30.0
+    drain_timeout: Annotated[float, "seconds that running requests get to finish in when the server stops"] = 30.0
     tool_call_parser: Annotated[
-        str,
-        Meta(description="how the model writes tool calls: auto, as its chat template says, none, or a plugin's name"),
+        str, "how the model writes tool calls: auto, as its chat template says, none, or a plugin's name"
     ] = "auto"
     reasoning_parser: Annotated[
-        str,
-        Meta(description="how it marks its reasoning: auto, as its chat template says, none, or a plugin's name"),
+        str, "how it marks its reasoning: auto, as its chat template says, none, or a plugin's name"
     ] = "auto"
-    enable_auto_tool_choice: Annotated[bool, Meta(description="accepted without effect: models always choose")] = True
-    ssl_certfile: Annotated[str | None, Meta(description="serve HTTPS with this certificate chain (PEM)")] = None
-    ssl_keyfile: Annotated[str | None, Meta(description="its private key, where that is not in the same file")] = None
-    ssl_ca_certs: Annotated[
-        str | None, Meta(description="let in only clients with a certificate of these authorities (PEM)")
-    ] = None
-    allowed_origins: Annotated[
-        list[str], Meta(description="web origins whose pages may call the server; * for any (default: none)")
-    ] = []
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="least severe messages to print")
-    ] = "info"
-
-    log_format: Annotated[Literal["text", "json"], Meta(description="json: an object a line")] = "text"
-    log_requests: Annotated[
-        bool, Meta(description="log prompts and sampling parameters, which are never logged otherwise")
-    ] = False
+    enable_auto_tool_choice: Annotated[bool, "accepted without effect: models always choose"] = True
+    ssl_certfile: Annotated[str | None, "serve HTTPS with this certificate chain (PEM)"] = None
+    ssl_keyfile: Annotated[str | None, "its private key, where that is not in the same file"] = None
+    ssl_ca_certs: Annotated[str | None, "let in only clients with a certificate of these authorities (PEM)"] = None
+    allowed_origins: Annotated[list[str], "web origins whose pages may call the server; * for any (default: none)"] = []
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], "least severe messages to print"] = "info"
+    log_format: Annotated[Literal["text", "json"], "json: an object a line"] = "text"
+    log_requests: Annotated[bool, "log prompts and sampling parameters, which are never logged otherwise"] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must be between 0 and 65535, got {self.port}")
-        for name in ("max_queued_requests", "drain_timeout", "sse_keep_alive_interval"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{option(name)} must be 0 or more, got {getattr(self, name)}")
-        for name in ("header_timeout", "body_timeout", "write_timeout", "keep_alive_timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{option(name)} must be above 0, got {getattr(self, name)}")
-        if self.max_connections < 1:
-            raise ConfigError(f"--max-connections must be at least 1, got {self.max_connections}")
+        per_key = ("max_concurrent_requests_per_key", "max_tokens_per_minute_per_key")
+        _check(self, "0 or more", "max_queued_requests", "drain_timeout", "sse_keep_alive_interval")
+        _check(self, "at least 1", "max_connections", *per_key)
+        _check(self, "above 0", "header_timeout", "body_timeout", "write_timeout", "keep_alive_timeout")
         for name in ("api_key", "served_model_name", "allowed_origins"):
             if not all(getattr(self, name)):
                 raise ConfigError(f"{option(name)} is empty; give it a value or leave it out")
@@ -230,11 +176,8 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 raise ConfigError(f"{option(name)} needs --ssl-certfile")
         if not self.api_key and os.environ.get("SOPHSERVE_API_KEY"):
             self.api_key = [os.environ["SOPHSERVE_API_KEY"]]
-        for name in ("max_concurrent_requests_per_key", "max_tokens_per_minute_per_key"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{option(name)} must be at least 1, got {value}")
-            if value is not None and not self.keys:
+        for name in per_key:
+            if getattr(self, name) is not None and not self.keys:
                 raise ConfigError(f"{option(name)} needs --api-key or --api-key-file")
         self.keys  # noqa: B018 - raises for a file that cannot be used
         if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path, re.ASCII):
@@ -288,16 +231,31 @@ def _device_from_environment() -> str:
 
 _DTYPES: dict[str, Literal["float16", "float32"]] = {"half": "float16", "float": "float32"}
 
-_UNITS = {"": 1, "b": 1}
-for _power, _letter in enumerate("kmgt", start=1):
-    _UNITS |= {f"{_letter}ib": 1024**_power, f"{_letter}i": 1024**_power, f"{_letter}b": 1000**_power}
-_NUMBER = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([A-Za-z]*)", re.ASCII)
+# What an option's number may have to be.
+_RULES: dict[str, Callable[[float], bool]] = {
+    "0 or more": lambda value: value >= 0,
+    "at least 1": lambda value: value >= 1,
+    "above 0": lambda value: value > 0,
+}
+
+
+def _check(config: msgspec.Struct, rule: str, *names: str) -> None:
+    """Raise ConfigError if one of these options breaks the rule; None, where it may be, does not."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not _RULES[rule](value):
+            raise ConfigError(f"{option(name)} must be {rule}, got {value}")
+
+
+_NUMBER = r"(-?\d[\d_]*(?:\.\d+)?)\s*"
+_COUNT = re.compile(_NUMBER + "([kmgt]?)()", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(_NUMBER + "(?:([kmgt])(ib?|b?)|b?)", re.ASCII | re.IGNORECASE)
 _MOST = 2**63 - 1
 
 
 def parse_size(text: str) -> int:
     """Bytes of a size such as `2GiB`, `500MB` or `1048576`; a letter alone is as in read_count. Raises ConfigError."""
-    number = _parse(text, _UNITS)
+    number = _parse(text, _SIZE)
     if number is None or not 1 <= number <= _MOST:
         raise ConfigError(f"cannot read the size {text!r}; write it like 2GiB, 500MB or a number of bytes")
     return int(number)
@@ -306,25 +264,23 @@ def parse_size(text: str) -> int:
 def read_count(text: str) -> int:
     """A number such as `4096`, `32k` (32,000) or `32K` (32,768): small letters count in thousands, as they do for vLLM.
     Raises ConfigError."""
-    negative = text.strip().startswith("-")
-    number = _parse(text.strip().removeprefix("-"), {"": 1})
-    if number is None or number > _MOST or number != int(number):
+    number = _parse(text, _COUNT)
+    if number is None or abs(number) > _MOST or number != int(number):
         raise ConfigError(f"{text!r} is no whole number; write it like 4096, 32k (32,000) or 32K (32,768)")
-    return -int(number) if negative else int(number)
+    return int(number)
 
 
-def _parse(text: str, units: dict[str, int]) -> Fraction | None:
+def _parse(text: str, form: re.Pattern[str]) -> Fraction | None:
     """The number that a text with a unit means; None for another text."""
-    match = _NUMBER.fullmatch(text.strip())
+    match = form.fullmatch(text.strip())
     if not match:
         return None
-    digits, unit = match.groups()
-    if len(unit) == 1 and unit in "kmgtKMGT":
-        base = 1000 if unit.islower() else 1024
-        factor: int | None = base ** ("kmgt".index(unit.lower()) + 1)
-    else:
-        factor = units.get(unit.lower())
-    return None if factor is None else Fraction(digits.replace("_", "")) * factor
+    digits, letter, rest = match.groups()
+    number = Fraction(digits.replace("_", ""))
+    if not letter:
+        return number
+    binary = rest[0] in "iI" if rest else letter.isupper()
+    return number * (1024 if binary else 1000) ** ("kmgt".index(letter.lower()) + 1)
 
 
 def make_config(config: type[C], values: dict[str, Any]) -> C:
@@ -337,7 +293,7 @@ def make_config(config: type[C], values: dict[str, Any]) -> C:
 
 def is_count(field: msgspec.structs.FieldInfo) -> bool:
     """Whether an option is a number of things, which read_count reads."""
-    return bool((typing.get_args(field.type)[1].extra or {}).get("count"))
+    return isinstance(typing.get_args(field.type)[1], Count)
 
 
 def option(field: str) -> str:

@@ -192,10 +192,10 @@ def _add_options(group: argparse._ArgumentGroup, config: type[msgspec.Struct], n
 
 
 def _add_option(group: argparse._ArgumentGroup, field: msgspec.structs.FieldInfo) -> None:
-    kind, meta = typing.get_args(field.type)
+    kind, text = typing.get_args(field.type)
     if NoneType in typing.get_args(kind):
         kind = typing.get_args(kind)[0]
-    name, text = option(field.encode_name), meta.description
+    name = option(field.encode_name)
     if kind is bool:
         add_switch(group, name, f"{text} (default: {'on' if field.default else 'off'})")
     elif typing.get_origin(kind) is Literal:
