@@ -10,11 +10,6 @@ import msgspec
 MAX_LOGPROBS = 20
 
 
-def _check(ok: bool, name: str, rule: str, value: object) -> None:
-    if not ok:
-        raise ValueError(f"{name} must be {rule}, got {value}")
-
-
 class StructuredOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an answer must look like.
 
@@ -35,7 +30,8 @@ class Thought(msgspec.Struct, frozen=True, omit_defaults=True):
     inside: bool = False
 
     def __post_init__(self) -> None:
-        _check(bool(self.closing), "closing", "a text of at least one character", repr(self.closing))
+        if not self.closing:
+            raise ValueError(f"closing must be a text of at least one character, got {self.closing!r}")
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
@@ -86,40 +82,31 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             self.stop = [self.stop]
         if self.top_k == -1:
             self.top_k = 0
-        _check(1 <= self.n <= 128, "n", "between 1 and 128", self.n)
-        _check(0 <= self.temperature <= 100, "temperature", "between 0 and 100", self.temperature)
-        _check(0 <= self.top_p <= 1, "top_p", "at least 0 and at most 1", self.top_p)
-        _check(0 <= self.top_k < 2**31, "top_k", "-1, 0 or positive", self.top_k)
-        _check(0 <= self.min_p <= 1, "min_p", "between 0 and 1", self.min_p)
-        _check(
-            0 < self.repetition_penalty <= 100,
-            "repetition_penalty",
-            "above 0 and at most 100",
-            self.repetition_penalty,
-        )
-        _check(-2 <= self.presence_penalty <= 2, "presence_penalty", "between -2 and 2", self.presence_penalty)
-        _check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "between -2 and 2", self.frequency_penalty)
-        _check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a 64-bit integer", self.seed)
-        _check(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "at least 0", self.max_tokens)
-        _check(self.min_tokens >= 0, "min_tokens", "at least 0", self.min_tokens)
-        _check(
-            self.max_tokens is None or self.min_tokens <= self.max_tokens,
-            "min_tokens",
-            f"at most max_tokens ({self.max_tokens})",
-            self.min_tokens,
-        )
-        _check(all(word.strip() for word in self.bad_words), "bad_words", "texts that are not blank", self.bad_words)
-        _check(self.allowed_token_ids != [], "allowed_token_ids", "at least one token id", self.allowed_token_ids)
-        _check(all(self.stop), "stop", "texts of at least one character", self.stop)
+        self._check("n", "between 1 and 128", 1 <= self.n <= 128)
+        self._check("temperature", "between 0 and 100", 0 <= self.temperature <= 100)
+        self._check("top_p", "at least 0 and at most 1", 0 <= self.top_p <= 1)
+        self._check("top_k", "-1, 0 or positive", 0 <= self.top_k < 2**31)
+        self._check("min_p", "between 0 and 1", 0 <= self.min_p <= 1)
+        self._check("repetition_penalty", "above 0 and at most 100", 0 < self.repetition_penalty <= 100)
+        self._check("presence_penalty", "between -2 and 2", -2 <= self.presence_penalty <= 2)
+        self._check("frequency_penalty", "between -2 and 2", -2 <= self.frequency_penalty <= 2)
+        self._check("seed", "a 64-bit integer", self.seed is None or -(2**63) <= self.seed < 2**63)
+        most = self.max_tokens
+        self._check("max_tokens", "at least 0", most is None or most >= 0)
+        self._check("min_tokens", "at least 0", self.min_tokens >= 0)
+        self._check("min_tokens", f"at most max_tokens ({most})", most is None or self.min_tokens <= most)
+        self._check("bad_words", "texts that are not blank", all(word.strip() for word in self.bad_words))
+        self._check("allowed_token_ids", "at least one token id", self.allowed_token_ids != [])
+        self._check("stop", "texts of at least one character", all(self.stop))
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            _check(value is None or 0 <= value <= MAX_LOGPROBS, name, f"between 0 and {MAX_LOGPROBS}", value)
-        _check(
-            all(-100 <= bias <= 100 for bias in self.logit_bias.values()),
-            "logit_bias",
-            "values between -100 and 100",
-            self.logit_bias,
-        )
+            self._check(name, f"between 0 and {MAX_LOGPROBS}", value is None or 0 <= value <= MAX_LOGPROBS)
+        biases = self.logit_bias.values()
+        self._check("logit_bias", "values between -100 and 100", all(-100 <= bias <= 100 for bias in biases))
+
+    def _check(self, name: str, rule: str, ok: bool) -> None:
+        if not ok:
+            raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
 
     @property
     def greedy(self) -> bool:
