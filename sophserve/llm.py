@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from uuid import uuid4
 
 import msgspec
 from tqdm import tqdm
 
+from sophserve.background import Background
 from sophserve.checkpoint import read_generation_config, resolve_model
 from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
@@ -35,7 +34,6 @@ from sophserve.text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,16 +96,14 @@ class AsyncLLM:
         check(config, directory)
         self.engine = Engine(config, directory)
         self.engine.start_worker()
-        self._directory = directory
 
     async def start(self) -> None:
         """Wait until the model is loaded. `async with` does it."""
         try:
-            self.tokenizer = await asyncio.to_thread(Tokenizer.from_directory, self._directory)
-            override = self.engine.config.chat_template
-            self.chat_template = ChatTemplate.from_directory(
-                self._directory, self.tokenizer, Path(override) if override else None
-            )
+            directory, override = self.engine.directory, self.engine.config.chat_template
+            self.tokenizer = await asyncio.to_thread(Tokenizer.from_directory, directory)
+            template = Path(override) if override else None
+            self.chat_template = ChatTemplate.from_directory(directory, self.tokenizer, template)
             await self.engine.start(self.tokenizer)
         except BaseException:
             await self.engine.close()
@@ -140,18 +136,16 @@ class AsyncLLM:
 
     def default_sampling_params(self) -> SamplingParams:
         """The checkpoint's own sampling parameters (generation_config.json)."""
-        return SamplingParams(**sampling_defaults(read_generation_config(self._directory)))
+        return SamplingParams(**sampling_defaults(read_generation_config(self.engine.directory)))
 
-    async def generate(
+    def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield everything generated so far after each step. Closing the iterator aborts the request. Raises
         RequestError for what cannot be generated."""
-        async with aclosing(self._answers(self._prompt(prompt), sampling_params, request_id)) as answers:
-            async for answer in answers:
-                yield answer.output()
+        return self._outputs(partial(self._prompt, prompt), sampling_params, request_id)
 
-    async def chat(
+    def chat(
         self,
         messages: list[Message],
         sampling_params: SamplingParams | None = None,
@@ -159,10 +153,7 @@ class AsyncLLM:
         **template_options: Any,
     ) -> AsyncGenerator[RequestOutput, None]:
         """`generate` for a conversation; template_options go to the chat template."""
-        prompt = self._conversation(messages, **template_options)
-        async with aclosing(self._answers(prompt, sampling_params, request_id)) as answers:
-            async for answer in answers:
-                yield answer.output()
+        return self._outputs(partial(self._conversation, messages, **template_options), sampling_params, request_id)
 
     def _prompt(self, prompt: Prompt) -> EnginePrompt:
         return engine_prompt(prompt, self.tokenizer)
@@ -171,6 +162,13 @@ class AsyncLLM:
         text = self.chat_template.render(messages, **template_options)
         continued = bool(template_options.get("continue_final_message"))
         return EnginePrompt(text, self.tokenizer.encode(text, add_special_tokens=False), begins_text=not continued)
+
+    async def _outputs(
+        self, prompt: Callable[[], EnginePrompt], sampling_params: SamplingParams | None, request_id: str | None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        async with aclosing(self._answers(prompt(), sampling_params, request_id)) as answers:
+            async for answer in answers:
+                yield answer.output()
 
     async def _answers(
         self, prompt: EnginePrompt, sampling_params: SamplingParams | None, request_id: str | None = None
@@ -251,15 +249,13 @@ class LLM:
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="sophserve", daemon=True)
         self._llm = AsyncLLM(model, **options)
-        self._thread.start()
+        self._background = Background("sophserve")
         self._closed = False
         try:
-            self._run(self._llm.start())
+            self._background.run(self._llm.start())
         except BaseException:
-            self._stop_loop()
+            self._background.close()
             raise
 
     def generate(
@@ -288,12 +284,12 @@ class LLM:
     def start_profile(self, max_record_num: int = 1_000_000, mode: int = 1, directory: str | Path = ".") -> list[Path]:
         """Record what the device does, as `sophserve.profile`; returns the folders, one for each rank."""
         self._check_open()
-        return self._run(self._llm.start_profile(max_record_num, mode, directory))
+        return self._background.run(self._llm.start_profile(max_record_num, mode, directory))
 
     def stop_profile(self) -> list[Path]:
         """End it; returns the folders, more than before if the worker was restarted."""
         self._check_open()
-        return self._run(self._llm.stop_profile())
+        return self._background.run(self._llm.stop_profile())
 
     def default_sampling_params(self) -> SamplingParams:
         """The checkpoint's own sampling parameters (generation_config.json)."""
@@ -308,15 +304,13 @@ class LLM:
         """Stop the worker. Done by `with`, too."""
         if not self._closed:
             self._closed = True
-            self._run(self._llm.close())
-            self._stop_loop()
+            self._background.run(self._llm.close())
+            self._background.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _answer(
@@ -332,24 +326,11 @@ class LLM:
             params = list(sampling_params)
             if len(params) != len(prompts):
                 raise ConfigError(f"{len(prompts)} prompts but {len(params)} sampling_params; give one or as many")
-        return self._run(_gather(self._llm, prompts, params, use_tqdm))
+        return self._background.run(_gather(self._llm, prompts, params, use_tqdm))
 
     def _check_open(self) -> None:
         if self._closed:
             raise SophserveError("this LLM is closed")
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:  # Ctrl-C among them: what runs must be aborted
-            future.cancel()
-            raise
-
-    def _stop_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 async def _gather(
@@ -357,14 +338,14 @@ async def _gather(
 ) -> list[RequestOutput]:
     with tqdm(total=len(prompts), unit="prompt", disable=not use_tqdm) as bar:
 
-        async def last(number: int) -> RequestOutput:
-            async with aclosing(llm._answers(prompts[number](), params[number])) as answers:
+        async def last(prompt: Callable[[], EnginePrompt], sampling_params: SamplingParams | None) -> RequestOutput:
+            async with aclosing(llm._answers(prompt(), sampling_params)) as answers:
                 async for answer in answers:
                     whole = answer
             bar.update()
             return whole.output()
 
-        tasks = [asyncio.create_task(last(number)) for number in range(len(prompts))]
+        tasks = [asyncio.create_task(last(*each)) for each in zip(prompts, params, strict=True)]
         try:
             return await asyncio.gather(*tasks)
         finally:

@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from typing import Any
 
-from sophserve.chat.background import Background
+from sophserve.background import Background
 from sophserve.chat.client import ChatError, Client, NotListening
 from sophserve.chat.commands import COMMANDS, PARAMETERS, run
 from sophserve.chat.conversation import Conversation
@@ -58,7 +58,7 @@ def chat(argv: Sequence[str]) -> int:
     styled = sys.stdout.isatty()
     stack = AsyncExitStack()
     try:
-        with Background() as background:
+        with closing(Background("chat")) as background:
             try:
                 client = background.run(_connect(stack, given))
                 parameters = {name: given[name] for name in PARAMETERS if name in given}

@@ -1,25 +1,25 @@
-"""An event loop in a thread of its own: it goes on while the main thread waits for what the reader types."""
+"""An event loop in a thread of its own, for a main thread that waits for something else, or does without asyncio."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Coroutine
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 class Background:
-    """Use as a context."""
+    """Runs until it is closed. name: of the thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="chat", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for the work; Ctrl-C cancels it, and is raised once it has ended."""
+        """Wait for the work; what interrupts the wait cancels it, and is raised once it has ended."""
         ended = threading.Event()
 
         async def watched() -> T:
@@ -31,18 +31,13 @@ class Background:
         future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
         try:
             return future.result()
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C among them
             future.cancel()
             ended.wait(5)
             raise
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Stop the loop; what runs in it is left as it is."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
