@@ -63,9 +63,7 @@ def what_failed(error: BaseException) -> str:
             return "it does not speak TLS as it should; try http:// instead of https://"
         case aiohttp.ClientConnectorError():
             number = error.os_error.errno
-            return (
-                os.strerror(number).lower() if number and number > 0 else str(error.os_error.strerror or error).lower()
-            )
+            return (os.strerror(number) if number and number > 0 else str(error.os_error.strerror or error)).lower()
         case TimeoutError():
             return "it does not answer in time"
         case aiohttp.ClientResponseError():

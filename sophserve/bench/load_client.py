@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import aiohttp
 import msgspec
@@ -15,6 +15,7 @@ import msgspec
 from sophserve.bench.load_metrics import Outcome
 from sophserve.errors import SophserveError
 from sophserve.http_client import event_data, key_header, redirection, what_failed
+from sophserve.openai_answers import Answer, Choice, Models, Part, decode_answer, error_message
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 NO_CONNECTION = "no connection"
@@ -61,55 +62,6 @@ class Target:
     ignore_eos: bool = False
     timeout: float = 600.0
     extra: dict[str, Any] = field(default_factory=dict)
-
-
-class _Part(msgspec.Struct):
-    """The new part of an answer in chat's form, or all of it."""
-
-    role: str | None = None
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[Any] | None = None
-
-
-class _Choice(msgspec.Struct):
-    text: str | None = None
-    delta: _Part | None = None
-    message: _Part | None = None
-    finish_reason: str | None = None
-
-
-Tokens = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: Tokens | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: Tokens | None = None
-    completion_tokens: Tokens | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-
-
-class _Answer(msgspec.Struct):
-    """A whole answer, or one event of its stream."""
-
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: Any = None
-
-
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model]
-
-
-_decoder = msgspec.json.Decoder(_Answer)
 
 
 class Client:
@@ -173,7 +125,7 @@ class Client:
             found = msgspec.json.decode(await _body(answer))
         self._check(outcome)
         try:
-            return msgspec.convert(found, _Models).data[0].id
+            return msgspec.convert(found, Models).data[0].id
         except (msgspec.ValidationError, LookupError):
             raise LoadError(f"{url} names no model: give --model") from None
 
@@ -200,7 +152,7 @@ class Client:
                 if answer.content_type == "text/event-stream" and answer.status == 200:
                     await _follow(answer.content, outcome)
                 else:
-                    _take(_decoder.decode(await _body(answer)), None, outcome)
+                    _take(decode_answer(await _body(answer)), None, outcome)
             if not outcome.finish_reason:
                 raise _Failed("cut off", "the answer ended without a finish_reason")
         outcome.finished = time.perf_counter()
@@ -257,18 +209,11 @@ async def _body(answer: aiohttp.ClientResponse) -> bytes:
     body = await answer.read()
     if answer.status != 200:
         try:
-            message = _message(msgspec.json.decode(body))
+            message = error_message(msgspec.json.decode(body))
         except msgspec.DecodeError:
             message = body[:200].decode(errors="replace")
         raise _Failed(f"HTTP {answer.status}", redirection(answer) or message or answer.reason or "")
     return body
-
-
-def _message(error: Any) -> str:
-    """The message of an error in any of the envelopes that servers use."""
-    while isinstance(error, dict):
-        error = error.get("error") or error.get("message") or error.get("detail")
-    return "" if error is None else str(error)
 
 
 async def _follow(content: aiohttp.StreamReader, outcome: Outcome) -> None:
@@ -278,10 +223,10 @@ async def _follow(content: aiohttp.StreamReader, outcome: Outcome) -> None:
             if data == b"[DONE]":
                 outcome.finish_reason = outcome.finish_reason or "done"
             else:
-                _take(_decoder.decode(data), now, outcome)
+                _take(decode_answer(data), now, outcome)
 
 
-def _note(choice: _Choice, part: _Part, text: bool, now: float, outcome: Outcome) -> None:
+def _note(choice: Choice, part: Part, text: bool, now: float, outcome: Outcome) -> None:
     """What a chunk says about time."""
     # An answer may consist of nothing but its end.
     if text or part.tool_calls or (choice.finish_reason and not outcome.times):
@@ -292,12 +237,12 @@ def _note(choice: _Choice, part: _Part, text: bool, now: float, outcome: Outcome
         outcome.ended = now
 
 
-def _take(answer: _Answer, now: float | None, outcome: Outcome) -> None:
+def _take(answer: Answer, now: float | None, outcome: Outcome) -> None:
     """Add what came to the outcome. now: the time, for a part of a stream."""
     if answer.error is not None:
-        raise _Failed("error in the answer", _message(answer.error))
+        raise _Failed("error in the answer", error_message(answer.error))
     for choice in answer.choices or []:
-        part = choice.delta or choice.message or _Part()
+        part = choice.delta or choice.message or Part()
         text = "".join(filter(None, (choice.text, part.reasoning or part.reasoning_content, part.content)))
         outcome.text += text
         outcome.finish_reason = choice.finish_reason or outcome.finish_reason

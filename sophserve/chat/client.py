@@ -13,6 +13,7 @@ import msgspec
 
 from sophserve.errors import SophserveError
 from sophserve.http_client import event_data, key_header, redirection, what_failed
+from sophserve.openai_answers import Choice, Models, Part, PromptDetails, Usage, decode_answer, error_message
 
 _MODELS_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
 Message = dict[str, str]
@@ -36,42 +37,6 @@ class Piece:
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    message: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: Any = None
-
-
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model]
 
 
 class Client:
@@ -113,7 +78,7 @@ class Client:
             await asyncio.sleep(0.5)
         self._check(response, text)
         try:
-            return [model.id for model in msgspec.json.decode(text, type=_Models).data]
+            return [model.id for model in msgspec.json.decode(text, type=Models).data]
         except msgspec.DecodeError:
             raise ChatError(f"{self.url}/v1/models is not a list of models; check --url") from None
 
@@ -169,29 +134,28 @@ class Client:
 
 def _piece(data: bytes) -> Piece:
     try:
-        chunk = msgspec.json.decode(data, type=_Chunk)
+        answer = decode_answer(data)
     except msgspec.DecodeError:
         raise ChatError(f"the server sent what is no chunk of an answer: {data[:100]!r}") from None
-    if chunk.error:
+    if answer.error:
         raise ChatError(_reason(data, 500))
-    choice = chunk.choices[0] if chunk.choices else _Choice()
-    delta, usage = choice.delta or choice.message or _Delta(), chunk.usage or _Usage()
+    choice = answer.choices[0] if answer.choices else Choice()
+    part, usage = choice.delta or choice.message or Part(), answer.usage or Usage()
+    details = usage.prompt_tokens_details or PromptDetails()
     return Piece(
-        delta.content or "",
-        delta.reasoning or delta.reasoning_content or "",
+        part.content or "",
+        part.reasoning or part.reasoning_content or "",
         choice.finish_reason,
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        usage.prompt_tokens_details.cached_tokens or 0 if usage.prompt_tokens_details else 0,
+        usage.prompt_tokens or 0,
+        usage.completion_tokens or 0,
+        details.cached_tokens or 0,
     )
 
 
 def _reason(text: bytes, status: int) -> str:
-    """What an error's body says, in whichever of the usual shapes it is."""
+    """What an error's body says."""
     try:
-        body = msgspec.json.decode(text)
-        error = body.get("error", body)
-        found = error.get("message") if isinstance(error, dict) else error
-    except (msgspec.DecodeError, AttributeError):
-        found = None
-    return str(found or f"the server answers with HTTP status {status}")
+        found = error_message(msgspec.json.decode(text))
+    except msgspec.DecodeError:
+        found = ""
+    return found or f"the server answers with HTTP status {status}"
