@@ -8,19 +8,20 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
-from itertools import islice
+from importlib.util import find_spec
+from itertools import cycle, islice
 from typing import Any
 
 import uvloop
-from tqdm import tqdm
 
 from sophserve.bench import load_report
 from sophserve.bench.load_client import PATHS, Client, LoadError, Prompt, Target
 from sophserve.bench.load_metrics import Report, parse_slo, summarize
-from sophserve.bench.load_prompts import Vocabulary, random_prompts, read_prompts, repeat
+from sophserve.bench.load_prompts import Vocabulary, random_prompts, read_prompts
 from sophserve.bench.load_run import LoadRun, arrivals
 from sophserve.bench.load_scenarios import SCENARIOS, render_answers, save_logs
 from sophserve.errors import ConfigError
@@ -34,13 +35,11 @@ LONGEST_PROMPT = 10_000_000
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Target):
     """Those of the command line; None where the default depends on others."""
 
     url: str = "http://localhost:8000"
-    model: str = ""
     api_key: str = field(default_factory=lambda: os.environ.get("SOPHSERVE_API_KEY", ""))
-    endpoint: str = "chat"
     scenario: str | None = None
     dataset: str = "random"
     dataset_path: str | None = None
@@ -52,12 +51,7 @@ class Options:
     concurrency: int | None = None
     num_requests: int | None = None
     duration: float | None = None
-    stream: bool = True
-    ignore_eos: bool | None = None
-    temperature: float = 0.0
-    extra_body: dict[str, Any] = field(default_factory=dict)
     seed: int = field(default_factory=lambda: random.randrange(2**32))
-    timeout: float = 600.0
     slo: list[str] = field(default_factory=list)
     save_json: str | None = None
     save_png: str | None = None
@@ -93,43 +87,34 @@ def parse(argv: Sequence[str]) -> Options:
     parser = CommandParser("load", "Drive an OpenAI-compatible server and measure latency, throughput and goodput.")
     count, positive = _number(int), _number(float)
     group = parser.add_argument_group("server")
-    group.add_argument("--url", metavar="TEXT", help=f"default: {Options.url}")
-    group.add_argument("--model", metavar="TEXT", help="default: the first of /v1/models")
-    group.add_argument("--api-key", metavar="TEXT", help="default: SOPHSERVE_API_KEY")
-    group.add_argument("--endpoint", choices=tuple(PATHS), help=f"default: {Options.endpoint}")
+    add = group.add_argument
+    add("--url", metavar="TEXT", help=f"default: {Options.url}")
+    add("--model", metavar="TEXT", help="default: the first of /v1/models")
+    add("--api-key", metavar="TEXT", help="default: SOPHSERVE_API_KEY")
+    add("--endpoint", choices=tuple(PATHS), help=f"default: {Options.endpoint}")
     add_switch(group, "--stream", "stream the answers; without it only whole latencies are seen (default: on)")
     add_switch(group, "--ignore-eos", "answers of full length (default: on for random and shared-prefix)")
-    group.add_argument("--temperature", type=_number(float, "0 or more"), metavar="N", help="default: 0")
-    group.add_argument("--extra-body", type=_object, metavar="JSON", help="further fields of every request")
-    group.add_argument("--timeout", type=positive, metavar="S", help=f"of a request (default: {Options.timeout:g})")
-    group = parser.add_argument_group("prompts")
-    group.add_argument("--scenario", choices=tuple(SCENARIOS), help="prompts of ours, with a verdict")
-    group.add_argument("--dataset", choices=DATASETS, help=f"default: {Options.dataset}")
-    group.add_argument("--dataset-path", metavar="FILE", help="JSONL with prompt or messages, perhaps max_tokens")
-    group.add_argument("--input-length", type=count, metavar="N", help=f"tokens (default: {Options.input_length})")
-    group.add_argument("--output-length", type=count, metavar="N", help="tokens (default: 128, or the scenario's)")
-    group.add_argument("--prefix-length", type=count, metavar="N", help="tokens that all prompts share (default: 512)")
-    group.add_argument("--seed", type=int, metavar="N", help="of prompts and arrivals (default: a new one, shown)")
-    group = parser.add_argument_group("load")
-    group.add_argument(
-        "--rate", "--request-rate", type=positive, metavar="N", help="requests a second (default: no waiting)"
-    )
-    group.add_argument("--burstiness", type=positive, metavar="N", help="1 is Poisson, less is burstier (default: 1)")
-    group.add_argument(
-        "--concurrency",
-        "--max-concurrency",
-        type=count,
-        metavar="N",
-        help="most at once (default: 8; none with --rate)",
-    )
-    group.add_argument(
-        "--num-requests", "--num-prompts", type=count, metavar="N", help="default: 100, or one for each line"
-    )
-    group.add_argument("--duration", type=positive, metavar="S", help="send for so long, then wait for the answers")
-    group = parser.add_argument_group("results")
-    group.add_argument("--slo", nargs="+", action="extend", metavar="NAME:MS", help="such as ttft:500 tpot:50")
-    group.add_argument("--save-json", metavar="FILE", help="everything, each request with its times")
-    group.add_argument("--save-png", metavar="FILE", help="requests over time, and distributions")
+    add("--temperature", type=_number(float, "0 or more"), metavar="N", help="default: 0")
+    add("--extra-body", type=_object, metavar="JSON", help="further fields of every request")
+    add("--timeout", type=positive, metavar="S", help=f"of a request (default: {Options.timeout:g})")
+    add = parser.add_argument_group("prompts").add_argument
+    add("--scenario", choices=tuple(SCENARIOS), help="prompts of ours, with a verdict")
+    add("--dataset", choices=DATASETS, help=f"default: {Options.dataset}")
+    add("--dataset-path", metavar="FILE", help="JSONL with prompt or messages, perhaps max_tokens")
+    add("--input-length", type=count, metavar="N", help=f"tokens (default: {Options.input_length})")
+    add("--output-length", type=count, metavar="N", help="tokens (default: 128, or the scenario's)")
+    add("--prefix-length", type=count, metavar="N", help="tokens that all prompts share (default: 512)")
+    add("--seed", type=int, metavar="N", help="of prompts and arrivals (default: a new one, shown)")
+    add = parser.add_argument_group("load").add_argument
+    add("--rate", "--request-rate", type=positive, metavar="N", help="requests a second (default: no waiting)")
+    add("--burstiness", type=positive, metavar="N", help="1 is Poisson, less is burstier (default: 1)")
+    add("--concurrency", "--max-concurrency", type=count, metavar="N", help="at once (default: 8; none with --rate)")
+    add("--num-requests", "--num-prompts", type=count, metavar="N", help="default: 100, or one for each line")
+    add("--duration", type=positive, metavar="S", help="send for so long, then wait for the answers")
+    add = parser.add_argument_group("results").add_argument
+    add("--slo", nargs="+", action="extend", metavar="NAME:MS", help="such as ttft:500 tpot:50")
+    add("--save-json", metavar="FILE", help="everything, each request with its times")
+    add("--save-png", metavar="FILE", help="requests over time, and distributions")
     given = vars(parser.parse_args(argv))
     options = Options(**given)
     options = replace(options, url=server_address(options.url))
@@ -158,6 +143,8 @@ def _check(options: Options, given: set[str]) -> None:
     if not options.stream and (options.scenario is not None or slo.keys() & {"ttft", "tpot"}):
         raise ConfigError("without --stream only --slo e2el can be measured, and no --scenario")
     load_report.check_files(options.save_json, options.save_png)
+    if options.save_png is not None and find_spec("matplotlib") is None:
+        raise ConfigError("--save-png needs matplotlib: pip install 'sophserve[plot]'")
 
 
 def load(argv: Sequence[str]) -> int:
@@ -170,21 +157,23 @@ async def run(options: Options) -> int:
     return await (_load(options) if options.scenario is None else _scenario(options))
 
 
-def _client(options: Options, ignore_eos: bool) -> Client:
-    names = {each.name for each in fields(Target)} & {each.name for each in fields(Options)}
-    target = Target(**{name: getattr(options, name) for name in names}, extra=options.extra_body)
-    return Client(replace(target, ignore_eos=ignore_eos if options.ignore_eos is None else options.ignore_eos))
+@asynccontextmanager
+async def _prepared(options: Options, ignore_eos: bool) -> AsyncIterator[Client]:
+    """A client that has found its model, and what the server refuses. ignore_eos: where the options leave it open."""
+    target = options if options.ignore_eos is not None else replace(options, ignore_eos=ignore_eos)
+    async with Client(target) as client:
+        for note in await client.prepare():
+            print(f"note: {note}", file=sys.stderr)
+        yield client
 
 
 async def _load(options: Options) -> int:
-    async with _client(options, ignore_eos=options.dataset != "file") as client:
-        _note(await client.prepare())
+    async with _prepared(options, ignore_eos=options.dataset != "file") as client:
         chance = random.Random(options.seed)
         prompts, total = await _prompts(options, client, chance)
         limit = options.concurrency or (CONCURRENCY if options.rate is None else None)
         run = LoadRun(client, prompts, arrivals(options.rate, options.burstiness, chance), limit, options.duration)
-        with tqdm(total=total, unit=" requests", disable=None) as bar:
-            await run.run(bar)
+        await run.run(total)
     title = f"{client.model} at {options.url}, {options.endpoint}: {_describe(options, limit)}"
     return _finish(options, client, title, run)
 
@@ -197,7 +186,7 @@ async def _prompts(options: Options, client: Client, chance: random.Random) -> t
         lines = read_prompts(options.dataset_path, options.endpoint, output)
         if options.num_requests is None and options.duration is None:
             total = len(lines)
-        return islice(repeat(lines), total), total
+        return islice(cycle(lines), total), total
     prefix = options.prefix_length if options.dataset == "shared-prefix" else 0
     vocabulary = await Vocabulary.of(client)
     return islice(random_prompts(vocabulary, chance, prefix, options.input_length, output), total), total
@@ -208,11 +197,9 @@ async def _scenario(options: Options) -> int:
     scenario = SCENARIOS[options.scenario]
     texts = scenario.prompts()
     prompts = [Prompt(text, options.output_length or scenario.output_length) for text in texts]
-    async with _client(options, ignore_eos=scenario.ignore_eos) as client:
-        _note(await client.prepare())
+    async with _prepared(options, ignore_eos=scenario.ignore_eos) as client:
         run = LoadRun(client, prompts, arrivals(None, 1, random.Random()), len(prompts) if scenario.together else 1)
-        with tqdm(total=len(prompts), unit=" requests", disable=None) as bar:
-            await run.run(bar)
+        await run.run(len(prompts))
     code = _finish(options, client, f"{client.model} at {options.url}, scenario {options.scenario}", run)
     logs = save_logs(options.scenario, texts, run.outcomes)
     print(f"\n{render_answers(texts, run.outcomes)}\n\nanswers: {' '.join(logs)}")
@@ -224,15 +211,9 @@ async def _scenario(options: Options) -> int:
     return 0 if passed else 1
 
 
-def _note(notes: list[str]) -> None:
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-
-
 def _describe(options: Options, limit: int | None) -> str:
-    dataset = (
-        options.dataset_path or f"{options.dataset} {options.input_length} to {options.output_length or 128} tokens"
-    )
+    output = options.output_length or 128
+    dataset = options.dataset_path or f"{options.dataset} {options.input_length} to {output} tokens"
     pace = "" if options.rate is None else f", {options.rate:g} requests/s"
     return f"{dataset}{pace}{'' if limit is None else f', {limit} at once'}, seed {options.seed}"
 

@@ -51,7 +51,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Target:
-    """A server, and how to ask it. extra: further fields of every request; timeout: seconds of a whole answer."""
+    """A server, and how to ask it. ignore_eos: have answers of full length, None is no; timeout: seconds of a whole
+    answer; extra_body: further fields of every request."""
 
     url: str
     model: str = ""
@@ -59,9 +60,9 @@ class Target:
     endpoint: str = "chat"
     stream: bool = True
     temperature: float = 0.0
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
     timeout: float = 600.0
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra_body: dict[str, Any] = field(default_factory=dict)
 
 
 class Client:
@@ -171,7 +172,7 @@ class Client:
             "temperature": self.target.temperature,
             "stream": self.target.stream,
             **self._optional,
-            **self.target.extra,
+            **self.target.extra_body,
         }
 
 

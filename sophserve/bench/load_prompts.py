@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +93,3 @@ def read_prompts(path: str, endpoint: str, output_length: int) -> list[Prompt]:
     if not prompts:
         raise ConfigError(f"--dataset-path {path} holds no prompts")
     return prompts
-
-
-def repeat(prompts: list[Prompt]) -> Iterator[Prompt]:
-    """The prompts again and again."""
-    return cycle(prompts)

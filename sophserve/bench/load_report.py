@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,25 @@ from sophserve.bench.load_metrics import METRICS, Outcome, Report, Summary
 from sophserve.errors import ConfigError
 
 
-def check_files(json_file: str | None, png_file: str | None) -> None:
+def check_files(*paths: str | None) -> None:
     """Raise ConfigError if one could not be written."""
-    for path in filter(None, (json_file, png_file)):
+    for path in filter(None, paths):
         folder = Path(path).resolve().parent
         if not folder.is_dir():
             raise ConfigError(f"cannot write {path}: there is no such directory")
         if Path(path).is_dir() or not os.access(path if Path(path).exists() else folder, os.W_OK):
             raise ConfigError(f"cannot write {path}: it is a directory, or not to be written to")
-    if png_file is not None and find_spec("matplotlib") is None:
-        raise ConfigError("--save-png needs matplotlib: pip install 'sophserve[plot]'")
 
 
 def render(report: Report) -> str:
-    lines = [
-        f"completed      {report.completed} in {report.duration:.2f} s, {_rate(report, report.completed)} requests/s"
-    ]
+    rate = _rate(report, report.completed)
+    lines = [f"completed      {report.completed} in {report.duration:.2f} s, {rate} requests/s"]
     if report.failed:
         lines.append(f"failed         {report.failed}")
         lines += [f"  {count} x {kind}: {report.messages[kind]}" for kind, count in report.errors.items()]
-    cached = (
-        f", {report.cached_tokens / report.prompt_tokens:.1%} from the prefix cache" if report.cached_tokens else ""
-    )
     if report.prompts_reported or not report.completed:
+        share = f"{report.cached_tokens / report.prompt_tokens:.1%}" if report.cached_tokens else ""
+        cached = share and f", {share} from the prefix cache"
         lines.append(f"prompt tokens  {report.prompt_tokens}, {_rate(report, report.prompt_tokens)}/s{cached}")
     if report.usage_reported or report.chunks:
         lines.append(f"output tokens  {report.output_tokens}, {_rate(report, report.output_tokens)}/s")

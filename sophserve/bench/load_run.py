@@ -51,14 +51,16 @@ class LoadRun:
         self._failed = 0
         self._refused = 0
 
-    async def run(self, bar: tqdm) -> None:
-        """Until every request has its outcome. Ctrl-C ends the run; so does a server that cannot be reached."""
+    async def run(self, total: int | None) -> None:
+        """Until every request has its outcome. Ctrl-C ends the run; so does a server that cannot be reached. total: how
+        many there are, if known."""
         self._begin = time.perf_counter()
         self._sender = asyncio.create_task(self._send())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
-        progress = asyncio.create_task(self._show_progress(bar))
+        self._bar = tqdm(total=total, unit=" requests", disable=None)
+        progress = asyncio.create_task(self._show_progress())
         try:
             with suppress(asyncio.CancelledError):
                 await self._sender
@@ -71,7 +73,8 @@ class LoadRun:
                 # Ended before it began.
                 outcome.error, outcome.message, outcome.finished = *INTERRUPTED, outcome.sent
             self._running.clear()
-            self._show(bar)
+            self._show()
+            self._bar.close()
 
     async def _send(self) -> None:
         for prompt, due in self._schedule:
@@ -102,13 +105,13 @@ class LoadRun:
         for task in self._running:
             task.cancel()
 
-    async def _show_progress(self, bar: tqdm) -> None:
+    async def _show_progress(self) -> None:
         while True:
-            self._show(bar)
+            self._show()
             await asyncio.sleep(REFRESH)
 
-    def _show(self, bar: tqdm) -> None:
+    def _show(self) -> None:
         tokens = self._tokens + sum(len(outcome.times) for outcome in self._running.values())
         rate = tokens / (time.perf_counter() - self._begin)
-        bar.n = len(self.outcomes) - len(self._running)
-        bar.set_postfix_str(f"{len(self._running)} running, {self._failed} failed, {rate:.0f} tokens/s")
+        self._bar.n = len(self.outcomes) - len(self._running)
+        self._bar.set_postfix_str(f"{len(self._running)} running, {self._failed} failed, {rate:.0f} tokens/s")

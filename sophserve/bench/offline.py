@@ -6,12 +6,12 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sophserve.bench import offline_report as report
+from sophserve.bench.load_report import check_files
 from sophserve.bench.offline_prompts import make_prompts
 from sophserve.bench.offline_result import Reckoning, Setting
 from sophserve.bench.offline_run import Pass, logprobs_of, peak_worker_memory, run_pass
@@ -31,8 +31,7 @@ SIZES = {"batch": "batch", "input-length": "input_length", "max-new-tokens": "ma
 _MOST_STEP_TOKENS = 16384
 
 
-@dataclass
-class Measured:
+class Measured(NamedTuple):
     """A batch before it is judged by what the device can do: the lengths of the prompts, the passes, the memory."""
 
     setting: Setting
@@ -47,7 +46,9 @@ def bench(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     settings = _settings(given)
     plot_file = given.plot or ("bench.png" if given.sweep else None)
-    report.check_files(given.save_results, given.save_json, plot_file)
+    check_files(given.save_results, given.save_json, plot_file)
+    if given.save_results:
+        report.check_columns(given.save_results)
     golden = _golden(given, settings)
     directory = resolve_model(given.model)
     _check_image_size(given.image_size, directory)
@@ -58,9 +59,7 @@ def bench(argv: Sequence[str]) -> int:
     measured, device = asyncio.run(_measure(given, options, settings, golden))
     limits = None if given.skip_limits else limits_of(options["device"], footprint.dtype)
     reckoning = Reckoning(footprint, given.tp_size, limits)
-    results = [
-        reckoning.result(each.setting, each.prompts, each.passes, each.memory, each.quality) for each in measured
-    ]
+    results = [reckoning.result(*each) for each in measured]
     lines = [f"{footprint.architecture}, {footprint.dtype}, {device}"]
     if given.sweep:
         lines += ["", *report.table(results)]

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,57 +25,28 @@ from sophserve.table import rows_of, size
 SCHEMA = 1
 """Of --save-json; grows when the meaning of a field changes. docs/bench.md describes it."""
 
-COLUMNS = (
-    "time",
-    "model",
-    "dtype",
-    "quantization",
-    "device",
-    "tp_size",
-    "mode",
-    "batch",
-    "input_length",
-    "max_new_tokens",
-    "ftl_ms",
-    "tps",
-    "prefill_tps",
-    "step_p50_ms",
-    "step_p90_ms",
-    "step_p99_ms",
-    "peak_memory",
-    "quality",
-)
+COLUMNS = [
+    "time", "model", "dtype", "quantization", "device", "tp_size", "mode", "batch", "input_length", "max_new_tokens",
+    "ftl_ms", "tps", "prefill_tps", "step_p50_ms", "step_p90_ms", "step_p99_ms", "peak_memory", "quality",
+]  # fmt: skip
 """Of the file of --save-results."""
 
 
-def check_files(csv_file: str | None, json_file: str | None, plot_file: str | None) -> None:
-    """Raise ConfigError if one could not be written."""
-    for path in filter(None, (csv_file, json_file, plot_file)):
-        if not Path(path).resolve().parent.is_dir():
-            raise ConfigError(f"cannot write {path}: there is no such directory")
-    if csv_file and Path(csv_file).is_file():
+def check_columns(csv_file: str) -> None:
+    """Raise ConfigError if a file of results has other columns."""
+    if Path(csv_file).is_file():
         with Path(csv_file).open(encoding="utf-8", newline="") as file:
-            found = next(csv.reader(file), list(COLUMNS))
-        if found != list(COLUMNS):
+            found = next(csv.reader(file), COLUMNS)
+        if found != COLUMNS:
             raise ConfigError(f"{csv_file} has other columns than --save-results writes; give another file")
 
 
 def text(result: Result, limits: DeviceLimits | None) -> list[str]:
     """One result for people."""
-    measured, warmup = result.measured, result.warmup
-    lines = [
-        str(result.setting),
-        "",
-        *rows_of(
-            ["", "FTL", "TPS"],
-            [
-                ["warm-up", f"{warmup.ftl_ms:.1f} ms", _rate(warmup.tps)],
-                ["measured", f"{measured.ftl_ms:.1f} ms", _rate(measured.tps)],
-            ],
-        ),
-        "",
-        f"prefill      {_rate(result.prefill_tps)}, {_work(result.prefill, limits)}",
-    ]
+    passes = [("warm-up", result.warmup), ("measured", result.measured)]
+    rows = [[name, f"{speed.ftl_ms:.1f} ms", _rate(speed.tps)] for name, speed in passes]
+    lines = [str(result.setting), "", *rows_of(["", "FTL", "TPS"], rows), ""]
+    lines.append(f"prefill      {_rate(result.prefill_tps)}, {_work(result.prefill, limits)}")
     if result.decode and result.steps_ms:
         steps = result.steps_ms
         lines.append(f"decode       {_work(result.decode, limits)}")
@@ -142,7 +114,7 @@ def save_json(path: str, meta: dict[str, Any], limits: DeviceLimits | None, resu
             {
                 "benchmark": msgspec.to_builtins(result.setting),
                 "performance": result.performance(),
-                "quality": result.quality.to_json() if result.quality else None,
+                "quality": asdict(result.quality) if result.quality else None,
                 "data": {
                     "prompt_tokens": result.prompt_tokens,
                     "steps_s": result.run.steps,
@@ -172,9 +144,7 @@ def read_golden(path: str, batch: int) -> list[list[int]]:
 def machine() -> dict[str, Any]:
     """What this was measured on and with."""
     names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    memory = next(
-        (int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), None
-    )
+    memory = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     versions = {name: importlib.metadata.version(name) for name in ("sophserve", "torch", "tokenizers")}
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -182,7 +152,7 @@ def machine() -> dict[str, Any]:
             "system": f"{platform.system()} {platform.release()}",
             "cpu": names[0] if names else platform.machine(),
             "cores": len(os.sched_getaffinity(0)),
-            "memory": memory,
+            "memory": memory[0] if memory else None,
         },
         "versions": {"python": platform.python_version(), **versions},
     }

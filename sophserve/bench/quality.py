@@ -6,8 +6,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 MOST_PERPLEXITY = 30.0
 """A model's own greedy text is likely to it, well below this."""
@@ -45,10 +44,6 @@ class Verdict:
     verdict: str
     reasons: list[str] = field(default_factory=list)
     answers: list[AnswerQuality] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain objects."""
-        return asdict(self)
 
 
 def judge_answer(

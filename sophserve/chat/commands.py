@@ -15,17 +15,9 @@ from sophserve.chat.store import Store
 from sophserve.options import did_you_mean
 
 PARAMETERS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "max_tokens",
-    "seed",
-    "stop",
-    "presence_penalty",
-    "frequency_penalty",
+    "temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "stop", "presence_penalty", "frequency_penalty",
     "repetition_penalty",
-)
+)  # fmt: skip
 T = TypeVar("T")
 _SHOWN = 60  # characters of a message in a list
 

@@ -26,7 +26,7 @@ async def ask(fake: Fake, prompt: str = "Hello", max_tokens: int = 3, **options:
 
 
 async def test_an_answer_is_counted_by_its_parts_and_usage(fake: Fake) -> None:
-    answer = await ask(fake, "one two three", 4, ignore_eos=True, extra={"top_k": 3}, api_key="secret")
+    answer = await ask(fake, "one two three", 4, ignore_eos=True, extra_body={"top_k": 3}, api_key="secret")
     assert (answer.error, answer.text, answer.finish_reason) == ("", "a a a a ", "length")
     assert (len(answer.times), answer.tokens, answer.prompt_tokens, answer.cached_tokens) == (4, 4, 8, 2)
     assert 0 < answer.sent <= answer.times[0] <= answer.times[-1] <= answer.finished

@@ -59,7 +59,7 @@ def test_values_that_cannot_work(arguments: str, words: str, capsys: pytest.Capt
 
 
 def test_pictures_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sophserve.bench.load_report.find_spec", lambda name: None)
+    monkeypatch.setattr("sophserve.bench.load.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--save-png needs matplotlib: pip install 'sophserve\[plot\]'"):
         load.parse(["--save-png", "a.png"])
 
