@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, closing, suppress
 from typing import Any
 
 from sophserve.background import Background
@@ -117,9 +117,7 @@ def _typed(background: Background, session: Session) -> int:
         print(f"\r\x1b[K{DIM}{session.client.model} · /help lists the commands{RESET}")
     while True:
         try:
-            question = read_question(terminal_line).strip()
-            if question:
-                _take(background, session, question)
+            _turn(background, session, terminal_line)
         except EOFError:
             print()
             return 0
@@ -130,30 +128,23 @@ def _typed(background: Background, session: Session) -> int:
 
 
 def _piped(background: Background, session: Session) -> int:
-    while True:
-        try:
-            question = read_question(piped_line).strip()
-            if question:
-                _take(background, session, question)
-        except EOFError:
-            return 0
+    with suppress(EOFError):
+        while True:
+            _turn(background, session, piped_line)
+    return 0
 
 
-def _take(background: Background, session: Session, line: str) -> None:
-    """Answer a line, which may be a command."""
-    name, _, argument = line.partition(" ")
-    if name == "/edit" and not argument.strip():
-        raise ChatError("/edit wants the question that is to be asked instead")
-    if name.startswith("/") and name not in ("/retry", "/edit"):
-        told = printable(run(session, line))
+def _turn(background: Background, session: Session, line: Callable[[bool], str]) -> None:
+    """Read a question or a command, and do what it says. Raises EOFError."""
+    question = read_question(line).strip()
+    if not question:
+        return
+    done = run(session, question) if question.startswith("/") else session.ask(question)
+    if isinstance(done, str):
+        told = printable(done)
         print(f"{DIM}{told}{RESET}" if session.styled else told, file=sys.stderr)
         return
     try:
-        if name == "/retry":
-            background.run(session.ask_again())
-        elif name == "/edit":
-            background.run(session.ask_instead(argument.strip()))
-        else:
-            background.run(session.ask(line))
+        background.run(done)
     finally:
         session.keep()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sophserve.chat.client import ChatError
 from sophserve.chat.conversation import Conversation, FormatError, read, write
@@ -19,11 +19,13 @@ PARAMETERS = (
     "repetition_penalty",
 )  # fmt: skip
 T = TypeVar("T")
+Done = str | Coroutine[Any, Any, None]
 _SHOWN = 60  # characters of a message in a list
 
 
-def run(session: Session, line: str) -> str:
-    """Do what a /command says that asks nothing; returns what to tell. Raises ChatError, and EOFError to end."""
+def run(session: Session, line: str) -> Done:
+    """Do what a /command says; returns what to tell, or the work of one that asks. Raises ChatError, and EOFError to
+    end."""
     name, _, argument = line.partition(" ")
     if name not in COMMANDS:
         raise ChatError(f"there is no command {name}{did_you_mean(name, list(COMMANDS)) or '; see /help'}")
@@ -59,6 +61,12 @@ def _set(session: Session, argument: str) -> str:
     return "\n".join(f"{key} = {value}" for key, value in shown.items()) or "all as the server has them"
 
 
+def _edit(session: Session, question: str) -> Done:
+    if not question:
+        raise ChatError("/edit wants the question that is to be asked instead")
+    return session.ask_instead(question)
+
+
 def _undo(session: Session, _: str) -> str:
     session.conversation.leaf = session.last_question().parent or None
     session.keep()
@@ -83,10 +91,9 @@ def _branch(session: Session, number: str) -> str:
 
 
 def _list(session: Session, words: str) -> str:
-    numbered = enumerate(_store(session).all(), 1)
     rows = [
         f"{'*' if each.id == session.conversation.id else ' '}{index:>3}  {each.updated:%Y-%m-%d}  {each.name()}"
-        for index, each in numbered
+        for index, each in enumerate(_store(session).all(), 1)
         if each.holds(words.split())
     ]
     return "\n".join(rows) or ("nothing was found" if words else "nothing was kept yet")
@@ -165,10 +172,6 @@ def _end(session: Session, _: str) -> str:
     raise EOFError
 
 
-def _asks(session: Session, _: str) -> str:
-    raise AssertionError("a command that asks is done by the loop")
-
-
 def _store(session: Session) -> Store:
     if not session.store:
         raise ChatError("nothing is kept here, only where questions are typed; see /save and /load")
@@ -208,11 +211,11 @@ def _file(path: str) -> Path:
 
 @dataclass(frozen=True)
 class Command:
-    """What one /command does with its argument; it returns what to tell."""
+    """What one /command does with its argument; see run()."""
 
     argument: str
     help: str
-    run: Callable[[Session, str], str]
+    run: Callable[[Session, str], Done]
 
 
 COMMANDS = {
@@ -220,8 +223,8 @@ COMMANDS = {
     "/clear": Command("", "begin a new conversation; the old one is kept", _clear),
     "/system": Command("[TEXT]", "set the system prompt, none for none, or show it", _system),
     "/set": Command("[NAME VALUE]", "set a sampling parameter, default to reset it; or show all", _set),
-    "/retry": Command("", "have the last question answered again", _asks),
-    "/edit": Command("TEXT", "ask this in place of the last question", _asks),
+    "/retry": Command("", "have the last question answered again", lambda session, _: session.ask_again()),
+    "/edit": Command("TEXT", "ask this in place of the last question", _edit),
     "/undo": Command("", "go back to before the last question", _undo),
     "/branch": Command("[N]", "go to another answer or question that was tried, or list them", _branch),
     "/list": Command("[WORDS]", "the conversations that are kept, or those that hold the words", _list),

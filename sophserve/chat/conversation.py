@@ -97,13 +97,8 @@ class _File(msgspec.Struct, kw_only=True):
 
 def write(conversations: list[Conversation]) -> str:
     """The text of a file that holds these conversations."""
-    return (
-        msgspec.json.format(
-            msgspec.json.encode(_File(format="sophserve.conversations", version=1, conversations=conversations)),
-            indent=1,
-        ).decode()
-        + "\n"
-    )
+    file = _File(format="sophserve.conversations", version=1, conversations=conversations)
+    return msgspec.json.format(msgspec.json.encode(file), indent=1).decode() + "\n"
 
 
 def read(text: str | bytes) -> list[Conversation]:

@@ -65,34 +65,29 @@ class Session:
 
     async def ask(self, question: str) -> None:
         """Ask, and write the answer while it comes. Raises ChatError; the question is then taken back."""
-        before = self.conversation.leaf
-        message = self.conversation.add("user", question)
-        try:
-            await self._answer()
-        finally:
-            if self.conversation.leaf == message.id:
-                self.conversation.messages.remove(message)
-                self.conversation.leaf = before
+        await self._ask(self.conversation.leaf, question)
 
     async def ask_again(self) -> None:
         """Have the last question answered again: a branch beside the last answer. Raises ChatError."""
-        before, question = self.conversation.leaf, self.last_question()
-        self.conversation.leaf = question.id
-        try:
-            await self._answer()
-        finally:
-            if self.conversation.leaf == question.id:
-                self.conversation.leaf = before
+        await self._ask(self.last_question().id)
 
     async def ask_instead(self, text: str) -> None:
         """Ask something in place of the last question: a branch beside it. Raises ChatError."""
-        before, question = self.conversation.leaf, self.last_question()
-        self.conversation.leaf = question.parent or None
+        await self._ask(self.last_question().parent or None, text)
+
+    async def _ask(self, leaf: str | None, question: str | None = None) -> None:
+        """Answer the leaf, or a question below it. Without an answer everything is as it was before."""
+        conversation = self.conversation
+        before, count = conversation.leaf, len(conversation.messages)
+        conversation.leaf = leaf
+        if question is not None:
+            leaf = conversation.add("user", question).id
         try:
-            await self.ask(text)
+            await self._answer()
         finally:
-            if self.conversation.leaf == (question.parent or None):
-                self.conversation.leaf = before
+            if conversation.leaf == leaf:
+                conversation.leaf = before
+                del conversation.messages[count:]
 
     def last_question(self) -> Message:
         """What was asked last. Raises ChatError."""
