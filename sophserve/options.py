@@ -18,7 +18,7 @@ from sophserve.errors import ConfigError
 from sophserve.other_servers import NEEDLESS, SAME, answer, answer_command
 from sophserve.plugins import commands
 
-_CONFIGS = (EngineConfig, ServerConfig)
+_CONFIGS = {"model and engine": EngineConfig, "server": ServerConfig}
 
 
 def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
@@ -29,10 +29,8 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     parser.add_argument("positional", nargs="?", metavar="MODEL", help="the same as --model")
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and exit")
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options; the command line wins")
-    for config in _CONFIGS:
-        group = parser.add_argument_group(
-            "model and engine" if config is EngineConfig else "server",
-        )
+    for title, config in _CONFIGS.items():
+        group = parser.add_argument_group(title)
         for field in msgspec.structs.fields(config):
             _add_option(group, field)
     if argv and not argv[0].startswith("-"):
@@ -88,7 +86,6 @@ def _convert(config: type[C], values: dict[str, Any], file: str | None) -> C:
 
 def _read_file(path: str) -> dict[str, Any]:
     import tomllib
-    from pathlib import Path
 
     try:
         options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -96,17 +93,14 @@ def _read_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read --config {path}: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"--config {path} is not a TOML file: {error}") from None
-    known = {name: name for config in _CONFIGS for name in config.__struct_fields__}
-    found = {}
-    for key, value in options.items():
-        name = known.get(key.replace("-", "_"))
-        if name is None:
+    known = [name for config in _CONFIGS.values() for name in config.__struct_fields__]
+    for key in options:
+        if key.replace("-", "_") not in known:
             if reason := answer(option(key)):
                 raise ConfigError(f"{path}: {reason}")
-            names = [field.replace("_", "-") for field in known]
+            names = [name.replace("_", "-") for name in known]
             raise ConfigError(f"{path} has the unknown option {key!r}{did_you_mean(key, names)}")
-        found[name] = value
-    return found
+    return {key.replace("-", "_"): value for key, value in options.items()}
 
 
 def did_you_mean(name: str, names: Sequence[str], least: float = 0.6) -> str:

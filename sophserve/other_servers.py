@@ -36,7 +36,7 @@ _NEEDLESS = {
     "--disable-uvicorn-access-log --no-context-shift --no-perf --no-warmup",
 }
 
-_VLLM = {
+_ANSWERS = {
     "the cache is sized by --kv-cache-memory, such as 8GiB": "--gpu-memory-utilization --num-gpu-blocks-override",
     "a sequence that finds no room is computed again later, nothing is swapped": "--swap-space --preemption-mode",
     "weights stay on the device; quantize or split them: --quantization, --tensor-parallel-size": "--cpu-offload-gb",
@@ -46,7 +46,8 @@ _VLLM = {
     "--decode-context-parallel-size -dcp --prefill-context-parallel-size -pcp --dcp-kv-cache-interleave-size "
     "--cp-kv-cache-interleave-size --all2all-backend --enable-dbo --ubatch-size --dbo-decode-token-threshold "
     "--dbo-prefill-token-threshold --enable-eplb --eplb-config --expert-placement-strategy --num-redundant-experts "
-    "--eplb-window-size --eplb-step-interval --eplb-log-balancedness --max-parallel-loading-workers",
+    "--eplb-window-size --eplb-step-interval --eplb-log-balancedness --max-parallel-loading-workers "
+    "-sm --split-mode -ts --tensor-split -mg --main-gpu --rpc",
     "start several servers behind a proxy instead (docs/deployment.md)": "--data-parallel-size -dp "
     "--data-parallel-size-local -dpl --data-parallel-rank -dpn --data-parallel-start-rank -dpr --data-parallel-address "
     "-dpa --data-parallel-rpc-port -dpp --data-parallel-backend -dpb --data-parallel-hybrid-lb -dph "
@@ -70,7 +71,8 @@ _VLLM = {
     "--ignore-patterns --pt-load-map-location --use-tqdm-on-load --qlora-adapter-name-or-path "
     "--weight-transfer-config --model-weights",
     "change config.json in a copy of the checkpoint's directory": "--hf-overrides --hf-config-path --config-format "
-    "--rope-scaling --rope-theta --disable-sliding-window",
+    "--rope-scaling --rope-theta --disable-sliding-window --rope-freq-base --rope-freq-scale --rope-scale "
+    "--yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --yarn-orig-ctx",
     "architectures are plugins, see sophserve plugins": "--model-impl --model-class-overrides --logits-processors "
     "--io-processor-plugin --additional-config --override-neuron-config --allow-deprecated-quantization "
     "--enable-return-routed-experts",
@@ -84,16 +86,19 @@ _VLLM = {
     "adapters are not served; merge them into the model": "--enable-lora --lora-modules --max-loras --max-lora-rank "
     "--lora-extra-vocab-size --lora-dtype --max-cpu-loras --fully-sharded-loras --long-lora-scaling-factors "
     "--enable-lora-bias --enable-tower-connector-lora --default-mm-loras --specialize-active-lora "
-    "--enable-prompt-adapter --prompt-adapters --max-prompt-adapters --max-prompt-adapter-token",
+    "--enable-prompt-adapter --prompt-adapters --max-prompt-adapters --max-prompt-adapter-token --lora --lora-scaled "
+    "--lora-init-without-apply --control-vector",
     "only text is served": "--limit-mm-per-prompt --enable-mm-embeds --media-io-kwargs --mm-processor-kwargs "
     "--mm-processor-cache-gb --mm-processor-cache-type --mm-shm-cache-max-object-size-mb --mm-encoder-only "
     "--mm-encoder-tp-mode --mm-encoder-attn-backend --skip-mm-profiling --video-pruning-rate "
-    "--allowed-local-media-path --allowed-media-domains --disable-chunked-mm-input --enable-prompt-embeds",
+    "--allowed-local-media-path --allowed-media-domains --disable-chunked-mm-input --enable-prompt-embeds -mm "
+    "--mmproj --mmproj-url --no-mmproj --image-min-tokens --image-max-tokens",
     "speculative decoding is not there": "--speculative-config --speculative-model --speculative-model-quantization "
     "--num-speculative-tokens --speculative-disable-mqa-scorer --speculative-draft-tensor-parallel-size "
     "--speculative-max-model-len --speculative-disable-by-batch-size --ngram-prompt-lookup-max "
     "--ngram-prompt-lookup-min --spec-decoding-acceptance-method --typical-acceptance-sampler-posterior-threshold "
-    "--typical-acceptance-sampler-posterior-alpha",
+    "--typical-acceptance-sampler-posterior-alpha -md --model-draft -hfd --draft --draft-max --draft-min --draft-p-min "
+    "-ngld -cd --spec-type",
     "a step holds what --max-num-batched-tokens and --max-num-seqs say": "--num-scheduler-steps "
     "--multi-step-stream-outputs --scheduler-delay-factor --max-num-partial-prefills --max-long-partial-prefills "
     "--long-prefill-token-threshold --num-lookahead-slots --stream-interval",
@@ -106,7 +111,8 @@ _VLLM = {
     "--guided-decoding-disable-additional-properties --structured-outputs-config",
     "parsers are plugins, see sophserve plugins": "--tool-parser-plugin --reasoning-parser-plugin --middleware "
     "--tool-server",
-    "call it --log-level": "--uvicorn-log-level",
+    "call it --log-level": "--uvicorn-log-level -v --verbose --log-verbose -lv --verbosity --log-verbosity "
+    "--log-disable",
     "prompts are logged whole or not at all": "--max-log-len --aggregate-engine-logging --log-config-file "
     "--enable-log-outputs --enable-log-deltas",
     "metrics are at /metrics, profiles at /start_profile; there are no traces": "--otlp-traces-endpoint "
@@ -126,16 +132,12 @@ _VLLM = {
     "renewed certificates are taken by themselves": "--enable-ssl-refresh",
     "the memory stays with the server while it runs": "--enable-sleep-mode",
     "bodies have limits of their own (docs/security.md)": "--h11-max-incomplete-event-size --h11-max-header-count",
-}
-
-_LLAMA_CPP = {
     "call it --max-model-len: tokens of one sequence, not of all together": "-c --ctx-size",
     "a model runs wholly on its device; choose that with --device": "-ngl --gpu-layers --n-gpu-layers -dev "
     "--list-devices -cmoe --cpu-moe -ncmoe --n-cpu-moe -ot --override-tensor -nkvo --no-kv-offload --fit",
     "set OMP_NUM_THREADS in the environment": "-t --threads -tb --threads-batch --threads-http -C --cpu-mask "
     "--cpu-range --cpu-strict --prio --poll --numa",
-    "call it --max-num-batched-tokens": "-b --batch-size -ub --ubatch-size",
-    "a model is split by --tensor-parallel-size": "-sm --split-mode -ts --tensor-split -mg --main-gpu --rpc",
+    "call it --max-num-batched-tokens": "-b --batch-size -ub",
     "a Hub id of safetensors is given as --model": "-hf -hfr --hf-repo -hff --hf-file -hft -mu --model-url "
     "--models-dir --models-preset --models-max",
     "the cache is sized by --kv-cache-memory and kept in --dtype": "-ctk --cache-type-k -ctv --cache-type-v "
@@ -146,25 +148,17 @@ _LLAMA_CPP = {
     "attention has one implementation": "-fa --flash-attn",
     "weights are mapped and packed as the device needs them": "--mlock --mmap --no-mmap --direct-io --no-repack "
     "--check-tensors --override-kv",
-    "speculative decoding is not there": "-md --model-draft -hfd --draft --draft-max --draft-min --draft-p-min -ngld "
-    "-cd --spec-type",
     "requests carry it": "-n --predict --n-predict --temp --temperature --top-k --top-p --min-p --repeat-penalty "
     "--repeat-last-n --presence-penalty --frequency-penalty --mirostat --samplers --sampling-seq --ignore-eos "
     "--grammar --grammar-file -j --json-schema --json-schema-file -l --logit-bias --chat-template-kwargs "
     "--reasoning-budget",
     "call it --pooling": "--pooling-type",
     "call it --reasoning-parser": "--reasoning-format",
-    "call it --log-level": "-v --verbose --log-verbose -lv --verbosity --log-verbosity --log-disable",
     "direct standard error into a file": "--log-file --log-prefix --log-timestamps --log-colors",
     "call it --no-ui": "--no-webui --webui",
     "call it --root-path": "--api-prefix",
     "the server has its own page, see --ui": "--path --media-path",
     "requests may take as long as they like; --max-queue-time bounds their wait": "-to --timeout",
-    "change config.json in a copy of the checkpoint's directory": "--rope-freq-base --rope-freq-scale --rope-scale "
-    "--yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --yarn-orig-ctx",
-    "adapters are not served; merge them into the model": "--lora --lora-scaled --lora-init-without-apply "
-    "--control-vector",
-    "only text is served": "-mm --mmproj --mmproj-url --no-mmproj --image-min-tokens --image-max-tokens",
     "models that rerank are not served": "--rerank --reranking",
     "a server serves one model as it was started": "--props --models-autoload --sleep-idle-seconds",
 }
@@ -195,7 +189,7 @@ def _by_name(groups: dict[str, str]) -> dict[str, str]:
 NEEDLESS = _by_name(_NEEDLESS)
 """Switches that ask for what is so anyway, with why."""
 
-ANSWERS = _by_name(_LLAMA_CPP) | _by_name(_VLLM)
+ANSWERS = _by_name(_ANSWERS)
 """Options that are not taken, with what to do instead."""
 
 

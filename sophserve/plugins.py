@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -117,6 +117,7 @@ def distribution(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else "unknown"
 
 
+@cache
 def _collect(hook: str, group: str = PROJECT) -> dict[str, Registered]:
     plugins = plugins_of(group)
     found: dict[str, Registered] = {}
@@ -165,31 +166,13 @@ def load_command(name: str) -> Callable[[Sequence[str]], int]:
     return function
 
 
-@cache
-def architectures() -> dict[str, Registered]:
-    """Model classes by the name in config.json's `architectures`."""
-    return _collect("register_architectures")
-
-
-@cache
-def quantizations() -> dict[str, Registered]:
-    """Quantization schemes by `quant_method`."""
-    return _collect("register_quantizations")
-
-
-@cache
-def devices() -> dict[str, Registered]:
-    """Device classes by name."""
-    return _collect("register_devices")
-
-
-@cache
-def tool_parsers() -> dict[str, Registered]:
-    """Parsers of tool calls by name."""
-    return _collect("register_tool_parsers", TEXT)
-
-
-@cache
-def reasoning_parsers() -> dict[str, Registered]:
-    """Parsers of reasoning by name."""
-    return _collect("register_reasoning_parsers", TEXT)
+architectures = partial(_collect, "register_architectures")
+"""Model classes by the name in config.json's `architectures`."""
+quantizations = partial(_collect, "register_quantizations")
+"""Quantization schemes by `quant_method`."""
+devices = partial(_collect, "register_devices")
+"""Device classes by name."""
+tool_parsers = partial(_collect, "register_tool_parsers", TEXT)
+"""Parsers of tool calls by name."""
+reasoning_parsers = partial(_collect, "register_reasoning_parsers", TEXT)
+"""Parsers of reasoning by name."""

@@ -26,10 +26,13 @@ class RankProfile:
         """What the commands of each operator come to."""
         found: dict[str, Sums] = defaultdict(Sums)
         for step in self.steps:
-            for operator, sums in (step.sums or {}).items():
-                _add(found[operator], sums)
-            for command in step.commands or []:
-                _add(found[command.operator], Sums(1, command.duration, command.bytes, command.operations))
+            own = [(each.operator, Sums(1, each.duration, each.bytes, each.operations)) for each in step.commands or []]
+            for operator, sums in [*(step.sums or {}).items(), *own]:
+                total = found[operator]
+                total.count += sums.count
+                total.duration += sums.duration
+                total.bytes += sums.bytes
+                total.operations += sums.operations
         return dict(found)
 
 
@@ -94,10 +97,3 @@ def _steps(path: Path, lines: list[bytes]) -> Iterator[Step]:
             raise ConfigError(
                 f"{path}, line {number} is damaged ({error}); cut the file before it to see the rest"
             ) from None
-
-
-def _add(total: Sums, more: Sums) -> None:
-    total.count += more.count
-    total.duration += more.duration
-    total.bytes += more.bytes
-    total.operations += more.operations

@@ -89,19 +89,12 @@ def _rank_data(profile: RankProfile) -> dict[str, Any]:
     header = profile.header
     operators: dict[str, int] = {}
     details: dict[str, int] = {}
-    columns: dict[str, list[int]] = {
-        name: [] for name in ("operator", "start", "duration", "bytes", "operations", "detail")
-    }
-    for step in profile.steps:
-        for command in step.commands or []:
-            columns["operator"].append(operators.setdefault(command.operator, len(operators)))
-            columns["start"].append(command.start - step.start)
-            columns["duration"].append(command.duration)
-            columns["bytes"].append(command.bytes)
-            columns["operations"].append(command.operations)
-            columns["detail"].append(details.setdefault(command.detail, len(details)))
-    if header.mode != 2:
-        del columns["detail"]
+    commands = [(step.start, command) for step in profile.steps for command in step.commands or []]
+    columns = {name: [getattr(each, name) for _, each in commands] for name in ("duration", "bytes", "operations")}
+    columns["operator"] = [operators.setdefault(each.operator, len(operators)) for _, each in commands]
+    columns["start"] = [each.start - start for start, each in commands]
+    if header.mode == 2:
+        columns["detail"] = [details.setdefault(each.detail, len(details)) for _, each in commands]
     limits = header.bytes_per_second and header.operations_per_second
     return {
         "model": header.model,

@@ -73,27 +73,19 @@ def judge_answer(
 
 def judge(answers: Sequence[AnswerQuality]) -> Verdict:
     """The verdict on a batch; a reason says of how many answers it is true."""
-    reasons = []
-
-    def note(found: int, what: str) -> None:
-        if found:
-            reasons.append(f"{found} of {len(answers)} {what}")
-
-    note(
-        sum(each.perplexity is not None and not each.perplexity <= MOST_PERPLEXITY for each in answers),
-        f"have a perplexity above {MOST_PERPLEXITY:g} under the model that wrote them",
-    )
-    note(sum(each.repetition > 0.5 for each in answers), "end in a loop that fills more than half of them")
-    note(
-        sum(each.distinct[3] < LEAST_DISTINCT for each in answers),
-        f"repeat more than {1 - LEAST_DISTINCT:.0%} of their runs of four tokens",
-    )
-    note(sum(each.broken > MOST_BROKEN for each in answers), "have broken characters")
-    note(sum(bool(each.foreign_scripts) for each in answers), "use a script that their prompt does not")
-    note(
-        sum(each.agreement is not None and each.agreement < LEAST_AGREEMENT for each in answers),
-        "differ early from the golden file",
-    )
+    perplexities = [each.perplexity for each in answers if each.perplexity is not None]
+    agreements = [each.agreement for each in answers if each.agreement is not None]
+    unlikely = f"have a perplexity above {MOST_PERPLEXITY:g} under the model that wrote them"
+    repeated = f"repeat more than {1 - LEAST_DISTINCT:.0%} of their runs of four tokens"
+    counts = {
+        unlikely: sum(not each <= MOST_PERPLEXITY for each in perplexities),
+        "end in a loop that fills more than half of them": sum(each.repetition > 0.5 for each in answers),
+        repeated: sum(each.distinct[3] < LEAST_DISTINCT for each in answers),
+        "have broken characters": sum(each.broken > MOST_BROKEN for each in answers),
+        "use a script that their prompt does not": sum(bool(each.foreign_scripts) for each in answers),
+        "differ early from the golden file": sum(each < LEAST_AGREEMENT for each in agreements),
+    }
+    reasons = [f"{count} of {len(answers)} {what}" for what, count in counts.items() if count]
     return Verdict("suspicious" if reasons else "good", reasons, list(answers))
 
 

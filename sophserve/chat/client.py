@@ -40,20 +40,16 @@ class Piece:
 
 
 class Client:
-    """Use as an asynchronous context. model: what is asked for; the server's first one unless it is given."""
+    """Use as an asynchronous context. model: what is asked for, to be chosen later unless it is given. socket: the Unix
+    socket of the server, if it has one."""
 
-    def __init__(self, url: str, api_key: str | None = None, model: str | None = None) -> None:
+    def __init__(
+        self, url: str, api_key: str | None = None, model: str | None = None, socket: Path | None = None
+    ) -> None:
         self.url = url
         self.model = model or ""
         self._headers = key_header(api_key)
-        self._socket: Path | None = None
-
-    @classmethod
-    def over_socket(cls, path: Path) -> Client:
-        """A client of the server at this Unix socket."""
-        client = cls("http://localhost")
-        client._socket = path
-        return client
+        self._socket = socket
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(

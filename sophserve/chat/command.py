@@ -69,8 +69,7 @@ async def _connect(stack: AsyncExitStack, given: dict[str, Any]) -> Client:
     """A client of the server that the options mean, or of a model that is loaded for it. Raises SophserveError."""
     key = given.get("api_key") or os.environ.get("SOPHSERVE_API_KEY")
     name = given.get("model")
-    client = Client(given.get("url", DEFAULT_URL), key, name)
-    await stack.enter_async_context(client)
+    client = await stack.enter_async_context(Client(given.get("url", DEFAULT_URL), key, name))
     try:
         models = await client.models(_waiting)
         _waiting("")
@@ -97,8 +96,7 @@ async def _load(stack: AsyncExitStack, given: dict[str, Any]) -> Client:
 
     options = {name: given[name] for name in ("model", *ENGINE_OPTIONS) if name in given}
     socket = await stack.enter_async_context(local_model(engine_config(options)))
-    client = Client.over_socket(socket)
-    await stack.enter_async_context(client)
+    client = await stack.enter_async_context(Client("http://localhost", socket=socket))
     [client.model] = await client.models(_waiting)
     return client
 
