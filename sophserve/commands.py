@@ -34,7 +34,6 @@ def list_plugins(argv: Sequence[str]) -> int:
 
 
 def quantize(argv: Sequence[str]) -> int:
-    """Write a plain checkpoint quantized."""
     parser = CommandParser("quantize", "Write a plain checkpoint quantized, in the method's standard format.")
     parser.add_argument("model", metavar="MODEL", help="a directory with a checkpoint, a Hub id, or demo")
     parser.add_argument("target", metavar="OUT", help="the directory to write, which must be empty or not exist")
@@ -77,7 +76,6 @@ def quantize(argv: Sequence[str]) -> int:
 
 
 def cache(argv: Sequence[str]) -> int:
-    """List or clear a checkpoint's packed weights."""
     parser = CommandParser("cache", "List or clear the packed weights that are kept of quantized checkpoints.")
     parser.add_argument("action", choices=("list", "clear"))
     parser.add_argument("--model", required=True, metavar="MODEL", help="the checkpoint's directory, or a Hub id")

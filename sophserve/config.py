@@ -194,12 +194,10 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def upload_bytes(self) -> int:
-        """upload_memory in bytes."""
         return parse_size(self.upload_memory)
 
     @property
     def unread_bytes(self) -> int:
-        """unread_memory in bytes."""
         return parse_size(self.unread_memory)
 
     @property

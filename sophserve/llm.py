@@ -297,7 +297,6 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer."""
         return self._llm.tokenizer
 
     def close(self) -> None:

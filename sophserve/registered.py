@@ -95,6 +95,5 @@ def _methods(name: str, classes: dict[str, ast.ClassDef]) -> set[str]:
 
 
 def _fields(node: ast.ClassDef) -> set[str]:
-    """The names that a class annotates."""
     assigned = (each.target for each in node.body if isinstance(each, ast.AnnAssign))
     return {target.id for target in assigned if isinstance(target, ast.Name)}

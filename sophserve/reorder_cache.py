@@ -158,7 +158,6 @@ class CacheWriter:
             self._give_up(error)
 
     def add(self, name: str, packed: Packed) -> None:
-        """Append a packed weight."""
         if self._file is None:
             return
         try:

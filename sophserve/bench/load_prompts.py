@@ -48,7 +48,6 @@ class Vocabulary:
         return chance.choices(self.words, k=max(1, round(tokens / self.tokens_per_word)))
 
     def prompt(self, parts: list[Any], max_tokens: int) -> Prompt:
-        """Of what was drawn."""
         return Prompt(parts if self.ids is not None else " ".join(parts), max_tokens)
 
 

@@ -34,7 +34,6 @@ class Speed:
 
     @classmethod
     def of(cls, run: Pass) -> Speed:
-        """Those of a pass."""
         return cls(1000 * run.first_token, len(run.answers) / run.step if run.step else None)
 
 

@@ -72,7 +72,6 @@ class Conversation(msgspec.Struct, kw_only=True):
         return [message for message in self.messages if message.id not in parents]
 
     def add(self, role: Literal["user", "assistant"], content: str) -> Message:
-        """Add a message below the leaf, as the new leaf."""
         message = Message(id=new_id(), parent=self.leaf, role=role, content=content)
         self.messages.append(message)
         self.leaf, self.updated = message.id, _now()

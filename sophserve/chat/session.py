@@ -145,7 +145,6 @@ class _Writer:
         self._thinking = False
 
     def write(self, reasoning: str, content: str) -> None:
-        """Show more of the answer."""
         self.content += content
         self.reasoning += reasoning
         if not self._styled:
@@ -160,11 +159,9 @@ class _Writer:
         self._put(self._markup.feed(content))
 
     def finish(self) -> None:
-        """End the line."""
         self._put((self._markup.finish() if self._styled else "") + "\n")
 
     def note(self, text: str) -> None:
-        """Say something about the answer, below it."""
         self._put(f"{DIM}{text}{RESET}\n")
 
     def _put(self, text: str) -> None:

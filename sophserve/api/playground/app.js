@@ -19,7 +19,7 @@ const SIDES = {
 connectSettings();
 const store = await Store.open();
 const status = new Status(show);
-const chat = new Chat(store, { model: () => status.model, ready: () => status.ready && settingsAreRight(), onshow: show, onopen });
+const chat = new Chat(store, { model: () => status.model, ready: () => status.ready && settingsAreRight(), onshow: show, onopen: () => history.show() });
 const history = new History(store, chat, closeList);
 chat.onerror = (error) => status.fail(error);
 store.onchange = (change) => {
@@ -32,10 +32,6 @@ function show() {
   byId("send").hidden = chat.running;
   byId("stop").hidden = !chat.running;
   byId("send").disabled = !status.ready || !byId("input").value.trim();
-}
-
-function onopen() {
-  history.show();
 }
 
 function closeList() {
@@ -74,15 +70,12 @@ function isShown(name) {
 
 function speak() {
   translate(document);
-  byId("examples").replaceChildren(
-    ...t("examples").map((text) => {
-      const onclick = () => {
-        byId("input").value = text;
-        chat.send();
-      };
-      return make("button", { type: "button", text, onclick });
-    }),
-  );
+  const ask = (text) => {
+    byId("input").value = text;
+    chat.send();
+  };
+  const examples = t("examples").map((text) => make("button", { type: "button", text, onclick: () => ask(text) }));
+  byId("examples").replaceChildren(...examples);
   status.show();
   history.show();
   chat.draw();

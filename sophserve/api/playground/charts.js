@@ -1,6 +1,6 @@
 // The live view of the server: what /metrics counts, drawn.
 
-import { make } from "./dom.js";
+import { make, makeIn } from "./dom.js";
 import { number, t } from "./language.js";
 
 const SAMPLES = 60;
@@ -25,15 +25,10 @@ class Chart {
     this.title = make("span", { class: "name" });
     this.value = make("output", {});
     this.unitText = make("span", { class: "unit" });
-    this.line = document.createElementNS(SVG, "path");
-    this.area = document.createElementNS(SVG, "path");
-    this.line.setAttribute("class", "line");
-    this.area.setAttribute("class", "area");
-    const svg = document.createElementNS(SVG, "svg");
-    svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
-    svg.setAttribute("preserveAspectRatio", "none");
-    svg.setAttribute("aria-hidden", "true");
-    svg.append(this.area, this.line);
+    this.line = makeIn(SVG, "path", { class: "line" });
+    this.area = makeIn(SVG, "path", { class: "area" });
+    const shape = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" };
+    const svg = makeIn(SVG, "svg", shape, this.area, this.line);
     const figures = make("div", { class: "figures" }, this.title, make("span", {}, this.value, this.unitText));
     this.element = make("div", { class: "chart", id: `chart-${name}` }, figures, svg);
   }

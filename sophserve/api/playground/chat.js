@@ -7,7 +7,7 @@ import { byId } from "./dom.js";
 import { t } from "./language.js";
 import { load, save } from "./local.js";
 import { MessageView, keepingEnd } from "./messages.js";
-import { pass, tell } from "./notice.js";
+import { pass, tell, tellUnkept } from "./notice.js";
 import { ServerError } from "./server.js";
 import { numbers, samplingFields, setSystem, system, systemMessages } from "./settings.js";
 
@@ -20,17 +20,9 @@ export class Chat {
     Object.assign(this, { store, model, ready, onshow, onopen });
     this.conversation = newConversation();
     this.views = [];
-    this.edits = new Map();
+    this.edits = new Map(); // what is being written in place of questions, by their ids
     this.answers = new Map(); // the answers that are being written: of each conversation {control, conversation, message}
     this.own = new Set(); // the messages that came from this tab
-    this.actions = {
-      again: (message) => this.again(message),
-      edit: (message) => this.edit(message),
-      cancel: (message) => this.cancel(message),
-      resend: (message) => this.resend(message),
-      show: (message, name) => this.showBranch(message, name),
-      edited: () => this.keepDraft(),
-    };
     byId("system").addEventListener("change", () => this.keepSystem());
   }
 
@@ -75,17 +67,13 @@ export class Chat {
   rebuild() {
     const { activeElement: writing } = document;
     const edited = this.views.find(({ editor }) => editor && editor === writing)?.message.id;
-    this.views = path(this.conversation).map((message) => this.view(message));
+    const { conversation } = this;
+    this.views = path(conversation).map((message) => new MessageView(message, siblings(conversation, message), this));
     byId("messages").replaceChildren(...this.views.map(({ element }) => element));
     this.draw();
     const editor = edited && this.views.find(({ message }) => message.id === edited)?.editor;
     editor?.focus({ preventScroll: true });
     editor?.setSelectionRange(writing.selectionStart, writing.selectionEnd);
-  }
-
-  view(message) {
-    const found = siblings(this.conversation, message);
-    return new MessageView(message, { siblings: found, index: found.indexOf(message) }, { ...this.actions, edits: this.edits });
   }
 
   draw() {
@@ -231,7 +219,7 @@ export class Chat {
       if (!this.store.kept && !this.warned) tell(t("not_kept"));
       if (!this.store.kept) this.warned = true;
     } catch (error) {
-      tell(t(error?.name === "QuotaExceededError" ? "full" : "unkept", { why: error?.message }), { error: true });
+      tellUnkept(error);
     }
   }
 

@@ -1,8 +1,13 @@
 // Elements, made without ever reading text as HTML.
 
-/** An element with properties (class, text, attributes, on…) and children. */
-export function make(name, properties = {}, ...children) {
-  const element = document.createElement(name);
+/** An element of HTML with properties (class, text, attributes, on…) and children. */
+export function make(name, properties, ...children) {
+  return makeIn("http://www.w3.org/1999/xhtml", name, properties, ...children);
+}
+
+/** An element of another namespace. */
+export function makeIn(namespace, name, properties = {}, ...children) {
+  const element = document.createElementNS(namespace, name);
   for (const [key, value] of Object.entries(properties)) {
     if (key === "text") element.textContent = value;
     else if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
@@ -12,7 +17,6 @@ export function make(name, properties = {}, ...children) {
   return element;
 }
 
-/** The element with this id. */
 export function byId(id) {
   return document.getElementById(id);
 }

@@ -5,7 +5,7 @@ import { loadDraft, saveDraft } from "./composer.js";
 import { byId, make } from "./dom.js";
 import { FormatError, read, write } from "./exchange.js";
 import { t } from "./language.js";
-import { tell } from "./notice.js";
+import { tell, tellUnkept } from "./notice.js";
 
 const LARGEST = 100; // MB of a file that is imported
 const AROUND = 30; // characters of a text that are shown before what was searched
@@ -63,11 +63,12 @@ export class History {
 
   /** Show those conversations whose titles or texts hold every word of the search field. */
   async search() {
-    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const wanted = () => byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = wanted();
     this.found = null;
     if (words.length) {
       const found = (await this.store.all()).map((each) => [each.id, find(each, words)]);
-      if (words.join() !== byId("search").value.toLowerCase().split(/\s+/).filter(Boolean).join()) return;
+      if (words.join() !== wanted().join()) return;
       this.found = new Map(found.filter(([, match]) => match));
     }
     this.show();
@@ -137,7 +138,7 @@ export class History {
     try {
       return await work();
     } catch (error) {
-      tell(t(error?.name === "QuotaExceededError" ? "full" : "unkept", { why: error?.message }), { error: true });
+      tellUnkept(error);
     }
   }
 }

@@ -1,16 +1,13 @@
 // The pieces of MathML that formulas are built of.
 
-const NAMESPACE = "http://www.w3.org/1998/Math/MathML";
+import { makeIn } from "./dom.js";
 
 /** Thrown for what is not known, or no mathematics. */
 export class Unknown extends Error {}
 
 /** An element of MathML. */
 export function m(name, attributes, ...children) {
-  const element = document.createElementNS(NAMESPACE, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
+  return makeIn("http://www.w3.org/1998/Math/MathML", name, attributes, ...children);
 }
 
 /** Several nodes as one. */

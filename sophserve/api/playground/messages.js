@@ -5,12 +5,10 @@ import { number, t } from "./language.js";
 import { render } from "./markdown.js";
 import { hideTip, tokenView } from "./tokens.js";
 
-/** One message, at its place ({index, siblings}: which of the messages it is that were tried there).
- *  `actions` are what the page does with it: again(message), show(message, button), and for the reader's own messages
- *  edit(message), cancel(message), resend(message), edited() and edits, a Map from ids to texts that are being written. */
+/** One message of the open conversation, a Chat; siblings: the messages that were tried at its place, with it. */
 export class MessageView {
-  constructor(message, place, actions) {
-    Object.assign(this, { message, place, actions });
+  constructor(message, siblings, chat) {
+    Object.assign(this, { message, siblings, chat });
     this.byToken = false;
     this.who = make("h3", {});
     this.summary = make("summary", {});
@@ -42,8 +40,8 @@ export class MessageView {
   }
 
   showQuestion(busy) {
-    const { message, actions } = this;
-    const editing = actions.edits.has(message.id);
+    const { message, chat } = this;
+    const editing = chat.edits.has(message.id);
     this.element.classList.toggle("editing", editing);
     if (!editing) {
       this.editor = null;
@@ -52,10 +50,10 @@ export class MessageView {
     }
     if (!this.editor) {
       this.editor = make("textarea", { rows: 1, "aria-label": t("edit") });
-      this.editor.value = actions.edits.get(message.id);
+      this.editor.value = chat.edits.get(message.id);
       this.editor.addEventListener("input", () => {
-        actions.edits.set(message.id, this.editor.value);
-        actions.edited();
+        chat.edits.set(message.id, this.editor.value);
+        chat.keepDraft();
         fitTo(this.editor);
         this.sendButton.disabled = this.busy || !this.editor.value.trim();
       });
@@ -70,28 +68,28 @@ export class MessageView {
     if (event.isComposing) return;
     if (event.key === "Escape") {
       event.stopPropagation();
-      this.actions.cancel(this.message);
+      this.chat.cancel(this.message);
     } else if (event.key === "Enter" && !event.shiftKey) {
       event.preventDefault();
-      this.actions.resend(this.message);
+      this.chat.resend(this.message);
     }
   }
 
   showFoot(last, busy) {
-    const { message, actions } = this;
+    const { message, chat } = this;
     const button = (name, onclick, disabled = false) =>
       make("button", { class: `quiet do-${name}`, type: "button", text: t(name), disabled, onclick });
     const buttons = [];
     if (this.editor) {
-      buttons.push(button("cancel", () => actions.cancel(message)));
-      this.sendButton = button("send", () => actions.resend(message), busy || !this.editor.value.trim());
+      buttons.push(button("cancel", () => chat.cancel(message)));
+      this.sendButton = button("send", () => chat.resend(message), busy || !this.editor.value.trim());
       buttons.push(this.sendButton);
     } else {
       buttons.push(copyButton(t, () => message.content));
-      if (message.role === "user") buttons.push(button("edit", () => actions.edit(message)));
-      if (message.role !== "user" || last) buttons.push(button("again", () => actions.again(message), busy));
+      if (message.role === "user") buttons.push(button("edit", () => chat.edit(message)));
+      if (message.role !== "user" || last) buttons.push(button("again", () => chat.again(message), busy));
       if (message.tokens?.length) buttons.push(button(this.byToken ? "text" : "tokens", () => this.switchView(last, busy)));
-      if (this.place.siblings.length > 1) buttons.push(this.branches());
+      if (this.siblings.length > 1) buttons.push(this.branches());
     }
     const error = message.error ? [make("p", { class: "error", role: "alert", text: message.error })] : [];
     const numbers = make("span", { class: "numbers", text: describe(message) });
@@ -100,11 +98,12 @@ export class MessageView {
 
   /** ‹ 2/3 ›: goes through what else was asked or answered at this place. */
   branches() {
-    const { siblings, index } = this.place;
+    const { siblings } = this;
+    const index = siblings.indexOf(this.message);
     const step = (name, mark, to) =>
       make("button", {
         class: `quiet do-${name}`, type: "button", text: mark, "aria-label": t(name), title: t(name), disabled: !siblings[to],
-        onclick: () => this.actions.show(siblings[to], name),
+        onclick: () => this.chat.showBranch(siblings[to], name),
       });
     const where = make("span", { text: `${index + 1}/${siblings.length}` });
     return make("span", { class: "branches", role: "group", "aria-label": t("branches") },

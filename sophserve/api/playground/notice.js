@@ -5,18 +5,21 @@ import { t } from "./language.js";
 
 /** Tell something. action: {name, run} of a button. */
 export function tell(text, { error = false, action } = {}) {
-  const buttons = [];
-  if (action) {
-    const run = () => {
-      clear();
-      action.run();
-    };
-    buttons.push(make("button", { class: "quiet act", type: "button", text: t(action.name), onclick: run }));
-  }
-  buttons.push(make("button", { class: "quiet close", type: "button", text: "×", "aria-label": t("close"), onclick: clear }));
+  const button = (name, properties) => make("button", { class: `quiet ${name}`, type: "button", ...properties });
+  const run = () => {
+    clear();
+    action.run();
+  };
   byId("notice").replaceChildren(
-    make("p", { class: error ? "error" : undefined, role: error ? "alert" : undefined, text }), ...buttons,
+    make("p", { class: error && "error", role: error && "alert", text }),
+    ...(action ? [button("act", { text: t(action.name), onclick: run })] : []),
+    button("close", { text: "×", "aria-label": t("close"), onclick: clear }),
   );
+}
+
+/** Tell that the browser did not keep a conversation. */
+export function tellUnkept(error) {
+  tell(t(error?.name === "QuotaExceededError" ? "full" : "unkept", { why: error?.message }), { error: true });
 }
 
 /** Tell nothing any more of what went well and cannot be taken back. */
@@ -24,7 +27,6 @@ export function pass() {
   if (!byId("notice").querySelector(".error, .act")) clear();
 }
 
-/** Tell nothing any more. */
-export function clear() {
+function clear() {
   byId("notice").replaceChildren();
 }

@@ -18,7 +18,6 @@ export function useKey(key) {
   save(KEY, key, "session");
 }
 
-/** Whether there is a key. */
 export function hasKey() {
   return load(KEY, "session") !== null;
 }

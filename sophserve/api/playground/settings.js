@@ -53,7 +53,6 @@ export function wrongSetting() {
   return NUMBERS.map(byId).find((input) => !input.checkValidity());
 }
 
-/** The system prompt. */
 export function system() {
   return byId("system").value.trim();
 }

@@ -42,7 +42,6 @@ export class Store {
     return Boolean(this.database);
   }
 
-  /** All conversations. */
   async all() {
     if (!this.kept) return structuredClone([...this.memory.values()]);
     return this.transact("readonly", (table) => table.getAll());
@@ -109,7 +108,6 @@ export class Store {
     return added;
   }
 
-  /** Forget a conversation. */
   async remove(id) {
     this.gone.add(id);
     this.memory.delete(id);
