@@ -145,11 +145,8 @@ def _collect(hook: str, group: str = PROJECT) -> dict[str, Registered]:
 @cache
 def commands() -> dict[str, EntryPoint]:
     """The commands `sophserve NAME` by name; each is a function of its arguments that returns the exit code."""
-    return {entry.name: entry for entry in sorted(entry_points(group=COMMANDS), key=_distribution_last)}
-
-
-def _distribution_last(entry: EntryPoint) -> bool:
-    return distribution(entry) == PROJECT  # what comes with sophserve keeps its names
+    found = sorted(entry_points(group=COMMANDS), key=lambda entry: distribution(entry) == PROJECT)
+    return {entry.name: entry for entry in found}  # what comes with sophserve is last, and keeps its names
 
 
 def load_command(name: str) -> Callable[[Sequence[str]], int]:

@@ -158,16 +158,13 @@ def parse_slo(words: Sequence[str]) -> dict[str, float]:
     return slo
 
 
-def is_good(outcome: Outcome, slo: dict[str, float]) -> bool:
-    """Whether a request was answered within every limit. What an answer lacks, such as a second token, is no miss."""
-    return not outcome.error and all(value <= slo[name] for name in slo for value in outcome.values(name))
-
-
 def summarize(outcomes: Sequence[Outcome], slo: dict[str, float]) -> Report:
     """The report of a run that is over. Its time is from the first request's start to the last one's end."""
     done = [outcome for outcome in outcomes if not outcome.error]
     failed = [outcome for outcome in outcomes if outcome.error]
     seen = {name: [value for outcome in done for value in outcome.values(name)] for name in METRICS}
+    # What an answer lacks, such as a second token, is no miss.
+    good = [outcome for outcome in done if all(value <= slo[name] for name in slo for value in outcome.values(name))]
     duration = max(each.finished for each in outcomes) - min(each.sent for each in outcomes) if outcomes else 0.0
     return Report(
         duration=duration,
@@ -183,5 +180,5 @@ def summarize(outcomes: Sequence[Outcome], slo: dict[str, float]) -> Report:
         messages={outcome.error: outcome.message for outcome in reversed(failed)},
         metrics={name: Summary.of(values) for name, values in seen.items() if values},
         slo=slo,
-        good=sum(is_good(outcome, slo) for outcome in done),
+        good=len(good),
     )

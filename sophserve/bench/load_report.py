@@ -87,13 +87,11 @@ def save_json(path: str, settings: dict[str, Any], report: Report, outcomes: Seq
 
 def save_png(path: str, title: str, report: Report, outcomes: Sequence[Outcome]) -> None:
     """Requests over time, and how the latencies are distributed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     start = min((outcome.sent for outcome in outcomes), default=0.0)
-    figure, (over_time, shares) = pyplot.subplots(1, 2, figsize=(13, 5))
+    figure = Figure(figsize=(13, 5), layout="tight")
+    over_time, shares = figure.subplots(1, 2)
     sent = [outcome.sent - start for outcome in outcomes]
     ends = [outcome.finished - start for outcome in outcomes]
     firsts = [
@@ -115,5 +113,4 @@ def save_png(path: str, title: str, report: Report, outcomes: Sequence[Outcome])
     if shares.lines:
         shares.legend()
     figure.suptitle(title)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -170,12 +170,10 @@ def save_plot(path: str, results: Sequence[Result]) -> bool:
     if find_spec("matplotlib") is None:
         print("no picture is drawn: pip install 'sophserve[plot]'", file=sys.stderr)
         return False
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    figure = Figure(figsize=(11, 4.5), layout="tight")
+    left, right = figure.subplots(1, 2)
     lines: dict[tuple[int, int], list[Result]] = {}
     for result in results:
         lines.setdefault((result.setting.input_length, result.setting.max_new_tokens), []).append(result)
@@ -186,7 +184,5 @@ def save_plot(path: str, results: Sequence[Result]) -> bool:
     left.set(xlabel="batch", ylabel="TPS, tokens/s", ylim=(0, None))
     right.set(xlabel="batch", ylabel="FTL, ms", ylim=(0, None))
     left.legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
     return True

@@ -48,12 +48,9 @@ function showTip(span) {
       const share = Math.exp(each.logprob);
       const bar = make("i", { class: "bar" });
       bar.style.width = `${Math.max(1, 100 * share)}%`;
-      return make(
-        "div", { class: same(each) ? "row chosen" : "row" },
-        make("code", { text: visible(each.token) }),
-        make("span", { class: "track" }, bar),
-        make("span", { class: "share", text: `${number(100 * share, share < 0.1 ? 2 : 1)} %` }),
-      );
+      const percent = make("span", { class: "share", text: `${number(100 * share, share < 0.1 ? 2 : 1)} %` });
+      return make("div", { class: same(each) ? "row chosen" : "row" },
+        make("code", { text: visible(each.token) }), make("span", { class: "track" }, bar), percent);
     }),
   );
   tip.hidden = false;
