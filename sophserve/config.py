@@ -6,17 +6,14 @@ from __future__ import annotations
 
 import os
 import re
-import typing
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 
 from sophserve.errors import ConfigError
 from sophserve.keys import ApiKey, Limits, read_keys
-
-C = TypeVar("C", bound=msgspec.Struct)
 
 
 class Count(str):
@@ -279,19 +276,6 @@ def _parse(text: str, form: re.Pattern[str]) -> Fraction | None:
         return number
     binary = rest[0] in "iI" if rest else letter.isupper()
     return number * (1024 if binary else 1000) ** ("kmgt".index(letter.lower()) + 1)
-
-
-def make_config(config: type[C], values: dict[str, Any]) -> C:
-    """An EngineConfig or a ServerConfig with these options; texts may stand for counts. Raises ConfigError, and
-    msgspec.ValidationError for another type."""
-    counts = {field.name for field in msgspec.structs.fields(config) if is_count(field)}
-    texts = {name: read_count(value) for name, value in values.items() if name in counts and isinstance(value, str)}
-    return msgspec.convert(values | texts, config)
-
-
-def is_count(field: msgspec.structs.FieldInfo) -> bool:
-    """Whether an option is a number of things, which read_count reads."""
-    return isinstance(typing.get_args(field.type)[1], Count)
 
 
 def option(field: str) -> str:

@@ -8,16 +8,17 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import msgspec
 
 from sophserve.checkpoint import SHIPPED
-from sophserve.config import C, EngineConfig, ServerConfig, is_count, make_config, option, read_count
+from sophserve.config import Count, EngineConfig, ServerConfig, option, read_count
 from sophserve.errors import ConfigError
 from sophserve.other_servers import NEEDLESS, SAME, answer, answer_command
 from sophserve.plugins import commands
 
+C = TypeVar("C", EngineConfig, ServerConfig)
 _CONFIGS = {"model and engine": EngineConfig, "server": ServerConfig}
 
 
@@ -74,9 +75,13 @@ def engine_config(values: dict[str, Any]) -> EngineConfig:
 
 
 def _convert(config: type[C], values: dict[str, Any], file: str | None) -> C:
-    names = config.__struct_fields__
+    about = {field.name: typing.get_args(field.type)[1] for field in msgspec.structs.fields(config)}
+    given = {name: values[name] for name in about if name in values}
+    for name, value in given.items():
+        if isinstance(value, str) and isinstance(about[name], Count):
+            given[name] = read_count(value)
     try:
-        return make_config(config, {name: values[name] for name in names if name in values})
+        return msgspec.convert(given, config)
     except msgspec.ValidationError as error:
         problem, _, where = str(error).partition(" - at `$.")
         name = where.rstrip("`").replace("_", "-")
@@ -198,9 +203,9 @@ def _add_option(group: argparse._ArgumentGroup, field: msgspec.structs.FieldInfo
     elif typing.get_origin(kind) is list:
         group.add_argument(name, nargs="+", action="extend", metavar="TEXT", help=text)
     else:
+        read = count if isinstance(text, Count) else kind
         if field.default not in (None, msgspec.NODEFAULT):
             text += f" (default: {field.default})"
-        read = count if is_count(field) else kind
         group.add_argument(name, type=read, metavar="TEXT" if kind is str else "N", help=text)
 
 

@@ -29,7 +29,7 @@ class Names:
 
 def registered(hook: str) -> Names | None:
     """What the installed plugins register in a hook; None if the source of one cannot be read."""
-    found: dict[str, tuple[set[str], str]] = {}
+    found = Names()
     for distribution, tree in _plugins():
         if tree is None:
             return None
@@ -41,9 +41,9 @@ def registered(hook: str) -> Names | None:
                 if not names or None in names:
                     return None
                 for name, registered_class in (each for each in names if each is not None):
-                    found[name] = _methods(registered_class, classes) | fields, distribution
-    ordered = dict(sorted(found.items()))
-    return Names({name: each[0] for name, each in ordered.items()}, {name: each[1] for name, each in ordered.items()})
+                    found.members[name] = _methods(registered_class, classes) | fields
+                    found.distributions[name] = distribution
+    return Names(dict(sorted(found.members.items())), found.distributions)
 
 
 @cache

@@ -186,8 +186,8 @@ def _numbered(things: list[T], number: str, command: str) -> T:
 
 def _last(conversation: Conversation) -> str:
     """Where a conversation stands."""
-    marks = {"user": "> "}
-    said = [marks.get(message.role, "  ") + _short(message.content) for message in conversation.path()[-2:]]
+    last = conversation.path()[-2:]
+    said = [f"{'>' if message.role == 'user' else ' '} {_short(message.content)}" for message in last]
     return "\n".join([conversation.name(), *said])
 
 
