@@ -19,7 +19,7 @@ from sophserve.other_servers import NEEDLESS, SAME, answer, answer_command
 from sophserve.plugins import commands
 
 C = TypeVar("C", EngineConfig, ServerConfig)
-_CONFIGS = {"model and engine": EngineConfig, "server": ServerConfig}
+_CONFIGS: dict[str, type[msgspec.Struct]] = {"model and engine": EngineConfig, "server": ServerConfig}
 
 
 def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
