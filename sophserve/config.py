@@ -107,16 +107,13 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         str, "how much to keep of responses and conversations, which clients can go on from"
     ] = "64MiB"
     batch_dir: Annotated[
-        str | None,
-        Meta(description="where files and batches are kept (default: sophserve/batches in XDG_STATE_HOME)"),
+        str | None, "where files and batches are kept (default: sophserve/batches in XDG_STATE_HOME)"
     ] = None
-    max_file_size: Annotated[str, Meta(description="for one file of /v1/files")] = "200MiB"
-    batch_storage: Annotated[str, Meta(description="for all files and batches; beyond it uploads are refused")] = (
-        "10GiB"
-    )
+    max_file_size: Annotated[str, "for one file of /v1/files"] = "200MiB"
+    batch_storage: Annotated[str, "for all files and batches; beyond it uploads are refused"] = "10GiB"
     batch_lines: Annotated[
         int | None,
-        _count("lines of batches that are answered at once, behind all other requests (default: half --max-num-seqs)"),
+        Count("lines of batches that are answered at once, behind all other requests (default: half --max-num-seqs)"),
     ] = None
     pooling: Annotated[
         Literal["auto", "last", "mean"],
@@ -157,7 +154,7 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"--port must be between 0 and 65535, got {self.port}")
         per_key = ("max_concurrent_requests_per_key", "max_tokens_per_minute_per_key")
         _check(self, "0 or more", "max_queued_requests", "drain_timeout", "sse_keep_alive_interval")
-        _check(self, "at least 1", "max_connections", *per_key)
+        _check(self, "at least 1", "max_connections", "batch_lines", *per_key)
         _check(self, "above 0", "header_timeout", "body_timeout", "write_timeout", "keep_alive_timeout")
         for name in ("api_key", "served_model_name", "allowed_origins"):
             if not all(getattr(self, name)):
@@ -166,8 +163,6 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         self.file_bytes, self.batch_storage_bytes  # noqa: B018 - as well
         if self.batch_dir == "":
             raise ConfigError("--batch-dir is empty; give it a directory or leave it out")
-        if self.batch_lines is not None and self.batch_lines < 1:
-            raise ConfigError(f"--batch-lines must be at least 1, got {self.batch_lines}")
         for name in ("ssl_keyfile", "ssl_ca_certs"):
             if getattr(self, name) and not self.ssl_certfile:
                 raise ConfigError(f"{option(name)} needs --ssl-certfile")
