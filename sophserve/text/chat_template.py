@@ -23,10 +23,12 @@ MOST_SECONDS = 5.0
 
 
 class Rendered(NamedTuple):
-    """A conversation as a template renders it. left_out: the fields of messages that it has no place for."""
+    """A conversation as a template renders it. left_out: the fields of messages that it has no place for. continued:
+    the text that the prompt ends with, for the model to go on with it; empty for a new message."""
 
     prompt: str
     left_out: list[str]
+    continued: str
 
 
 class ChatTemplate:
@@ -108,7 +110,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         text = _render(template, self._special_tokens | kwargs | variables)
-        return Rendered(_cut_at_mark(text, final_text) if continue_final_message else text, left_out)
+        return Rendered(_cut_at_mark(text, final_text) if continue_final_message else text, left_out, final_text)
 
     def source(self, with_tools: bool = False) -> str:
         """The text of the template for requests with or without tools, empty where there is none."""

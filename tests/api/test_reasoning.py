@@ -290,6 +290,16 @@ async def test_an_answer_goes_on_where_the_prompt_left_it(
     assert (got.reasoning, got.content) == (reasoning, content)
 
 
+async def test_an_answer_goes_on_with_what_turns_in_a_row_have_begun(app: Any) -> None:
+    once = "{% for m in messages %}{% if m.role == messages[loop.index0 - 1].role and not loop.first %}"
+    source = once + "{{ raise_exception('twice') }}{% endif %}{{ m.role + m.content }}{% endfor %}{# <think> #}"
+    app.serving.chat_template = ChatTemplate({"default": source}, {})
+    app.engine.text = " and more</think>Yes."
+    said_before = [{"role": "assistant", "content": text} for text in ("<think>\nOkay", "so")]
+    got = await said(app, "messages", {"messages": [*HELLO, *said_before]})
+    assert (got.reasoning, got.content) == (" and more", "Yes.")
+
+
 async def test_forms_and_stops_of_an_answer_that_goes_on_with_a_thought(app: Any) -> None:
     app.engine.obeys = True
     app.engine.text = ' STOP I add</think>\n\n{"a": 7}'

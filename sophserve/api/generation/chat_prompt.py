@@ -15,14 +15,16 @@ from sophserve.text.chat_template import ChatTemplate
 
 
 class ChatPrompt:
-    """Made once its messages are checked. Raises RequestError, as all its methods do. left_out: once it is rendered,
-    the fields of messages that the template has no place for."""
+    """Made once its messages are checked. Raises RequestError, as all its methods do. Once it is rendered:
+    left_out, the fields of messages that the template has no place for; continued, the text that the answer goes on
+    with, empty for a new message."""
 
     def __init__(self, served: ServedModel, body: ChatRequest) -> None:
         if not body.messages:
             raise RequestError("messages is empty; give at least one", "messages")
         self._served, self._body = served, body
         self.left_out: list[str] = []
+        self.continued = ""
         self._messages = [_fields(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
 
     def tokens(self, bounded: bool = True) -> list[int]:
@@ -31,12 +33,6 @@ class ChatPrompt:
         bounded = bounded and body.truncate_prompt_tokens is None
         tokens = encode(served, self.text(), bool(body.add_special_tokens), bounded)
         return truncated(tokens, body, served.engine.info.max_model_len)
-
-    @property
-    def continued(self) -> str:
-        """The text that the answer goes on with, empty for a new message."""
-        content = self._body.messages[-1].content if self._body.continue_final_message else None
-        return content if isinstance(content, str) else "".join(part.text or "" for part in content or [])
 
     @property
     def forbids_thinking(self) -> bool:
@@ -73,7 +69,7 @@ class ChatPrompt:
             )
         except RecursionError:
             raise RequestError("messages are nested too deeply", "messages") from None
-        self.left_out = rendered.left_out
+        self.left_out, self.continued = rendered.left_out, rendered.continued
         return rendered.prompt
 
     def _kwargs(self) -> dict[str, Any]:
