@@ -59,6 +59,7 @@ async def test_keywords_that_a_grammar_lacks(app: Any, api: str) -> None:
         status, _, text = await post(app, api, LACKING, True, choice)
         message = json.loads(text)["error"]["message"]
         assert status == 400 and "uniqueItems of f/properties/ids" in message, message
+        assert "leave out strict" in message
         assert "start:" not in message and "lark" not in message and "%json" not in message
     status, warnings, text = await post(app, api, LACKING, None, "auto")
     assert status == 200 and not warnings and app.engine.params[-1].structured is None

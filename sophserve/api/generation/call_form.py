@@ -63,7 +63,7 @@ class CallForm:
         return grammar
 
     def _prepare(self, function: Function) -> None:
-        """Make a tool's schema one that its calls can be kept to. Raises ValueError where that has to be and cannot."""
+        """Make a tool's schema one that its calls can be kept to. Raises RequestError where that must be and cannot."""
         name = function.name
         try:
             schema, not_kept, lacking = prepared(self._schemas[name], name)
@@ -72,14 +72,14 @@ class CallForm:
             self._give_up(function, str(error))
             return
         if lacking and function.strict:
-            raise ValueError(f"{', '.join(lacking)} cannot be kept to")
+            raise self._refusal(f"{', '.join(lacking)} cannot be kept to", "leave out strict")
         self._schemas[name] = schema
         self.not_kept |= dict.fromkeys([*not_kept, *lacking])
 
     def _give_up(self, function: Function, problem: str) -> None:
         """Let a tool be called with any arguments. Raises RequestError for one that is strict."""
         if function.strict:
-            raise self._refusal(problem)
+            raise self._refusal(problem, "leave out strict")
         del self._kept[function.name]
         self.not_kept[f"the schema of {function.name}"] = None
 
@@ -94,10 +94,9 @@ class CallForm:
             return grammar.or_json(use.parallel, schema)
         return grammar.free(use.parallel)
 
-    def _refusal(self, problem: str) -> RequestError:
-        way_out = "leave out strict and allowed_tools"
-        if self._use.forced:
+    def _refusal(self, problem: str, way_out: str = "") -> RequestError:
+        if not way_out and self._use.forced:
             way_out = "set tool_choice to auto"
-        elif self._asked:
-            way_out = "leave out the form of the answer"
+        elif not way_out:
+            way_out = "leave out the form of the answer" if self._asked else "leave out strict and allowed_tools"
         return RequestError(f"tools: {problem}; change it, or {way_out}", "tools")
