@@ -3,7 +3,7 @@ a grammar can tell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -22,6 +22,7 @@ _NAMED = frozenset({"properties", "patternProperties"})
 # Those whose schemas hold for the same value.
 _IN_PLACE = ("$ref", "allOf", "anyOf", "oneOf")
 DEFINITIONS = ("$defs", "definitions")
+_DEFINED = "#/$defs/"
 # Formats that the grammar keeps to, with the most characters of those that could go on for ever (RFC 3339, 5321, 1035).
 _FORMATS: dict[str, int | None] = {
     "date": None,
@@ -85,8 +86,12 @@ def prepared(schema: Any, place: str = "#") -> PreparedSchema:
     if result is False and schema is not False:
         raise ValueError("no value fits it")
     definitions = preparation.definitions()
-    if not _has_values(result, definitions):
+    endless = _endless(result, definitions)
+    if "#" in endless:
         raise ValueError("none of its values ever ends, as it requires one within itself; make that optional")
+    if endless:
+        possible = {name: each for name, each in definitions.items() if _DEFINED + name not in endless}
+        result, definitions = _without(result, endless), {name: _without(possible[name], endless) for name in possible}
     if definitions and isinstance(result, dict):
         result["$defs"] = definitions
     return PreparedSchema(result, list(preparation.not_kept), list(preparation.lacking))
@@ -170,7 +175,9 @@ class _Preparation:
         result = with_subschemas({key: part for key, part in schema.items() if key not in DEFINITIONS}, change)
         if isinstance(reference := schema.get("$ref"), str):
             result["$ref"] = self._reference(reference, around["$ref"])
-        self._close(result, everything)
+        # What nothing evaluates may be forbidden beside what is declared here, wherever else something is.
+        alone = schema.get("unevaluatedProperties") is False
+        self._close(result, Members.joined([own, *parts.values()]) if alone else everything)
         self._keep_format(result, place)
         return result
 
@@ -189,7 +196,7 @@ class _Preparation:
         if key not in self._names:
             self._names[key] = f"prepared-{len(self._names)}"
             self._pending.append((self._names[key], *key))
-        return f"#/$defs/{self._names[key]}"
+        return f"{_DEFINED}{self._names[key]}"
 
     def _target(self, reference: str) -> Any:
         """What is found by its path within the schema; None where that is nothing."""
@@ -265,9 +272,18 @@ class _Preparation:
             schema["maxLength"] = longest
 
 
-def _has_values(root: Any, definitions: dict[str, Any]) -> bool:
-    """Whether a schema has values that end; false only where it is certain that it has none."""
-    unknown = {"#": root} | {f"#/$defs/{name}": schema for name, schema in definitions.items()}
+def _without(schema: Any, references: Collection[str]) -> Any:
+    """The schema where what these refer to cannot be."""
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(reference := schema.get("$ref"), str) and reference in references:
+        return False
+    return with_subschemas(schema, lambda part, _: _without(part, references))
+
+
+def _endless(root: Any, definitions: dict[str, Any]) -> Collection[str]:
+    """References to those schemas of which it is certain that none of their values ends."""
+    unknown = {"#": root} | {f"{_DEFINED}{name}": schema for name, schema in definitions.items()}
 
     def has_value(schema: Any) -> bool:
         if not isinstance(schema, dict) or "enum" in schema or "const" in schema:
@@ -288,11 +304,11 @@ def _has_values(root: Any, definitions: dict[str, Any]) -> bool:
 
     for _ in range(_ROUNDS):
         found = [reference for reference, schema in unknown.items() if has_value(schema)]
+        if not found:
+            return unknown
         for reference in found:
             del unknown[reference]
-        if "#" not in unknown or not found:
-            return "#" not in unknown
-    return True
+    return ()
 
 
 def _list(value: Any) -> list[Any]:
