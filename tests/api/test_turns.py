@@ -437,7 +437,47 @@ async def test_items_whose_meaning_would_be_lost(app: Any, item: dict[str, Any],
     assert answer["error"]["param"].startswith("input[1]")
 
 
-# --- custom tools -----------------------------------------------------------------------------------------------------
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+async def test_every_tool_of_anthropic_is_known(start_app: Any) -> None:
+    """Those of its client, some of which have no name: shown to the model, or left out and named."""
+    from typing import get_args, get_type_hints
+
+    from anthropic.types.beta import BetaToolUnionParam
+
+    app = await start_app(reject_unknown_fields=True)
+    for kind in get_args(BetaToolUnionParam):
+        hints = get_type_hints(kind)
+        if "input_schema" in hints:
+            continue
+        name, *_ = get_args(hints["type"])
+        tool = {"type": name, "max_uses": 3} | ({"name": "x"} if "name" in hints else {})
+        _, warning = await said_to_anthropic(app, [user("Hi")], tools=[tool])
+        assert warning == f"tools of types that are not supported were left out: {name!r}"
+    for tool, words in (({}, "tools[1].name: is missing"), ({"name": 1}, "tools[1].name: must be str, got int")):
+        body = {"messages": [user("Hi")], "max_tokens": 1, "tools": [{"type": "web_search_20250305"}, tool]}
+        status, answer = await app.post("/v1/messages", body)
+        assert status == 400 and words in answer["error"]["message"], answer
+
+
+async def test_every_tool_of_openai_is_known(app: Any) -> None:
+    schemas = json.loads((shared("openai-openapi") / "openapi.json").read_text())["components"]["schemas"]
+    app.serving.chat_template = ChatTemplate({"default": FREE}, {})
+    for option in schemas["Tool"]["oneOf"]:
+        schema = schemas[option["$ref"].rpartition("/")[2]]
+        for name in schema["properties"]["type"]["enum"]:
+            _, warning = await responded(app, [user("Hi")], tools=[{"type": name, "name": "x"}])
+            offered = name in ("function", "custom")
+            assert warning == ("" if offered else f"tools of types that are not supported were left out: {name!r}")
+
+
+async def test_examples_of_arguments_are_shown(app: Any) -> None:
+    app.serving.chat_template = ChatTemplate({"default": "{{ tools | tojson if tools }}" + FREE}, {})
+    tool = {"name": "f", "input_schema": {"type": "object"}, "input_examples": [{"city": "Bergen"}]}
+    prompt, _ = await said_to_anthropic(app, [user("Hi")], tools=[tool])
+    assert '"examples": [{"city": "Bergen"}]' in prompt
+
 
 PATCH = {"type": "custom", "name": "apply_patch", "description": "Changes files."}
 

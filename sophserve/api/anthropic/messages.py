@@ -17,7 +17,7 @@ from sophserve.api.generation.params import check_texts
 from sophserve.api.generation.request_bodies import ChatRequest, Message, OutputFormat
 from sophserve.api.generation.run import Generation
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
-from sophserve.api.http.body import ITEMS_LEFT_OUT, LEFT_OUT, json_response, read_body, warn_of, warn_unknown
+from sophserve.api.http.body import ITEMS_LEFT_OUT, LEFT_OUT, checked, json_response, read_body, warn_of, warn_unknown
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import RequestError
 
@@ -26,13 +26,13 @@ _THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 
 
 class Tool(msgspec.Struct):
-    """A tool that the model may call. type: custom, or one that only Anthropic describes or runs."""
+    """A tool that the model may call. input_examples: arguments to learn from."""
 
     name: str
-    type: str | None = None
     strict: bool | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    input_examples: list[dict[str, Any]] | None = None
 
 
 class ToolChoice(msgspec.Struct):
@@ -58,12 +58,13 @@ class OutputConfig(msgspec.Struct):
 
 
 class CountRequest(msgspec.Struct, kw_only=True):
-    """The body of /v1/messages/count_tokens."""
+    """The body of /v1/messages/count_tokens. tools: those of a type that only Anthropic describes or runs are left
+    out."""
 
     messages: list[Turn]
     model: str | None = None
     system: str | list[Block] | None = None
-    tools: list[Tool] | None = None
+    tools: list[dict[str, Any]] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -234,7 +235,11 @@ def _as_chat(body: CountRequest) -> ChatRequest:
     last = conversation[-1] if conversation else None
     chat = ChatRequest(messages=conversation)
     chat.continue_final_message = bool(last and last.role == "assistant" and last.content and not last.tool_calls)
-    chat.tools = [_function(tool) for tool in body.tools or [] if tool.type in _OWN_TOOLS]
+    chat.tools = [
+        _function(checked(tool, Tool, at=f"tools[{index}]"))
+        for index, tool in enumerate(body.tools or [])
+        if tool.get("type") in _OWN_TOOLS
+    ]
     chat.tool_choice = _tool_choice(body.tool_choice)
     chat.parallel_tool_calls = not (body.tool_choice and body.tool_choice.disable_parallel_tool_use)
     config = body.output_config or OutputConfig()
@@ -265,14 +270,15 @@ def _conversation(body: CountRequest) -> list[Message]:
 def _warn(body: CountRequest) -> None:
     """Name the tools that only Anthropic runs or describes, and the blocks that say nothing: clients send them to every
     server."""
-    warn_of(LEFT_OUT, [str(tool.type) for tool in body.tools or [] if tool.type not in _OWN_TOOLS])
+    warn_of(LEFT_OUT, [str(kind) for tool in body.tools or [] if (kind := tool.get("type")) not in _OWN_TOOLS])
     warn_of(ITEMS_LEFT_OUT, left_out(body.messages))
 
 
 def _function(tool: Tool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name, "description": tool.description, "strict": tool.strict}
     function = {name: value for name, value in function.items() if value is not None}
-    return {"type": "function", "function": function | {"parameters": tool.input_schema or {}}}
+    examples = {"examples": tool.input_examples} if tool.input_examples else {}
+    return {"type": "function", "function": function | {"parameters": (tool.input_schema or {}) | examples}}
 
 
 def _tool_choice(choice: ToolChoice | None) -> str | dict[str, Any] | None:

@@ -110,13 +110,14 @@ def _decoder(kind: type[T]) -> Callable[[bytes | bytearray], T]:
     return msgspec.json.Decoder(kind).decode
 
 
-def checked(fields: Mapping[str, Any], kind: type[T], strict: bool = True) -> T:
-    """The fields as a struct; if not strict, texts may stand for numbers. Raises RequestError that names the wrong
-    one."""
+def checked(fields: Mapping[str, Any], kind: type[T], strict: bool = True, at: str = "") -> T:
+    """The fields as a struct; if not strict, texts may stand for numbers. at: where they stand in the body. Raises
+    RequestError that names the wrong one."""
     try:
         return msgspec.convert(fields, kind, str_keys=True, strict=strict)
     except msgspec.ValidationError as error:
-        raise _wrong_type(str(error)) from None
+        problem, _, path = str(error).partition(" - at `$")
+        raise _wrong_type(f"{problem} - at `$.{at}{path.removesuffix('`')}`" if at else str(error)) from None
 
 
 def read_query(request: web.Request, kind: type[T]) -> T:
