@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from openai import APIStatusError
+from prometheus_client import CollectorRegistry
 
 from sophserve.errors import RequestAborted
 from sophserve.logs import JsonFormatter
@@ -238,3 +240,15 @@ async def test_a_client_that_leaves_while_nothing_comes(start_app: Any) -> None:
         assert await response.content.readline() == b": keep-alive\n"
         response.close()
     await app.until_running(0)
+
+
+async def test_what_is_asked_for_every_few_seconds_is_left_out_of_the_log(
+    app: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.engine.metrics = SimpleNamespace(registry=CollectorRegistry())
+    caplog.set_level("INFO")
+    for path in ("/health", "/ready", "/live", "/ping", "/version", "/metrics"):
+        async with app.http.get(path) as response:
+            assert response.status == 200, path
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("sophserve")]
+    assert [line.split()[:3] for line in lines] == [["GET", "/version", "200"]]
