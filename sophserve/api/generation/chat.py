@@ -19,12 +19,15 @@ from sophserve.api.http.request_record import name_request
 from sophserve.errors import RequestError
 from sophserve.sampling import SamplingParams, StructuredOutput, Thought
 from sophserve.text.answer_events import AnswerParser, Event
+from sophserve.text.detokenizer import decode_in_slices
 from sophserve.text.reasoning import ReasoningParser
 from sophserve.text.thought import ThoughtSplitter
 from sophserve.text.tool_parser import ToolParser
 
 # Enough tokens of a prompt's end to hold a mark and the blanks around it, even letter by letter.
 _TAIL = 24
+# Of a character, each of which may be a token.
+_MOST_BYTES = 4
 
 
 class Chat:
@@ -122,8 +125,8 @@ class Chat:
         """How the answer may begin with reasoning, by where the prompt ends. formed: it is kept to a form, which begins
         at once where the request forbids to think."""
         continued, opening, closing = self._prompt.continued.strip(), reasoning.opening, reasoning.closing
-        tail = prompt[-_TAIL - len(self._prompt.continued.encode()) :]
-        end = self._served.tokenizer.decode(tail, skip_special_tokens=False).rstrip()
+        tail = prompt[-_TAIL - _MOST_BYTES * len(self._prompt.continued) :]
+        end = decode_in_slices(self._served.tokenizer, tail, skip_special_tokens=False).rstrip()
         end = end.removesuffix(continued).rstrip()
         inside = end.endswith(opening)
         if continued:
