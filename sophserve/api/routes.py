@@ -31,7 +31,7 @@ from sophserve.api.openai.conversations import (
 from sophserve.api.openai.embeddings import EmbeddingRequest, embedding_answer, embeddings
 from sophserve.api.openai.error_envelope import RESPONSES
 from sophserve.api.openai.rerank import RerankRequest, ScoreRequest, rerank, score
-from sophserve.api.openai.response_input import InputRequest, ResponsesRequest
+from sophserve.api.openai.response_input import InputTokensRequest, ResponsesRequest
 from sophserve.api.openai.responses import count_input_tokens, create_response, response_answer
 from sophserve.api.openai.stored_responses import cancel_response, delete_response, get_response, list_input_items
 from sophserve.api.operations import answer_types as operations
@@ -111,7 +111,7 @@ TABLE = RouteTable(
             envelope=RESPONSES,
             line=whole(response_answer),
         ),
-        Route("POST", "/v1/responses/input_tokens", count_input_tokens, openai.InputTokens, InputRequest),
+        Route("POST", "/v1/responses/input_tokens", count_input_tokens, openai.InputTokens, InputTokensRequest),
         Route("GET", "/v1/responses/{id}", get_response, openai.Response, streams=True, envelope=RESPONSES),
         Route("DELETE", "/v1/responses/{id}", delete_response, openai.Deleted),
         Route("POST", "/v1/responses/{id}/cancel", cancel_response, openai.Response),

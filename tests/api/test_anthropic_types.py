@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 from anthropic.types import Message, MessageTokensCount, ModelInfo, RawMessageStreamEvent
+from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 from anthropic.types.shared import ErrorResponse
 from pydantic import BaseModel, TypeAdapter
 
+from sophserve.api.anthropic.messages import CountRequest, MessagesRequest
+from sophserve.api.http import body as bodies
 from sophserve.errors import EngineDeadError
 from sophserve.text.chat_template import ChatTemplate
 
@@ -142,3 +145,14 @@ async def test_errors(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert before and not gaps(ErrorResponse, error)
     for event in before:
         assert not gaps(RawMessageStreamEvent, event)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"), [(MessagesRequest, MessageCreateParamsNonStreaming), (CountRequest, MessageCountTokensParams)]
+)
+def test_every_field_of_requests_is_known(kind: Any, asked: Any) -> None:
+    """Used, without effect and said so, or refused."""
+    names = {name for each in asked.__mro__ for name in getattr(each, "__annotations__", {})}
+    names |= asked.__required_keys__ | asked.__optional_keys__
+    known = bodies._WITHOUT_EFFECT | bodies._NOTED | bodies._UNSUPPORTED
+    assert len(names) > 6 and not names - set(kind.__struct_fields__) - known

@@ -14,7 +14,7 @@ from openai import APIError, BadRequestError, NotFoundError
 from sophserve.api.anthropic.messages import CountRequest, MessagesRequest
 from sophserve.api.generation.request_bodies import ChatRequest, CompletionRequest
 from sophserve.api.openai.embeddings import EmbeddingRequest
-from sophserve.api.openai.response_input import InputRequest, ResponsesRequest
+from sophserve.api.openai.response_input import InputTokensRequest, ResponsesRequest
 from sophserve.api.operations.tokenize import ConversationRequest, DetokenizeRequest, TokenizeRequest
 from sophserve.errors import EngineDeadError, ServerBusy
 from sophserve.text.chat_template import ChatTemplate
@@ -251,7 +251,7 @@ ENDPOINTS: list[tuple[str, Any, dict[str, Any]]] = [
     ("/v1/messages", MessagesRequest, {"messages": HELLO, "max_tokens": 5}),
     ("/v1/messages/count_tokens", CountRequest, {"messages": HELLO}),
     ("/v1/responses", ResponsesRequest, {"input": "Hi"}),
-    ("/v1/responses/input_tokens", InputRequest, {"input": "Hi"}),
+    ("/v1/responses/input_tokens", InputTokensRequest, {"input": "Hi"}),
     ("/tokenize", TokenizeRequest, {"prompt": "Hi"}),
     ("/detokenize", DetokenizeRequest, {"tokens": [70]}),
     ("/apply-template", ConversationRequest, {"messages": HELLO}),

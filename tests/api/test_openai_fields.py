@@ -9,7 +9,7 @@ import pytest
 from sophserve.api.generation.request_bodies import ChatRequest, CompletionRequest
 from sophserve.api.http import body
 from sophserve.api.openai.embeddings import EmbeddingRequest
-from sophserve.api.openai.response_input import ResponsesRequest
+from sophserve.api.openai.response_input import InputTokensRequest, ResponsesRequest
 from tests.api.openai_schema import Judge
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
@@ -18,6 +18,7 @@ ENDPOINTS: dict[str, tuple[str, type, dict[str, Any]]] = {
     "CreateCompletionRequest": ("/v1/completions", CompletionRequest, {"prompt": "Hi", "max_tokens": 2}),
     "CreateEmbeddingRequest": ("/v1/embeddings", EmbeddingRequest, {"input": "Hi"}),
     "CreateResponse": ("/v1/responses", ResponsesRequest, {"input": "Hi", "max_output_tokens": 2}),
+    "TokenCountsBody": ("/v1/responses/input_tokens", InputTokensRequest, {"input": "Hi"}),
 }
 # Of OpenAI's schema of August 2026, those that are not fields of ours.
 FIELDS = {
@@ -28,6 +29,7 @@ FIELDS = {
     "CreateEmbeddingRequest": "user",
     "CreateResponse": """context_management max_tool_calls moderation prompt_cache_key prompt_cache_options
         prompt_cache_retention safety_identifier service_tier stream_options user""",
+    "TokenCountsBody": "",
 }
 REFUSED = {
     "audio": {"voice": "alloy", "format": "wav"},

@@ -23,14 +23,16 @@ from sophserve.json_size import JsonTooLarge, check_json
 log = logging.getLogger(__name__)
 T = TypeVar("T", bound=msgspec.Struct)
 
-# Sent by clients as a matter of course, and without influence on the answer.
-_WITHOUT_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"}
-)
 # fmt: off
+# Sent by clients as a matter of course, and without influence on the answer.
+_WITHOUT_EFFECT = frozenset({
+    "cache_control", "metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "stream_options",
+    "user",
+})
 # Known, and the answer is right without them, but whoever sends them should hear that nothing comes of it.
 _NOTED = frozenset({
-    "context_management", "max_tool_calls", "prediction", "prompt_cache_options", "prompt_cache_retention", "verbosity",
+    "container", "context_management", "diagnostics", "inference_geo", "max_tool_calls", "prediction",
+    "prompt_cache_options", "prompt_cache_retention", "speed", "user_profile_id", "verbosity", "workspace_id",
 })
 # An answer that silently left these out would be a wrong one. Some are fields of one kind of request only.
 _UNSUPPORTED = frozenset({

@@ -61,6 +61,16 @@ class _WithAllowedTools(msgspec.Struct):
     tool_choice: _AllowedTools
 
 
+class InputTokensRequest(InputRequest, kw_only=True):
+    """The body of /v1/responses/input_tokens. No prompt has more or fewer tokens for text, truncation or
+    personality."""
+
+    input: str | list[Item] | None = None  # type: ignore[assignment]
+    text: TextOptions | None = None
+    truncation: str | None = None
+    personality: str | None = None
+
+
 class ResponsesRequest(InputRequest, kw_only=True):
     """The whole body: OpenAI's, and further fields of chat completions."""
 

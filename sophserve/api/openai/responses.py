@@ -29,6 +29,7 @@ from sophserve.api.openai.conversations import find_conversation
 from sophserve.api.openai.kept_items import Items, items_of, kept_items, size_of
 from sophserve.api.openai.response_input import (
     InputRequest,
+    InputTokensRequest,
     ResponsesRequest,
     function_tools,
     offered_types,
@@ -91,9 +92,12 @@ async def response_answer(app: web.Application, body: ResponsesRequest) -> Async
 async def count_input_tokens(request: web.Request) -> web.Response:
     """How many tokens the prompt of a request would have."""
     served = request.app[SERVED_MODEL]
-    body, unknown = await read_body(request, InputRequest)
+    body, unknown = await read_body(request, InputTokensRequest)
+    body.input = body.input or []
     served.check_model(body.model)
     _check_supported(served, body)
+    idle = {"truncation": body.truncation == "auto", "personality": body.personality}
+    warn_of(WITHOUT_EFFECT, [name for name, given in idle.items() if given])
     before = _before(request.app[STORE], body)
 
     def work() -> int:
