@@ -42,7 +42,8 @@ COPY --from=builder /opt/sophserve /opt/sophserve
 # OMP_NUM_THREADS is left alone: sophserve takes the physical cores that the container's CPU quota pays for.
 ENV PATH=/opt/sophserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    HF_HOME=/data/.huggingface
+    HF_HOME=/data/.huggingface \
+    XDG_STATE_HOME=/data/.state
 
 USER 1000:1000
 WORKDIR /data

@@ -67,6 +67,21 @@ def test_options_are_accepted() -> None:
     parse(manifests()["Deployment"]["spec"]["template"]["spec"]["containers"][0]["args"])
 
 
+def test_batches_outlive_container_and_service() -> None:
+    [volume] = [rest for word, rest in instructions() if word == "VOLUME"]
+    [environment] = [rest for word, rest in instructions() if word == "ENV"]
+    assert f" XDG_STATE_HOME={volume}/" in environment
+    unit = (DEPLOY / "sophserve.service").read_text()
+    [folder] = re.findall(r"^StateDirectory=(.*)$", unit, re.M)
+    assert f"\nEnvironment=XDG_STATE_HOME=/var/lib/{folder}/" in unit
+
+
+def test_nginx_lets_files_through() -> None:
+    [most] = re.findall(r"client_max_body_size (\d+)m;", (DEPLOY / "nginx.conf").read_text())
+    _, default = parse(["--model", "x"])
+    assert int(most) << 20 > default.file_bytes
+
+
 def test_stopping_outlasts_draining() -> None:
     pod = manifests()["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]

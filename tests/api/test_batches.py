@@ -537,6 +537,37 @@ async def test_a_batch_is_cancelled_by_whichever_server_hears_of_it(start_app: A
         assert (await until(servers[1].openai, made.id)).status == "cancelled"
 
 
+async def test_a_server_does_not_watch_for_what_another_has(
+    start_app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = [await start_app(batch_dir=str(tmp_path)) for _ in range(2)]
+    servers[0].engine.gate.clear()
+    async with running(servers[0]):
+        made = await begin(servers[0].openai, texts(3))
+        await servers[0].until_running(3)
+        monkeypatch.setattr(runner_module, "_FOLDER_PERIOD", 1000)
+        looks = []
+        other = servers[1].runner.app[RUNNER]
+        ready = other._ready
+        monkeypatch.setattr(other, "_ready", lambda: looks.append(ready()) or looks[-1])
+        async with running(servers[1]):
+            await asyncio.sleep(0.3)
+        assert [len(found) for found in looks] == [1] and looks[0][0].id == made.id
+
+
+async def test_a_folder_that_cannot_be_read_is_looked_at_again(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, failures = app.runner.app[BATCH_STORE], [OSError(24, "Too many open files")] * 3
+    ids = store.batches.ids
+
+    def fail() -> list[str]:
+        if failures:
+            raise failures.pop()
+        return ids()
+
+    monkeypatch.setattr(store.batches, "ids", fail)
+    assert (await until(app.openai, (await begin(app.openai, texts(1))).id)).status == "completed"
+
+
 async def test_a_batch_is_left_to_servers_of_its_model_and_key(start_app: Any, tmp_path: Path) -> None:
     first = await start_app(batch_dir=str(tmp_path), api_key=["secret"])
     made = await begin(first.openai, texts(2))

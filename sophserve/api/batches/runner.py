@@ -55,6 +55,7 @@ class Runner:
         self._wake = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._not_before: dict[str, float] = {}
+        self._next_sweep = 0.0
         self._done: set[str] = set()  # and those that this server may not run
 
     def wake(self) -> None:
@@ -63,16 +64,12 @@ class Runner:
 
     async def run(self) -> None:
         """For as long as the server takes requests. Cancelling it leaves the batches to the next server."""
-        swept = float("-inf")
         try:
             while True:
-                if time.monotonic() - swept > _SWEEP_PERIOD:
-                    swept = time.monotonic()
-                    await asyncio.to_thread(self.store.sweep)
-                for kept in await asyncio.to_thread(self._ready):
-                    if kept.id not in self._running and len(self._running) < _MOST_BATCHES:
-                        task = asyncio.create_task(self._run(kept.id, self._accounts.get(kept.owner)))
-                        self._running[kept.id] = task
+                try:
+                    await self._look()
+                except OSError as error:
+                    log.warning("cannot look through %s: %s", self.store.root, error)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_FOLDER_PERIOD):
                         await self._wake.wait()
@@ -82,6 +79,16 @@ class Runner:
                 task.cancel()
             await asyncio.gather(*self._running.values(), return_exceptions=True)
 
+    async def _look(self) -> None:
+        """Begin what can be, and clean up from time to time."""
+        if time.monotonic() > self._next_sweep:
+            self._next_sweep = time.monotonic() + _SWEEP_PERIOD
+            await asyncio.to_thread(self.store.sweep)
+        for kept in await asyncio.to_thread(self._ready):
+            if kept.id not in self._running and len(self._running) < _MOST_BATCHES:
+                task = asyncio.create_task(self._run(kept.id, self._accounts.get(kept.owner)))
+                self._running[kept.id] = task
+
     def _ready(self) -> list[KeptBatch]:
         """Those that are not done, and whose model and API key this server has, oldest first."""
         now, found = time.monotonic(), []
@@ -89,7 +96,9 @@ class Runner:
             if identity in self._done or self._not_before.get(identity, 0.0) > now:
                 continue
             kept = self.store.batches.find(identity)
-            if kept is None or kept.done or not self._may_run(kept):
+            if kept is None:  # it cannot be read now
+                self._not_before[identity] = now + _RETRY_PERIOD
+            elif kept.done or not self._may_run(kept):
                 self._done.add(identity)
             else:
                 found.append(kept)
@@ -117,10 +126,10 @@ class Runner:
             log.exception("batch %s cannot go on, and is tried again in %g s", identity, _RETRY_PERIOD)
             self._not_before[identity] = time.monotonic() + _RETRY_PERIOD
         finally:
-            if held is not None:
-                os.close(held)
             self._running.pop(identity, None)
-            self.wake()
+            if held is not None:  # else another server has it
+                os.close(held)
+                self.wake()
 
 
 RUNNER = web.AppKey("batch_runner", Runner)
