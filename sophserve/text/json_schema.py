@@ -37,7 +37,7 @@ _FORMATS: dict[str, int | None] = {
     "uuid": None,
 }
 # Schemas and names of members in a result: definitions are copied, and could be so without end.
-_MOST = 200_000
+_MOST = 100_000
 # Definitions whose values depend on each other in a longer row are taken to have some.
 _ROUNDS = 64
 
@@ -62,7 +62,7 @@ class Members:
     @classmethod
     def joined(cls, all_of: Iterable[Members]) -> Members:
         """Those of several schemas."""
-        parts = [part for part in all_of if part != NO_MEMBERS]
+        parts = [part for part in all_of if part is not NO_MEMBERS]
         if len(parts) < 2:
             return parts[0] if parts else NO_MEMBERS
         names, patterns = (part.names for part in parts), (part.patterns for part in parts)
@@ -137,7 +137,7 @@ class _Preparation:
         self.not_kept: dict[str, None] = {}
         self.lacking: dict[str, None] = {}
         self._root, self._place = root, place
-        self._declared: dict[int, Members] = {}
+        self._declared: dict[int, tuple[Members, Any]] = {}  # by id, which is the schema's as long as it is here
         self._names: dict[tuple[str, Members], str] = {}
         self._pending: list[tuple[str, str, Members]] = []
         self._elsewhere = False  # whether something refers to what is not found by its path
@@ -161,12 +161,12 @@ class _Preparation:
             self.lacking |= dict.fromkeys(f"{keyword} of {place}" for keyword in lost)
         if not isinstance(schema, dict):
             return schema
-        own, parts = self._own(schema), {key: self._under(schema, key) for key in _IN_PLACE}
+        own = self._own(schema)
+        parts = {key: self._under(schema, key) for key in _IN_PLACE if key in schema}
         everything = Members.joined([own, *parts.values(), beside])
         # Of allOf the others stand beside each one, of alternatives they do not.
         around = {
-            key: Members.joined([own, beside, *(parts[other] for other in _IN_PLACE if other != key)])
-            for key in _IN_PLACE
+            key: Members.joined([own, beside, *(parts[other] for other in parts if other != key)]) for key in parts
         } | {"allOf": everything}
 
         def change(part: Any, inner: str) -> Any:
@@ -218,10 +218,10 @@ class _Preparation:
         if not isinstance(schema, dict):
             return NO_MEMBERS
         if id(schema) not in self._declared:
-            self._declared[id(schema)] = NO_MEMBERS  # for one that refers to itself
-            parts = [self._own(schema), *(self._under(schema, key) for key in _IN_PLACE)]
-            self._declared[id(schema)] = Members.joined(parts)
-        return self._declared[id(schema)]
+            self._declared[id(schema)] = NO_MEMBERS, schema  # for one that refers to itself
+            parts = [self._own(schema), *(self._under(schema, key) for key in _IN_PLACE if key in schema)]
+            self._declared[id(schema)] = Members.joined(parts), schema
+        return self._declared[id(schema)][0]
 
     def _under(self, schema: dict[str, Any], key: str) -> Members:
         """Those that the schemas under a key declare together."""
@@ -236,7 +236,10 @@ class _Preparation:
         names = {name for value in values for name in _dict(value)}
         names.update(name for name in _list(schema.get("required")) if isinstance(name, str))
         others = schema.get("additionalProperties", schema.get("unevaluatedProperties", False))
-        return Members(frozenset(names), frozenset(_dict(schema.get("patternProperties"))), others is not False)
+        patterns = _dict(schema.get("patternProperties"))
+        if not names and not patterns and others is False:
+            return NO_MEMBERS
+        return Members(frozenset(names), frozenset(patterns), others is not False)
 
     def _close(self, schema: dict[str, Any], members: Members) -> None:
         """Have an object declare all members that there are, and no others."""
