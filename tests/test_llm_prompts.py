@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from sophserve import LLM, SamplingParams, TextPrompt, TokensPrompt
 from sophserve.errors import RequestError
+from tests.api.test_goes_on import PROMPT, sentencepiece
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_prompts_in_vllm_s_dictionaries(llm: LLM) -> None:
         async with aclosing(llm._llm.generate(tokens, params)) as outputs:
             return [output async for output in outputs][-1]
 
-    assert llm._run(first()).outputs == expected.outputs
+    assert llm._background.run(first()).outputs == expected.outputs
 
 
 def test_prompts_with_a_salt_share_no_blocks(llm: LLM) -> None:
@@ -96,3 +98,20 @@ def test_a_chat_begins_a_text_unless_it_goes_on(llm: LLM) -> None:
     conversation = llm._llm._conversation
     assert conversation(turns[:1]).begins_text
     assert not conversation(turns, add_generation_prompt=False, continue_final_message=True).begins_text
+
+
+def test_a_text_goes_on_with_a_space(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Where texts begin without one, as those of Llama 2's tokenizer do."""
+    directory = tmp_path / "llama"
+    shutil.copytree(make_checkpoint("llama"), directory)
+    tokenizer = sentencepiece(metaspace=False)
+    tokenizer._backend.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    [paris] = tokenizer.encode("Paris")
+    params = SamplingParams(n=2, max_tokens=2, ignore_eos=True, logit_bias={paris: 100.0})
+    with LLM(str(directory)) as llm:
+        for prompt in (PROMPT, tokenizer.encode(PROMPT)):
+            [found] = llm.generate(prompt, params, use_tqdm=False)  # type: ignore[arg-type]
+            for answer in found.outputs:
+                assert answer.token_ids == [paris, paris] and answer.text == " Paris Paris"
+                assert tokenizer.decode(found.prompt_token_ids + answer.token_ids) == PROMPT + answer.text
