@@ -37,6 +37,10 @@ class RequestError(SophserveError):
         self.cause = cause
 
 
+class GrammarTooLarge(RequestError):
+    """A form of the answer is more than can be compiled, whatever it says."""
+
+
 class ServerBusy(SophserveError):
     """What a request needs is not to be had now; it may be sent again (HTTP 503, or 429 where its own client has it:
     `mine`)."""

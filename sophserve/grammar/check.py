@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from sophserve.errors import RequestError, ServerBusy
+from sophserve.errors import GrammarTooLarge, RequestError, ServerBusy
 from sophserve.grammar.trial import Tried, Try
 from sophserve.grammar.trial_process import TrialProcess
 from sophserve.sampling import StructuredOutput
@@ -19,6 +19,7 @@ MAX_CHARACTERS = 1 << 18
 # Grammars whose outcome is remembered, and those that may wait to be tried out.
 CACHE_SIZE = 1024
 QUEUE_SIZE = 128
+_TOO_LARGE = "is too complex to be compiled; simplify it"
 # Tries at once: first ones, which are short, and second ones, which few grammars need.
 QUICK_TRIES = 2
 LONG_TRIES = 2
@@ -117,7 +118,7 @@ class GrammarCheck:
             return
         size = len(structured.value)
         if size > MAX_CHARACTERS:
-            raise RequestError(f"the {structured.kind} has {size} characters; at most {MAX_CHARACTERS} are possible")
+            raise GrammarTooLarge(f"the {structured.kind} has {size} characters; at most {MAX_CHARACTERS} are possible")
         key = hashlib.sha256(f"{structured.kind}:{structured.value}".encode(errors="surrogatepass")).digest()
         problem = self._verdicts.get(key)
         if problem is None:
@@ -125,7 +126,7 @@ class GrammarCheck:
         elif key in self._verdicts:
             self._verdicts.move_to_end(key)
         if problem:
-            raise RequestError(problem)
+            raise (GrammarTooLarge if problem.endswith(_TOO_LARGE) else RequestError)(problem)
         self._latest = structured
 
     async def close(self) -> None:
@@ -210,7 +211,7 @@ class GrammarCheck:
             trial.quick = False
             self._waiting[False].add(trial)
         elif tried is not None and tried.signal in _OWN_FAULT:
-            self._settle(trial, f"the {trial.structured.kind} is too complex to be compiled; simplify it")
+            self._settle(trial, f"the {trial.structured.kind} {_TOO_LARGE}")
         elif tried is not None and tried.signal == signal.SIGALRM:
             self._give_up(trial, "this machine is too busy to try the grammar out; try again later")
         else:

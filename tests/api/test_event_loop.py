@@ -81,7 +81,7 @@ HOSTILE: dict[str, tuple[str, bytes, str | None]] = {
         None,
     ),
     "many tools": (CHAT, body(messages=HELLO, max_tokens=1, tools=tools(300, 50), tool_choice="none"), None),
-    "many tools to call": (CHAT, body(messages=HELLO, max_tokens=1, tools=tools(300, 50)), "together"),
+    "many tools to call": (CHAT, body(messages=HELLO, max_tokens=1, tools=tools(300, 50)), "characters"),
     "too many tools": (CHAT, body(messages=HELLO, max_tokens=1, tools=tools(2000, 50)), ""),
     "an unknown tree": (TEXT, body(prompt="hi", max_tokens=1, other=[[]] * 500_000), "arrays"),
     "unknown fields": (TEXT, body(prompt="hi", max_tokens=1, **{f"f{n}": 1 for n in range(99_999)}), "fields"),

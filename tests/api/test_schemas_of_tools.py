@@ -86,6 +86,14 @@ async def test_schemas_that_no_grammar_takes(app: Any, schema: Any, words: str) 
     assert "start:" not in message and "lark" not in message and "%json" not in message
 
 
+async def test_schemas_that_are_too_large_together(app: Any) -> None:
+    large = {"type": "object", "properties": {f"p{number}": {"enum": ["x" * 1000]} for number in range(300)}}
+    for strict in (None, True):
+        status, _, text = await post(app, "chat", large, strict)
+        message = json.loads(text)["error"]["message"]
+        assert status == 400 and "at most 262144 are possible" in message and "lark" not in message, message
+
+
 async def test_schemas_that_calls_in_python_cannot_say(app: Any, start_app: Any) -> None:
     """The names of the arguments are kept to all the same."""
     app = await start_app(tool_call_parser="pythonic")

@@ -8,7 +8,7 @@ from functools import partial
 
 from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.generation.tools import Function, ToolUse
-from sophserve.errors import RequestError
+from sophserve.errors import GrammarTooLarge, RequestError
 from sophserve.sampling import StructuredOutput
 from sophserve.text.json_schema import prepared
 from sophserve.text.tool_grammar import ToolGrammar
@@ -44,20 +44,25 @@ class CallForm:
         except ValueError as error:
             raise self._refusal(str(error)) from None
 
-    async def loosened(self, check: Callable[[StructuredOutput], Awaitable[None]]) -> StructuredOutput:
-        """The grammar without the schemas that cannot be applied. check: raises RequestError for such a form. Raises
-        RequestError where the schema of a strict tool is at fault, or none alone."""
+    async def loosened(
+        self, check: Callable[[StructuredOutput], Awaitable[None]], error: RequestError
+    ) -> StructuredOutput:
+        """The grammar without the schemas that cannot be applied. check: raises RequestError for such a form. error:
+        what it raised for all of them. Raises RequestError where a strict tool is at fault, or none alone.
+        """
+        if isinstance(error, GrammarTooLarge):
+            raise self._refusal(f"their schemas together make a form that {str(error).removeprefix('the lark ')}")
         if self._asked and not self._use.forced:
             await check(self._asked)
         before = len(self._kept)
         for function in list(self._kept.values()):
             try:
                 await check(StructuredOutput("json_schema", json.dumps(self._schemas[function.name])))
-            except RequestError as error:
-                reason = str(error).removeprefix("the json_schema ")
+            except RequestError as own:
+                reason = str(own).removeprefix("the json_schema ")
                 self._give_up(function, f"the schema of {function.name} {reason}")
         if len(self._kept) == before:
-            raise self._refusal("their schemas together are more than can be kept to")
+            raise self._refusal("their schemas cannot be kept to together")
         grammar = StructuredOutput("lark", self._written())
         await check(grammar)
         return grammar

@@ -97,10 +97,10 @@ class Chat:
         check = partial(check_structured, self._served.engine, self.body)
         try:
             await check(self.params.structured)
-        except RequestError:
+        except RequestError as error:
             if not self._calls:
                 raise
-            self.params = replace(self.params, structured=await self._calls.loosened(check))
+            self.params = replace(self.params, structured=await self._calls.loosened(check, error))
         if self._calls:
             warn_of(NOT_KEPT, list(self._calls.not_kept))
 

@@ -34,7 +34,7 @@ async def check_structured(engine: Engine, body: GenerationRequest, structured: 
         await engine.compile(structured, current_record.get().client)
     except RequestError as error:
         name = next((name for name, _, _ in _asked(body)), "tools")  # whose calls may be demanded
-        raise RequestError(str(error), name, error.code) from None
+        raise type(error)(str(error), name, error.code) from None
 
 
 def _asked(body: GenerationRequest) -> Iterator[tuple[str, str, Any]]:
