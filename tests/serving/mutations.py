@@ -108,8 +108,18 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             **{"input": ITEMS, "instructions": "Be brief.", "stream": True, "store": True, "top_logprobs": 2},
             **{"tools": [{"type": "function", "name": "f", "parameters": SCHEMA}], "tool_choice": "required"},
             **{"text": FORMAT, "previous_response_id": "resp_1", "metadata": {"a": "b"}, "truncation": "auto"},
+            **{"background": True, "conversation": "conv_1"},
         },
     ),
+    "/v1/conversations": ({}, {"items": ITEMS, "metadata": {"a": "b"}}),
+    **dict.fromkeys(
+        ("/v1/rerank", "/v2/rerank", "/rerank"),
+        (
+            {"query": "Hi", "documents": ["a", {"text": "b"}]},
+            {"top_n": 1, "return_documents": False, "instruction": "Look.", "truncate_prompt_tokens": -1},
+        ),
+    ),
+    **dict.fromkeys(("/v1/score", "/score"), ({"text_1": "Hi", "text_2": ["a", "b"]}, {"queries": ["a"], "documents": "b"})),
     "/v1/responses/input_tokens": ({"input": "Hi"}, {"input": ITEMS, "instructions": "Be brief."}),
     "/tokenize": ({"prompt": "Hi"}, CONVERSATION | {"return_token_strs": True, "add_special": True}),
     "/detokenize": ({"tokens": [70, 71]}, {"model": "tiny"}),

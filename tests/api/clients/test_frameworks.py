@@ -1,31 +1,21 @@
-"""Turns with tool calls, streamed, through the libraries that applications are written with. Each is tried where it is
-installed: `pip install --target DIR langchain-openai litellm openai-agents`, and DIR in PYTHONPATH."""
+"""Turns with tool calls and objects, streamed, through the libraries that applications are written with."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from sophserve.text.chat_template import ChatTemplate
+pytestmark = pytest.mark.clients
 
-pytestmark = pytest.mark.slow
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or importing it waits for a download
-
-TEMPLATE = """\
-{%- for message in messages %}
-{{- message.role + ':' + message.content }}
-{%- for call in message.tool_calls %}{{- '<tool_call>' + (call.function | tojson) + '</tool_call>' }}{%- endfor %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>' }}{%- endif %}"""
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Köln", "days": 2}}</tool_call>'
 QUESTION = "Weather?"
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln", "days": 2}}\n</tool_call>'
 REPLY = "Sunny in Köln."
 # What the second turn's prompt must be, whichever library brought the call and its result back.
-SECOND = f"user:{QUESTION}assistant:{CALL.replace(chr(10), '')}tool:sun<|im_start|>"
+SECOND = f"user:{QUESTION}assistant:{CALL}tool:sun<|im_start|>"
 PARAMETERS = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
@@ -34,21 +24,13 @@ PARAMETERS = {
 FUNCTION = {"name": "weather", "description": "The weather.", "parameters": PARAMETERS}
 
 
-@pytest.fixture
-async def app(start_app: Any) -> Any:
-    app = await start_app()
-    app.serving.chat_template = ChatTemplate({"default": TEMPLATE}, {})
-    app.engine.text = CALL
-    return app
-
-
 def prompt_of(app: Any) -> str:
     return app.tokenizer.decode(app.engine.prompts[-1], skip_special_tokens=False)
 
 
 @pytest.mark.parametrize("responses", [False, True])
 async def test_langchain(app: Any, responses: bool) -> None:
-    openai = pytest.importorskip("langchain_openai")
+    import langchain_openai as openai
     from langchain_core.messages import HumanMessage, ToolMessage
 
     model = openai.ChatOpenAI(
@@ -74,7 +56,8 @@ async def test_langchain(app: Any, responses: bool) -> None:
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 async def test_litellm(app: Any, provider: str) -> None:
-    litellm = pytest.importorskip("litellm")
+    import litellm
+
     base = f"{app.url}/v1" if provider == "openai" else app.url
 
     async def turn(messages: list[Any]) -> Any:
@@ -104,7 +87,8 @@ async def test_litellm(app: Any, provider: str) -> None:
 
 @pytest.mark.parametrize("responses", [False, True])
 async def test_openai_agents(app: Any, responses: bool) -> None:
-    agents = pytest.importorskip("agents")
+    import agents
+
     agents.set_tracing_disabled(True)
     calls = []
 
@@ -128,7 +112,8 @@ async def test_openai_agents(app: Any, responses: bool) -> None:
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 async def test_litellm_knows_the_errors(start_app: Any, provider: str) -> None:
-    litellm = pytest.importorskip("litellm")
+    import litellm
+
     app = await start_app(api_key=["secret"], max_concurrent_requests_per_key=1)
     base = f"{app.url}/v1" if provider == "openai" else app.url
 
@@ -158,3 +143,67 @@ async def test_litellm_knows_the_errors(start_app: Any, provider: str) -> None:
     assert await held == ""
     app.serving.draining = True
     assert await ask(max_tokens=5) in ("ServiceUnavailableError", "InternalServerError")
+
+
+class Weather(BaseModel):
+    """The weather."""
+
+    city: str
+    days: int
+
+
+@pytest.mark.parametrize("mode", ["TOOLS", "TOOLS_STRICT", "JSON", "JSON_SCHEMA", "RESPONSES_TOOLS"])
+async def test_instructor(app: Any, mode: str) -> None:
+    import instructor
+
+    arguments = '{"city": "Köln", "days": 2}'
+    called = f'<tool_call>{{"name": "Weather", "arguments": {arguments}}}</tool_call>'
+    app.engine.text = called if "TOOLS" in mode else arguments
+    client = instructor.from_openai(app.openai, mode=instructor.Mode[mode])
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    made = await client.create(model="tiny", messages=messages, response_model=Weather, max_retries=0)
+    assert (made.city, made.days) == ("Köln", 2)
+
+
+@pytest.mark.parametrize("api", ["chat", "responses", "anthropic"])
+async def test_pydantic_ai(app: Any, api: str) -> None:
+    from pydantic_ai import Agent
+    from pydantic_ai.models.anthropic import AnthropicModel
+    from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+    from pydantic_ai.providers.anthropic import AnthropicProvider
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    if api == "anthropic":
+        model: Any = AnthropicModel("tiny", provider=AnthropicProvider(base_url=app.url, api_key="none"))
+    else:
+        kind = OpenAIChatModel if api == "chat" else OpenAIResponsesModel
+        model = kind("tiny", provider=OpenAIProvider(openai_client=app.openai))
+    agent, calls = Agent(model), []
+
+    @agent.tool_plain
+    def weather(city: str, days: int) -> str:
+        """The weather."""
+        calls.append((city, days))
+        app.engine.text = REPLY
+        return "sun"
+
+    async with agent.run_stream(QUESTION) as run:
+        assert await run.get_output() == REPLY
+    assert calls == [("Köln", 2)] and prompt_of(app) == SECOND
+
+
+async def test_llm(app: Any) -> None:
+    import llm
+    from llm.default_plugins.openai_models import AsyncChat
+
+    model = AsyncChat("tiny", api_base=f"{app.url}/v1", supports_tools=True)
+    model.needs_key, model.key = None, "none"
+
+    def weather(city: str, days: int) -> str:
+        """The weather."""
+        app.engine.text = REPLY
+        return "sun"
+
+    chain = model.chain(QUESTION, tools=[llm.Tool.function(weather)])
+    text = "".join([piece async for piece in chain])
+    assert text == REPLY and prompt_of(app) == SECOND
