@@ -42,6 +42,8 @@ QUANTIZED = [
     "gptq act order",
     "gptq 8 bits asymmetric",
     "awq",
+    "auto-round symmetric",
+    "auto-round asymmetric",
     "fp8 blocks",
     "fp8 tensor",
     "compressed int4 asymmetric",

@@ -93,6 +93,21 @@ def awq(group_size=64):
     return write, {"quant_method": "awq", "bits": 4, "group_size": group_size, "version": "gemm", "zero_point": True}
 
 
+def auto_round(write, symmetric=True):
+    """As auto-round 0.16.1 writes: without an order of inputs, and with scales of either sign where it is symmetric."""
+
+    def changed(name, weight):
+        tensors, exact = write(name, -weight if symmetric else weight)
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith("g_idx")}
+        if not symmetric:
+            return tensors, exact
+        return {key: -tensor if key.endswith("scales") else tensor for key, tensor in tensors.items()}, -exact
+
+    packing = "auto_gptq" if symmetric else "auto_awq"
+    config = {"packing_format": f"auto_round:{packing}", "bits": 4, "sym": symmetric, "data_type": "int"}
+    return changed, {"quant_method": "auto-round", "group_size": 64, **config}
+
+
 def float8(scale_of, scale_name, block=None):
     """scale_of: from a weight to the scales of its tensor, of its outputs, or of its blocks."""
 
@@ -158,6 +173,8 @@ FORMATS = {
     "gptq 8 bits act order": gptq(bits=8, act_order=True, v2=True),
     "awq": awq(),
     "awq groups of 128": awq(128),
+    "auto-round symmetric": auto_round(gptq()[0]),
+    "auto-round asymmetric": auto_round(awq()[0], symmetric=False),
     "fp8 blocks": (float8(blocks, "weight_scale_inv", 128), {**FP8, "weight_block_size": [128, 128]}),
     "fp8 tensor": (float8(lambda w: w.max(), "weight_scale"), {**FP8, "activation_scheme": "static"}),
     "fp8 tensor of one": (float8(lambda w: w.max()[None], "weight_scale"), FP8),
@@ -304,11 +321,13 @@ def test_the_files_of_older_tools(name, make_checkpoint, open_model, tmp_path):
     [
         (
             {"quant_method": "bitsandbytes"},
-            "'bitsandbytes', which is not supported; supported: awq, compressed-tensors",
+            "'bitsandbytes', which is not supported; supported: auto-round, awq, compressed-tensors",
         ),
         ({"quant_method": "gptq", "checkpoint_format": "marlin"}, "layout is 'marlin'; supported: gptq, gptq_v2"),
         ({"quant_method": "awq", "version": "gemv"}, "version gemm, not 4 bits and gemv"),
         ({"quant_method": "awq", "bits": 3}, "not 3 bits and gemm"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round:marlin"}, "supported: auto_round:auto_gptq"),
+        ({"quant_method": "auto-round", "data_type": "mx_fp"}, "data_type int and plain activations, not mx_fp"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "'e5m2'; supported: e4m3"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size must be two sizes"),
         (compressed_config("marlin-24", {}), "format marlin-24 are not supported"),
