@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from sophserve.api.generation.served_model import ServedModel
@@ -191,6 +192,11 @@ class App:
         self.http = ClientSession(self.url)
         self.openai = AsyncOpenAI(base_url=f"{self.url}/v1", api_key="secret", max_retries=0)
 
+    @property
+    def prompt(self) -> str:
+        """The text that the engine was last asked to continue."""
+        return self.tokenizer.decode(self.engine.prompts[-1], skip_special_tokens=False)
+
     async def post(self, path: str, body: Any, **options: Any) -> tuple[int, Any]:
         """Status and decoded body of one request."""
         data = {"data": body} if isinstance(body, bytes) else {"json": body}
@@ -255,3 +261,10 @@ def openai_schema() -> Judge:
 async def app(start_app: StartApp) -> App:
     """An application with default options."""
     return await start_app()
+
+
+@pytest.fixture
+async def client(app: App) -> AsyncIterator[AsyncAnthropic]:
+    """Anthropic's, for the application."""
+    async with AsyncAnthropic(base_url=app.url, api_key="secret", max_retries=0) as client:
+        yield client

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from anthropic import AsyncAnthropic
 
 from sophserve.text.chat_template import ChatTemplate
 
@@ -39,16 +37,6 @@ async def app(start_app: Any) -> Any:
 
 def use(app: Any, template: str) -> None:
     app.serving.chat_template = ChatTemplate({"default": template}, {})
-
-
-@pytest.fixture
-async def client(app: Any) -> AsyncIterator[AsyncAnthropic]:
-    async with AsyncAnthropic(base_url=app.url, api_key="secret", max_retries=0) as client:
-        yield client
-
-
-def prompt_of(app: Any) -> str:
-    return app.tokenizer.decode(app.engine.prompts[-1], skip_special_tokens=False)
 
 
 class Answer:
@@ -224,7 +212,7 @@ async def test_numbers_that_come_back(app: Any, api: str) -> None:
     status, answer = await post_history(app, api, arguments)
     assert status == 200, answer
     call = f'<tool_call>{{"name": "pay", "arguments": {arguments}}}</tool_call>'
-    assert prompt_of(app) == f"user:Hiassistant:{call}tool:doneuser:Hi<|im_start|>"
+    assert app.prompt == f"user:Hiassistant:{call}tool:doneuser:Hi<|im_start|>"
 
 
 @pytest.mark.parametrize(
@@ -236,14 +224,14 @@ async def test_arguments_that_are_no_object(app: Any, api: str, arguments: str) 
     status, answer = await post_history(app, api, arguments)
     assert status == 200, answer
     shown: Any = arguments or {}
-    assert f'"arguments": {json.dumps(shown)}}}</tool_call>' in prompt_of(app)
+    assert f'"arguments": {json.dumps(shown)}}}</tool_call>' in app.prompt
     use(app, TEMPLATE.replace("(call.function | tojson)", "call.function.arguments"))
     status, answer = await post_history(app, api, arguments)
-    assert status == 200 and f"<tool_call>{arguments or '{}'}</tool_call>" in prompt_of(app), answer
+    assert status == 200 and f"<tool_call>{arguments or '{}'}</tool_call>" in app.prompt, answer
     loop = "(call.function.arguments.items() | list | string)"
     use(app, TEMPLATE.replace("(call.function | tojson)", loop))
     status, answer = await post_history(app, api, arguments)
-    assert status == 200 and "<tool_call>[]</tool_call>" in prompt_of(app), answer
+    assert status == 200 and "<tool_call>[]</tool_call>" in app.prompt, answer
 
 
 @pytest.mark.parametrize("given", ["[1]", '"text"', "null", "{}"])
@@ -251,7 +239,7 @@ async def test_inputs_that_are_no_object(app: Any, given: str) -> None:
     status, answer = await post_history(app, "messages", given)
     assert status == 200, answer
     shown = "{}" if given == "null" else json.dumps(given) if given != "{}" else given
-    assert f'"arguments": {shown}}}</tool_call>' in prompt_of(app)
+    assert f'"arguments": {shown}}}</tool_call>' in app.prompt
 
 
 STRICT = """\
@@ -272,18 +260,18 @@ async def test_ids_of_calls_made_elsewhere(app: Any, api: str) -> None:
     use(app, STRICT)
     status, answer = await post_history(app, api, "{}")
     assert status == 200, answer
-    before, called, result = prompt_of(app).partition("{}")
+    before, called, result = app.prompt.partition("{}")
     assert called and before[-9:].isalnum() and before[-9:] not in IDENTITY
     assert result.startswith(f"[TOOL_RESULTS]{before[-9:]}:done")
     first = before[-9:]
     status, answer = await post_history(app, api, "{}", IDENTITY + "2")
-    other = prompt_of(app).partition("{}")[0][-9:]
+    other = app.prompt.partition("{}")[0][-9:]
     assert status == 200 and other != first
     status, answer = await post_history(app, api, "{}", "abcDEF123")
-    assert status == 200 and "[TOOL_CALLS]abcDEF123{}[TOOL_RESULTS]abcDEF123:" in prompt_of(app), answer
+    assert status == 200 and "[TOOL_CALLS]abcDEF123{}[TOOL_RESULTS]abcDEF123:" in app.prompt, answer
     use(app, STRICT.replace("!= 9", "< 9"))
     status, answer = await post_history(app, api, "{}")
-    assert status == 200 and f"[TOOL_CALLS]{IDENTITY}" in prompt_of(app), answer
+    assert status == 200 and f"[TOOL_CALLS]{IDENTITY}" in app.prompt, answer
 
 
 COLOR = {

@@ -11,11 +11,6 @@ from openai import BadRequestError, OpenAI
 HELLO: list[Any] = [{"role": "user", "content": "The quick brown fox"}]
 
 
-def prompt_of(app: Any) -> str:
-    """The text that the engine was last asked to continue."""
-    return app.tokenizer.decode(app.engine.prompts[-1], skip_special_tokens=False)
-
-
 async def test_whole_answer(app: Any) -> None:
     answer = await app.openai.chat.completions.create(model="tiny", messages=HELLO, max_tokens=6)
     expected = app.tokenizer.decode(app.engine.prompts[0][:6])
@@ -39,7 +34,7 @@ async def test_template_is_rendered(app: Any) -> None:
         {"role": "user", "content": "Go on", "name": "Ann"},
     ]
     await app.openai.chat.completions.create(model="tiny", messages=messages, max_tokens=1)
-    assert prompt_of(app) == (
+    assert app.prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi\nthere<|im_end|>\n"
         "<|im_start|>assistant\n<|im_end|>\n<|im_start|>user\nGo on<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -48,10 +43,10 @@ async def test_template_is_rendered(app: Any) -> None:
 async def test_generation_prompt_and_continued_message(app: Any) -> None:
     create = app.openai.chat.completions.create
     await create(model="tiny", messages=HELLO, max_tokens=1, extra_body={"add_generation_prompt": False})
-    assert prompt_of(app) == "<|im_start|>user\nThe quick brown fox<|im_end|>\n"
+    assert app.prompt == "<|im_start|>user\nThe quick brown fox<|im_end|>\n"
     messages = [*HELLO, {"role": "assistant", "content": "jumps over"}]
     await create(model="tiny", messages=messages, max_tokens=1, extra_body={"continue_final_message": True})
-    assert prompt_of(app).endswith("<|im_start|>assistant\njumps over")
+    assert app.prompt.endswith("<|im_start|>assistant\njumps over")
     both = {"continue_final_message": True, "add_generation_prompt": True}
     with pytest.raises(BadRequestError, match="exclude each other"):
         await create(model="tiny", messages=messages, extra_body=both)

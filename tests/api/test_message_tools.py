@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -37,16 +36,6 @@ async def app(start_app: Any) -> Any:
     app = await start_app()
     app.serving.chat_template = ChatTemplate({"default": TEMPLATE}, {})
     return app
-
-
-@pytest.fixture
-async def client(app: Any) -> AsyncIterator[AsyncAnthropic]:
-    async with AsyncAnthropic(base_url=app.url, api_key="secret", max_retries=0) as client:
-        yield client
-
-
-def prompt_of(app: Any) -> str:
-    return app.tokenizer.decode(app.engine.prompts[-1], skip_special_tokens=False)
 
 
 def comparable(message: Any) -> dict[str, Any]:
@@ -140,7 +129,7 @@ async def test_a_conversation_goes_on(app: Any, client: AsyncAnthropic) -> None:
     turns.append({"role": "user", "content": [*results, {"type": "text", "text": "And?"}]})
     app.engine.text = "ok"
     await client.messages.create(**FIELDS | {"messages": turns, "max_tokens": 9})
-    assert prompt_of(app) == (
+    assert app.prompt == (
         "user:|Hiassistant:Hm.\nOK.|Let me see."
         '<tool_call>{"name": "f", "arguments": {"a": [1, "é"]}}</tool_call><tool_call>{"name": "g", "arguments": {}}'
         "</tool_call>tool:|of ftool:|of guser:|And?<|im_start|>"
@@ -154,7 +143,7 @@ async def test_tools_are_shown_and_counted(app: Any, client: AsyncAnthropic) -> 
     fields = FIELDS | {"max_tokens": 9}
     message = await client.messages.create(**fields, tools=tools)
     shown = {"type": "function", "function": {"name": "g", "description": "G.", "parameters": {"type": "object"}}}
-    assert prompt_of(app) == f"{json.dumps([shown])}user:|Hi<|im_start|>"
+    assert app.prompt == f"{json.dumps([shown])}user:|Hi<|im_start|>"
     count = await client.messages.count_tokens(model="tiny", messages=HELLO, tools=tools)
     assert count.input_tokens == message.usage.input_tokens
 

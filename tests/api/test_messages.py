@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,19 +13,9 @@ HELLO: list[Any] = [{"role": "user", "content": "The quick brown fox"}]
 PATH = "/v1/messages"
 
 
-@pytest.fixture
-async def client(app: Any) -> AsyncIterator[AsyncAnthropic]:
-    async with AsyncAnthropic(base_url=app.url, api_key="secret", max_retries=0) as client:
-        yield client
-
-
-def prompt_of(app: Any) -> str:
-    return app.tokenizer.decode(app.engine.prompts[-1], skip_special_tokens=False)
-
-
 async def test_whole_message(app: Any, client: AsyncAnthropic) -> None:
     message = await client.messages.create(model="tiny", max_tokens=6, messages=HELLO, system="Be brief.")
-    assert prompt_of(app) == (
+    assert app.prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nThe quick brown fox<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
@@ -95,7 +84,7 @@ async def test_blocks(app: Any, client: AsyncAnthropic) -> None:
     ]
     system: list[Any] = [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}]
     await client.messages.create(model="tiny", max_tokens=1, messages=turns, system=system)
-    assert prompt_of(app) == (
+    assert app.prompt == (
         "<|im_start|>system\nOne.\nTwo.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
         "<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\nIt is"
     )

@@ -42,10 +42,6 @@ async def app(start_app: Any) -> Any:
     return app
 
 
-def prompt_of(app: Any) -> str:
-    return app.tokenizer.decode(app.engine.prompts[-1], skip_special_tokens=False)
-
-
 def comparable(response: Any) -> dict[str, Any]:
     """A response without what differs each time."""
     fields = response.model_dump(exclude={"id", "created_at", "completed_at"})
@@ -163,7 +159,7 @@ async def test_a_conversation_goes_on(app: Any, stored: bool, stream: bool) -> N
     else:
         more = {"input": [{"role": "user", "content": "Hi"}, *response.output, *results], "store": False}
     await app.openai.responses.create(**FIELDS | more, max_output_tokens=9)
-    assert prompt_of(app) == (
+    assert app.prompt == (
         "user:|Hiassistant:Hm.\nOK.|Let me see."
         '<tool_call>{"name": "f", "arguments": {"a": [1, "é"]}}</tool_call><tool_call>{"name": "g", "arguments": {}}'
         "</tool_call>tool:|of ftool:|of g<|im_start|>"
@@ -181,7 +177,7 @@ async def test_summaries_that_come_back(app: Any) -> None:
     ]
     await app.openai.responses.create(model="tiny", input=items, max_output_tokens=9)
     call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-    assert prompt_of(app) == f"assistant:Hm.|{call}tool:|1<|im_start|>"
+    assert app.prompt == f"assistant:Hm.|{call}tool:|1<|im_start|>"
 
 
 async def test_tools_are_shown_and_counted(app: Any) -> None:
@@ -191,7 +187,7 @@ async def test_tools_are_shown_and_counted(app: Any) -> None:
     response = await app.openai.responses.create(**FIELDS, **more, max_output_tokens=9)
     function = {name: value for name, value in TOOLS[0].items() if name != "type"}
     shown = [{"type": "function", "function": function}]
-    assert prompt_of(app) == f"{json.dumps(shown)}user:|Hi<|im_start|>"
+    assert app.prompt == f"{json.dumps(shown)}user:|Hi<|im_start|>"
     count = await app.openai.responses.input_tokens.count(**FIELDS, **more)
     assert count.input_tokens == response.usage.input_tokens and response.tools[1].type == "web_search"
 

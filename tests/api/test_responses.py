@@ -13,10 +13,6 @@ from sophserve.errors import EngineDeadError
 PATH = "/v1/responses"
 
 
-def prompt_of(app: Any) -> str:
-    return app.tokenizer.decode(app.engine.prompts[-1], skip_special_tokens=False)
-
-
 async def test_whole_response(app: Any) -> None:
     response = await app.openai.responses.create(
         model="tiny",
@@ -27,7 +23,7 @@ async def test_whole_response(app: Any) -> None:
         top_p=0.25,
         metadata={"a": "b"},
     )
-    assert prompt_of(app) == (
+    assert app.prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nThe quick brown fox<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
@@ -96,7 +92,7 @@ async def test_items(app: Any) -> None:
         {"role": "user", "content": "And?"},
     ]
     await app.openai.responses.create(model="tiny", input=items, instructions="Be brief.", max_output_tokens=1)
-    assert prompt_of(app) == (
+    assert app.prompt == (
         "<|im_start|>system\nBe brief.\n\nThink.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\n<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\nSo<|im_end|>\n"
         "<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
@@ -112,7 +108,7 @@ async def test_stored_responses(app: Any, stream: bool) -> None:
     again = await app.openai.responses.retrieve(first.id)
     assert again.model_dump() == first.model_dump()
     second = await create(model="tiny", input="two", previous_response_id=first.id, max_output_tokens=1)
-    assert prompt_of(app) == (
+    assert app.prompt == (
         f"<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n{first.output_text}<|im_end|>\n"
         "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n"
     )

@@ -51,10 +51,6 @@ def real_template(name: str) -> ChatTemplate:
     return ChatTemplate({"default": config["chat_template"]}, {})
 
 
-def prompt_of(app: Any) -> str:
-    return app.tokenizer.decode(app.engine.prompts[-1], skip_special_tokens=False)
-
-
 def make_roomy(app: Any) -> None:
     app.engine.context = 4096
     app.engine._info = replace(app.engine.info, max_model_len=app.engine.context)
@@ -70,7 +66,7 @@ async def asked(app: Any, path: str, body: dict[str, Any]) -> tuple[str, str]:
         return answer["prompt"], warning
     if path == "/tokenize":
         return app.tokenizer.decode(answer["tokens"], skip_special_tokens=False), warning
-    return prompt_of(app), warning
+    return app.prompt, warning
 
 
 async def chatted(app: Any, messages: list[Any]) -> str:
@@ -369,7 +365,7 @@ async def test_every_block_of_anthropic_is_known(app: Any) -> None:
             assert response.status == 400 and repr(name) in answer["error"]["message"]
         else:
             assert response.status == 200, answer
-            assert "WORD" in prompt_of(app) or name in warning or name == "thinking"
+            assert "WORD" in app.prompt or name in warning or name == "thinking"
 
 
 async def test_custom_calls_of_a_history(app: Any) -> None:
@@ -495,7 +491,7 @@ async def test_custom_tools(app: Any) -> None:
         "additionalProperties": False,
     }
     function = {"name": "apply_patch", "description": "Changes files.", "parameters": schema}
-    assert prompt_of(app).startswith(json.dumps([{"type": "function", "function": function}]))
+    assert app.prompt.startswith(json.dumps([{"type": "function", "function": function}]))
     [item] = response.output
     assert (item.type, item.name, item.input) == ("custom_tool_call", "apply_patch", '*** "Begin"\n')
     events = [event async for event in await app.openai.responses.create(**ask, stream=True)]
@@ -509,7 +505,7 @@ async def test_custom_tools(app: Any) -> None:
         more["input"] = [each if isinstance(each, dict) else each.model_dump() for each in more["input"]]  # type: ignore[attr-defined]
         await app.openai.responses.create(**{**ask, **more})
         told = '{"name": "apply_patch", "arguments": {"input": "*** \\"Begin\\"\\n"}}'
-        assert prompt_of(app).endswith(f"<user>Hi<assistant><tool_call>{told}</tool_call><tool>ok<assistant>")
+        assert app.prompt.endswith(f"<user>Hi<assistant><tool_call>{told}</tool_call><tool>ok<assistant>")
 
 
 async def test_custom_tools_that_are_demanded(app: Any) -> None:

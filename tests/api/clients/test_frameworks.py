@@ -24,10 +24,6 @@ PARAMETERS = {
 FUNCTION = {"name": "weather", "description": "The weather.", "parameters": PARAMETERS}
 
 
-def prompt_of(app: Any) -> str:
-    return app.tokenizer.decode(app.engine.prompts[-1], skip_special_tokens=False)
-
-
 @pytest.mark.parametrize("responses", [False, True])
 async def test_langchain(app: Any, responses: bool) -> None:
     import langchain_openai as openai
@@ -51,7 +47,7 @@ async def test_langchain(app: Any, responses: bool) -> None:
     app.engine.text = REPLY
     answer = await turn([*messages, called, ToolMessage("sun", tool_call_id=call["id"])])
     assert answer.text == REPLY and not answer.tool_calls
-    assert prompt_of(app) == SECOND
+    assert app.prompt == SECOND
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
@@ -82,7 +78,7 @@ async def test_litellm(app: Any, provider: str) -> None:
     result = {"role": "tool", "tool_call_id": call.id, "content": "sun"}
     choice = await turn([*messages, choice.message.model_dump(), result])
     assert (choice.message.content, choice.finish_reason) == (REPLY, "stop")
-    assert prompt_of(app) == SECOND
+    assert app.prompt == SECOND
 
 
 @pytest.mark.parametrize("responses", [False, True])
@@ -107,7 +103,7 @@ async def test_openai_agents(app: Any, responses: bool) -> None:
         if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
             text += event.data.delta
     assert calls == [("Köln", 2)] and run.final_output == text == REPLY
-    assert prompt_of(app) == SECOND
+    assert app.prompt == SECOND
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
@@ -189,7 +185,7 @@ async def test_pydantic_ai(app: Any, api: str) -> None:
 
     async with agent.run_stream(QUESTION) as run:
         assert await run.get_output() == REPLY
-    assert calls == [("Köln", 2)] and prompt_of(app) == SECOND
+    assert calls == [("Köln", 2)] and app.prompt == SECOND
 
 
 async def test_llm(app: Any) -> None:
@@ -206,4 +202,4 @@ async def test_llm(app: Any) -> None:
 
     chain = model.chain(QUESTION, tools=[llm.Tool.function(weather)])
     text = "".join([piece async for piece in chain])
-    assert text == REPLY and prompt_of(app) == SECOND
+    assert text == REPLY and app.prompt == SECOND
