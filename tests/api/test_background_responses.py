@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from openai import BadRequestError, NotFoundError
 
+from sophserve.api.openai.background import BACKGROUND
 from sophserve.api.openai.response_store import STORE, Conversation
 from sophserve.errors import EngineDeadError
 
@@ -75,6 +76,28 @@ async def test_one_that_is_cancelled(app: Any) -> None:
         await app.openai.responses.cancel(plain.id)
     with pytest.raises(BadRequestError, match="made with background and stream"):
         await app.openai.responses.retrieve(plain.id, stream=True)
+
+
+async def test_clients_that_cancel_one_at_the_same_time(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = app.serving.texts.run
+
+    async def slowly(*given: Any) -> Any:  # as for a response so long that it is worded in a thread
+        await asyncio.sleep(0.05)
+        return await run(*given)
+
+    app.engine.gate.clear()
+    begun = await app.openai.responses.create(model="tiny", input="fox", background=True, stream=True)
+    identity = (await anext(aiter(begun))).response.id
+    monkeypatch.setattr(app.serving.texts, "run", slowly)
+    running = app.runner.app[BACKGROUND]
+    first = asyncio.create_task(running.get(identity).cancel())
+    await asyncio.sleep(0.01)
+    await running.get(identity).cancel()
+    await first
+    assert running.get(identity) is None  # else it would be held for good, and who follows it
+    assert (await app.openai.responses.retrieve(identity)).status == "cancelled"
+    async with asyncio.timeout(5):
+        assert [event async for event in begun][-1].response.status == "cancelled"
 
 
 async def test_one_that_fails(app: Any) -> None:

@@ -148,6 +148,10 @@ LONG_ANSWERS: dict[str, tuple[str, bytes]] = {
     "a streamed echo": (TEXT, body(prompt=[7] * 9000, max_tokens=1, logprobs=20, echo=True, stream=True)),
     "logprobs of a prompt": (TEXT, body(prompt=[7] * 9000, max_tokens=1, prompt_logprobs=20)),
     "logprobs of a response": (RESPONSES, body(input="the fox " * 700, max_output_tokens=3000, top_logprobs=20)),
+    "logprobs of a response in the background": (
+        RESPONSES,
+        body(input="the fox " * 700, max_output_tokens=3000, top_logprobs=20, stream=True, background=True),
+    ),
     "logprobs of a streamed response": (
         RESPONSES,
         body(input="the fox " * 700, max_output_tokens=3000, top_logprobs=20, stream=True),

@@ -31,24 +31,23 @@ class BackgroundResponse:
         self.writer = writer
         self.log = EventLog() if streamed else None
         self._task = task
-        if streamed:
-            self.take(writer.opening())  # the client has to know its id to come back
 
     @property
     def given(self) -> Items:
         """The items that it answers."""
         return self.writer.given
 
-    def take(self, events: Iterable[Event]) -> None:
+    async def take(self, events: Iterable[Event]) -> None:
         """Go through what comes next."""
         if self.log:
-            self.log.add(events)
+            await self.log.add(events)
         else:
             deque(events, maxlen=0)
 
     async def cancel(self) -> None:
         """End it here, and wait until that is done."""
-        self._task.cancel()
+        if not self._task.cancelling():
+            self._task.cancel()
         await asyncio.wait([self._task])
 
 
@@ -84,19 +83,23 @@ class BackgroundResponses:
                 assert isinstance(reply.writer, ResponseWriter)
                 response = BackgroundResponse(reply.writer, task, bool(body.stream))
                 self._running[response.writer.id] = response
+                if response.log:
+                    await response.take(response.writer.opening())  # the client has to know its id to come back
                 begun.set_result(response)
                 async with aclosing(reply.events(self._app[SERVED_MODEL])) as answer:
                     async for events in answer:
-                        response.take(events)
+                        await response.take(events)
         except (Exception, asyncio.CancelledError) as error:
             if response is None:
                 if not begun.done():
                     begun.set_exception(error)
                 return
             record.error = _wording(error)
-            response.take(response.writer.break_off(record.error))
+            await response.take(response.writer.break_off(record.error))
             await reply.finish()
-        self._end(response)
+        finally:
+            if response:
+                self._end(response)
         log.info("response %s in the background is %s%s", response.writer.id, response.writer.status, record)
 
     def _end(self, response: BackgroundResponse) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from sophserve.api.generation.answer_pump import Event
+from sophserve.api.http.json_pieces import joined
 
 
 class EventLog:
@@ -17,12 +19,16 @@ class EventLog:
         self._ended = False
         self._news = asyncio.Event()
 
-    def add(self, events: Iterable[Event]) -> None:
-        """Take what comes next."""
-        for pieces in events:
-            self._events.append(b"".join(pieces))
-            self.size += len(self._events[-1])
-        self._tell()
+    async def add(self, events: Iterable[Event]) -> None:
+        """Take what comes next, a piece at a time: all of it even if this is cancelled, as an event's place is its
+        number."""
+        taking = self._taking(events)
+        try:
+            for _ in taking:
+                await asyncio.sleep(0)
+        finally:
+            deque(taking, maxlen=0)
+            self._tell()
 
     def end(self) -> None:
         """Nothing comes any more."""
@@ -40,6 +46,16 @@ class EventLog:
                 if self._ended:
                     return
                 await news.wait()
+
+    def _taking(self, events: Iterable[Event]) -> Iterator[None]:
+        """Between two steps others may have their turn."""
+        for event in events:
+            pieces = []
+            for piece in joined(event):
+                pieces.append(piece)
+                yield
+            self._events.append(b"".join(pieces))
+            self.size += len(self._events[-1])
 
     def _tell(self) -> None:
         news, self._news = self._news, asyncio.Event()

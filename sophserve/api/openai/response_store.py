@@ -31,7 +31,7 @@ class StoredResponse(NamedTuple):
 
 @dataclass
 class Conversation:
-    """A list of items that responses go on from, and add to. size: its bytes when it was last added to a store."""
+    """A list of items that responses go on from, and add to."""
 
     metadata: dict[str, str]
     items: Items
