@@ -18,7 +18,17 @@ import pytest
 from openai import OpenAI
 
 # arcee comes from the package of docs/writing-a-model-plugin.md.
-ARCHITECTURES = {"arcee": "Arcee", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+ARCHITECTURES = {
+    "arcee": "Arcee",
+    "deepseek_v2": "DeepseekV2",
+    "deepseek_v3": "DeepseekV3",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen2_moe": "Qwen2Moe",
+    "qwen3": "Qwen3",
+    "qwen3_moe": "Qwen3Moe",
+}
 
 SHAPE = {
     "hidden_size": 64,
@@ -30,6 +40,37 @@ SHAPE = {
     # Far above the usual 0.02: the most probable token then wins by more than rounding errors.
     "initializer_range": 0.2,
 }
+
+QWEN_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+
+# Of the two ways that something can be, the less usual one: a dense layer first, groups of experts, scaled weights.
+DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {**QWEN_EXPERTS, "shared_expert_intermediate_size": 48, "num_hidden_layers": 2},
+    "qwen3_moe": {**QWEN_EXPERTS, "head_dim": 16, "norm_topk_prob": True, "num_hidden_layers": 2},
+    "deepseek_v2": {
+        **DEEPSEEK,
+        "n_shared_experts": 2,
+        "topk_method": "group_limited_greedy",
+        "routed_scaling_factor": 1.5,
+    },
+    "deepseek_v3": {**DEEPSEEK, "n_shared_experts": 1, "routed_scaling_factor": 2.5},
+}
+"""What some kinds have beyond SHAPE."""
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -84,13 +125,18 @@ def _save_model(directory: Path, kind: str, dtype: str, max_shard_size: str, ove
 
     name = ARCHITECTURES[kind]
     ids = {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 0}
-    config = getattr(transformers, f"{name}Config")(**{"vocab_size": 512, **SHAPE, **ids, **overrides})
+    config = getattr(transformers, f"{name}Config")(
+        **{"vocab_size": 512, **SHAPE, **SHAPES.get(kind, {}), **ids, **overrides}
+    )
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
+    for part, tensor in model.state_dict().items():
+        if tensor.ndim == 1:
             # Norms are made as ones and biases as zeros, which would hide a mistake with them.
-            parameter.data += 0.2 * torch.randn_like(parameter)
+            tensor += 0.2 * torch.randn_like(tensor)
+        elif part.endswith(".gate.weight"):
+            # Experts whose probabilities are far apart, for whom rounding errors change no choice.
+            tensor *= 2
     model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
     generation = {"eos_token_id": [2, 0], "pad_token_id": 0, "do_sample": True, "temperature": 0.7, "top_p": 0.8}
     (directory / "generation_config.json").write_text(json.dumps(generation))
