@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,6 +90,11 @@ class PackedModule(Module):
         """Operations of a row's product, two for each multiplication."""
         return 2 * self.weight.out_features * self.weight.in_features
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the weight that a row's product reads."""
+        return self.weight.nbytes
+
     def parameters(self) -> dict[str, ParameterSpec]:
         """`weight`, or what its format has, or `part.weight` for each part."""
         return {
@@ -104,8 +109,7 @@ class PackedModule(Module):
             for prefix, part in self._parts.items()
             if (names := self.formats[prefix].parameters(part))
         ]
-        weight = self._complete(stack_weights(parts, self._context.dtype))
-        self.load_packed(self._context.device.pack(weight, self._role), tensors)
+        self.load_packed(self._context.device.pack(self._canonical(parts), self._role), tensors)
 
     def load_packed(self, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> None:
         """Take a weight that was packed before, and of the tensors those that are no weights."""
@@ -114,9 +118,9 @@ class PackedModule(Module):
     def _part_parameters(self, prefix: str, part: WeightPart) -> dict[str, ParameterSpec]:
         return self.formats[prefix].parameters(part)
 
-    def _complete(self, weight: CanonicalWeight) -> CanonicalWeight:
-        """What is packed of the stacked parts."""
-        return weight
+    def _canonical(self, parts: Sequence[CanonicalWeight]) -> CanonicalWeight:
+        """What the device packs of the parts."""
+        return stack_weights(parts, self._context.dtype)
 
 
 class Linear(PackedModule):
@@ -234,9 +238,9 @@ class LMHead(PackedModule):
         most = context.device.shard(vocab_size, "head", 0, context.communicator.world_size)
         self._missing = (vocab_size if most is None else most.stop) - (rows.stop - rows.start)
 
-    def _complete(self, weight: CanonicalWeight) -> CanonicalWeight:
+    def _canonical(self, parts: Sequence[CanonicalWeight]) -> CanonicalWeight:
         # Gathering needs equal shares, so rows of zeros follow the vocabulary's last.
-        return pad_rows(weight, self._missing)
+        return pad_rows(stack_weights(parts, self._context.dtype), self._missing)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, on every rank."""
@@ -272,9 +276,12 @@ class GatedMLP(Module):
         if self._bias:
             gate, up = self.gate_up(x).chunk(2, dim=-1)
             return self.down((activate(gate.float(), self._activation) * up.float()).to(x.dtype))
+        return self._context.communicator.all_reduce(self.partial(x))
+
+    def partial(self, x: Tensor) -> Tensor:
+        """What this rank adds to the sum over ranks, of an MLP without biases."""
         ops = self._context.device.ops
-        y = ops.gated_mlp(x, self.gate_up.weight, self.down.weight, self._activation)
-        return self._context.communicator.all_reduce(y)
+        return ops.gated_mlp(x, self.gate_up.weight, self.down.weight, self._activation)
 
 
 class CachedModule(Module):
