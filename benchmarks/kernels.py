@@ -30,6 +30,7 @@ from device.cmodel.device import CmodelDevice
 from device.cmodel.threads import thread_count
 from device.interface import (
     AttentionMeta,
+    CacheSpec,
     CanonicalWeight,
     DenseWeight,
     Float8Weight,
@@ -225,7 +226,7 @@ def attention_case(device: CmodelDevice, batch: int, new: int, cached: int) -> C
     count = copies(size)
     caches = []
     for _ in range(count):
-        kv = device.make_kv_cache(batch * blocks, BLOCK, KV_HEADS, (HEAD_DIM, HEAD_DIM), torch.bfloat16)
+        kv = device.make_kv_cache(batch * blocks, BLOCK, CacheSpec(KV_HEADS, (HEAD_DIM, HEAD_DIM), torch.bfloat16))
         kv.keys.copy_(torch.randn(kv.keys.shape))
         kv.values.copy_(torch.randn(kv.values.shape))
         caches.append(kv)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from device.collectives.interface import Communicator, SingleRank
 from device.collectives.shared_memory import SharedMemoryCommunicator
-from device.interface import KVCache, PackedWeight, Role, Rope, StepInputs
+from device.interface import CacheSpec, KVCache, PackedWeight, Role, Rope, StepInputs
 from device.operator_profile import OperatorProfile
 
 
@@ -50,11 +50,9 @@ class HostDevice(OperatorProfile):
     def prepare(self, inputs: StepInputs, ropes: Sequence[Rope]) -> StepInputs:
         return replace(inputs, rotations={rope: inputs.rotation(rope, self.ops) for rope in ropes})
 
-    def make_kv_cache(
-        self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
-    ) -> KVCache:
+    def make_kv_cache(self, blocks: int, block_size: int, spec: CacheSpec) -> KVCache:
         """An uninitialised cache in the order of its shape."""
-        keys, values = (torch.empty(blocks, block_size, kv_heads, dim, dtype=dtype) for dim in head_dims)
+        keys, values = (torch.empty(blocks, block_size, spec.heads, dim, dtype=spec.dtype) for dim in spec.head_dims)
         return KVCache(keys, values)
 
     def read_blocks(self, kv: KVCache, blocks: Sequence[int]) -> Tensor:

@@ -23,7 +23,9 @@ from device.collectives.interface import Communicator
 from device.sample_params import SampleParams, SampleResult
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
-Role = Literal["qkv", "attention_output", "gate_up", "down", "head", "embedding", "other"]
+Role = Literal[
+    "qkv", "attention_output", "gate_up", "down", "head", "embedding", "router", "experts", "latent_up", "other"
+]
 """What a weight is in a model, since chips lay out and split the same weight differently."""
 
 
@@ -79,6 +81,31 @@ class Float8Weight:
 CanonicalWeight = DenseWeight | IntWeight | Float8Weight
 
 
+@dataclass(frozen=True)
+class ExpertsWeight:
+    """The gated MLPs of all experts of a layer.
+
+    gate_up: `[2 * intermediate, hidden]` each, gate over up. down: `[hidden, intermediate]` each. The weights of either
+    are of one class, group size, bits and number of inputs, and all or none have an order, each its own.
+    """
+
+    gate_up: Sequence[CanonicalWeight]
+    down: Sequence[CanonicalWeight]
+
+
+@dataclass(frozen=True)
+class LatentUpWeight:
+    """What makes keys and values of latents (https://arxiv.org/abs/2405.04434): for each head W_UK over W_UV.
+
+    weight: `[heads * (nope_dim + v_dim), latent_dim]`. dtype: that of activations, for devices that dequantize it.
+    """
+
+    weight: CanonicalWeight
+    heads: int
+    nope_dim: int
+    dtype: torch.dtype
+
+
 @runtime_checkable
 class PackedWeight(Protocol):
     """A weight in the device's own layout. Only the device that packed it can read it."""
@@ -86,6 +113,23 @@ class PackedWeight(Protocol):
     out_features: int
     in_features: int
     nbytes: int
+
+
+@runtime_checkable
+class PackedExperts(PackedWeight, Protocol):
+    """A packed ExpertsWeight; in_features and out_features are the hidden size."""
+
+    experts: int
+    intermediate: int
+
+
+@runtime_checkable
+class PackedLatentUp(PackedWeight, Protocol):
+    """A packed LatentUpWeight; in_features is latent_dim, out_features `heads * (nope_dim + v_dim)`."""
+
+    heads: int
+    nope_dim: int
+    v_dim: int
 
 
 # --- attention -----------------------------------------------------------------------------------------------------
@@ -161,13 +205,15 @@ class StepInputs(AttentionMeta):
 class CacheSpec:
     """What one layer keeps of each token, on this rank: a key and a value in each of `heads` heads.
 
-    head_dims: channels of a key and of a value. replicated: other ranks keep the very same.
+    head_dims: channels of a key and of a value. replicated: other ranks keep the very same. latent: of latent
+    attention, for whose one head they are those of the latent and of the rotated key beside it.
     """
 
     heads: int
     head_dims: tuple[int, int]
     dtype: torch.dtype
     replicated: bool = False
+    latent: bool = False
 
     @property
     def token_bytes(self) -> int:
@@ -234,21 +280,24 @@ class Ops(Protocol):
         latent: Tensor,
         k_rope: Tensor,
         kv: KVCache,
-        kv_up: Tensor,
+        kv_up: PackedWeight,
         step: AttentionMeta,
         rope: Rope,
         scale: float,
+        q_up: PackedWeight | None = None,
     ) -> Tensor:
         """Multi-head latent attention (https://arxiv.org/abs/2405.04434), keys and values kept compressed.
 
-        q `[tokens, heads, nope_dim + rope_dim]`; latent, normalised, `[tokens, latent_dim]`; k_rope, one for all
-        heads, `[tokens, rope_dim]`; kv_up `[heads, nope_dim + v_dim, latent_dim]` holds W_UK over W_UV. Rotates the
-        rope parts, caches latent and rotated k_rope, and attends. Returns `[tokens, heads, v_dim]`.
+        q `[tokens, heads * (nope_dim + rope_dim)]`, or what q_up makes that of; latent, normalised, `[tokens,
+        latent_dim]`; k_rope, one for all heads, `[tokens, rope_dim]`; kv_up a packed LatentUpWeight. Rotates the rope
+        parts, caches latent and rotated k_rope, and attends among latents, for any number of new tokens alike. Returns
+        `[tokens, heads, v_dim]`.
         """
 
     def route_experts(
         self,
-        logits: Tensor,
+        x: Tensor,
+        router: PackedWeight,
         top_k: int,
         scoring: Literal["softmax", "sigmoid"],
         *,
@@ -258,23 +307,32 @@ class Ops(Protocol):
         top_groups: int = 1,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Choose top_k experts for each row of float32 logits `[tokens, experts]`.
+        """Choose top_k experts for each row of x `[tokens, hidden]` by its products with the router, `[experts,
+        hidden]` of float32 or x's dtype; they stay float32.
 
-        softmax: the top_k of softmax(logits). sigmoid with bias (noaux_tc, https://arxiv.org/abs/2412.19437): experts
-        are chosen by sigmoid + bias within the top_groups groups of the largest sum of their two best; the weights are
-        the plain sigmoids. Returns ids int64 and weights float32 `[tokens, top_k]`.
+        The top_k of softmax or sigmoid of them, within the top_groups groups whose best is largest. With bias, float32
+        `[experts]` (noaux_tc, https://arxiv.org/abs/2412.19437), experts are chosen by score + bias, groups by the sum
+        of their two best; the weights are the plain scores. renormalize: the weights sum to 1. scale: they are
+        multiplied with it, after that. Returns ids int32 and weights float32 `[tokens, top_k]`, the best first and of
+        equal ones that of the lower id.
         """
 
     def fused_experts(
         self,
         x: Tensor,
-        gate_up: Sequence[PackedWeight],
-        down: Sequence[PackedWeight],
+        experts: PackedWeight,
         ids: Tensor,
         weights: Tensor,
         activation: Activation,
+        shared: Tensor | None = None,
+        shared_logits: Tensor | None = None,
     ) -> Tensor:
-        """Sum over a row's experts of `weight * gated_mlp(row)`; one packed weight an expert. `[tokens, hidden]`."""
+        """Sum over a row's experts of `weight * gated_mlp(row)`, in the order of ids; `[tokens, hidden]`.
+
+        experts is a packed ExpertsWeight, ids int32 and weights float32 `[tokens, top_k]`. Each gated_mlp is rounded to
+        x's dtype, the sum is float32. shared `[tokens, hidden]` is added last, times the sigmoid of shared_logits
+        `[tokens, 1]` where they are given.
+        """
 
     def dense_attention(self, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float) -> Tensor:
         """Attention in both directions within consecutive segments of the given lengths (vision towers).
@@ -335,10 +393,11 @@ class Device(Protocol):
     def communicator(self, memory: int, rank: int, ranks: int) -> Communicator:
         """One rank's end of a group. memory: the descriptor of a file of zeros that all have. Raises RuntimeError."""
 
-    def pack(self, weight: CanonicalWeight, role: Role = "other") -> PackedWeight:
+    def pack(self, weight: CanonicalWeight | ExpertsWeight | LatentUpWeight, role: Role = "other") -> PackedWeight:
         """Put a canonical weight into this device's layout. Raises UnsupportedOperator for a kind it lacks.
 
-        A dense head may be the embedding as well: the operator of that name takes either.
+        Of an ExpertsWeight it is a PackedExperts, of a LatentUpWeight a PackedLatentUp. A dense head may be the
+        embedding as well: the operator of that name takes either.
 
         A weight whose values are on torch's meta device, which has shapes only, gives one that has its sizes only.
         """
@@ -353,10 +412,8 @@ class Device(Protocol):
         """The inputs of a step in the device's own form, with the rotations of these ropes. Called once a step, before
         its first operator; a recording holds what it does as it holds operators."""
 
-    def make_kv_cache(
-        self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
-    ) -> KVCache:
-        """An uninitialised cache for a layer's CacheSpec. Raises OutOfDeviceMemory."""
+    def make_kv_cache(self, blocks: int, block_size: int, spec: CacheSpec) -> KVCache:
+        """An uninitialised cache for a layer. Raises OutOfDeviceMemory."""
 
     def read_blocks(self, kv: KVCache, blocks: Sequence[int]) -> Tensor:
         """A copy on the host of some blocks, uint8 `[blocks, bytes of a block]`, in the device's own layout."""

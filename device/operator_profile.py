@@ -129,10 +129,13 @@ def operator_cost(name: str, given: Mapping[str, Any], result: Any) -> tuple[int
         case "gated_mlp":
             weights = given["gate_up"], given["down"]
             return moved + sum(map(_nbytes, weights)), 2 * len(given["x"]) * sum(map(_size, weights))
+        case "route_experts":
+            return moved, 2 * len(given["x"]) * _size(given["router"])
         case "fused_experts":
-            chosen = set(given["ids"].flatten().tolist())
-            moved += sum(_nbytes(given[part][expert]) for part in ("gate_up", "down") for expert in chosen)
-            return moved, 2 * given["ids"].numel() * (_size(given["gate_up"][0]) + _size(given["down"][0]))
+            experts, chosen = given["experts"], given["ids"]
+            active = len(chosen.unique()) * experts.nbytes // experts.experts
+            operations = 6 * chosen.numel() * experts.in_features * experts.intermediate
+            return moved - experts.nbytes + active, operations
         case "dense_attention":
             _, heads, size = given["q"].shape
             return moved, 4 * heads * size * sum(length * length for length in given["segments"])
@@ -145,15 +148,16 @@ def _attention_cost(given: Mapping[str, Any], result: Tensor) -> tuple[int, int]
     kv, step, q = given["kv"], given["step"], given["q"]
     lengths = step.input_lengths.tolist(), step.cached_lengths.tolist()
     read, pairs = seen_positions(*lengths, given.get("window"))
-    tokens, heads, size = q.shape
+    tokens, heads, size = result.shape
     position = sum(cache[0, 0].nbytes for cache in (kv.keys, kv.values))
     moved = q.nbytes + result.nbytes + (read + 2 * tokens) * position
     if "latent" not in given:
-        return moved, 2 * pairs * heads * (size + result.shape[2])
-    # The latent is key and value, and the products with W_UK and W_UV are this operator's too.
+        return moved, 2 * pairs * heads * (q.shape[2] + size)
+    # The latent is key and value, and the products with W_UK and W_UV, maybe that before them, are this operator's too.
     latent, rope = given["latent"].shape[1], given["k_rope"].shape[1]
-    up = given["kv_up"]
-    return moved + up.nbytes, 2 * pairs * heads * (2 * latent + rope) + 2 * tokens * up.numel()
+    ups = [up for up in (given["kv_up"], given.get("q_up")) if up is not None]
+    products = 2 * tokens * sum(map(_size, ups))
+    return moved + sum(map(_nbytes, ups)), 2 * pairs * heads * (2 * latent + rope) + products
 
 
 def _nbytes(value: Any) -> int:

@@ -19,9 +19,11 @@ from device.interface import (
     AttentionMeta,
     CanonicalWeight,
     DenseWeight,
+    ExpertsWeight,
     Float8Weight,
     IntWeight,
     KVCache,
+    LatentUpWeight,
     PackedWeight,
     Rope,
     Rotation,
@@ -36,7 +38,40 @@ class ReferenceWeight:
     def __init__(self, canonical: CanonicalWeight) -> None:
         self.canonical = canonical
         self.out_features, self.in_features = canonical_shape(canonical)
-        self.nbytes = canonical.values.nbytes
+        self.nbytes = sum(each.nbytes for each in vars(canonical).values() if isinstance(each, Tensor))
+
+
+class ReferenceExperts:
+    """An ExpertsWeight as it is."""
+
+    def __init__(self, canonical: ExpertsWeight) -> None:
+        self.gate_up = [ReferenceWeight(each) for each in canonical.gate_up]
+        self.down = [ReferenceWeight(each) for each in canonical.down]
+        self.experts = len(self.down)
+        self.out_features, self.intermediate = self.down[0].out_features, self.down[0].in_features
+        self.in_features = self.gate_up[0].in_features
+        self.nbytes = sum(each.nbytes for each in self.gate_up + self.down)
+
+
+class ReferenceLatentUp(ReferenceWeight):
+    """A LatentUpWeight as it is."""
+
+    def __init__(self, weight: LatentUpWeight) -> None:
+        super().__init__(weight.weight)
+        self.heads, self.nope_dim = weight.heads, weight.nope_dim
+        self.v_dim = self.out_features // self.heads - self.nope_dim
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """W_UK `[heads, nope_dim, latent_dim]` and W_UV `[heads, v_dim, latent_dim]`, float32."""
+        both = dequantize(self.canonical).unflatten(0, (self.heads, -1))
+        return both[:, : self.nope_dim], both[:, self.nope_dim :]
+
+
+def reference_weight(weight: CanonicalWeight | ExpertsWeight | LatentUpWeight) -> PackedWeight:
+    """A weight as the reference takes it."""
+    if isinstance(weight, ExpertsWeight):
+        return ReferenceExperts(weight)
+    return ReferenceLatentUp(weight) if isinstance(weight, LatentUpWeight) else ReferenceWeight(weight)
 
 
 def canonical_shape(weight: CanonicalWeight) -> tuple[int, int]:
@@ -185,21 +220,25 @@ class ReferenceOps:
         latent: Tensor,
         k_rope: Tensor,
         kv: KVCache,
-        kv_up: Tensor,
+        kv_up: PackedWeight,
         step: AttentionMeta,
         rope: Rope,
         scale: float,
+        q_up: PackedWeight | None = None,
     ) -> Tensor:
+        assert isinstance(kv_up, ReferenceLatentUp)
+        q = q if q_up is None else self.linear(q, q_up)
         checks.check_latent_attention(q, latent, k_rope, kv, kv_up, rope)
         checks.check_step("paged_latent_attention", q.shape[0], kv, step)
-        nope, turns = q.shape[2] - k_rope.shape[1], step.rotation(rope, self)
+        nope, turns = kv_up.nope_dim, step.rotation(rope, self)
+        q = q.unflatten(1, (kv_up.heads, -1))
         q_rope, k_turned = (rotate(x, turns, interleaved=rope.interleaved) for x in (q[..., nope:], k_rope[:, None]))
         write_slots(kv.keys, step.slot_mapping.long(), latent[:, None])
         write_slots(kv.values, step.slot_mapping.long(), k_turned)
 
-        up_keys, up_values = kv_up.float()[:, :nope], kv_up.float()[:, nope:]
+        up_keys, up_values = kv_up.parts()
         q_latent = torch.einsum("qhn,hnl->qhl", q[..., :nope].float(), up_keys)
-        out = torch.empty(*q.shape[:2], up_values.shape[1])
+        out = torch.empty(*q.shape[:2], kv_up.v_dim)
         for rows, new, cached, table in _sequences(step):
             latents = read_slots(kv.keys, table, cached + new)[:, 0]
             keys = read_slots(kv.values, table, cached + new)[:, 0]
@@ -212,7 +251,8 @@ class ReferenceOps:
 
     def route_experts(
         self,
-        logits: Tensor,
+        x: Tensor,
+        router: PackedWeight,
         top_k: int,
         scoring: Literal["softmax", "sigmoid"],
         *,
@@ -222,37 +262,44 @@ class ReferenceOps:
         top_groups: int = 1,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Choose experts. Groups without a bias are ranked by their best expert (group_limited_greedy)."""
-        checks.check_route_experts(logits, top_k, scoring, groups, top_groups, bias)
-        scores = logits.float().softmax(-1) if scoring == "softmax" else logits.float().sigmoid()
+        assert isinstance(router, ReferenceWeight)
+        checks.check_route_experts(x, router, top_k, scoring, groups, top_groups, bias)
+        logits = _linear(x.float(), router)
+        scores = logits.softmax(-1) if scoring == "softmax" else logits.sigmoid()
         choice = scores if bias is None else scores + bias.float()
         if top_groups < groups:
             grouped = choice.unflatten(-1, (groups, -1))
             best = grouped.topk(1 if bias is None else min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
-            kept = torch.zeros_like(best, dtype=torch.bool).scatter(1, best.topk(top_groups, dim=-1).indices, True)
+            kept = torch.zeros_like(best, dtype=torch.bool).scatter(1, _largest(best, top_groups), True)
             choice = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
-        ids = choice.topk(top_k, dim=-1).indices
+        ids = _largest(choice, top_k)
         weights = scores.gather(1, ids)
         if renormalize:
             weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
-        return ids, weights * scale
+        return ids.int(), weights * scale
 
     def fused_experts(
         self,
         x: Tensor,
-        gate_up: Sequence[PackedWeight],
-        down: Sequence[PackedWeight],
+        experts: PackedWeight,
         ids: Tensor,
         weights: Tensor,
         activation: Activation,
+        shared: Tensor | None = None,
+        shared_logits: Tensor | None = None,
     ) -> Tensor:
-        checks.check_fused_experts(x, gate_up, down, ids, weights)
+        assert isinstance(experts, ReferenceExperts)
+        checks.check_fused_experts(x, experts, ids, weights, activation, shared, shared_logits)
+        slots = torch.zeros(*ids.shape, x.shape[1])
+        for expert in ids.unique().tolist():
+            rows, slot = (ids == expert).nonzero(as_tuple=True)
+            gate_up, down = experts.gate_up[expert], experts.down[expert]
+            slots[rows, slot] = ReferenceOps.gated_mlp(self, x[rows], gate_up, down, activation).float()
         total = torch.zeros(x.shape)
-        for expert, (expert_gate_up, expert_down) in enumerate(zip(gate_up, down, strict=True)):
-            rows, choice = (ids == expert).nonzero(as_tuple=True)
-            if rows.numel():
-                out = self.gated_mlp(x[rows], expert_gate_up, expert_down, activation)
-                total.index_add_(0, rows, out.float() * weights[rows, choice, None])
+        for slot in range(ids.shape[1]):
+            total += weights[:, slot, None] * slots[:, slot]
+        if shared is not None:
+            total += shared.float() * (1 if shared_logits is None else shared_logits.float().sigmoid())
         return total.to(x.dtype)
 
     def dense_attention(self, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float) -> Tensor:
@@ -265,6 +312,11 @@ class ReferenceOps:
 
     def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:
         return sample(logits, params)
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """int64 `[rows, count]`: where the largest are, of equal ones the first."""
+    return values.sort(dim=-1, descending=True, stable=True).indices[:, :count]
 
 
 def _linear(x: Tensor, weight: ReferenceWeight, bias: Tensor | None = None) -> Tensor:

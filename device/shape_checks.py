@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from device.interface import AttentionMeta, KVCache, PackedWeight, Rope
+from device.interface import AttentionMeta, KVCache, PackedExperts, PackedLatentUp, PackedWeight, Rope
 from device.sample_params import SampleParams
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -118,25 +118,28 @@ def check_paged_attention(q: Tensor, k: Tensor, v: Tensor, kv: KVCache, rope: Ro
         refuse(name, "window must be at least 1, got {}", window)
 
 
-def check_latent_attention(q: Tensor, latent: Tensor, k_rope: Tensor, kv: KVCache, kv_up: Tensor, rope: Rope) -> None:
+def check_latent_attention(
+    q: Tensor, latent: Tensor, k_rope: Tensor, kv: KVCache, kv_up: PackedLatentUp, rope: Rope
+) -> None:
     """q, the latent, the caches, kv_up and the RoPE tables fit each other."""
     name = "paged_latent_attention"
-    check_activations(name, q, latent, k_rope, kv.keys, kv.values, kv_up)
-    if not (q.dim() == kv_up.dim() == 3 and latent.dim() == k_rope.dim() == 2 and kv.keys.dim() == 4):
-        refuse(name, "got q {}, latent {}, k_rope {}, kv_up {}", q, latent, k_rope, kv_up)
-    tokens, heads, head_dim = q.shape
+    check_activations(name, q, latent, k_rope, kv.keys, kv.values)
+    if not (q.dim() == latent.dim() == k_rope.dim() == 2 and kv.keys.dim() == 4):
+        refuse(name, "got q {}, latent {}, k_rope {}, a cache of {}", q, latent, k_rope, kv.keys)
+    tokens, rope_dim = k_rope.shape
     if not (
-        latent.shape == (tokens, kv_up.shape[2])
-        and k_rope.shape[0] == tokens
-        and kv_up.shape[0] == heads
-        and head_dim - k_rope.shape[1] in range(1, kv_up.shape[1])
+        latent.shape == (tokens, kv_up.in_features)
+        and q.shape == (tokens, kv_up.heads * (kv_up.nope_dim + rope_dim))
+        and kv_up.nope_dim > 0
+        and kv_up.v_dim > 0
         and kv.keys.shape[2:] == (1, latent.shape[1])
-        and kv.values.shape[2:] == (1, k_rope.shape[1])
+        and kv.values.shape[2:] == (1, rope_dim)
         and kv.keys.shape[:2] == kv.values.shape[:2]
     ):
-        message = "q {}, latent {}, k_rope {}, kv_up {} do not fit each other or a cache of {}, {}"
-        refuse(name, message, q, latent, k_rope, kv_up, kv.keys, kv.values)
-    _check_rope(name, rope, k_rope.shape[1])
+        message = "q {}, latent {}, k_rope {} do not fit {} heads with {} + {} channels of latents of {}, caches {}, {}"
+        sizes = kv_up.heads, kv_up.nope_dim, kv_up.v_dim, kv_up.in_features
+        refuse(name, message, q, latent, k_rope, *sizes, kv.keys, kv.values)
+    _check_rope(name, rope, rope_dim)
 
 
 def _check_rope(operator: str, rope: Rope | None, head_dim: int) -> None:
@@ -147,13 +150,11 @@ def _check_rope(operator: str, rope: Rope | None, head_dim: int) -> None:
 
 
 def check_route_experts(
-    logits: Tensor, top_k: int, scoring: str, groups: int, top_groups: int, bias: Tensor | None
+    x: Tensor, router: PackedWeight, top_k: int, scoring: str, groups: int, top_groups: int, bias: Tensor | None
 ) -> None:
     """Groups divide the experts, and those kept hold at least top_k."""
-    name = "route_experts"
-    if logits.dim() != 2:
-        refuse(name, "logits must be [tokens, experts], got {}", logits)
-    experts = logits.shape[1]
+    name, experts = "route_experts", router.out_features
+    check_linear(name, x, router)
     if scoring not in ("softmax", "sigmoid"):
         refuse(name, "scoring must be softmax or sigmoid, got {!r}", scoring)
     if bias is not None and bias.shape != (experts,):
@@ -163,16 +164,27 @@ def check_route_experts(
 
 
 def check_fused_experts(
-    x: Tensor, gate_up: Sequence[PackedWeight], down: Sequence[PackedWeight], ids: Tensor, weights: Tensor
+    x: Tensor,
+    experts: PackedExperts,
+    ids: Tensor,
+    weights: Tensor,
+    activation: str,
+    shared: Tensor | None,
+    shared_logits: Tensor | None,
 ) -> None:
-    """As many gate_up as down weights, and ids within them."""
+    """ids within the experts, as many weights; a shared result for each row, and its logits only with it."""
     name = "fused_experts"
-    if len(gate_up) != len(down):
-        refuse(name, "{} gate_up and {} down weights must be as many", len(gate_up), len(down))
-    if not (x.dim() == ids.dim() == 2 and ids.shape == weights.shape and len(ids) == len(x)):
+    check_linear(name, x, experts)
+    if activation not in ACTIVATIONS:
+        refuse(name, "activation {!r} is none of {}", activation, ", ".join(ACTIVATIONS))
+    if not (ids.dim() == 2 and ids.shape == weights.shape and len(ids) == len(x)):
         refuse(name, "x {}, ids {} and weights {} do not fit", x, ids, weights)
-    if not _within(ids, len(gate_up)):
-        refuse(name, "ids must be in [0, {})", len(gate_up))
+    if not _within(ids, experts.experts):
+        refuse(name, "ids must be in [0, {})", experts.experts)
+    if shared is not None and (shared.shape != x.shape or shared.dtype != x.dtype):
+        refuse(name, "shared {} does not fit x {}", shared, x)
+    if shared_logits is not None and (shared is None or shared_logits.shape != (len(x), 1)):
+        refuse(name, "shared_logits must be [{}, 1], and come with shared", len(x))
 
 
 def check_sample(logits: Tensor, params: SampleParams) -> None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
-import torch
 from torch import Tensor
 
 from device.cmodel.capture import record
@@ -16,12 +15,15 @@ from device.cmodel.kv_cache import native_cache, paired_cache
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, TorchOps
 from device.cmodel.threads import thread_count
-from device.cmodel.weights import LAYOUT, QuantizedWeight, TorchWeight, pack
+from device.cmodel.weights import LAYOUT, ExpertsOfPanels, QuantizedWeight, TorchWeight, pack
 from device.host import HostDevice
 from device.interface import (
+    CacheSpec,
     CanonicalWeight,
     DenseWeight,
+    ExpertsWeight,
     KVCache,
+    LatentUpWeight,
     Ops,
     OutOfDeviceMemory,
     PackedWeight,
@@ -29,7 +31,7 @@ from device.interface import (
     UnsupportedOperator,
 )
 from device.operator_profile import OperatorRecorder
-from device.reference import ReferenceOps, ReferenceWeight
+from device.reference import ReferenceOps, reference_weight
 
 
 class CmodelDevice(HostDevice):
@@ -65,10 +67,14 @@ class CmodelDevice(HostDevice):
         """Bytes (free, in all), of the host or of the control group that this process is in."""
         return host_memory()
 
-    def pack(self, weight: CanonicalWeight, role: Role = "other") -> PackedWeight:
+    def pack(self, weight: CanonicalWeight | ExpertsWeight | LatentUpWeight, role: Role = "other") -> PackedWeight:
         """Copy a weight into the kernels' layout. Without the native library there are dense weights only."""
         if not self._fast:
-            return ReferenceWeight(weight)
+            return reference_weight(weight)
+        if isinstance(weight, ExpertsWeight) and self._kernels is not None:
+            return ExpertsOfPanels(self._kernels, weight)
+        if isinstance(weight, ExpertsWeight | LatentUpWeight) or (role == "router" and self._kernels is None):
+            return reference_weight(weight)
         if role == "embedding" and isinstance(weight, DenseWeight):
             return TorchWeight(weight.values)
         if self._kernels is not None:
@@ -86,17 +92,17 @@ class CmodelDevice(HostDevice):
     def restore(self, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> PackedWeight:
         return QuantizedWeight.restore(numbers, tensors)
 
-    def make_kv_cache(
-        self, blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
-    ) -> KVCache:
+    def make_kv_cache(self, blocks: int, block_size: int, spec: CacheSpec) -> KVCache:
         """An uninitialised cache; pages of it that are never written cost no memory."""
         try:
+            if spec.latent:
+                return super().make_kv_cache(blocks, block_size, spec)
             kv: KVCache | None = None
             if self._kernels is not None and self._kernels.reads_pairs:
-                kv = paired_cache(blocks, block_size, kv_heads, head_dims, dtype)
-            kv = kv or native_cache(blocks, block_size, kv_heads, head_dims, dtype)
+                kv = paired_cache(blocks, block_size, spec)
+            kv = kv or native_cache(blocks, block_size, spec)
         except RuntimeError as error:
-            size = blocks * block_size * kv_heads * sum(head_dims) * dtype.itemsize
+            size = blocks * block_size * spec.token_bytes
             raise OutOfDeviceMemory(f"a KV cache of {size / 2**30:.1f} GiB does not fit in memory") from error
         if self._kernels is not None:
             for cache in (kv.keys, kv.values):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from device.interface import KVCache
+from device.interface import CacheSpec, KVCache
 
 LANES = 16
 """Blocks and heads of a paired cache are whole vectors of so many: see native/kernels/attention_pairs.h."""
@@ -18,26 +18,21 @@ class PairedKVCache(KVCache):
     """
 
 
-def native_cache(
-    blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
-) -> KVCache:
+def native_cache(blocks: int, block_size: int, spec: CacheSpec) -> KVCache:
     """A cache whose keys lie `[blocks, kv_heads, head_dim, block_size]` in memory, so that a kernel reads one channel
     of many positions at once, and whose values lie `[blocks, kv_heads, block_size, head_dim]`."""
-    keys = torch.empty(blocks, kv_heads, head_dims[0], block_size, dtype=dtype)
-    values = torch.empty(blocks, kv_heads, block_size, head_dims[1], dtype=dtype)
+    key_dim, value_dim = spec.head_dims
+    keys = torch.empty(blocks, spec.heads, key_dim, block_size, dtype=spec.dtype)
+    values = torch.empty(blocks, spec.heads, block_size, value_dim, dtype=spec.dtype)
     return KVCache(keys.permute(0, 3, 1, 2), values.permute(0, 2, 1, 3))
 
 
-def paired_cache(
-    blocks: int, block_size: int, kv_heads: int, head_dims: tuple[int, int], dtype: torch.dtype
-) -> PairedKVCache | None:
-    """A paired cache, or None for sizes that the kernels do not take in pairs.
-
-    Keys and values of different sizes are those of latent attention, which reads a cache in the order of its shape.
-    """
-    if dtype != torch.bfloat16 or head_dims[0] != head_dims[1] or head_dims[0] % LANES or block_size % LANES:
+def paired_cache(blocks: int, block_size: int, spec: CacheSpec) -> PairedKVCache | None:
+    """A paired cache, or None for sizes that the kernels do not take in pairs."""
+    key_dim, value_dim = spec.head_dims
+    if spec.dtype != torch.bfloat16 or key_dim != value_dim or key_dim % LANES or block_size % LANES:
         return None
-    keys, values = (torch.empty(blocks, block_size, kv_heads, dim, dtype=dtype) for dim in head_dims)
+    keys, values = (torch.empty(blocks, block_size, spec.heads, dim, dtype=spec.dtype) for dim in spec.head_dims)
     return PairedKVCache(keys, values)
 
 

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from device import shape_checks as checks
 from device.cmodel.kernels import ACTIVATIONS, DTYPES, Kernels
 from device.cmodel.kv_cache import PairedKVCache, is_native_cache
-from device.cmodel.weights import PANEL, DequantizedWeight, PanelWeight, QuantizedWeight, TorchWeight
-from device.interface import Activation, AttentionMeta, KVCache, PackedWeight, Rope
-from device.reference import ReferenceOps, activate
+from device.cmodel.weights import PANEL, DequantizedWeight, ExpertsOfPanels, PanelWeight, QuantizedWeight, TorchWeight
+from device.interface import Activation, AttentionMeta, DenseWeight, KVCache, PackedWeight, Rope
+from device.reference import ReferenceOps, ReferenceWeight, activate
 from device.sample_params import SampleParams, SampleResult
 
 
@@ -37,8 +37,7 @@ class TorchOps(ReferenceOps):
 class NativeOps(ReferenceOps):
     """Operators on the native kernels. A row's bits depend on that row alone: see native/kernels/gemm.h.
 
-    Latent attention, dense attention and sigmoid routing are still the reference's, whose last bits may vary with the
-    batch.
+    Latent attention and dense attention are still the reference's, whose last bits may vary with the batch.
     """
 
     def __init__(self, kernels: Kernels) -> None:
@@ -120,6 +119,37 @@ class NativeOps(ReferenceOps):
                 inner=inner,
             )
         return self._linear(inner, down, None, x.dtype)
+
+    def route_experts(self, x: Tensor, router: PackedWeight, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert isinstance(router, PanelWeight)
+        checks.check_linear("route_experts", x, router)
+        logits = self._linear(x.to(router.dtype), router, None, torch.float32)
+        identity = ReferenceWeight(DenseWeight(torch.eye(router.out_features)))
+        return super().route_experts(logits, identity, *args, **kwargs)
+
+    def fused_experts(
+        self,
+        x: Tensor,
+        experts: PackedWeight,
+        ids: Tensor,
+        weights: Tensor,
+        activation: Activation,
+        shared: Tensor | None = None,
+        shared_logits: Tensor | None = None,
+    ) -> Tensor:
+        assert isinstance(experts, ExpertsOfPanels)
+        checks.check_fused_experts(x, experts, ids, weights, activation, shared, shared_logits)
+        slots = torch.zeros(*ids.shape, x.shape[1])
+        for expert in ids.unique().tolist():
+            rows, slot = (ids == expert).nonzero(as_tuple=True)
+            out = self.gated_mlp(x[rows], experts.gate_up[expert], experts.down[expert], activation)
+            slots[rows, slot] = out.float()
+        total = torch.zeros(x.shape)
+        for slot in range(ids.shape[1]):
+            total += weights[:, slot, None] * slots[:, slot]
+        if shared is not None:
+            total += shared.float() * (1 if shared_logits is None else shared_logits.float().sigmoid())
+        return total.to(x.dtype)
 
     def _linear(
         self,

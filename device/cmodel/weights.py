@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from device.cmodel.kernels import DTYPES, Kernels
-from device.interface import CanonicalWeight, DenseWeight, Float8Weight, IntWeight
+from device.interface import CanonicalWeight, DenseWeight, ExpertsWeight, Float8Weight, IntWeight
 from device.reference import canonical_shape, dequantize
 
 PANEL = 32
@@ -146,6 +146,18 @@ def pack(kernels: Kernels, weight: CanonicalWeight) -> PanelWeight | QuantizedWe
         return PanelWeight(kernels, weight.values)
     group = _native_group(weight)
     return DequantizedWeight(kernels, weight) if group is None else QuantizedWeight(kernels, weight, group)
+
+
+class ExpertsOfPanels:
+    """The experts of a layer, each with two weights in panels."""
+
+    def __init__(self, kernels: Kernels, weight: ExpertsWeight) -> None:
+        self.gate_up = [pack(kernels, each) for each in weight.gate_up]
+        self.down = [pack(kernels, each) for each in weight.down]
+        self.experts = len(self.down)
+        self.in_features = self.out_features = self.down[0].out_features
+        self.intermediate = self.down[0].in_features
+        self.nbytes = sum(each.nbytes for each in [*self.gate_up, *self.down])
 
 
 def _native_group(weight: IntWeight | Float8Weight) -> int | None:

@@ -202,10 +202,7 @@ class ModelRunner:
         num_blocks = load.num_blocks or self._num_blocks(config, max_model_len, block_bytes)
         try:
             for layer in cached_layers(self.model):
-                spec = layer.cache
-                layer.kv = self.device.make_kv_cache(
-                    num_blocks, config.block_size, spec.heads, spec.head_dims, spec.dtype
-                )
+                layer.kv = self.device.make_kv_cache(num_blocks, config.block_size, layer.cache)
         except OutOfDeviceMemory as error:
             raise ConfigError(
                 f"{size(num_blocks * block_bytes)} of KV cache do not fit in memory ({error}); lower --kv-cache-memory"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from device.cmodel.device import CmodelDevice
-from device.interface import AttentionMeta, DenseWeight, KVCache
+from device.interface import AttentionMeta, CacheSpec, DenseWeight, ExpertsWeight, KVCache
 
 SIZES = (1, 2, 3, 7, 16, 33, 200)
 
@@ -106,13 +106,15 @@ def test_sample(threaded, dtype, sample_params):
 
 
 def test_experts(cmodel, threaded, dtype):
-    experts, logits, x = 8, torch.randn(200, 8), torch.randn(200, 40).to(dtype)
-    gate_up = [cmodel.pack(DenseWeight(torch.randn(64, 40).to(dtype))) for _ in range(experts)]
-    down = [cmodel.pack(DenseWeight(torch.randn(40, 32).to(dtype))) for _ in range(experts)]
+    experts, x = 8, torch.randn(200, 40).to(dtype)
+    gate_up = [DenseWeight(torch.randn(64, 40).to(dtype)) for _ in range(experts)]
+    down = [DenseWeight(torch.randn(40, 32).to(dtype)) for _ in range(experts)]
+    packed = cmodel.pack(ExpertsWeight(gate_up, down), "experts")
+    router = cmodel.pack(DenseWeight(torch.randn(experts, 40)), "router")
 
     def fn(device, at):
-        ids, weights = device.ops.route_experts(logits[at], 3, "softmax", renormalize=True)
-        return device.ops.fused_experts(x[at], gate_up, down, ids, weights, "silu")
+        ids, weights = device.ops.route_experts(x[at], router, 3, "softmax", renormalize=True)
+        return device.ops.fused_experts(x[at], packed, ids, weights, "silu")
 
     assert_rows_alone(threaded, fn, 200)
 
@@ -140,7 +142,7 @@ def attend(sequence, make_meta, make_rope, dtype):
     def run(device, chunks, block_size=16, company=((), ())):
         before, after = company
         blocks = sum(-(-sum(pair) // block_size) for pair in (*before, *after)) + -(-LENGTH // block_size) + 2
-        kv = device.make_kv_cache(blocks, block_size, KV_HEADS, (dim, dim), dtype)
+        kv = device.make_kv_cache(blocks, block_size, CacheSpec(KV_HEADS, (dim, dim), dtype))
         kv.keys.fill_(0.5)
         kv.values.fill_(0.25)
         outs, done = [], 0
@@ -196,7 +198,7 @@ def test_attention_after_the_sequence_moved_to_other_blocks(cmodel, attend, make
     dim, rope = q.shape[2], make_rope(q.shape[2])
     outs = []
     for seed in (1, 2):
-        kv: KVCache = cmodel.make_kv_cache(40, 16, KV_HEADS, (dim, dim), dtype)
+        kv: KVCache = cmodel.make_kv_cache(40, 16, CacheSpec(KV_HEADS, (dim, dim), dtype))
         meta = make_meta([(0, LENGTH)], 40, 16, seed)
         outs.append(cmodel.ops.paged_attention(q, k, v, kv, meta, rope, dim**-0.5, window))
     assert torch.equal(*outs)
@@ -211,7 +213,7 @@ def test_attention_over_spans_that_threads_share(threaded, dtype, make_meta, mak
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
 
     def last_rows(device, steps):
-        kv = device.make_kv_cache(blocks, 16, KV_HEADS, (dim, dim), dtype)
+        kv = device.make_kv_cache(blocks, 16, CacheSpec(KV_HEADS, (dim, dim), dtype))
 
         def attend(sequences, new):
             """The last `new` tokens of some sequences, all for None; the outputs of their last ones."""

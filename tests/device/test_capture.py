@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.interface import DenseWeight
+from device.interface import CacheSpec, DenseWeight
 
 
 class Layer:
@@ -18,7 +18,7 @@ class Layer:
         self.gate_up, self.down = pack(2 * 45, 64), pack(64, 45)
         self.weight = torch.rand(64).to(dtype)
         self.head_weight = torch.rand(16).to(dtype)
-        self.kv = device.make_kv_cache(rows * 3, 16, 2, (16, 16), dtype)
+        self.kv = device.make_kv_cache(rows * 3, 16, CacheSpec(2, (16, 16), dtype))
         fill_cache(self.kv)
         self.rope = make_rope(16)
         self.inputs = decode_inputs(torch.randint(40, (rows,)).tolist(), rows * 3, 16)
@@ -85,7 +85,7 @@ def test_kernels_that_do_not_take_rows_by_themselves_are_not_recorded(native, sa
 
 
 def test_a_replay_that_fails_says_why(native, decode_inputs, make_rope):
-    kv = native.make_kv_cache(4, 16, 1, (16, 16), torch.float32)
+    kv = native.make_kv_cache(4, 16, CacheSpec(1, (16, 16), torch.float32))
     q, inputs = torch.randn(2, 1, 16), decode_inputs([3, 5], 4, 16)
     rope = make_rope(16)
 

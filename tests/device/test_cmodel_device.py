@@ -69,7 +69,7 @@ def test_without_the_library_torch_computes_and_the_log_says_what_to_do(monkeypa
     torch.testing.assert_close(
         device.ops.gated_mlp(x, packed_gate_up, packed_down, "silu"), expected, rtol=1e-4, atol=1e-3
     )
-    kv = device.make_kv_cache(3, 8, 2, (16, 16), torch.float32)
+    kv = device.make_kv_cache(3, 8, CacheSpec(2, (16, 16), torch.float32))
     q = torch.randn(9, 4, 16)
     out = device.ops.paged_attention(q, q[:, :2], q[:, 2:], kv, make_meta([(0, 9)], 3, 8), make_rope(16), 0.25)
     assert out.isfinite().all()
@@ -87,7 +87,7 @@ def test_blocks_come_back_wherever_they_are_written(monkeypatch, make_meta, make
     v = torch.randn(41, 2, value_dim).to(dtype)
     kept = []
     for seed in (1, 2):
-        kv = device.make_kv_cache(12, block_size, 2, (key_dim, value_dim), dtype)
+        kv = device.make_kv_cache(12, block_size, CacheSpec(2, (key_dim, value_dim), dtype))
         meta = make_meta([(0, 40)], 12, block_size, seed)
         blocks = meta.block_tables[0].tolist()
         if kept:
@@ -126,7 +126,7 @@ def test_a_step_is_prepared_for_several_ropes(cmodel, dtype, decode_inputs, make
     torch.manual_seed(0)
     inputs, ropes = decode_inputs([3, 17, 0, 9], 8, 16), [make_rope(16), make_rope(8, interleaved=True)]
     step = cmodel.prepare(inputs, ropes)
-    q, kv = torch.randn(4, 2, 16).to(dtype), cmodel.make_kv_cache(8, 16, 2, (16, 16), dtype)
+    q, kv = torch.randn(4, 2, 16).to(dtype), cmodel.make_kv_cache(8, 16, CacheSpec(2, (16, 16), dtype))
     fill_cache(kv)
     for rope in ropes:
         cos, sin = step.rotations[rope]
@@ -173,11 +173,11 @@ def test_a_broken_library_is_refused(fresh_library, tmp_path):
 
 def test_a_cache_that_does_not_fit_in_memory(native):
     with pytest.raises(OutOfDeviceMemory, match="GiB does not fit in memory"):
-        native.make_kv_cache(2**40, 16, 8, (128, 128), torch.bfloat16)
+        native.make_kv_cache(2**40, 16, CacheSpec(8, (128, 128), torch.bfloat16))
 
 
 def test_cache_shapes(native):
-    kv = native.make_kv_cache(5, 16, 2, (24, 8), torch.float16)
+    kv = native.make_kv_cache(5, 16, CacheSpec(2, (24, 8), torch.float16))
     assert kv.keys.shape == (5, 16, 2, 24) and kv.values.shape == (5, 16, 2, 8)
     assert kv.keys.dtype == kv.values.dtype == torch.float16
 
@@ -187,7 +187,7 @@ def test_an_untouched_cache_costs_no_memory(native):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     before = resident()
-    kv = native.make_kv_cache(2048, 16, 8, (128, 128), torch.bfloat16)
+    kv = native.make_kv_cache(2048, 16, CacheSpec(8, (128, 128), torch.bfloat16))
     assert kv.keys.nbytes == 2**26 and resident() - before < 2**24
 
 

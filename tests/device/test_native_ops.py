@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from device.interface import DenseWeight
+from device.interface import CacheSpec, DenseWeight
 from device.reference import ReferenceOps, ReferenceWeight
 from tests.device.plain_cache import plain
 
@@ -183,7 +183,7 @@ def test_paged_attention(cmodel, dtype, case, window, rotary, make_meta, make_ro
         "interleaved": make_rope(dim, interleaved=True),
     }[rotary]
 
-    kv = cmodel.make_kv_cache(blocks, block, kv_heads, (dim, dim), dtype)
+    kv = cmodel.make_kv_cache(blocks, block, CacheSpec(kv_heads, (dim, dim), dtype))
     fill_cache(kv)
     expected_kv = plain(kv)
     result = cmodel.ops.paged_attention(q, k, v, kv, meta, rope, dim**-0.5, window)
@@ -195,7 +195,7 @@ def test_paged_attention(cmodel, dtype, case, window, rotary, make_meta, make_ro
 
 def test_paged_attention_is_not_disturbed_by_what_lies_beyond_a_sequence(cmodel, dtype, make_meta):
     # The slots behind the last token hold NaN, as uninitialised memory may.
-    kv = cmodel.make_kv_cache(6, 16, 1, (64, 64), dtype)
+    kv = cmodel.make_kv_cache(6, 16, CacheSpec(1, (64, 64), dtype))
     kv.keys.fill_(float("nan"))
     kv.values.fill_(float("nan"))
     for lengths in ([(0, 20)], [(20, 1), (0, 5)], [(21, 12)], [(33, 2)]):
@@ -207,7 +207,7 @@ def test_paged_attention_is_not_disturbed_by_what_lies_beyond_a_sequence(cmodel,
 def test_paged_attention_with_large_scores(cmodel, make_meta):
     meta = make_meta([(0, 100)], 7, 16)
     q = torch.randn(100, 1, 64) * 40
-    kv = cmodel.make_kv_cache(7, 16, 1, (64, 64), torch.float32)
+    kv = cmodel.make_kv_cache(7, 16, CacheSpec(1, (64, 64), torch.float32))
     out = cmodel.ops.paged_attention(q, q, q, kv, meta, None, 1.0)
     expected = REFERENCE.paged_attention(q, q, q, kv, meta, None, 1.0)
     assert_close(out, expected)

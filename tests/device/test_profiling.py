@@ -7,7 +7,7 @@ import torch
 
 from device.cmodel.device import CmodelDevice
 from device.cmodel.kernels import Kernel
-from device.interface import DenseWeight, IntWeight
+from device.interface import CacheSpec, DenseWeight, ExpertsWeight, IntWeight
 from device.operator_profile import OperatorProfile, operator_cost, seen_positions
 from device.reference import ReferenceOps, visible
 
@@ -68,7 +68,7 @@ def test_mode_2_tells_parameters(native, sample_params):
 
 @pytest.mark.parametrize("rows", [4, 1])
 def test_a_replay_is_noted_command_by_command(native, decode_inputs, make_rope, rows):
-    kv = native.make_kv_cache(8, 16, 2, (16, 16), torch.float32)
+    kv = native.make_kv_cache(8, 16, CacheSpec(2, (16, 16), torch.float32))
     inputs, rope = decode_inputs([3, 17, 0, 9], 8, 16), make_rope(16)
     weight = native.pack(DenseWeight(torch.ones(64, 64)))
     x = torch.ones(4, 64)
@@ -98,17 +98,24 @@ def test_a_replay_is_noted_command_by_command(native, decode_inputs, make_rope, 
 def test_operators_without_a_kernel_are_one_record_each(profiled):
     q = torch.randn(6, 2, 8)
     profiled.ops.dense_attention(q, q, q, [2, 4], 1.0)
-    pack = lambda *shape: profiled.pack(DenseWeight(torch.randn(shape)))  # noqa: E731
-    gate_up, down = [pack(64, 32), pack(64, 32)], [pack(32, 32), pack(32, 32)]
-    profiled.profile_records()
-    ids, weights = torch.tensor([[0], [1], [0]]), torch.ones(3, 1)
-    profiled.ops.dense_attention(q, q, q, [2, 4], 1.0)
-    profiled.ops.fused_experts(torch.randn(3, 32), gate_up, down, ids, weights, "silu")
-    attention, experts = records = profiled.profile_records()
-    check_order(records)
-    assert names(records) == ["dense_attention", "fused_experts"]
+    (attention,) = records = profiled.profile_records()
+    assert names(records) == ["dense_attention"]
     assert attention[3:5] == (4 * 4 * 6 * 16, 4 * 16 * (4 + 16))
+
+
+def test_experts_count_those_that_have_rows(monkeypatch):
+    """Two of four."""
+    monkeypatch.setenv("CMODEL_FAST_EXEC", "0")
+    device = CmodelDevice()
+    dense = lambda *shape: [DenseWeight(torch.randn(shape)) for _ in range(4)]  # noqa: E731
+    packed = device.pack(ExpertsWeight(dense(64, 32), dense(32, 32)), "experts")
+    ids, weights = torch.tensor([[0], [1], [0]], dtype=torch.int32), torch.ones(3, 1)
+    device.start_profile(1000, 1)
+    device.ops.fused_experts(torch.randn(3, 32), packed, ids, weights, "silu")
+    (experts,) = device.profile_records()
+    device.stop_profile()
     assert experts.operations == 2 * 3 * 32 * (64 + 32)
+    assert 2 * 3 * 32 * 32 * 4 <= experts.bytes < 4 * 3 * 32 * 32 * 4
 
 
 @pytest.mark.parametrize("fast", ["0", "1"])
@@ -156,7 +163,7 @@ def test_positions_that_attention_sees(window):
 
 
 def test_attention_costs_the_same_by_kernel_and_by_operator(profiled, make_meta, make_rope):
-    kv = profiled.make_kv_cache(8, 16, 2, (16, 16), torch.float32)
+    kv = profiled.make_kv_cache(8, 16, CacheSpec(2, (16, 16), torch.float32))
     meta = make_meta([(30, 1), (5, 1), (2, 9)], 8, 16)
     q, k = torch.randn(11, 4, 16), torch.randn(11, 2, 16)
     out = profiled.ops.paged_attention(q, k, k, kv, meta, make_rope(16), 1.0, 8)

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from device.interface import DenseWeight
+from device.interface import CacheSpec, DenseWeight
 from device.reference import ReferenceOps, ReferenceWeight
 from tests.device.plain_cache import plain
 
@@ -90,7 +90,7 @@ def test_paged_attention(cmodel, draws, make_meta, make_rope, fill_cache):
         blocks = sum(-(-sum(pair) // block_size) for pair in lengths)
         q = torch.randn(tokens, kv_heads * group, dims[0]).to(dtype)
         k, v = (torch.randn(tokens, kv_heads, dim).to(dtype) for dim in dims)
-        kv = cmodel.make_kv_cache(blocks, block_size, kv_heads, dims, dtype)
+        kv = cmodel.make_kv_cache(blocks, block_size, CacheSpec(kv_heads, dims, dtype))
         fill_cache(kv, generator.randint(0, 99))
         rope = generator.choice([None, ropes[dims[0]], ropes.get(dims[0] // 2)])
         arguments = (make_meta(lengths, blocks, block_size), rope, dims[0] ** -0.5, generator.choice([None, None, 100]))

@@ -7,8 +7,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from device.interface import DenseWeight, Float8Weight, IntWeight, KVCache, Rope, Rotation
-from device.reference import ReferenceOps, ReferenceWeight, dequantize, rotate
+from device.interface import (
+    CacheSpec,
+    DenseWeight,
+    ExpertsWeight,
+    Float8Weight,
+    IntWeight,
+    KVCache,
+    LatentUpWeight,
+    Rope,
+    Rotation,
+)
+from device.reference import ReferenceOps, ReferenceWeight, dequantize, reference_weight, rotate
 
 OPS = ReferenceOps()
 
@@ -20,6 +30,11 @@ def _seed():
 
 def packed(values):
     return ReferenceWeight(DenseWeight(values))
+
+
+# A router whose products are the row itself.
+IDENTITY = packed(torch.eye(8))
+ONE_EXPERT = reference_weight(ExpertsWeight([DenseWeight(torch.ones(6, 4))], [DenseWeight(torch.ones(4, 3))]))
 
 
 def test_embedding():
@@ -192,6 +207,7 @@ def test_latent_attention_equals_attention_over_expanded_keys(make_meta, make_ro
     queries = torch.cat([q[..., :nope], rotate(q[..., nope:], turns)], dim=-1)
     expected = sdpa(queries, keys, expanded[..., nope:], 0.4, at <= at[:, None])
 
+    packed_up = reference_weight(LatentUpWeight(DenseWeight(kv_up.flatten(0, 1)), heads, nope, torch.float32))
     kv = KVCache(torch.empty(4, 4, 1, latent_dim), torch.empty(4, 4, 1, rope_dim))
     whole = make_meta([(0, tokens)], 4, 4)
     for start, end in ((0, 6), (6, 7), (7, 9)):
@@ -202,18 +218,18 @@ def test_latent_attention_equals_attention_over_expanded_keys(make_meta, make_ro
             slot_mapping=whole.slot_mapping[start:end],
         )
         rows = slice(start, end)
-        out = OPS.paged_latent_attention(q[rows], latent[rows], k_rope[rows], kv, kv_up, meta, rope, 0.4)
+        out = OPS.paged_latent_attention(q[rows].flatten(1), latent[rows], k_rope[rows], kv, packed_up, meta, rope, 0.4)
         torch.testing.assert_close(out, expected[rows], rtol=1e-4, atol=1e-5)
 
 
 def test_route_experts_by_softmax():
     logits = torch.randn(5, 8)
-    ids, weights = OPS.route_experts(logits, 3, "softmax", renormalize=False)
+    ids, weights = OPS.route_experts(logits, IDENTITY, 3, "softmax", renormalize=False)
     for row in range(5):
         best = sorted(range(8), key=lambda i: -logits[row, i].item())[:3]
         assert ids[row].tolist() == best
         torch.testing.assert_close(weights[row], logits[row].softmax(0)[best])
-    _, weights = OPS.route_experts(logits, 3, "softmax", renormalize=True, scale=2.5)
+    _, weights = OPS.route_experts(logits, IDENTITY, 3, "softmax", renormalize=True, scale=2.5)
     torch.testing.assert_close(weights.sum(1), torch.full((5,), 2.5))
 
 
@@ -222,8 +238,8 @@ def test_route_experts_by_groups(with_bias):
     experts, groups, top_groups, top_k = 12, 4, 2, 4
     logits, bias = torch.randn(20, experts), torch.randn(experts) * 2
     ids, weights = OPS.route_experts(
-        logits, top_k, "sigmoid", renormalize=True, scale=1.5, groups=groups, top_groups=top_groups,
-        bias=bias if with_bias else None,
+        logits, packed(torch.eye(experts)), top_k, "sigmoid", renormalize=True, scale=1.5,
+        groups=groups, top_groups=top_groups, bias=bias if with_bias else None,
     )  # fmt: skip
     for row in range(20):
         score = logits[row].sigmoid()
@@ -237,20 +253,43 @@ def test_route_experts_by_groups(with_bias):
         torch.testing.assert_close(weights[row], score[expected] / score[expected].sum() * 1.5)
 
 
-def test_fused_experts():
+def test_of_equal_experts_and_groups_the_first_are_chosen():
+    ids, weights = OPS.route_experts(
+        torch.zeros(2, 8), IDENTITY, 3, "sigmoid", renormalize=True, groups=4, top_groups=2, bias=torch.zeros(8)
+    )
+    assert ids.tolist() == [[0, 1, 2]] * 2 and ids.dtype == torch.int32
+    torch.testing.assert_close(weights, torch.full((2, 3), 1 / 3))
+
+
+def test_groups_that_are_left_out_are_never_chosen():
+    """Not even where all scores of those that are kept, with their bias, are below 0."""
+    bias = torch.tensor([-2.0, -2, -3, -3, -4, -4, -5, -5])
+    ids, _ = OPS.route_experts(
+        torch.randn(20, 8), IDENTITY, 2, "sigmoid", renormalize=True, groups=4, top_groups=1, bias=bias
+    )
+    assert ids.sort(1).values.tolist() == [[0, 1]] * 20
+
+
+@pytest.mark.parametrize("with_shared", [False, True])
+def test_fused_experts(with_shared):
     x, ids, weights = (
         torch.randn(6, 8),
         torch.tensor([[0, 2], [1, 0], [2, 1], [2, 0], [0, 1], [1, 2]]),
         torch.rand(6, 2),
     )
     gate_up, down = torch.randn(3, 10, 8), torch.randn(3, 8, 5)
-    out = OPS.fused_experts(x, [packed(w) for w in gate_up], [packed(w) for w in down], ids, weights, "silu")
+    experts = reference_weight(ExpertsWeight([DenseWeight(w) for w in gate_up], [DenseWeight(w) for w in down]))
+    shared, logits = (torch.randn(6, 8), torch.randn(6, 1)) if with_shared else (None, None)
+    out = OPS.fused_experts(x, experts, ids, weights, "silu", shared, logits)
     for row in range(6):
-        expected = torch.zeros(8)
+        expected = torch.zeros(8) if shared is None else shared[row] * logits[row].sigmoid()
         for expert, weight in zip(ids[row], weights[row], strict=True):
             gate, up = (gate_up[expert] @ x[row]).chunk(2)
-            expected += weight * (down[expert] @ (F.silu(gate) * up))
+            expected = expected + weight * (down[expert] @ (F.silu(gate) * up))
         torch.testing.assert_close(out[row], expected)
+    if shared is not None:
+        plain = OPS.fused_experts(x, experts, ids, weights, "silu")
+        torch.testing.assert_close(OPS.fused_experts(x, experts, ids, weights, "silu", shared), plain + shared)
 
 
 def test_dense_attention():
@@ -299,7 +338,7 @@ def test_attention_arguments_that_do_not_fit_are_refused(change, message, make_m
     for ops in (OPS, native.ops):
         arguments = attention_arguments(make_meta)
         if ops is not OPS:
-            arguments["kv"] = native.make_kv_cache(4, 8, 2, (16, 16), torch.float32)
+            arguments["kv"] = native.make_kv_cache(4, 8, CacheSpec(2, (16, 16), torch.float32))
         ops.paged_attention(**arguments)
         with pytest.raises(ValueError, match=message):
             ops.paged_attention(**change(arguments))
@@ -334,14 +373,25 @@ def test_shapes_that_do_not_fit_are_refused(native):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: OPS.route_experts(torch.zeros(2, 8), 9, "softmax", renormalize=False), "cannot take 9 of 8"),
-        (lambda: OPS.route_experts(torch.zeros(2, 8), 1, "tanh", renormalize=False), "'tanh'"),
+        (lambda: OPS.route_experts(torch.zeros(2, 8), IDENTITY, 9, "softmax", renormalize=False), "cannot take 9 of 8"),
+        (lambda: OPS.route_experts(torch.zeros(2, 8), IDENTITY, 1, "tanh", renormalize=False), "'tanh'"),
         (lambda: OPS.dense_attention(*torch.zeros(3, 5, 2, 8), [2, 2], 1.0), "sum to 4, not to 5"),
         (
             lambda: OPS.fused_experts(
-                torch.zeros(1, 4), [], [], torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1), "silu"
+                torch.zeros(1, 4), ONE_EXPERT, torch.ones(1, 1, dtype=torch.int32), torch.zeros(1, 1), "silu"
             ),
-            r"ids must be in \[0, 0\)",
+            r"ids must be in \[0, 1\)",
+        ),
+        (
+            lambda: OPS.fused_experts(
+                torch.zeros(1, 4),
+                ONE_EXPERT,
+                torch.zeros(1, 1, dtype=torch.int32),
+                torch.zeros(1, 1),
+                "silu",
+                shared_logits=torch.zeros(1, 1),
+            ),
+            "come with shared",
         ),
     ],
 )

@@ -34,8 +34,7 @@ class PagedModel:
         self.model = model
         device = model.context.device
         for layer in cached_layers(model):
-            spec = layer.cache
-            layer.kv = device.make_kv_cache(BLOCKS, BLOCK_SIZE, spec.heads, spec.head_dims, spec.dtype)
+            layer.kv = device.make_kv_cache(BLOCKS, BLOCK_SIZE, layer.cache)
         self._free = torch.randperm(BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
         self._blocks: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
