@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd, prod
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from sophserve.errors import CheckpointError
 # Devices compute with groups of a multiple of so many inputs.
 _GROUP_UNIT = 32
 _BY_OUTPUT = ("values", "scales", "zeros")
+
+Grouped = TypeVar("Grouped", IntWeight, Float8Weight)
 
 
 def stack_tensors(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -44,8 +46,22 @@ def stack_weights(weights: Sequence[CanonicalWeight], dtype: torch.dtype) -> Can
         return _stack_groups(floats)
     if len(ints) == len(weights) and all(w.bits == ints[0].bits and _same_order(w, ints[0]) for w in ints):
         return _stack_groups(ints)
-    dense = [weight.values if isinstance(weight, DenseWeight) else dequantize(weight) for weight in weights]
-    return DenseWeight(stack_tensors(dense, dtype))
+    return DenseWeight(stack_tensors([_values(weight) for weight in weights], dtype))
+
+
+def make_alike(weights: Sequence[CanonicalWeight], dtype: torch.dtype) -> Sequence[CanonicalWeight]:
+    """Weights of one shape as an ExpertsWeight holds them: of one class, number of bits, group size and count of packed
+    inputs. Those that cannot be become dense weights of dtype."""
+    floats = [weight for weight in weights if isinstance(weight, Float8Weight)]
+    if len(floats) == len(weights):
+        return _of_one_group_size(floats)
+    ints = [weight for weight in weights if isinstance(weight, IntWeight)]
+    if len(ints) == len(weights) and len({(each.bits, each.values.shape) for each in ints}) == 1:
+        ordered = any(each.order is not None for each in ints)
+        # Groups of an order cannot be cut: where they end, another may have gaps.
+        if not ordered or len({each.group_size for each in ints}) == 1:
+            return _of_one_group_size([_in_order(each) for each in ints] if ordered else ints)
+    return [DenseWeight(stack_tensors([_values(weight)], dtype)) for weight in weights]
 
 
 def pad_rows(weight: CanonicalWeight, count: int) -> CanonicalWeight:
@@ -158,18 +174,41 @@ def _same_order(left: IntWeight, right: IntWeight) -> bool:
     return left.group_size == right.group_size and torch.equal(left.order, right.order)
 
 
-def _stack_groups(weights: Sequence[IntWeight] | Sequence[Float8Weight]) -> CanonicalWeight:
+def _values(weight: CanonicalWeight) -> Tensor:
+    return weight.values if isinstance(weight, DenseWeight) else dequantize(weight)
+
+
+def _in_order(weight: IntWeight) -> IntWeight:
+    """The weight with an order, even if it is that of the channels."""
+    inputs = weight.values.shape[1] * 8 // weight.bits
+    return weight if weight.order is not None else replace(weight, order=torch.arange(inputs, dtype=torch.int32))
+
+
+def _of_one_group_size(weights: Sequence[Grouped]) -> list[Grouped]:
+    """Weights with as many inputs, their groups cut into pieces of one size, their scales of one dtype."""
     inputs = weights[0].values.shape[1] * (8 // weights[0].bits if isinstance(weights[0], IntWeight) else 1)
     size = gcd(*(min(weight.group_size, inputs) for weight in weights))
+    dtypes = {weight.scales.dtype for weight in weights}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     at = torch.arange(0, inputs, size)
 
-    def of_groups(name: str, dtype: torch.dtype) -> Tensor:
-        return torch.cat([getattr(weight, name)[:, at // weight.group_size].to(dtype) for weight in weights])
+    def cut(weight: Grouped) -> Grouped:
+        pieces = slice(None) if weight.group_size == size else at // weight.group_size
+        groups: dict[str, Any] = {"scales": weight.scales[:, pieces].to(dtype)}
+        if isinstance(weight, IntWeight):
+            groups["zeros"] = weight.zeros[:, pieces]
+        return replace(weight, group_size=size, **groups)
 
-    dtypes = {weight.scales.dtype for weight in weights}
-    scales = of_groups("scales", dtypes.pop() if len(dtypes) == 1 else torch.float32)
-    values = torch.cat([weight.values.view(torch.uint8) for weight in weights])
-    first = weights[0]
-    if isinstance(first, IntWeight):
-        return replace(first, values=values, scales=scales, zeros=of_groups("zeros", torch.uint8), group_size=size)
-    return Float8Weight(values.view(torch.float8_e4m3fn), scales, size)
+    return [cut(weight) for weight in weights]
+
+
+def _stack_groups(weights: Sequence[Grouped]) -> Grouped:
+    alike = _of_one_group_size(weights)
+    parts: dict[str, Any] = {
+        name: torch.cat([getattr(weight, name) for weight in alike])
+        for name in ("scales", "zeros")
+        if hasattr(alike[0], name)
+    }
+    # torch cannot put float8 together.
+    values = torch.cat([weight.values.view(torch.uint8) for weight in alike]).view(alike[0].values.dtype)
+    return replace(alike[0], values=values, **parts)

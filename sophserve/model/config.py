@@ -45,11 +45,11 @@ _BOOKKEEPING = frozenset({
     "embd_pdrop", "eos_token_id", "hidden_dropout", "hidden_dropout_prob", "id2label", "initializer_range",
     "is_decoder", "is_encoder_decoder", "label2id", "layer_types", "max_length", "max_window_layers", "mlp_bias",
     "model_type", "name", "no_bias", "num_labels", "num_return_sequences", "original_max_position_embeddings",
-    "output_attentions", "output_hidden_states", "pad_token_id", "partial_rotary_factor", "pretraining_tp",
-    "problem_type", "quantization_config", "resid_pdrop", "return_dict", "rope_parameters", "rope_scaling",
-    "rope_theta", "sep_token_id", "task_specific_params", "tie_word_embeddings", "tokenizer_class", "torch_dtype",
-    "transformers_version", "unk_token_id", "use_bfloat16", "use_bias", "use_cache", "use_flash_attention",
-    "use_flash_attn",
+    "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "partial_rotary_factor",
+    "pretraining_tp", "problem_type", "qkv_bias", "quantization_config", "resid_pdrop", "return_dict",
+    "rope_parameters", "rope_scaling", "rope_theta", "router_aux_loss_coef", "sep_token_id", "task_specific_params",
+    "tie_word_embeddings", "tokenizer_class", "torch_dtype", "transformers_version", "unk_token_id", "use_bfloat16",
+    "use_bias", "use_cache", "use_flash_attention", "use_flash_attn",
 })
 # fmt: on
 

@@ -98,9 +98,12 @@ class LayeredWindowConfig(DecoderConfig):
         """The sliding window of a layer in tokens; None where it sees all."""
         if not self.use_sliding_window:
             return None
-        if self.layer_types is not None:
-            return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
-        return self.sliding_window if layer >= self.max_window_layers else None
+        slides = self._slides(layer) if self.layer_types is None else self.layer_types[layer] == "sliding_attention"
+        return self.sliding_window if slides else None
+
+    def _slides(self, layer: int) -> bool:
+        """Whether a layer has a window where the file does not say it of each."""
+        return layer >= self.max_window_layers
 
 
 class Attention(Module):

@@ -13,7 +13,9 @@ from device.interface import (
     CacheSpec,
     CanonicalWeight,
     DenseWeight,
+    ExpertsWeight,
     KVCache,
+    LatentUpWeight,
     PackedWeight,
     Role,
     Rope,
@@ -118,7 +120,7 @@ class PackedModule(Module):
     def _part_parameters(self, prefix: str, part: WeightPart) -> dict[str, ParameterSpec]:
         return self.formats[prefix].parameters(part)
 
-    def _canonical(self, parts: Sequence[CanonicalWeight]) -> CanonicalWeight:
+    def _canonical(self, parts: Sequence[CanonicalWeight]) -> CanonicalWeight | ExpertsWeight | LatentUpWeight:
         """What the device packs of the parts."""
         return stack_weights(parts, self._context.dtype)
 

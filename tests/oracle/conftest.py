@@ -15,14 +15,26 @@ from device.interface import StepInputs
 from model_plugins.architectures.llama import LlamaForCausalLM
 from model_plugins.architectures.mistral import MistralForCausalLM
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
+from model_plugins.architectures.qwen2_moe import Qwen2MoeForCausalLM
 from model_plugins.architectures.qwen3 import Qwen3ForCausalLM
+from model_plugins.architectures.qwen3_moe import Qwen3MoeForCausalLM
 from sophserve.checkpoint import read_config
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.kv_memory import cached_layers
 from sophserve.model.loading import load_model
 
-CLASSES = {c.__name__: c for c in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)}
+CLASSES = {
+    c.__name__: c
+    for c in (
+        LlamaForCausalLM,
+        MistralForCausalLM,
+        Qwen2ForCausalLM,
+        Qwen2MoeForCausalLM,
+        Qwen3ForCausalLM,
+        Qwen3MoeForCausalLM,
+    )
+}
 BLOCK_SIZE = 8
 BLOCKS = 200
 

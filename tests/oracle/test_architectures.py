@@ -43,6 +43,21 @@ CASES = {
     "qwen2 window": ("qwen2", {**WINDOW, "max_window_layers": 1}),
     "qwen2 window unused": ("qwen2", {"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 0}),
     "qwen2 yarn": ("qwen2", {"rope_scaling": YARN, "rope_theta": 1000000.0}),
+    "qwen2 moe": ("qwen2_moe", {}),
+    "qwen2 moe normalised": ("qwen2_moe", {"norm_topk_prob": True, "num_experts_per_tok": 4}),
+    "qwen2 moe some layers": (
+        "qwen2_moe",
+        {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3], "tie_word_embeddings": True},
+    ),
+    "qwen2 moe window": ("qwen2_moe", {**WINDOW, "num_hidden_layers": 4, "max_window_layers": 2}),
+    "qwen2 moe no biases": ("qwen2_moe", {"qkv_bias": False, "hidden_act": "gelu"}),
+    "qwen3 moe": ("qwen3_moe", {}),
+    "qwen3 moe not normalised": ("qwen3_moe", {"norm_topk_prob": False, "attention_bias": True}),
+    "qwen3 moe some layers": (
+        "qwen3_moe",
+        {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1], "head_dim": 32},
+    ),
+    "qwen3 moe window": ("qwen3_moe", {**WINDOW, "num_experts": 6, "num_experts_per_tok": 6}),
     "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3 biases": ("qwen3", {"head_dim": 16, "attention_bias": True}),
     "qwen3 window": (

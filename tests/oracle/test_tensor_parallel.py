@@ -49,6 +49,8 @@ class ThreadRank:
             {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
         ),
         ("qwen3", {"head_dim": 32, "num_key_value_heads": 1}),
+        ("qwen2_moe", {"num_hidden_layers": 3, "mlp_only_layers": [1]}),
+        ("qwen3_moe", {}),
     ],
 )
 def test_ranks_compute_the_whole(kind, overrides, ranks, make_checkpoint, open_model):
