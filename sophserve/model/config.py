@@ -35,7 +35,8 @@ _SWITCHES = frozenset({
 # Factors that do so unless they are null or 1.
 _FACTORS = frozenset({
     "cla_share_factor", "embedding_multiplier", "embedding_scale", "lm_head_multiplier", "logit_scale",
-    "logits_scaling", "residual_multiplier", "rotary_pct", "scale_emb",
+    "logits_scaling", "n_group", "residual_multiplier", "rotary_pct", "routed_scaling_factor", "scale_emb",
+    "topk_group",
 })
 # Keys that say nothing about the forward pass, or whose effect shows in the names of the tensors (biases).
 _BOOKKEEPING = frozenset({

@@ -24,7 +24,7 @@ from sophserve.model.layers import PackedModule
 from sophserve.model.module import Module
 from sophserve.model.packed_weights import PackedWeights, WeightCache
 from sophserve.model.quantization import Scheme, find_scheme
-from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors
+from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors, unstack
 from sophserve.plugins import architectures
 
 log = logging.getLogger(__name__)
@@ -158,6 +158,7 @@ def load_weights(
 
     stored, read: what there is in the directory, and how to read it.
     """
+    stored = _unstacked(model, stored)
     stored = {_full_name(model, name, stored): tensor for name, tensor in stored.items()}
     if scheme is not None:
         _choose_formats(model, scheme, stored)
@@ -196,6 +197,16 @@ def _full_name(model: CausalLM, name: str, stored: Mapping[str, StoredTensor]) -
     """A tensor's name in a whole model: files of a base model, such as embedding models are, leave out `model.`."""
     full = f"model.{name}"
     return full if full not in stored and not model.parameter_of(name) and model.parameter_of(full) else name
+
+
+def _unstacked(model: CausalLM, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors with those of each expert in place of stacked ones, if the model knows them."""
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        parts = unstack(tensor)
+        known = any(model.parameter_of(_full_name(model, part, stored)) for part in parts)
+        found |= parts if known else {name: tensor}
+    return found
 
 
 def _choose_formats(model: CausalLM, scheme: Scheme, stored: Mapping[str, StoredTensor]) -> None:

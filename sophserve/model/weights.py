@@ -6,7 +6,8 @@ The format: https://huggingface.co/docs/safetensors
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,34 @@ FLOATS = ("F32", "F16", "BF16")
 INDICES = ("I32", "I64")
 """Those of tensors that hold indices."""
 
+_STACKED = re.compile(r"(?P<experts>.+\.experts)\.(?P<parts>gate_up|gate|up|down)_proj(?:\.weight)?")
+
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor is and what it looks like. dtype is safetensors' name, such as BF16."""
+    """Where a tensor is and what it looks like. dtype is safetensors' name, such as BF16.
+
+    within: where a matrix lies in a stack of matrices, which is the tensor of that name: its number, and its rows.
+    """
 
     name: str
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    within: tuple[int, range] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole tensor in its file."""
         return prod(self.shape) * _BYTES[self.dtype]
+
+    def index(self, part: tuple[slice, ...]) -> Any:
+        """The index, in the tensor of the name, of a part of this one; an empty part is all of it."""
+        if self.within is None:
+            return part or ...
+        number, rows = self.within
+        held = rows[part[0]] if part else rows
+        return (number, slice(held.start, held.stop), *part[1:])
 
     def check_dtype(self, dtypes: tuple[str, ...]) -> None:
         """Raise CheckpointError if the dtype is none of these."""
@@ -61,6 +76,24 @@ def find_tensors(directory: Path) -> dict[str, StoredTensor]:
     return found
 
 
+def unstack(tensor: StoredTensor) -> dict[str, StoredTensor]:
+    """A tensor with a matrix for each expert of a layer, as transformers holds it in memory and some tools write it, as
+    those of each expert, by the names that most checkpoints give them; nothing for any other tensor."""
+    match = _STACKED.fullmatch(tensor.name)
+    parts = match["parts"].split("_") if match else []
+    if match is None or len(tensor.shape) != 3 or tensor.shape[1] % len(parts):
+        return {}
+    experts, (count, rows, columns) = match["experts"], tensor.shape
+    each = rows // len(parts)
+    return {
+        f"{experts}.{expert}.{part}_proj.weight": replace(
+            tensor, shape=(each, columns), within=(expert, range(at * each, (at + 1) * each))
+        )
+        for expert in range(count)
+        for at, part in enumerate(parts)
+    }
+
+
 def read_tensors(wanted: dict[str, tuple[StoredTensor, tuple[slice, ...]]]) -> dict[str, Tensor]:
     """The given parts of tensors, by the keys of `wanted`, as views of their mapped files.
 
@@ -73,7 +106,7 @@ def read_tensors(wanted: dict[str, tuple[StoredTensor, tuple[slice, ...]]]) -> d
         try:
             if stored.file not in files:
                 files[stored.file] = safe_open(stored.file, framework="pt")
-            tensors[key] = files[stored.file].get_slice(stored.name)[part or ...]
+            tensors[key] = files[stored.file].get_slice(stored.name)[stored.index(part)]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"cannot read {stored.name} from {stored.file}: {error}") from None
     return tensors
