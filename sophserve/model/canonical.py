@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from math import gcd, prod
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from device.interface import CanonicalWeight, DenseWeight, Float8Weight, IntWeight
 from device.reference import dequantize
 from sophserve.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 # Devices compute with groups of a multiple of so many inputs.
 _GROUP_UNIT = 32
@@ -37,43 +42,39 @@ def stack_tensors(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 def stack_weights(weights: Sequence[CanonicalWeight], dtype: torch.dtype) -> CanonicalWeight:
     """One weight with the outputs of all, in order. Parts of different kinds become a dense weight of dtype."""
-    first = weights[0]
-    if len(weights) == 1 and not isinstance(first, DenseWeight):
-        return first
-    ints = [weight for weight in weights if isinstance(weight, IntWeight)]
-    floats = [weight for weight in weights if isinstance(weight, Float8Weight)]
-    if len(floats) == len(weights):
-        return _stack_groups(floats)
-    if len(ints) == len(weights) and all(w.bits == ints[0].bits and _same_order(w, ints[0]) for w in ints):
-        return _stack_groups(ints)
+    if len(weights) == 1 and not isinstance(weights[0], DenseWeight):
+        return weights[0]
+    floats, ints = _all_quantized(weights)
+    if floats:
+        return _stack_groups(_of_one_group_size(floats))
+    if ints and all(_same_order(each, ints[0]) for each in ints):
+        return _stack_groups(_of_one_group_size(ints))
     return DenseWeight(stack_tensors([_values(weight) for weight in weights], dtype))
 
 
 def make_alike(weights: Sequence[CanonicalWeight], dtype: torch.dtype) -> Sequence[CanonicalWeight]:
     """Weights of one shape as an ExpertsWeight holds them: of one class, number of bits, group size and count of packed
     inputs. Those that cannot be become dense weights of dtype."""
-    floats = [weight for weight in weights if isinstance(weight, Float8Weight)]
-    if len(floats) == len(weights):
+    floats, ints = _all_quantized(weights)
+    if floats:
         return _of_one_group_size(floats)
-    ints = [weight for weight in weights if isinstance(weight, IntWeight)]
-    if len(ints) == len(weights) and len({(each.bits, each.values.shape) for each in ints}) == 1:
-        ordered = any(each.order is not None for each in ints)
-        # Groups of an order cannot be cut: where they end, another may have gaps.
-        if not ordered or len({each.group_size for each in ints}) == 1:
-            return _of_one_group_size([_in_order(each) for each in ints] if ordered else ints)
+    if ints:
+        return _of_one_group_size(ints)
+    if not all(isinstance(weight, DenseWeight) for weight in weights):
+        _tell_of_mixture(dtype)
     return [DenseWeight(stack_tensors([_values(weight)], dtype)) for weight in weights]
 
 
 def pad_rows(weight: CanonicalWeight, count: int) -> CanonicalWeight:
     """The weight with `count` more outputs, all of which are 0."""
 
-    def pad(tensor: Tensor) -> Tensor:
+    def longer(tensor: Tensor) -> Tensor:
         zeros = tensor.new_zeros(count, *tensor.shape[1:])
         return torch.cat([tensor.view(torch.uint8), zeros.view(torch.uint8)]).view(tensor.dtype)
 
     if not count:
         return weight
-    by_output: dict[str, Any] = {name: pad(getattr(weight, name)) for name in _BY_OUTPUT if hasattr(weight, name)}
+    by_output: dict[str, Any] = {name: longer(getattr(weight, name)) for name in _BY_OUTPUT if hasattr(weight, name)}
     return replace(weight, **by_output)
 
 
@@ -144,7 +145,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes.contiguous()
     if codes.shape[1] % 2:
-        codes = torch.nn.functional.pad(codes, (0, 1))
+        codes = pad(codes, (0, 1))
     return codes[:, 0::2] | codes[:, 1::2] << 4
 
 
@@ -171,44 +172,84 @@ def _with_gaps(
 def _same_order(left: IntWeight, right: IntWeight) -> bool:
     if left.order is None or right.order is None:
         return left.order is right.order
-    return left.group_size == right.group_size and torch.equal(left.order, right.order)
+    return torch.equal(left.order, right.order)
 
 
 def _values(weight: CanonicalWeight) -> Tensor:
     return weight.values if isinstance(weight, DenseWeight) else dequantize(weight)
 
 
+@cache
+def _tell_of_mixture(dtype: torch.dtype) -> None:
+    log.warning(
+        "the experts of a layer are not all quantized in the same way: those of such layers take the memory of %s",
+        str(dtype).removeprefix("torch."),
+    )
+
+
+def _all_quantized(weights: Sequence[CanonicalWeight]) -> tuple[list[Float8Weight], list[IntWeight]]:
+    """The weights if all are of one class and not dense, the whole numbers of equally many bits, and ordered, if any
+    of them is."""
+    floats = [weight for weight in weights if isinstance(weight, Float8Weight)]
+    ints = [weight for weight in weights if isinstance(weight, IntWeight)]
+    if len(ints) != len(weights):
+        return floats if len(floats) == len(weights) else [], []
+    if len({weight.bits for weight in ints}) > 1:
+        ints = [_widened(weight) for weight in ints]
+    ordered = any(weight.order is not None for weight in ints)
+    return [], [_in_order(weight) for weight in ints] if ordered else ints
+
+
+def _packed_inputs(weight: IntWeight | Float8Weight) -> int:
+    return weight.values.shape[1] * (8 // weight.bits if isinstance(weight, IntWeight) else 1)
+
+
+def _widened(weight: IntWeight) -> IntWeight:
+    """The same numbers in 8 bits."""
+    if weight.bits == 8:
+        return weight
+    return replace(weight, values=torch.stack([weight.values & 15, weight.values >> 4], dim=-1).flatten(1), bits=8)
+
+
 def _in_order(weight: IntWeight) -> IntWeight:
     """The weight with an order, even if it is that of the channels."""
-    inputs = weight.values.shape[1] * 8 // weight.bits
-    return weight if weight.order is not None else replace(weight, order=torch.arange(inputs, dtype=torch.int32))
+    order = torch.arange(_packed_inputs(weight), dtype=torch.int32) if weight.order is None else weight.order
+    return replace(weight, order=order)
 
 
 def _of_one_group_size(weights: Sequence[Grouped]) -> list[Grouped]:
-    """Weights with as many inputs, their groups cut into pieces of one size, their scales of one dtype."""
-    inputs = weights[0].values.shape[1] * (8 // weights[0].bits if isinstance(weights[0], IntWeight) else 1)
-    size = gcd(*(min(weight.group_size, inputs) for weight in weights))
+    """The weights with their groups cut into pieces of one size, their scales of one dtype, and as many packed inputs;
+    what an order lacks of these are gaps at the end."""
+    inputs = max(_packed_inputs(weight) for weight in weights)
+    # What has one group for all its inputs can be cut anywhere.
+    sizes = [weight.group_size for weight in weights if weight.scales.shape[1] > 1]
+    size = gcd(*sizes) if sizes else inputs
     dtypes = {weight.scales.dtype for weight in weights}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    at = torch.arange(0, inputs, size)
+    starts = torch.arange(0, inputs, size)
 
     def cut(weight: Grouped) -> Grouped:
-        pieces = slice(None) if weight.group_size == size else at // weight.group_size
-        groups: dict[str, Any] = {"scales": weight.scales[:, pieces].to(dtype)}
+        # Gaps are of the last group, and add nothing whatever that is.
+        group_of = (starts // weight.group_size).clamp(max=weight.scales.shape[1] - 1)
+        parts: dict[str, Any] = {"scales": weight.scales[:, group_of].to(dtype)}
         if isinstance(weight, IntWeight):
-            groups["zeros"] = weight.zeros[:, pieces]
-        return replace(weight, group_size=size, **groups)
+            parts["zeros"] = weight.zeros[:, group_of]
+            missing = inputs - _packed_inputs(weight)
+            if weight.order is not None and missing:
+                parts["values"] = pad(weight.values, (0, missing * weight.bits // 8))
+                parts["order"] = pad(weight.order, (0, missing), value=-1)
+        return replace(weight, group_size=size, **parts)
 
     return [cut(weight) for weight in weights]
 
 
 def _stack_groups(weights: Sequence[Grouped]) -> Grouped:
-    alike = _of_one_group_size(weights)
+    """Weights as _of_one_group_size gives them, one over the other."""
     parts: dict[str, Any] = {
-        name: torch.cat([getattr(weight, name) for weight in alike])
+        name: torch.cat([getattr(weight, name) for weight in weights])
         for name in ("scales", "zeros")
-        if hasattr(alike[0], name)
+        if hasattr(weights[0], name)
     }
     # torch cannot put float8 together.
-    values = torch.cat([weight.values.view(torch.uint8) for weight in alike]).view(alike[0].values.dtype)
-    return replace(alike[0], values=values, **parts)
+    values = torch.cat([weight.values.view(torch.uint8) for weight in weights]).view(weights[0].values.dtype)
+    return replace(weights[0], values=values, **parts)
