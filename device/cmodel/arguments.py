@@ -34,15 +34,14 @@ def _structure(fields: str, *row_counts: str) -> type[Arguments]:
     return type("Arguments", (Arguments,), {"_fields_": kinds, "row_counts": row_counts})
 
 
-_LINEAR = "dtype *x x_stride rows inputs outputs *weight *bias *y y_dtype gated activation"
+# A packed weight.
+_WEIGHT = "*weight weight_type inputs *order group *scales scales_dtype *shifts"
 
 KERNELS = {
     "embedding": _structure("*ids rows *table table_rows row_bytes piece_bytes pieces first partial *out", "rows"),
-    "gather": _structure("*x x_stride rows element_bytes *order columns *out", "rows"),
     "pack_linear": _structure("dtype *values outputs inputs *packed"),
-    "linear": _structure(_LINEAR, "rows"),
-    "pack_codes": _structure("codes *values outputs inputs *packed group *scales"),
-    "quantized_linear": _structure(_LINEAR + " codes group *scales scales_dtype *shifts", "rows"),
+    "pack_codes": _structure("weight_type *values outputs inputs *packed group *scales"),
+    "linear": _structure(f"dtype *x x_stride rows outputs {_WEIGHT} *bias *y y_dtype gated activation", "rows"),
     "gate": _structure("dtype *gate_up rows intermediate activation *inner", "rows"),
     "rms_norm": _structure(
         "dtype *x x_stride heads head_stride *residual *weight weight_dtype rows size ~eps *y *total", "rows"

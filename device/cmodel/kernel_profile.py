@@ -12,13 +12,13 @@ from device.cmodel.arguments import Arguments
 from device.cmodel.capture import Calls, CommandList
 from device.cmodel.kernels import DTYPES, Kernel
 from device.cmodel.ops import NativeOps
+from device.cmodel.weights import CODES
 from device.interface import CommandRecord, Ops
 from device.operator_profile import OperatorRecorder, seen_positions
 from device.reference import ReferenceOps
 
 _ITEM_BYTES = {number: dtype.itemsize for dtype, number in DTYPES.items()}
-# Of the numbers in weights.CODES.
-_CODE_BITS = {0: 4, 1: 8, 2: 8}
+_CODE_BITS = {CODES[4]: 4, CODES["float8"]: 8, CODES[8]: 8}
 
 
 class KernelProfile(OperatorRecorder):
@@ -64,7 +64,9 @@ def _has_kernel(ops: Ops, name: str) -> bool:
 
 
 def _label(name: str, a: Any) -> str:
-    return f"{name} {a.outputs}x{a.inputs}" if name in ("linear", "quantized_linear") else name
+    if name != "linear":
+        return name
+    return f"{'quantized_' if a.weight_type in _CODE_BITS else ''}linear {a.outputs}x{a.inputs}"
 
 
 def _detail(arguments: Arguments) -> str:
@@ -72,19 +74,20 @@ def _detail(arguments: Arguments) -> str:
     return " ".join(f"{name}={getattr(arguments, name)}" for name in numbers if getattr(arguments, name))
 
 
+def _weight_bytes(a: Any, outputs: int) -> int:
+    """Of a packed weight, without what fills it up."""
+    bits = _CODE_BITS.get(a.weight_type)
+    if bits is None:
+        return outputs * a.inputs * _ITEM_BYTES[a.weight_type]
+    scales = -(-a.inputs // a.group) * (_ITEM_BYTES[a.scales_dtype] + (1 if a.shifts else 0))
+    return outputs * (a.inputs * bits // 8 + scales) + (4 * a.inputs if a.order else 0)
+
+
 def _linear(a: Any) -> tuple[int, int]:
     item, width = _ITEM_BYTES[a.dtype], a.outputs // 2 if a.gated else a.outputs
     activations = a.rows * (a.inputs * item + width * _ITEM_BYTES[a.y_dtype])
-    weight = a.outputs * (a.inputs * item + (item if a.bias else 0))
-    return activations + weight, 2 * a.rows * a.inputs * a.outputs
-
-
-def _quantized_linear(a: Any) -> tuple[int, int]:
-    moved, operations = _linear(a)
-    groups = a.outputs * -(-a.inputs // a.group)
-    codes = a.outputs * a.inputs * _CODE_BITS[a.codes] // 8
-    scales = groups * (_ITEM_BYTES[a.scales_dtype] + (1 if a.shifts else 0))
-    return moved - a.outputs * a.inputs * _ITEM_BYTES[a.dtype] + codes + scales, operations
+    bias = a.outputs * item if a.bias else 0
+    return activations + _weight_bytes(a, a.outputs) + bias, 2 * a.rows * a.inputs * a.outputs
 
 
 def _rms_norm(a: Any) -> tuple[int, int]:
@@ -117,13 +120,11 @@ _COSTS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "pack_linear": _packing,
     "pack_codes": _packing,
     "linear": _linear,
-    "quantized_linear": _quantized_linear,
     "gate": lambda a: (a.rows * a.intermediate * (8 + _ITEM_BYTES[a.dtype]), 2 * a.rows * a.intermediate),
     "rms_norm": _rms_norm,
     "paged_attention": _paged_attention,
     "sample": _sample,
     "embedding": lambda a: (a.rows * (4 + 2 * a.row_bytes), 0),
-    "gather": lambda a: (a.columns * (4 + 2 * a.rows * a.element_bytes), 0),
     # Of collectives what this rank gives and takes; a group's size is not among their parameters.
     "all_reduce": lambda a: (2 * a.size * _ITEM_BYTES[a.dtype], a.size),
     "all_gather": lambda a: (2 * a.rows * a.row_bytes, 0),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from device import shape_checks as checks
 from device.cmodel.kernels import ACTIVATIONS, DTYPES, Kernels
 from device.cmodel.kv_cache import PairedKVCache, is_native_cache
-from device.cmodel.weights import PANEL, DequantizedWeight, ExpertsOfPanels, PanelWeight, QuantizedWeight, TorchWeight
+from device.cmodel.weights import PANEL, ExpertsOfPanels, PanelWeight, QuantizedWeight, TorchWeight
 from device.interface import Activation, AttentionMeta, DenseWeight, KVCache, PackedWeight, Rope
 from device.reference import ReferenceOps, ReferenceWeight, activate
 from device.sample_params import SampleParams, SampleResult
@@ -161,53 +161,25 @@ class NativeOps(ReferenceOps):
     ) -> Tensor:
         """The product, in dtype; with an activation, that of its first half times its second half."""
         assert isinstance(weight, PanelWeight | QuantizedWeight)
-        x = _rows(x.float() if isinstance(weight, DequantizedWeight) else x)
-        if isinstance(weight, QuantizedWeight):
-            x = x if weight.order is None else self._gather(x, weight.order)
-            kernel, inputs = self._kernels.quantized_linear, weight.inputs
-            packed: dict[str, Any] = {
-                "weight": weight.codes,
-                "codes": weight.kind,
-                "group": weight.group,
-                "scales": weight.scales,
-                "scales_dtype": DTYPES[weight.scales.dtype],
-                "shifts": weight.shifts,
-            }
-        else:
-            if weight.dtype != x.dtype:
-                checks.refuse("linear", "x is {}, the weight {}", x.dtype, weight.dtype)
-            kernel, inputs, packed = self._kernels.linear, weight.in_features, {"weight": weight.panels}
+        if isinstance(weight, PanelWeight) and weight.dtype not in (x.dtype, torch.float32):
+            checks.refuse("linear", "x is {}, the weight {}", x.dtype, weight.dtype)
+        x = _rows(x)
         width = weight.out_features if activation is None else weight.out_features // 2
         y = torch.empty(x.shape[0], width, dtype=dtype)
-        kernel(
+        self._kernels.linear(
             dtype=DTYPES[x.dtype],
             x=x,
             x_stride=x.stride(0),
             rows=x.shape[0],
-            inputs=inputs,
             outputs=weight.out_features,
+            **weight.fields(),
             bias=None if bias is None else bias.to(x.dtype).contiguous(),
             y=y,
             y_dtype=DTYPES[dtype],
             gated=activation is not None,
             activation=0 if activation is None else ACTIVATIONS[activation],
-            **packed,
         )
         return y
-
-    def _gather(self, x: Tensor, order: Tensor) -> Tensor:
-        """The columns of x that order names, 0 for -1."""
-        out = torch.empty(x.shape[0], len(order), dtype=x.dtype)
-        self._kernels.gather(
-            x=x,
-            x_stride=x.stride(0),
-            rows=x.shape[0],
-            element_bytes=x.itemsize,
-            order=order,
-            columns=len(order),
-            out=out,
-        )
-        return out
 
     def paged_attention(
         self,

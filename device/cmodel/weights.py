@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +15,13 @@ from device.reference import canonical_shape, dequantize
 PANEL = 32
 """Outputs that stand side by side in a packed weight: see native/kernels/gemm.h."""
 
-CODES = {4: 0, "float8": 1, 8: 2}
-"""The numbers of native/kernels/quantized.cpp, by bits of whole numbers."""
+CODES = {4: 3, "float8": 4, 8: 5}
+"""What weights consist of, by bits of whole numbers, beside kernels.DTYPES: the numbers of native/kernels/linear.h."""
 
-LAYOUT = "panels 1"
+LAYOUT = "panels 2"
 """Changes whenever the layout of QuantizedWeight does."""
 
-_NUMBERS = ("kind", "group", "inputs", "out_features", "in_features")
+_NUMBERS = ("type", "group", "inputs", "out_features", "in_features")
 _TENSORS = ("codes", "scales", "shifts", "order")
 
 
@@ -35,6 +36,8 @@ class TorchWeight:
 
 class PanelWeight:
     """A dense weight in panels of 32 outputs, the layout of native/kernels/gemm.h, in one flat tensor.
+
+    It takes x of its own dtype; one of float32 takes any.
 
     panels: `[panels, depth / piece, 32, piece]`: depth inputs, those beyond in_features 0, piece of them side by side.
     """
@@ -58,6 +61,10 @@ class PanelWeight:
             packed=self.panels,
         )
 
+    def fields(self) -> dict[str, Any]:
+        """Those of a kernel's weight."""
+        return {"weight": self.panels, "weight_type": DTYPES[self.dtype], "inputs": self.in_features}
+
 
 class QuantizedWeight:
     """A weight of 4 or 8 bits in panels of 32 outputs, the layout of native/kernels/codes.h.
@@ -73,7 +80,7 @@ class QuantizedWeight:
         self.order: Tensor | None = None
         if isinstance(weight, IntWeight):
             bits: int = weight.bits
-            self.kind = CODES[bits]
+            self.type = CODES[bits]
             self.order = None if weight.order is None else weight.order.int().contiguous()
             middle = 1 << (bits - 1)
             zeros = weight.zeros
@@ -82,7 +89,7 @@ class QuantizedWeight:
             if not bool((zeros == middle).all()):
                 self.shifts = self._spread((zeros.short() - middle).char(), weight.group_size)
         else:
-            bits, self.kind = 8, CODES["float8"]
+            bits, self.type = 8, CODES["float8"]
             self.inputs = self.in_features
             self.scales = self._spread(weight.scales.float(), weight.group_size)
         size = _round_up(self.out_features, PANEL) * _round_up(self.inputs, 32) * bits // 8
@@ -93,7 +100,7 @@ class QuantizedWeight:
             return
         kernels.prefer_huge_pages(self.codes.data_ptr(), size)
         kernels.pack_codes(
-            codes=self.kind,
+            weight_type=self.type,
             values=weight.values.contiguous(),
             outputs=self.out_features,
             inputs=self.inputs,
@@ -101,6 +108,19 @@ class QuantizedWeight:
             group=group,
             scales=self.scales,
         )
+
+    def fields(self) -> dict[str, Any]:
+        """Those of a kernel's weight."""
+        return {
+            "weight": self.codes,
+            "weight_type": self.type,
+            "inputs": self.inputs,
+            "order": self.order,
+            "group": self.group,
+            "scales": self.scales,
+            "scales_dtype": DTYPES[self.scales.dtype],
+            "shifts": self.shifts,
+        }
 
     def state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         """What `restore` makes this weight of."""
@@ -126,26 +146,16 @@ class QuantizedWeight:
         return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
 
 
-class DequantizedWeight(PanelWeight):
-    """A quantized weight whose groups the kernels do not take, as a dense one of float32: exact, and 4 bytes an input.
-
-    It takes x of any dtype.
-    """
-
-    def __init__(self, kernels: Kernels, weight: IntWeight | Float8Weight) -> None:
-        super().__init__(kernels, dequantize(weight))
-
-
 def pack(kernels: Kernels, weight: CanonicalWeight) -> PanelWeight | QuantizedWeight:
     """Copy a weight into the kernels' layout.
 
     The quantized kernels take groups of a multiple of 32 inputs, or one group of any size; a weight with others becomes
-    a DequantizedWeight.
+    a dense one of float32: exact, and 4 bytes an input.
     """
     if isinstance(weight, DenseWeight):
         return PanelWeight(kernels, weight.values)
     group = _native_group(weight)
-    return DequantizedWeight(kernels, weight) if group is None else QuantizedWeight(kernels, weight, group)
+    return PanelWeight(kernels, dequantize(weight)) if group is None else QuantizedWeight(kernels, weight, group)
 
 
 class ExpertsOfPanels:

@@ -57,6 +57,7 @@ constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; 
 // Rows cut into blocks of nearly equal size.
 struct EvenBlocks {
     int64_t rows, blocks;
+    EvenBlocks() = default;
     explicit EvenBlocks(int64_t rows) : rows(rows), blocks(rows <= LONE_ROWS ? 1 : ceil_div(rows, MAX_ROWS)) {}
     int64_t first(int64_t block) const { return block * (rows / blocks) + least(block, rows % blocks); }
     int64_t count(int64_t block) const { return rows / blocks + (block < rows % blocks); }
@@ -186,6 +187,7 @@ struct BFloat16Product : VectorKind<BFloat16Product, uint32_t, uint32_t> {
 // Tile registers: 16 rows of 32 inputs times 32 inputs of 16 outputs. Blocks are two tiles tall, missing rows are 0.
 struct TileBlocks {
     int64_t rows, blocks;
+    TileBlocks() = default;
     explicit TileBlocks(int64_t rows) : rows(rows), blocks(ceil_div(rows, 32)) {}
     int64_t first(int64_t block) const { return block * 32; }
     int64_t count(int64_t block) const { return least<int64_t>(32, padded() - block * 32); }

@@ -1,4 +1,4 @@
-// Linear layers over dense packed weights, and the gated MLP made of two of them.
+// Linear layers, products with dense packed weights, and the gate of an MLP.
 
 #include "linear.h"
 
@@ -10,6 +10,19 @@ struct PackLinear {
     const void* values;  // [out, in]
     int64_t out, in;
     void* packed;
+};
+
+struct Linear {
+    int64_t dtype;     // of x
+    const void* x;     // [rows, channels], rows x_stride elements apart
+    int64_t x_stride;
+    int64_t rows, out;
+    Weight weight;     // dense ones in x's dtype or float32
+    const void* bias;  // [out] in x's dtype, or null
+    void* y;           // [rows, out], or [rows, out / 2] when gated
+    int64_t y_dtype;
+    int64_t gated;     // y = activation(first half of the outputs) * second half; a half is whole panels
+    int64_t activation;
 };
 
 struct Gate {
@@ -38,8 +51,9 @@ struct DenseWeights {
 };
 
 template <class Kind, class T>
-int run_dense(const Linear& a) {
-    return run<Kind, T>(a, DenseWeights<Kind>{(const typename Kind::W*)a.weight, steps_of<Kind>(a.in)});
+int run_dense(const Multiplication& a, const Job* jobs, int64_t count) {
+    DenseWeights<Kind> weights{(const typename Kind::W*)a.weight.values, steps_of<Kind>(a.weight.in)};
+    return run<Kind, T>(a, weights, jobs, count);
 }
 
 template <class T>
@@ -76,6 +90,15 @@ int pack(const PackLinear& a, int64_t depth, int64_t group) {
 
 }  // namespace
 
+int multiply_dense(const Multiplication& a, const Job* jobs, int64_t count) {
+    if (a.weight.type == FLOAT32) {
+        return with_type(a.dtype, [&](auto t) { return run_dense<Product<float>, decltype(t)>(a, jobs, count); });
+    }
+    if (a.weight.type != a.dtype) return BAD_ARGUMENT;
+    if (a.dtype == FLOAT16) return run_dense<Product<Float16>, Float16>(a, jobs, count);
+    return run_dense<BFloat16Product, BFloat16>(a, jobs, count);
+}
+
 // Pack a weight into the layout of gemm.h.
 CMODEL_EXPORT(pack_linear)(const PackLinear& a) {
     switch (a.dtype) {
@@ -90,12 +113,10 @@ CMODEL_EXPORT(pack_linear)(const PackLinear& a) {
 CMODEL_EXPORT(linear)(const Linear& a) {
     if (a.gated != 0 && a.out % (2 * PANEL) != 0) return BAD_ARGUMENT;
     if (a.rows == 0) return DONE;
-    switch (a.dtype) {
-        case BFLOAT16: return run_dense<BFloat16Product, BFloat16>(a);
-        case FLOAT16: return run_dense<Product<Float16>, Float16>(a);
-        case FLOAT32: return run_dense<Product<float>, float>(a);
-    }
-    return BAD_ARGUMENT;
+    int64_t width = a.gated ? a.out / 2 : a.out;
+    Job all{0, 0, a.rows};
+    return multiply({a.dtype, a.x, a.x_stride, nullptr, a.weight, width, a.gated, a.activation, a.bias, a.y, a.y_dtype,
+                     nullptr}, &all, 1);
 }
 
 // inner = activation(gate) * up, for halves that are not whole panels.

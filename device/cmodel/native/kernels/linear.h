@@ -1,30 +1,66 @@
-// The linear layer and the gate of an MLP around a product with packed weights of any kind.
+// Products of rows with packed weights of any kind, and what becomes of their sums.
 #pragma once
 
 #include "gemm.h"
 
 namespace CMODEL_ISA {
+
+// What a packed weight consists of: one of Dtype in the layout of gemm.h, or codes in that of codes.h. The numbers are
+// those of device/cmodel/weights.py.
+enum WeightType { INT4 = 3, FLOAT8 = 4, INT8 = 5 };
+
+// A packed weight, or several of one shape whose panels stand one after the other.
+struct Weight {
+    const void* values;
+    int64_t type;
+    int64_t in;              // inputs of a packed row
+    const int32_t* order;    // [weights][in]: the channel of x that each input multiplies, or -1; null: as they come
+    int64_t group;           // of codes: inputs of a group, a multiple of 32
+    const void* scales;      // [panels][groups][32]
+    int64_t scales_dtype;
+    const int8_t* shifts;    // the zero point minus 8 or 128, [panels][groups][32]; null if all are 0
+};
+
+// The numbers are those of device/cmodel/kernels.py.
+enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2 };
+
+// Rows of x times packed weights.
+struct Multiplication {
+    int64_t dtype;           // of x and of the bias
+    const void* x;           // rows x_stride elements apart
+    int64_t x_stride;
+    const int32_t* x_rows;   // where each row is in x; null: in order
+    Weight weight;
+    int64_t width;           // elements of a row of y
+    int64_t gated;           // a weight is two halves of whole panels: y = activation(the first's product) * the second's
+    int64_t activation;
+    const void* bias;        // [width], or null
+    void* y;
+    int64_t y_dtype;
+    const int32_t* y_rows;   // where each row goes in y; null: in order
+};
+
+// Rows [first, first + rows), at least one, that are multiplied by the weight of this number.
+struct Job {
+    int64_t weight, first, rows;
+};
+
+// Every job's rows. An output of y is the same whatever is computed with it.
+int multiply_dense(const Multiplication& a, const Job* jobs, int64_t count);      // linear.cpp
+int multiply_quantized(const Multiplication& a, const Job* jobs, int64_t count);  // quantized.cpp
+
+inline int multiply(const Multiplication& a, const Job* jobs, int64_t count) {
+    return a.weight.type < INT4 ? multiply_dense(a, jobs, count) : multiply_quantized(a, jobs, count);
+}
+
 namespace {
 
 // Rows of one pass over the weights, and panels that are computed together: so many that a piece of the rows and the
 // sums stay in the second cache. One block of rows may take more panels of weights that are small.
 constexpr int64_t CHUNK = 512, GROUP = 4, MOST_PANELS = 8;
 
-// The numbers are those of device/cmodel/kernels.py.
-enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2 };
-
-struct Linear {
-    int64_t dtype;          // of x and of the weight
-    const void* x;          // [rows, in], rows x_stride elements apart
-    int64_t x_stride;
-    int64_t rows, in, out;  // out: outputs of the weight
-    const void* weight;
-    const void* bias;       // [out] in x's dtype, or null
-    void* y;                // [rows, out], or [rows, out / 2] when gated
-    int64_t y_dtype;
-    int64_t gated;          // y = activation(first half of the outputs) * second half; a half is whole panels
-    int64_t activation;
-};
+// No block has more rows.
+constexpr int64_t BLOCK_ROWS = 32;
 
 CMODEL_INLINE Vec sigmoid(Vec x) {
     Vec low = x < -88.f ? set1(-88.f) : x;
@@ -52,9 +88,10 @@ CMODEL_INLINE Vec activate(Vec x, Activation activation) {
 
 // Finish the sums of some panels, [panel][half, when gated][padded rows][32], row by row.
 template <class T, class Blocks>
-void write(const Linear& a, const float* c, const Blocks& blocks, int64_t first_row, int64_t panel, int64_t panels) {
-    int64_t halves = a.gated ? 2 : 1, width = a.out / halves, size = blocks.padded() * PANEL;
-    int64_t column = panel * PANEL, count = least(panels * PANEL, width - column);
+void write(const Multiplication& a, const float* c, const Blocks& blocks, int64_t first_row, int64_t panel,
+           int64_t panels) {
+    int64_t halves = a.gated ? 2 : 1, size = blocks.padded() * PANEL;
+    int64_t column = panel * PANEL, count = least(panels * PANEL, a.width - column);
     float bias[MOST_PANELS * PANEL] = {};
     if (a.bias != nullptr) {
         if (a.dtype == BFLOAT16) convert((const BFloat16*)a.bias + column, bias, count);
@@ -62,7 +99,8 @@ void write(const Linear& a, const float* c, const Blocks& blocks, int64_t first_
         if (a.dtype == FLOAT32) convert((const float*)a.bias + column, bias, count);
     }
     for (int64_t r = 0; r < blocks.rows; ++r, c += PANEL) {
-        T* y = (T*)a.y + (first_row + r) * width + column;
+        int64_t row = a.y_rows == nullptr ? first_row + r : a.y_rows[first_row + r];
+        T* y = (T*)a.y + row * a.width + column;
         for (int64_t i = 0; i < count; i += LANES) {
             const float* sums = c + i / PANEL * halves * size + i % PANEL;
             Vec v = load(sums);
@@ -72,17 +110,75 @@ void write(const Linear& a, const float* c, const Blocks& blocks, int64_t first_
     }
 }
 
-// So many panels, at most `most`, that the threads' shares of them differ least.
-inline int64_t even_group(int64_t panels, int64_t most) {
-    int64_t best = 1, least_work = ceil_div(panels, thread_count());
+// Some rows of x with the channels that a weight takes: where they are, or a copy in `to`. stride: elements between them.
+template <class T>
+const T* find_rows(const Multiplication& a, int64_t weight, int64_t first, int64_t count, T* to, int64_t& stride) {
+    auto row = [&](int64_t r) { return (const T*)a.x + (a.x_rows == nullptr ? r : a.x_rows[r]) * a.x_stride; };
+    stride = a.x_stride;
+    if (a.weight.order == nullptr && (a.x_rows == nullptr || count == 1)) return row(first);
+    stride = a.weight.in;
+    for (int64_t r = 0; r < count; ++r) {
+        const T* from = row(first + r);
+        T* copy = to + r * stride;
+        if (a.weight.order == nullptr) {
+            std::memcpy(copy, from, stride * sizeof(T));
+        } else {
+            const int32_t* order = a.weight.order + weight * stride;
+            for (int64_t i = 0; i < stride; ++i) copy[i] = order[i] < 0 ? T{} : from[order[i]];
+        }
+    }
+    return to;
+}
+
+// Parts of jobs that are computed together, of at most CHUNK padded rows.
+template <class Blocks>
+struct Wave {
+    struct Part {
+        int64_t weight, first;
+        Blocks blocks;
+        int64_t padded, block;  // padded rows and blocks of the parts before it
+    };
+    static constexpr int64_t MOST_PARTS = 256;
+
+    Part part[MOST_PARTS];
+    int64_t parts, padded, blocks, largest;  // largest: the most padded rows of a part
+    bool single;                             // every part is one block
+
+    // Take what comes at `row` of `job`, and move both on.
+    void take(const Job* jobs, int64_t count, int64_t& job, int64_t& row) {
+        parts = padded = blocks = largest = 0;
+        single = true;
+        while (job < count && parts < MOST_PARTS) {
+            Blocks next(least(CHUNK, jobs[job].rows - row));
+            if (parts > 0 && padded + next.padded() > CHUNK) return;
+            part[parts++] = {jobs[job].weight, jobs[job].first + row, next, padded, blocks};
+            padded += next.padded();
+            blocks += next.blocks;
+            largest = most(largest, next.padded());
+            single = single && next.blocks == 1;
+            row += next.rows;
+            if (row == jobs[job].rows) ++job, row = 0;
+        }
+    }
+
+    const Part& with_block(int64_t block) const {
+        int64_t i = 0;
+        while (i + 1 < parts && part[i + 1].block <= block) ++i;
+        return part[i];
+    }
+};
+
+// So many panels, at most `most`, that the threads' shares of those of all parts differ least.
+inline int64_t even_group(int64_t parts, int64_t panels, int64_t most) {
+    int64_t best = 1, least_work = ceil_div(parts * panels, thread_count());
     for (int64_t group = 2; group <= most; ++group) {
-        int64_t work = ceil_div(ceil_div(panels, group), thread_count()) * group;
+        int64_t work = ceil_div(parts * ceil_div(panels, group), thread_count()) * group;
         if (work <= least_work) best = group, least_work = work;
     }
     return best;
 }
 
-// The product with weights of any kind. They know:
+// The products of a wave with weights of any kind. They know:
 //   FEW               panels that one block of rows takes together
 //   steps             steps over k of a packed row, padding included
 //   row_bytes         what they keep of a row beside its packed inputs
@@ -90,41 +186,56 @@ inline int64_t even_group(int64_t panels, int64_t most) {
 //   prepare(...)      finds what is kept of some rows
 //   multiply(...)     C[panel][padded rows][32] of some panels: the packed rows times each of them
 template <class Kind, class T, class Weights>
-int run(const Linear& a, const Weights& weights) {
+int run_wave(const Multiplication& a, const Weights& weights, const Wave<typename Kind::Blocks>& wave) {
     using X = typename Kind::X;
-    using Blocks = typename Kind::Blocks;
-    int64_t steps = weights.steps, halves = a.gated ? 2 : 1, panels = ceil_div(a.out / halves, PANEL);
-    Blocks largest(least(a.rows, CHUNK));
-    int64_t together = largest.blocks == 1 ? Weights::FEW : GROUP;
+    int64_t steps = weights.steps, halves = a.gated ? 2 : 1, panels = ceil_div(a.width, PANEL);
+    int64_t together = wave.single ? Weights::FEW : GROUP;
     // A thread reads faster where the next panel follows; but with few items a thread may wait for the last one.
-    int64_t items_of_thread = largest.blocks == 1 ? 16 : 4;
-    int64_t group = even_group(panels, clamp(panels / (items_of_thread * thread_count()), 1, together / halves));
-    int64_t x_bytes = round_up(largest.padded() * steps * Kind::X_STEP * int64_t{sizeof(X)}, 64);
-    int64_t kept_bytes = round_up(largest.padded() * weights.row_bytes, 64);
-    int64_t c_bytes = largest.padded() * halves * group * PANEL * int64_t{sizeof(float)};
-    int64_t worker_bytes = c_bytes + weights.worker_bytes;
+    int64_t items_of_thread = wave.single ? 16 : 4;
+    int64_t few = clamp(wave.parts * panels / (items_of_thread * thread_count()), 1, together / halves);
+    int64_t group = even_group(wave.parts, panels, few), items = ceil_div(panels, group);
+    int64_t x_bytes = round_up(wave.padded * steps * Kind::X_STEP * int64_t{sizeof(X)}, 64);
+    int64_t kept_bytes = round_up(wave.padded * weights.row_bytes, 64);
+    int64_t c_bytes = wave.largest * halves * group * PANEL * int64_t{sizeof(float)};
+    bool copies = a.x_rows != nullptr || a.weight.order != nullptr;
+    int64_t copy_bytes = copies ? BLOCK_ROWS * a.weight.in * int64_t{sizeof(T)} : 0;
+    int64_t worker_bytes = round_up(most(c_bytes + weights.worker_bytes, copy_bytes), 64);
     char* memory = (char*)scratch(x_bytes + kept_bytes + worker_bytes * thread_count());
     if (memory == nullptr) return NO_MEMORY;
     X* packed = (X*)memory;
     char *kept = memory + x_bytes, *workers = kept + kept_bytes;
 
-    for (int64_t first = 0; first < a.rows; first += CHUNK) {
-        Blocks blocks(least(CHUNK, a.rows - first));
-        parallel_for(blocks.blocks, [&](int64_t block, int) {
-            int64_t row = blocks.first(block), count = least(blocks.count(block), blocks.rows - row);
-            const T* x = (const T*)a.x + (first + row) * a.x_stride;
-            Kind::pack(x, a.x_stride, count, a.in, steps, packed + row * steps * Kind::X_STEP);
-            weights.prepare(x, a.x_stride, count, kept + row * weights.row_bytes);
-        });
-        parallel_for(ceil_div(panels, group), [&](int64_t item, int worker) {
-            float* c = (float*)(workers + worker_bytes * worker);
-            int64_t panel = item * group, count = least(group, panels - panel), each[MOST_PANELS];
-            for (int64_t i = 0; i < count * halves; ++i) each[i] = i % halves * panels + panel + i / halves;
-            weights.multiply(blocks, packed, kept, each, count * halves, c, (char*)c + c_bytes);
-            if (a.y_dtype == BFLOAT16) write<BFloat16>(a, c, blocks, first, panel, count);
-            if (a.y_dtype == FLOAT16) write<Float16>(a, c, blocks, first, panel, count);
-            if (a.y_dtype == FLOAT32) write<float>(a, c, blocks, first, panel, count);
-        });
+    parallel_for(wave.blocks, [&](int64_t item, int worker) {
+        const auto& part = wave.with_block(item);
+        int64_t row = part.blocks.first(item - part.block), at = part.padded + row, stride;
+        int64_t count = least(part.blocks.count(item - part.block), part.blocks.rows - row);
+        T* copy = (T*)(workers + worker_bytes * worker);
+        const T* x = find_rows(a, part.weight, part.first + row, count, copy, stride);
+        Kind::pack(x, stride, count, a.weight.in, steps, packed + at * steps * Kind::X_STEP);
+        weights.prepare(x, stride, count, kept + at * weights.row_bytes);
+    });
+    parallel_for(wave.parts * items, [&](int64_t item, int worker) {
+        const auto& part = wave.part[item / items];
+        float* c = (float*)(workers + worker_bytes * worker);
+        int64_t panel = item % items * group, count = least(group, panels - panel), each[MOST_PANELS];
+        for (int64_t i = 0; i < count * halves; ++i) {
+            each[i] = (part.weight * halves + i % halves) * panels + panel + i / halves;
+        }
+        weights.multiply(part.blocks, packed + part.padded * steps * Kind::X_STEP,
+                         kept + part.padded * weights.row_bytes, each, count * halves, c, (char*)c + c_bytes);
+        if (a.y_dtype == BFLOAT16) write<BFloat16>(a, c, part.blocks, part.first, panel, count);
+        if (a.y_dtype == FLOAT16) write<Float16>(a, c, part.blocks, part.first, panel, count);
+        if (a.y_dtype == FLOAT32) write<float>(a, c, part.blocks, part.first, panel, count);
+    });
+    return DONE;
+}
+
+template <class Kind, class T, class Weights>
+int run(const Multiplication& a, const Weights& weights, const Job* jobs, int64_t count) {
+    Wave<typename Kind::Blocks> wave;
+    for (int64_t job = 0, row = 0; job < count;) {
+        wave.take(jobs, count, job, row);
+        if (int status = run_wave<Kind, T>(a, weights, wave)) return status;
     }
     return DONE;
 }

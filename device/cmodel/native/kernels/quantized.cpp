@@ -1,4 +1,4 @@
-// Linear layers over weights of 4 and 8 bits with a scale for every group of inputs.
+// Products with weights of 4 and 8 bits that have a scale for every group of inputs.
 //
 // A group's products with the codes' exact values are summed in float32 from 0 as in gemm.h, then go to the output's sum
 // by one multiplication with the scale, group after group: that order, too, is the same for any number of rows.
@@ -9,11 +9,8 @@
 namespace CMODEL_ISA {
 namespace {
 
-// The numbers are those of device/cmodel/weights.py.
-enum Codes { INT4 = 0, FLOAT8 = 1, INT8 = 2 };
-
 struct PackCodes {
-    int64_t codes;
+    int64_t type;
     const void* values;  // int4: [out, in / 2], the even input in the low half of a byte; others: [out, in]
     int64_t out, in;
     void* packed;
@@ -21,16 +18,7 @@ struct PackCodes {
     float* scales;  // float8: [panels][groups][32], made NaN where a group holds NaN
 };
 
-struct QuantizedLinear {
-    Linear linear;         // dtype is that of x, the weight in the layout of codes.h
-    int64_t codes;
-    int64_t group;         // inputs of a group, a multiple of 32
-    const void* scales;    // [panels][groups][32]
-    int64_t scales_dtype;
-    const int8_t* shifts;  // the zero point minus 8 or 128, [panels][groups][32]; null if all are 0
-};
-
-CMODEL_INLINE Vec load_scales(const QuantizedLinear& a, int64_t at) {
+CMODEL_INLINE Vec load_scales(const Weight& a, int64_t at) {
     if (a.scales_dtype == BFLOAT16) return load((const BFloat16*)a.scales + at);
     if (a.scales_dtype == FLOAT16) return load((const Float16*)a.scales + at);
     return load((const float*)a.scales + at);
@@ -48,16 +36,16 @@ struct QuantizedWeights {
     using W = typename Kind::W;
     // Panels are short: with some together fewer of the bytes that are fetched ahead are another thread's.
     static constexpr int64_t FEW = 8;
-    static constexpr int64_t MOST_INPUTS = Kind::FIRST_CACHE * Kind::K_STEP, BLOCK_ROWS = 32;
+    static constexpr int64_t MOST_INPUTS = Kind::FIRST_CACHE * Kind::K_STEP;
 
-    const QuantizedLinear& a;
+    const Weight& a;
     int64_t depth, groups, piece;  // piece: inputs whose values are at hand together
     int64_t steps, row_bytes, worker_bytes;
 
-    explicit QuantizedWeights(const QuantizedLinear& a)
+    explicit QuantizedWeights(const Weight& a)
         : a(a),
-          depth(round_up(a.linear.in, 32)),
-          groups(ceil_div(a.linear.in, a.group)),
+          depth(round_up(a.in, 32)),
+          groups(ceil_div(a.in, a.group)),
           piece(most<int64_t>(1, MOST_INPUTS / a.group) * a.group),
           steps(depth / Kind::K_STEP),
           row_bytes(a.shifts == nullptr ? 0 : groups * int64_t{sizeof(float)}),
@@ -69,7 +57,7 @@ struct QuantizedWeights {
         if (a.shifts == nullptr) return;
         for (int64_t r = 0; r < count; ++r, x += stride, kept += row_bytes) {
             for (int64_t group = 0; group < groups; ++group) {
-                int64_t first = group * a.group, end = least(first + a.group, a.linear.in);
+                int64_t first = group * a.group, end = least(first + a.group, a.in);
                 Vec total{};
                 for (int64_t k = first; k < end; k += LANES) total += load_some(x + k, end - k);
                 ((float*)kept)[group] = sum(total);
@@ -107,7 +95,7 @@ struct QuantizedWeights {
 
 private:
     const uint32_t* words(int64_t panel, int64_t k) const {
-        return (const uint32_t*)a.linear.weight + (panel * depth + k) / Code::INPUTS * PANEL;
+        return (const uint32_t*)a.values + (panel * depth + k) / Code::INPUTS * PANEL;
     }
 
     void add_fused(int64_t rows, const typename Kind::X* x, const float* row_sums, int64_t panel, float* sums,
@@ -143,11 +131,11 @@ private:
 };
 
 template <class Kind, class T>
-int run_quantized(const QuantizedLinear& a) {
-    switch (a.codes) {
-        case INT4: return run<Kind, T>(a.linear, QuantizedWeights<Kind, Int4>(a));
-        case INT8: return run<Kind, T>(a.linear, QuantizedWeights<Kind, Int8>(a));
-        case FLOAT8: return run<Kind, T>(a.linear, QuantizedWeights<Kind, Float8>(a));
+int run_quantized(const Multiplication& a, const Job* jobs, int64_t count) {
+    switch (a.weight.type) {
+        case INT4: return run<Kind, T>(a, QuantizedWeights<Kind, Int4>(a.weight), jobs, count);
+        case INT8: return run<Kind, T>(a, QuantizedWeights<Kind, Int8>(a.weight), jobs, count);
+        case FLOAT8: return run<Kind, T>(a, QuantizedWeights<Kind, Float8>(a.weight), jobs, count);
     }
     return BAD_ARGUMENT;
 }
@@ -179,26 +167,23 @@ void pack_panel(const PackCodes& a, int64_t panel) {
 // Pack a weight's codes into the layout of codes.h.
 CMODEL_EXPORT(pack_codes)(const PackCodes& a) {
     parallel_for(ceil_div(a.out, PANEL), [&](int64_t panel, int) {
-        if (a.codes == INT4) pack_panel<Int4>(a, panel);
-        if (a.codes == INT8) pack_panel<Int8>(a, panel);
-        if (a.codes == FLOAT8) pack_panel<Float8>(a, panel);
+        if (a.type == INT4) pack_panel<Int4>(a, panel);
+        if (a.type == INT8) pack_panel<Int8>(a, panel);
+        if (a.type == FLOAT8) pack_panel<Float8>(a, panel);
     });
     return DONE;
 }
 
-// y = x times the packed weight, plus bias.
-CMODEL_EXPORT(quantized_linear)(const QuantizedLinear& a) {
-    if (a.linear.gated != 0 && a.linear.out % (2 * PANEL) != 0) return BAD_ARGUMENT;
-    if (a.group <= 0 || a.group % 32 != 0) return BAD_ARGUMENT;
-    if (a.linear.rows == 0) return DONE;
-    switch (a.linear.dtype) {
+int multiply_quantized(const Multiplication& a, const Job* jobs, int64_t count) {
+    if (a.weight.group <= 0 || a.weight.group % 32 != 0) return BAD_ARGUMENT;
+    switch (a.dtype) {
 #if defined(__AVX512BF16__)
-        case BFLOAT16: return run_quantized<BFloat16Product, BFloat16>(a);
+        case BFLOAT16: return run_quantized<BFloat16Product, BFloat16>(a, jobs, count);
 #else
-        case BFLOAT16: return run_quantized<Product<float>, BFloat16>(a);
+        case BFLOAT16: return run_quantized<Product<float>, BFloat16>(a, jobs, count);
 #endif
-        case FLOAT16: return run_quantized<Product<float>, Float16>(a);
-        case FLOAT32: return run_quantized<Product<float>, float>(a);
+        case FLOAT16: return run_quantized<Product<float>, Float16>(a, jobs, count);
+        case FLOAT32: return run_quantized<Product<float>, float>(a, jobs, count);
     }
     return BAD_ARGUMENT;
 }
