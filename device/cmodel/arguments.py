@@ -43,6 +43,9 @@ KERNELS = {
     "pack_codes": _structure("weight_type *values outputs inputs *packed group *scales"),
     "linear": _structure(f"dtype *x x_stride rows outputs {_WEIGHT} *bias *y y_dtype gated activation", "rows"),
     "gate": _structure("dtype *gate_up rows intermediate activation *inner", "rows"),
+    "route_experts": _structure(
+        "*logits rows experts top_k scoring groups top_groups renormalize ~scale *bias *ids *weights", "rows"
+    ),
     "rms_norm": _structure(
         "dtype *x x_stride heads head_stride *residual *weight weight_dtype rows size ~eps *y *total", "rows"
     ),

@@ -90,6 +90,10 @@ def _linear(a: Any) -> tuple[int, int]:
     return activations + _weight_bytes(a, a.outputs) + bias, 2 * a.rows * a.inputs * a.outputs
 
 
+def _route_experts(a: Any) -> tuple[int, int]:
+    return a.rows * (4 * a.experts + 8 * a.top_k) + (4 * a.experts if a.bias else 0), a.rows * a.experts
+
+
 def _rms_norm(a: Any) -> tuple[int, int]:
     values = a.rows * a.size
     tensors = 4 if a.residual else 2
@@ -121,6 +125,7 @@ _COSTS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "pack_codes": _packing,
     "linear": _linear,
     "gate": lambda a: (a.rows * a.intermediate * (8 + _ITEM_BYTES[a.dtype]), 2 * a.rows * a.intermediate),
+    "route_experts": _route_experts,
     "rms_norm": _rms_norm,
     "paged_attention": _paged_attention,
     "sample": _sample,

@@ -24,6 +24,7 @@ ISAS = ("amx", "avx512bf16", "avx2", "portable")
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+SCORINGS = {"softmax": 0, "sigmoid": 1}
 _BAD_ARGUMENT, _NO_MEMORY = 1, 2
 
 

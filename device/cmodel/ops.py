@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from device import shape_checks as checks
-from device.cmodel.kernels import ACTIVATIONS, DTYPES, Kernels
+from device.cmodel.kernels import ACTIVATIONS, DTYPES, SCORINGS, Kernels
 from device.cmodel.kv_cache import PairedKVCache, is_native_cache
 from device.cmodel.weights import PANEL, ExpertsOfPanels, PanelWeight, QuantizedWeight, TorchWeight
-from device.interface import Activation, AttentionMeta, DenseWeight, KVCache, PackedWeight, Rope
-from device.reference import ReferenceOps, ReferenceWeight, activate
+from device.interface import Activation, AttentionMeta, KVCache, PackedWeight, Rope
+from device.reference import ReferenceOps, activate
 from device.sample_params import SampleParams, SampleResult
 
 
@@ -120,12 +120,37 @@ class NativeOps(ReferenceOps):
             )
         return self._linear(inner, down, None, x.dtype)
 
-    def route_experts(self, x: Tensor, router: PackedWeight, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert isinstance(router, PanelWeight)
-        checks.check_linear("route_experts", x, router)
-        logits = self._linear(x.to(router.dtype), router, None, torch.float32)
-        identity = ReferenceWeight(DenseWeight(torch.eye(router.out_features)))
-        return super().route_experts(logits, identity, *args, **kwargs)
+    def route_experts(
+        self,
+        x: Tensor,
+        router: PackedWeight,
+        top_k: int,
+        scoring: Literal["softmax", "sigmoid"],
+        *,
+        renormalize: bool,
+        scale: float = 1.0,
+        groups: int = 1,
+        top_groups: int = 1,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        checks.check_route_experts(x, router, top_k, scoring, groups, top_groups, bias)
+        logits = self._linear(x, router, None, torch.float32)
+        ids, weights = torch.empty(len(x), top_k, dtype=torch.int32), torch.empty(len(x), top_k)
+        self._kernels.route_experts(
+            logits=logits,
+            rows=len(x),
+            experts=router.out_features,
+            top_k=top_k,
+            scoring=SCORINGS[scoring],
+            groups=groups,
+            top_groups=top_groups,
+            renormalize=renormalize,
+            scale=scale,
+            bias=_typed(bias, torch.float32),
+            ids=ids,
+            weights=weights,
+        )
+        return ids, weights
 
     def fused_experts(
         self,

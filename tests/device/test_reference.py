@@ -361,8 +361,8 @@ def test_shapes_that_do_not_fit_are_refused(native):
             ops.rms_norm(torch.zeros(2, 9), torch.zeros(8), 1e-6)
         with pytest.raises(ValueError, match="x's shape"):
             ops.rms_norm(torch.zeros(2, 9), torch.zeros(9), 1e-6, torch.zeros(3, 9))
-    with pytest.raises(ValueError, match=r"x is torch\.bfloat16, the weight torch\.float32"):
-        native.ops.linear(torch.zeros(2, 9).bfloat16(), native.pack(DenseWeight(torch.zeros(6, 9))))
+    with pytest.raises(ValueError, match=r"x is torch\.float32, the weight torch\.bfloat16"):
+        native.ops.linear(torch.zeros(2, 9), native.pack(DenseWeight(torch.zeros(6, 9).bfloat16())))
     with pytest.raises(ValueError, match="make_kv_cache"):
         kv = KVCache(torch.zeros(4, 8, 2, 16), torch.zeros(4, 8, 2, 16))
         native.ops.paged_attention(
