@@ -4,7 +4,7 @@ worker asks once it knows the model itself, and both say the same."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NoReturn
 
 from sophserve.config import EngineConfig
@@ -39,6 +39,11 @@ def columns_in_words(count: int) -> str:
 def vocabulary_in_words(size: int) -> str:
     """The rows of embedding and head, for CannotSplit."""
     return f"a vocabulary of {size} tokens"
+
+
+def has_experts(layer: int, experts: int, sparse_step: int, dense_layers: Container[int]) -> bool:
+    """Whether a layer of a model with so many experts has some, by decoder_sparse_step and mlp_only_layers."""
+    return experts > 0 and layer not in dense_layers and (layer + 1) % sparse_step == 0
 
 
 def refuse_split(error: CannotSplit, possible: Iterable[int]) -> NoReturn:

@@ -3,6 +3,7 @@ source tell. What only a loaded model knows, the worker says; the rules and the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,13 @@ OWN = "sophserve"
 
 @dataclass(frozen=True)
 class Decoder:
-    """The sizes of a decoder that is not sparse, by config.json."""
+    """The sizes of a decoder by config.json. inner: the inner features of its MLPs, in the order of the layers."""
 
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
-    intermediate: int
+    inner: tuple[int, ...]
     vocabulary: int
     context: int | None  # None where the positions are scaled in a way that the architecture must know
 
@@ -36,7 +37,7 @@ class Decoder:
             (fit.vocabulary_in_words(self.vocabulary), -(-self.vocabulary // ranks) * (ranks - 1) < self.vocabulary),
             (heads(self.heads), self.heads % ranks == 0),
             (heads(self.kv_heads), self.kv_heads % ranks == 0 or ranks % self.kv_heads == 0),
-            (fit.columns_in_words(self.intermediate), self.intermediate % ranks == 0),
+            *((fit.columns_in_words(inner), inner % ranks == 0) for inner in self.inner),
         ):
             if not fits:
                 raise fit.CannotSplit(things, ranks)
@@ -113,12 +114,31 @@ def _decoder(settings: dict[str, Any], architectures: Names, name: str) -> Decod
         "heads": heads,
         "kv_heads": size("num_key_value_heads", heads),
         "head_dim": size("head_dim", hidden // heads if hidden and heads else None),
-        "intermediate": size("intermediate_size"),
         "vocabulary": size("vocab_size"),
     }
     found = {key: value for key, value in sizes.items() if value is not None}
-    if len(found) < len(sizes):
+    inner = _inner(settings, size, shared="shared_expert_intermediate_size" in defaults)
+    if len(found) < len(sizes) or inner is None:
         return None
     scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default" if isinstance(scaling, dict) else None
-    return Decoder(**found, context=size("max_position_embeddings") if kind in ("default", "llama3") else None)
+    context = size("max_position_embeddings") if kind in ("default", "llama3") else None
+    return Decoder(**found, inner=inner, context=context)
+
+
+def _inner(settings: dict[str, Any], size: Callable[[str], int | None], *, shared: bool) -> tuple[int, ...] | None:
+    """Decoder.inner; None where config.json cannot be right. shared: whether the architecture has a shared expert."""
+    experts = settings.get("num_experts") or settings.get("num_local_experts") or 0
+    step, dense_layers = settings.get("decoder_sparse_step") or 1, settings.get("mlp_only_layers") or []
+    layers = size("num_hidden_layers") or 0
+    if not (isinstance(experts, int) and isinstance(step, int) and isinstance(dense_layers, list)):
+        return None
+    dense = [size("intermediate_size")]
+    sparse = [size("moe_intermediate_size"), *([size("shared_expert_intermediate_size")] if shared else [])]
+    found = {
+        inner: None
+        for layer in range(layers)
+        for inner in (sparse if fit.has_experts(layer, experts, step, dense_layers) else dense)
+    }
+    sizes = [inner for inner in found if inner is not None]
+    return tuple(sizes) if len(sizes) == len(found) else None

@@ -20,7 +20,7 @@ from sophserve.fit import check_kv_room
 from sophserve.measure.footprint import FootprintRequest
 from sophserve.preflight import check
 
-KINDS = ("llama", "mistral", "qwen2", "qwen3")
+KINDS = ("llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 
 
 def changed(source: Path, target: Path, **fields: Any) -> Path:
@@ -111,6 +111,39 @@ def test_files(make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str, 
         said, of_model = refusal(partial(check, config, directory)), of_worker(directory, config)
         # Qwen3's heads have a size of their own where the file gives none, which the server leaves to the worker.
         assert said == of_model or (said is None and kind == "qwen3" and fields == {"head_dim": None}), ranks
+
+
+@pytest.mark.parametrize("kind", ["qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"moe_intermediate_size": 30, "shared_expert_intermediate_size": 50, "mlp_only_layers": [0]},
+        {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 50, "intermediate_size": 98},
+        {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2},
+        {"mlp_only_layers": [1], "intermediate_size": 98},
+        {"num_experts": None, "num_local_experts": 8, "intermediate_size": 98},
+        {"num_experts": 0, "num_local_experts": None, "intermediate_size": 98},
+    ],
+    ids=lambda fields: "-".join(fields),
+)
+def test_files_of_sparse_models(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
+    """What is split are the sizes that layers have, not all that config.json names."""
+    directory = changed(make_checkpoint(kind), tmp_path / "model", **fields)
+    for ranks in (1, 2, 4):
+        config = EngineConfig(model="x", tensor_parallel_size=ranks, max_model_len=64)
+        assert refusal(partial(check, config, directory)) == of_worker(directory, config), ranks
+
+
+@pytest.mark.parametrize("fields", [{"decoder_sparse_step": 0}, {"mlp_only_layers": 1}, {"num_experts": "8"}])
+def test_keys_that_cannot_be_right_are_left_to_the_worker(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    directory = changed(make_checkpoint("qwen2_moe"), tmp_path / "model", **fields)
+    config = EngineConfig(model="x")
+    check(config, directory)
+    assert "config.json cannot be used: Expected" in (of_worker(directory, config) or "")
 
 
 @pytest.mark.parametrize("kind", KINDS)

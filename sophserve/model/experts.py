@@ -204,5 +204,4 @@ class SparseConfig(DecoderConfig):
 
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts."""
-        step = self.decoder_sparse_step
-        return self.experts > 0 and layer not in self.mlp_only_layers and (layer + 1) % step == 0
+        return fit.has_experts(layer, self.experts, self.decoder_sparse_step, self.mlp_only_layers)
