@@ -1,0 +1,89 @@
+"""Sparse and latent models over HTTP and embedded, on one rank and several, against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from sophserve import LLM, SamplingParams
+from tests.serving.test_oracle import LENGTHS, NEW_TOKENS, expected
+
+CASES: dict[str, dict[str, Any]] = {
+    "qwen2-moe": {"kind": "qwen2_moe", "num_hidden_layers": 3, "mlp_only_layers": [1]},
+    "qwen3-moe": {"kind": "qwen3_moe", "num_hidden_layers": 3, "decoder_sparse_step": 2},
+}
+TOLERANCE = 2e-3
+
+Oracle = list[tuple[list[int], torch.Tensor]]
+"""For each prompt the answer's tokens, and the logprobs after each token of both."""
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 512, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def model(
+    request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path], prompts: list[list[int]]
+) -> tuple[Path, Oracle]:
+    settings = dict(CASES[request.param])
+    directory = make_checkpoint(settings.pop("kind"), **settings)
+    return directory, [expected(directory, prompt) for prompt in prompts]
+
+
+SLOW_RANKS = [1, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 4))]
+
+
+@pytest.mark.parametrize("ranks", SLOW_RANKS)
+def test_http_in_chunks_of_16(
+    ranks: int, model: tuple[Path, Oracle], prompts: list[list[int]], start_server: Callable[..., Any]
+) -> None:
+    directory, oracle = model
+    server = start_server(directory, "--tensor-parallel-size", str(ranks), "--max-num-batched-tokens", "16")
+    client, tokenizer = server.client(), Tokenizer.from_file(str(directory / "tokenizer.json"))
+    for prompt_logprobs in ({"prompt_logprobs": 0}, {}):
+        answer = client.completions.create(
+            model="tiny",
+            prompt=prompts,
+            temperature=0,
+            max_tokens=NEW_TOKENS,
+            logprobs=1,
+            extra_body={"min_tokens": NEW_TOKENS, **prompt_logprobs},
+        )
+        for choice, prompt, (tokens, logprobs) in zip(answer.choices, prompts, oracle, strict=True):
+            # A prompt may end within a character, which the text then completes.
+            before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + tokens)
+            assert whole in (before + choice.text, before.removesuffix("\ufffd") + choice.text)
+            exact = logprobs[range(len(prompt) - 1, len(prompt) - 1 + NEW_TOKENS), tokens]
+            assert torch.tensor(choice.logprobs.token_logprobs).sub(exact).abs().max() < TOLERANCE
+            for position in range(1, len(prompt) if prompt_logprobs else 0):
+                entry = choice.prompt_logprobs[position][str(prompt[position])]
+                assert abs(entry["logprob"] - logprobs[position - 1, prompt[position]]) < TOLERANCE
+    # The second time the beginnings of the longer prompts came from the cache.
+    assert answer.usage.prompt_tokens_details.cached_tokens >= 16 + 48
+
+
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 4))])
+def test_embedded_in_chunks_of_100_without_a_cache(
+    ranks: int, model: tuple[Path, Oracle], prompts: list[list[int]]
+) -> None:
+    directory, oracle = model
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS, logprobs=0, prompt_logprobs=0)
+    options = {"tensor_parallel_size": ranks, "max_num_batched_tokens": 100, "enable_prefix_caching": False}
+    with LLM(str(directory), **options) as llm:
+        results = llm.generate(prompts, params, use_tqdm=False)
+    for prompt, result, (tokens, logprobs) in zip(prompts, results, oracle, strict=True):
+        output = result.outputs[0]
+        assert output.token_ids == tokens
+        everything = prompt + tokens
+        entries = (result.prompt_logprobs or []) + (output.logprobs or [])
+        for position in range(1, len(everything)):
+            entry = (entries[position] or {})[everything[position]]
+            assert abs(entry.logprob - logprobs[position - 1, everything[position]]) < TOLERANCE
