@@ -100,6 +100,8 @@ def _decoder(settings: dict[str, Any], architectures: Names, name: str) -> Decod
     """None where the architecture is another's, or gives a meaning of its own to what config.json does not say."""
     if architectures.distributions[name] != OWN:
         return None
+    if settings.get("kv_lora_rank") is not None:
+        return None
     defaults = architectures.members[name]
 
     def size(key: str, otherwise: int | None = None) -> int | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from msgspec import Meta
@@ -64,6 +64,10 @@ class DecoderConfig:
     def head_size(self) -> int:
         """Channels of one head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def rope(self, max_positions: int) -> Rope:
+        """How queries and keys are rotated at positions 0 to max_positions - 1."""
+        return make_rope(self.rope_parameters, self.head_size, max_positions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +207,8 @@ class CausalLM(Module, ABC, Generic[C]):
         self.generates = True
         tied = self.config.tie_word_embeddings
         self.tied = {"embedding.weight": "head.weight"} if tied else {}
-        rope = make_rope(self.config.rope_parameters, self.config.head_size, context.max_positions)
-        place = context.device.torch_device
-        self.rope = Rope(rope.cos.to(place), rope.sin.to(place))
+        rope, place = self.config.rope(context.max_positions), context.device.torch_device
+        self.rope = replace(rope, cos=rope.cos.to(place), sin=rope.sin.to(place))
         self.ropes = [self.rope]
         self.head = LMHead(context, self.config.hidden_size, self.vocab_size)
         self.embedding = Embedding(context, self.vocab_size, self.config.hidden_size, self.head if tied else None)
@@ -241,6 +244,10 @@ class CausalLM(Module, ABC, Generic[C]):
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, in the run's dtype."""
         return self.head(hidden)
+
+    def left_out(self, stored: Collection[str]) -> set[str]:
+        """Of a checkpoint's tensors, by their names, those of parts of the model that are not run here."""
+        return set()
 
     def parameter_of(self, tensor: str) -> str | None:
         """The path of the parameter that a tensor of a checkpoint belongs to; None for one of no use here."""

@@ -233,14 +233,16 @@ def _match(
         f"{path}.{name}": spec for path, module in model.named_modules() for name, spec in module.parameters().items()
     }
     found: dict[str, StoredTensor] = {}
-    unexpected = []
+    unexpected, left_out = [], model.left_out(stored)
     for name, tensor in stored.items():
         parameter = model.parameter_of(name)
         if parameter in model.tied:
             found[model.tied[parameter]] = tensor
         elif parameter in wanted:
             found.setdefault(parameter, tensor)
-        elif not (_HARMLESS.search(name) or (scheme and scheme.ignored.fullmatch(name.rpartition(".")[2]))):
+        elif not (
+            name in left_out or _HARMLESS.search(name) or (scheme and scheme.ignored.fullmatch(name.rpartition(".")[2]))
+        ):
             unexpected.append(name)
     # Exporters of 2023 gave every layer a bias.
     biases = [name for name in unexpected if name.endswith(".bias") and model.parameter_of(name)]

@@ -142,10 +142,14 @@ def _attention_factor(p: RopeParameters) -> float:
         return 1.0
     if p.attention_factor is not None:
         return p.attention_factor
-    growth = math.log(max(p.factor, 1.0))
     if p.mscale and p.mscale_all_dim:
-        return (0.1 * p.mscale * growth + 1.0) / (0.1 * p.mscale_all_dim * growth + 1.0)
-    return 0.1 * growth + 1.0
+        return entropy_scale(p.factor, p.mscale) / entropy_scale(p.factor, p.mscale_all_dim)
+    return entropy_scale(p.factor)
+
+
+def entropy_scale(factor: float, mscale: float = 1.0) -> float:
+    """By what YaRN multiplies q and k, each, over a context `factor` times as long (section 3.4); mscale weighs it."""
+    return 0.1 * mscale * math.log(max(factor, 1.0)) + 1.0
 
 
 _FREQUENCIES: dict[str, Callable[[RopeParameters, int, int], Tensor]] = {

@@ -12,6 +12,8 @@ from torch import Tensor
 from device.cmodel.device import CmodelDevice
 from device.collectives.interface import Communicator, SingleRank
 from device.interface import StepInputs
+from model_plugins.architectures.deepseek_v2 import DeepseekV2ForCausalLM
+from model_plugins.architectures.deepseek_v3 import DeepseekV3ForCausalLM
 from model_plugins.architectures.llama import LlamaForCausalLM
 from model_plugins.architectures.mistral import MistralForCausalLM
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
@@ -27,6 +29,8 @@ from sophserve.model.loading import load_model
 CLASSES = {
     c.__name__: c
     for c in (
+        DeepseekV2ForCausalLM,
+        DeepseekV3ForCausalLM,
         LlamaForCausalLM,
         MistralForCausalLM,
         Qwen2ForCausalLM,

@@ -51,6 +51,8 @@ class ThreadRank:
         ("qwen3", {"head_dim": 32, "num_key_value_heads": 1}),
         ("qwen2_moe", {"num_hidden_layers": 3, "mlp_only_layers": [1]}),
         ("qwen3_moe", {}),
+        ("deepseek_v2", {"q_lora_rank": None}),
+        ("deepseek_v3", {"attention_bias": True, "vocab_size": 511}),
     ],
 )
 def test_ranks_compute_the_whole(kind, overrides, ranks, make_checkpoint, open_model):
