@@ -18,20 +18,27 @@ OWN = "sophserve"
 """The distribution whose architectures are known to be decoders as `Decoder` has it."""
 
 
+Size = Callable[..., int | None]
+"""From a key of config.json, and what stands for it where it is absent, to its value if that is a size."""
+
+
 @dataclass(frozen=True)
 class Decoder:
-    """The sizes of a decoder by config.json. inner: the inner features of its MLPs, in the order of the layers."""
+    """The sizes of a decoder by config.json. inner: the inner features of its MLPs, in the order of the layers. latent:
+    channels that latent attention keeps of a token, on every rank; 0 where keys and values of heads are kept."""
 
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
     inner: tuple[int, ...]
+    latent: int
     vocabulary: int
     context: int | None  # None where the positions are scaled in a way that the architecture must know
 
     def split(self, ranks: int) -> int:
-        """The key/value heads of one rank, as devices share them that have no opinion of it. Raises CannotSplit."""
+        """The channels that a layer keeps of a token on one rank, as devices share heads that have no opinion of it.
+        Raises CannotSplit."""
         heads = partial(fit.heads_in_words, channels=self.head_dim)
         for things, fits in (
             (fit.vocabulary_in_words(self.vocabulary), -(-self.vocabulary // ranks) * (ranks - 1) < self.vocabulary),
@@ -41,7 +48,7 @@ class Decoder:
         ):
             if not fits:
                 raise fit.CannotSplit(things, ranks)
-        return max(1, self.kv_heads // ranks)
+        return self.latent or 2 * max(1, self.kv_heads // ranks) * self.head_dim
 
     def splits(self, ranks: int) -> bool:
         """Whether so many ranks can share it."""
@@ -87,20 +94,18 @@ def _check_quantization(config: EngineConfig, directory: Path, settings: dict[st
 
 def _check_sizes(config: EngineConfig, decoder: Decoder, max_model_len: int | None, dtype: str) -> None:
     try:
-        kv_heads = decoder.split(config.tensor_parallel_size)
+        channels = decoder.split(config.tensor_parallel_size)
     except fit.CannotSplit as error:
         fit.refuse_split(error, filter(decoder.splits, range(1, fit.MOST_RANKS + 1)))
     budget = config.kv_cache_bytes
     if budget is not None and max_model_len is not None:
-        block_bytes = 2 * decoder.layers * kv_heads * decoder.head_dim * fit.DTYPES[dtype] * config.block_size
+        block_bytes = decoder.layers * channels * fit.DTYPES[dtype] * config.block_size
         fit.check_kv_room(budget, block_bytes, budget // block_bytes, config, max_model_len)
 
 
 def _decoder(settings: dict[str, Any], architectures: Names, name: str) -> Decoder | None:
     """None where the architecture is another's, or gives a meaning of its own to what config.json does not say."""
     if architectures.distributions[name] != OWN:
-        return None
-    if settings.get("kv_lora_rank") is not None:
         return None
     defaults = architectures.members[name]
 
@@ -110,37 +115,66 @@ def _decoder(settings: dict[str, Any], architectures: Names, name: str) -> Decod
             value = otherwise
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
-    heads, hidden = size("num_attention_heads"), size("hidden_size")
-    sizes = {
-        "layers": size("num_hidden_layers"),
-        "heads": heads,
-        "kv_heads": size("num_key_value_heads", heads),
-        "head_dim": size("head_dim", hidden // heads if hidden and heads else None),
-        "vocabulary": size("vocab_size"),
-    }
+    if settings.get("kv_lora_rank") is not None:
+        sizes, inner = _latent_sizes(size), _inner_within_groups(settings, size)
+    else:
+        sizes = _head_sizes(size)
+        inner = _inner(settings, size, shared="shared_expert_intermediate_size" in defaults)
+    sizes |= {"layers": size("num_hidden_layers"), "vocabulary": size("vocab_size")}
     found = {key: value for key, value in sizes.items() if value is not None}
-    inner = _inner(settings, size, shared="shared_expert_intermediate_size" in defaults)
-    if len(found) < len(sizes) or inner is None:
+    if len(found) < len(sizes) or inner is None or None in inner:
         return None
     scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default" if isinstance(scaling, dict) else None
     context = size("max_position_embeddings") if kind in ("default", "llama3") else None
-    return Decoder(**found, inner=inner, context=context)
+    return Decoder(**found, inner=tuple(each for each in inner if each is not None), context=context)
 
 
-def _inner(settings: dict[str, Any], size: Callable[[str], int | None], *, shared: bool) -> tuple[int, ...] | None:
-    """Decoder.inner; None where config.json cannot be right. shared: whether the architecture has a shared expert."""
+def _head_sizes(size: Size) -> dict[str, int | None]:
+    heads, hidden = size("num_attention_heads"), size("hidden_size")
+    return {
+        "heads": heads,
+        "kv_heads": size("num_key_value_heads", heads),
+        "head_dim": size("head_dim", hidden // heads if hidden and heads else None),
+        "latent": 0,
+    }
+
+
+def _latent_sizes(size: Size) -> dict[str, int | None]:
+    """Those of latent attention, for which num_key_value_heads and head_dim say nothing."""
+    heads, latent = size("num_attention_heads"), size("kv_lora_rank")
+    plain, rotated = size("qk_nope_head_dim"), size("qk_rope_head_dim")
+    return {
+        "heads": heads,
+        "kv_heads": heads,
+        "head_dim": plain + rotated if plain and rotated else None,
+        "latent": latent + rotated if latent and rotated else None,
+    }
+
+
+def _inner(settings: dict[str, Any], size: Size, *, shared: bool) -> list[int | None] | None:
+    """Decoder.inner, None for what is not known; None where config.json cannot be right. shared: whether the
+    architecture has a shared expert."""
     experts = settings.get("num_experts") or settings.get("num_local_experts") or 0
     step, dense_layers = settings.get("decoder_sparse_step") or 1, settings.get("mlp_only_layers") or []
-    layers = size("num_hidden_layers") or 0
     if not (isinstance(experts, int) and isinstance(step, int) and isinstance(dense_layers, list)):
         return None
-    dense = [size("intermediate_size")]
     sparse = [size("moe_intermediate_size"), *([size("shared_expert_intermediate_size")] if shared else [])]
-    found = {
-        inner: None
-        for layer in range(layers)
-        for inner in (sparse if fit.has_experts(layer, experts, step, dense_layers) else dense)
-    }
-    sizes = [inner for inner in found if inner is not None]
-    return tuple(sizes) if len(sizes) == len(found) else None
+    return _in_order(size, sparse, lambda layer: fit.has_experts(layer, experts, step, dense_layers))
+
+
+def _inner_within_groups(settings: dict[str, Any], size: Size) -> list[int | None] | None:
+    """Decoder.inner of DeepSeek's models."""
+    first, step = settings.get("first_k_dense_replace"), settings.get("moe_layer_freq") or 1
+    count, expert = settings.get("n_shared_experts") or 0, size("moe_intermediate_size")
+    if not (isinstance(first, int) and isinstance(step, int) and isinstance(count, int) and expert):
+        return None
+    sparse: list[int | None] = [expert, *([count * expert] if count else [])]
+    return _in_order(size, sparse, lambda layer: layer >= first and layer % step == 0)
+
+
+def _in_order(size: Size, sparse: list[int | None], is_sparse: Callable[[int], bool]) -> list[int | None]:
+    """The inner sizes of all layers, each once: those of a sparse layer, or that of a dense one."""
+    dense = [size("intermediate_size")]
+    layers = range(size("num_hidden_layers") or 0)
+    return list(dict.fromkeys(inner for layer in layers for inner in (sparse if is_sparse(layer) else dense)))

@@ -20,7 +20,7 @@ from sophserve.fit import check_kv_room
 from sophserve.measure.footprint import FootprintRequest
 from sophserve.preflight import check
 
-KINDS = ("llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+KINDS = ("deepseek_v2", "deepseek_v3", "llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 
 
 def changed(source: Path, target: Path, **fields: Any) -> Path:
@@ -130,6 +130,29 @@ def test_files_of_sparse_models(
     make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str, fields: dict[str, Any]
 ) -> None:
     """What is split are the sizes that layers have, not all that config.json names."""
+    directory = changed(make_checkpoint(kind), tmp_path / "model", **fields)
+    for ranks in (1, 2, 4):
+        config = EngineConfig(model="x", tensor_parallel_size=ranks, max_model_len=64)
+        assert refusal(partial(check, config, directory)) == of_worker(directory, config), ranks
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"moe_intermediate_size": 33, "n_shared_experts": 2},
+        {"moe_intermediate_size": 36, "n_shared_experts": None, "intermediate_size": 98},
+        {"moe_intermediate_size": 33, "n_shared_experts": 0, "first_k_dense_replace": 3},
+        {"moe_layer_freq": 2, "first_k_dense_replace": 0, "num_hidden_layers": 1, "intermediate_size": 97},
+        {"moe_layer_freq": 2, "first_k_dense_replace": 1, "num_hidden_layers": 2, "moe_intermediate_size": 33},
+        {"num_attention_heads": 6, "num_key_value_heads": 1, "q_lora_rank": 24},
+        {"num_attention_heads": 3, "num_key_value_heads": 3, "v_head_dim": 10},
+    ],
+    ids=lambda fields: "-".join(fields),
+)
+def test_files_of_latent_models(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
     directory = changed(make_checkpoint(kind), tmp_path / "model", **fields)
     for ranks in (1, 2, 4):
         config = EngineConfig(model="x", tensor_parallel_size=ranks, max_model_len=64)
