@@ -1,23 +1,56 @@
 """Make a checkpoint with random weights at a real model's shape, for measuring: `make_checkpoint.py SHAPE DIRECTORY`.
 
 Needs transformers. The tokenizer is copied from `--tokenizer`, a directory with tokenizer.json and
-tokenizer_config.json, or trained on this file; the ids beyond are made-up words.
+tokenizer_config.json, or trained on this file; the ids beyond are made-up words. Matrices have the scale that keeps
+products near one, and what layers add is of the embedding's size, so that routers choose by the token.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
-SHAPES = {
-    "tiny": {
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 1e6}
+QWEN2: dict[str, Any] = {"model_type": "qwen2", "tie_word_embeddings": True, "rope_parameters": DEFAULT_ROPE}
+QWEN2_MOE: dict[str, Any] = {"model_type": "qwen2_moe", "tie_word_embeddings": False, "rope_parameters": DEFAULT_ROPE}
+DEEPSEEK: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "tie_word_embeddings": False,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "max_position_embeddings": 16384,
+    "num_nextn_predict_layers": 0,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": QWEN2
+    | {
         "vocab_size": 8192,
         "hidden_size": 256,
         "intermediate_size": 704,
@@ -26,7 +59,8 @@ SHAPES = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
     },
-    "deep": {
+    "deep": QWEN2
+    | {
         "vocab_size": 8192,
         "hidden_size": 64,
         "intermediate_size": 64,
@@ -35,7 +69,8 @@ SHAPES = {
         "num_key_value_heads": 1,
         "max_position_embeddings": 2048,
     },
-    "qwen2-0.5b": {
+    "qwen2-0.5b": QWEN2
+    | {
         "vocab_size": 151936,
         "hidden_size": 896,
         "intermediate_size": 4864,
@@ -44,7 +79,8 @@ SHAPES = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 32768,
     },
-    "qwen2-7b": {
+    "qwen2-7b": QWEN2
+    | {
         "vocab_size": 152064,
         "hidden_size": 3584,
         "intermediate_size": 18944,
@@ -54,11 +90,76 @@ SHAPES = {
         "max_position_embeddings": 32768,
         "tie_word_embeddings": False,
     },
+    "qwen2moe-tiny": QWEN2_MOE
+    | {
+        "vocab_size": 8192,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 256,
+        "max_position_embeddings": 16384,
+    },
+    "qwen2moe-mini": QWEN2_MOE
+    | {
+        "vocab_size": 32768,
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "num_experts": 32,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 1024,
+        "max_position_embeddings": 16384,
+    },
+    "deepseek-tiny": DEEPSEEK
+    | {
+        "vocab_size": 8192,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 128,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "first_k_dense_replace": 1,
+        "n_group": 4,
+        "topk_group": 2,
+    },
+    "deepseek-mini": DEEPSEEK
+    | {
+        "vocab_size": 32768,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "q_lora_rank": 768,
+        "n_routed_experts": 64,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 6,
+        "moe_intermediate_size": 768,
+        "first_k_dense_replace": 2,
+        "n_group": 8,
+        "topk_group": 4,
+    },
 }
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+QUANTIZATION = {"gptq": GPTQ, "fp8": FP8}
 
 
 def main() -> None:
@@ -67,57 +168,100 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--tokenizer", type=Path, help="a directory to copy the tokenizer from")
-    parser.add_argument("--gptq", action="store_true", help="4-bit layers of random codes, groups of 128")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--gptq", action="store_true", help="4-bit layers of random codes, groups of 128")
+    kind.add_argument("--fp8", action="store_true", help="float8 layers, blocks of 128 x 128")
     options = parser.parse_args()
     torch.manual_seed(0)
-    rope = {"rope_type": "default", "rope_theta": 1e6}
-    config = Qwen2Config(**{"tie_word_embeddings": True, **SHAPES[options.shape]}, rope_parameters=rope)
-    torch.set_default_dtype(getattr(torch, options.dtype))
-    if options.gptq:
-        save_gptq(config, options.directory)
-    else:
-        Qwen2ForCausalLM(config).save_pretrained(options.directory)
+    quantized = "gptq" if options.gptq else "fp8" if options.fp8 else None
+    save(SHAPES[options.shape], options.directory, getattr(torch, options.dtype), quantized)
     if options.tokenizer:
         for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
             if (options.tokenizer / name).exists():
                 shutil.copy(options.tokenizer / name, options.directory)
     else:
-        train_tokenizer(options.directory, config.vocab_size)
+        train_tokenizer(options.directory, SHAPES[options.shape]["vocab_size"])
     size = sum(path.stat().st_size for path in options.directory.iterdir())
     print(f"{options.directory}: {options.shape}, {size / 2**20:.0f} MiB")
 
 
-def save_gptq(config: Qwen2Config, directory: Path) -> None:
-    """Random codes instead of rounded weights, which would take long; a file for each layer."""
+def save(shape: dict[str, Any], directory: Path, dtype: torch.dtype, quantized: str | None) -> None:
+    """Write config.json and a file for each layer; quantized is a key of QUANTIZATION or None."""
     directory.mkdir(parents=True, exist_ok=True)
+    config = AutoConfig.for_model(**shape)
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in Qwen2ForCausalLM(config).state_dict().items()}
-    if config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
-    files: dict[str, dict[str, torch.Tensor]] = {}
-    for name, shape in shapes.items():
-        layer = name.split(".")[2] if ".layers." in name else "rest"
-        tensors = files.setdefault(f"model-{layer}.safetensors", {})
-        if name.endswith("_proj.weight"):
-            outputs, inputs = shape
-            words = lambda *size: torch.randint(-(2**31), 2**31, size, dtype=torch.int32)  # noqa: E731
-            groups = -(-inputs // 128)
-            tensors[name.removesuffix("weight") + "qweight"] = words(inputs // 8, outputs)
-            zeros = torch.full((groups, outputs // 8), 0x77777777, dtype=torch.int32)
-            tensors[name.removesuffix("weight") + "qzeros"] = zeros
-            scales = torch.full((groups, outputs), 0.02 / 4.6)  # codes have a deviation of 4.6
-            tensors[name.removesuffix("weight") + "scales"] = scales.half()
-            tensors[name.removesuffix("weight") + "g_idx"] = (torch.arange(inputs) // 128).int()
-        else:
-            tensors[name] = torch.ones(shape) if "norm" in name else torch.randn(shape) / 50
-    for file, tensors in files.items():
+        model = AutoModelForCausalLM.from_config(config)
+    files: dict[str, dict[str, torch.Size]] = {}
+    for name, size in names_on_disk(model):
+        file = f"model-{name.split('.')[2]}.safetensors" if ".layers." in name else "model-rest.safetensors"
+        files.setdefault(file, {})[name] = size
+    weight_map = {}
+    for file, sizes in files.items():
+        tensors: dict[str, Tensor] = {}
+        for name, size in sizes.items():
+            tensors |= make_tensors(name, size, dtype, quantized, config.hidden_size)
         save_file(tensors, directory / file, metadata={"format": "pt"})
-    weight_map = {name: file for file, tensors in files.items() for name in tensors}
-    index = {"metadata": {}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
-    settings = config.to_dict() | {"architectures": ["Qwen2ForCausalLM"], "quantization_config": quantization}
-    (directory / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}, indent=2))
+        weight_map |= dict.fromkeys(tensors, file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    settings = config.to_dict() | {"architectures": [type(model).__name__], "dtype": str(dtype).removeprefix("torch.")}
+    if quantized:
+        settings["quantization_config"] = QUANTIZATION[quantized]
+    (directory / "config.json").write_text(json.dumps(settings, indent=2))
+
+
+def names_on_disk(model: torch.nn.Module) -> Iterator[tuple[str, torch.Size]]:
+    """Names and sizes, a tensor for each expert: transformers stacks them in memory alone."""
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        prefix, stacked, part = name.rpartition(".experts.")
+        if not stacked:
+            yield name, tensor.shape
+            continue
+        outputs, inputs = tensor.shape[1:]
+        size = torch.Size([outputs // 2 if part == "gate_up_proj" else outputs, inputs])
+        for expert in range(tensor.shape[0]):
+            for each in ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,):
+                yield f"{prefix}.experts.{expert}.{each}.weight", size
+
+
+def make_tensors(
+    name: str, size: torch.Size, dtype: torch.dtype, quantized: str | None, hidden: int
+) -> dict[str, Tensor]:
+    """What stands in the file for one of the model's tensors."""
+    if "norm" in name:
+        return {name: torch.ones(size, dtype=dtype)}
+    if name.endswith("e_score_correction_bias"):
+        return {name: torch.randn(size) / 10}
+    deviation = size[-1] ** -0.5
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        deviation *= hidden**-0.5
+    if quantized and re.search(r"_proj(_with_mqa)?\.weight$", name):
+        stem = name.removesuffix("weight")
+        parts = (gptq_codes if quantized == "gptq" else float8_blocks)(size, deviation)
+        return {stem + part: tensor for part, tensor in parts.items()}
+    return {name: (torch.randn(size) * deviation).to(dtype)}
+
+
+def gptq_codes(size: torch.Size, deviation: float) -> dict[str, Tensor]:
+    """Random codes instead of rounded weights, which would take long."""
+    outputs, inputs = size
+    groups = -(-inputs // 128)
+    return {
+        "qweight": torch.randint(-(2**31), 2**31, (inputs // 8, outputs), dtype=torch.int32),
+        "qzeros": torch.full((groups, outputs // 8), 0x77777777, dtype=torch.int32),
+        "scales": torch.full((groups, outputs), deviation / 4.6, dtype=torch.float16),  # codes have a deviation of 4.6
+        "g_idx": (torch.arange(inputs) // 128).int(),
+    }
+
+
+def float8_blocks(size: torch.Size, deviation: float) -> dict[str, Tensor]:
+    """Codes of deviation 64, far from the largest, 448."""
+    blocks = [-(-length // 128) for length in size]
+    return {
+        "weight": (torch.randn(size) * 64).to(torch.float8_e4m3fn),
+        "weight_scale_inv": torch.full(blocks, deviation / 64, dtype=torch.float32),
+    }
 
 
 def train_tokenizer(directory: Path, size: int) -> None:
