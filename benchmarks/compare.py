@@ -5,9 +5,13 @@ appended to a file, and the tables are medians of all samples there: a compariso
 (`--systems`, `--sizes`), and `--rounds 0` prints the tables alone. sophserve's samples of other commits are left out.
 
 decode: tokens per second of all sequences together, without the prefill; the limit is batch / max(bytes / read
-bandwidth, operations / product peak), the bytes being those of all weights a step uses, once, and of every sequence's
-keys and values. prefill: the tokens of a prompt over the time to its first token; the limit is the product peak over
-the operations. machine.py has both formulas, peers/ how each system is called.
+bandwidth, operations / product peak), the bytes being those of all weights a step uses, once, and of what is cached of
+every sequence. Of a layer's experts, those are read that some of the tokens is expected to choose: of E experts,
+E * (1 - (1 - k / E) ^ tokens). prefill: the tokens of a prompt over the time to its first token; the limit is the
+product peak over the operations. machine.py has the formulas, peers/ how each system is called.
+
+What a step takes at several lengths (`--sizes context`) gives the cost of one more token of context, by a fitted line.
+What a system cannot do stands below the table, in its own words.
 """
 
 from __future__ import annotations
@@ -18,38 +22,28 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import Limits, Shape, commit, cpu_model, measure_limits
+from benchmarks.machine import Limits, Matrices, Shape, checkpoint_matrices, commit, cpu_model, measure_limits
 from benchmarks.peers import setup, vllm_api
 from benchmarks.peers.process import SystemFailed, SystemProcess
 from benchmarks.peers.protocol import Workload
+from benchmarks.samples import Failure, Sample, Samples
 from device.cmodel.threads import thread_count
 
 SHORT = [Workload("decode", batch, 128) for batch in (1, 8, 16)] + [Workload("prefill", 1, n) for n in (128, 1024)]
 LONG = [Workload("decode", batch, 8192) for batch in (1, 8)] + [Workload("prefill", 1, 8192)]
-WORKLOADS = {work.name: work for work in SHORT + LONG}
-GROUPS = {"short": [work.name for work in SHORT], "long": [work.name for work in LONG]}
+CONTEXT = [Workload("decode", 1, context) for context in (128, 1024, 2048, 4096)]
+WORKLOADS = {work.name: work for work in SHORT + CONTEXT + LONG}
+GROUPS = {name: [w.name for w in works] for name, works in [("short", SHORT), ("context", CONTEXT), ("long", LONG)]}
 PEERS = ["vllm", "llama.cpp", "transformers", "torch"]
-QUANTIZED = {"sophserve w4a16", "llama.cpp q4_0"}
 READY, MEMORY = "ready, s", "peak memory, MiB"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One measured number: tokens per second, seconds, MiB, or a field of Limits (system `machine`)."""
-
-    model: str
-    system: str
-    what: str
-    value: float
-    commit: str
 
 
 @dataclass(frozen=True)
@@ -61,29 +55,26 @@ class Row:
     limits: dict[str, float]
 
 
-class Samples:
-    """The file of samples, one JSON object a line."""
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized checkpoint of the same model, and the columns of its table."""
 
-    def __init__(self, path: Path, fresh: bool) -> None:
-        self._path = path
-        if fresh:
-            path.unlink(missing_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    directory: Path
+    ours: str
+    vllm: str
+    llama: str
+    kind: str  # of GGUF
 
-    def add(self, sample: Sample) -> None:
-        """Append one."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(vars(sample) | {"time": int(time.time())}) + "\n")
+    @classmethod
+    def of(cls, directory: Path) -> Quantized:
+        """Read `directory/config.json`: 8 bits stand beside Q8_0, 4 bits beside Q4_0."""
+        settings = json.loads((directory / "config.json").read_text())["quantization_config"]
+        label, kind = ("fp8", "q8_0") if settings["quant_method"] == "fp8" else ("w4a16", "q4_0")
+        return cls(directory, f"sophserve {label}", f"vllm {label}", f"llama.cpp {kind}", kind)
 
-    def read(self, model: str, current: str) -> dict[tuple[str, str], float]:
-        """Medians by (system, what), for this model; sophserve's of the current commit only."""
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        groups: dict[tuple[str, str], list[float]] = {}
-        for entry in map(json.loads, lines):
-            ours = entry["system"].startswith("sophserve")
-            if entry["model"] in (model, "") and (not ours or entry["commit"] == current):
-                groups.setdefault((entry["system"], entry["what"]), []).append(entry["value"])
-        return {key: median(values) for key, values in groups.items()}
+    def systems(self, peers: list[str]) -> list[str]:
+        """Ours, then the peers' among those that are asked for."""
+        return [self.ours] + [name for peer, name in (("vllm", self.vllm), ("llama.cpp", self.llama)) if peer in peers]
 
 
 def systems(options: argparse.Namespace) -> dict[str, Callable[[], SystemProcess]]:
@@ -101,57 +92,66 @@ def systems(options: argparse.Namespace) -> dict[str, Callable[[], SystemProcess
         programs = {"LLAMA_CPP_BIN": str(setup.llama_cpp_programs(peers))}
         return start("llama_cpp", setup.gguf(peers, options.model, kind), environment=programs)
 
+    def vllm(model: Path) -> SystemProcess:
+        return start("vllm_api", model, setup.vllm_python(peers), vllm_api.environment(cpus[:threads]))
+
     model: Path = options.model
     starters: dict[str, Callable[[], SystemProcess]] = {
         "sophserve": lambda: start("sophserve_api", model),
-        "vllm": lambda: start("vllm_api", model, setup.vllm_python(peers), vllm_api.environment(cpus[:threads])),
+        "vllm": lambda: vllm(model),
         "llama.cpp": lambda: llama("bf16"),
         "transformers": lambda: start("transformers_model", model),
         "torch": lambda: start("torch_ops", model),
     }
-    if options.quantized_model:
-        starters["sophserve w4a16"] = lambda: start("sophserve_api", options.quantized_model)
-        starters["llama.cpp q4_0"] = lambda: llama("q4_0")
-    chosen = options.systems or ["sophserve", *options.peers, *(name for name in starters if name in QUANTIZED)]
+    for each in options.quantized_model:
+        starters[each.ours] = partial(start, "sophserve_api", each.directory)
+        starters[each.vllm] = partial(vllm, each.directory)
+        starters[each.llama] = partial(llama, each.kind)
+    quantized = [name for each in options.quantized_model for name in each.systems(options.peers)]
+    chosen = options.systems or ["sophserve", *options.peers, *quantized]
     if unknown := [name for name in chosen if name not in starters]:
         sys.exit(f"no such system: {', '.join(unknown)}; there are {', '.join(starters)}")
     return {name: starters[name] for name in chosen}
 
 
 def measure_system(
-    name: str, start: Callable[[], SystemProcess], works: list[Workload], add: Callable[[str, str, float], None]
+    start: Callable[[], SystemProcess],
+    works: list[Workload],
+    add: Callable[[str, float], None],
+    fail: Callable[[str, str], None],
 ) -> None:
-    """Run all workloads in one process. What fails is reported and left out."""
+    """Run all workloads in one process; `add` and `fail` are told what came of each."""
     try:
         with start() as process:
-            add(name, READY, process.ready)
+            add(READY, process.ready)
             for work in works:
                 try:
-                    add(name, work.name, work.tokens / process.measure(work))
+                    add(work.name, work.tokens / process.measure(work))
                 except SystemFailed as error:
-                    print(f"{name}, {work.name}: {error}", file=sys.stderr)
-            add(name, MEMORY, process.peak_mib)
+                    fail(work.name, str(error))
+            add(MEMORY, process.peak_mib)
     except SystemFailed as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        fail("start", str(error))
 
 
-def cost(work: Workload, shape: Shape, weight_bytes: float) -> tuple[float, float]:
-    """Operations, and bytes of memory that must be read."""
+def cost(work: Workload, shape: Shape, weights: Matrices) -> tuple[float, float]:
+    """Operations, and bytes of memory that must be read; `weights` are bytes."""
+    read = weights.used(shape.experts_read(work.tokens))
     if work.kind == "prefill":
-        return shape.prefill_flops(work.context), weight_bytes
-    return shape.decode_flops(work.batch, work.context), weight_bytes + shape.kv_bytes(work.batch, work.context)
+        return shape.prefill_flops(work.context), read
+    return shape.decode_flops(work.batch, work.context), read + shape.kv_bytes(work.batch, work.context)
 
 
-def limit(work: Workload, shape: Shape, machine: Limits, weight_bytes: float) -> float:
+def limit(work: Workload, shape: Shape, machine: Limits, weights: Matrices) -> float:
     """Tokens per second that the machine allows."""
-    operations, read = cost(work, shape, weight_bytes)
+    operations, read = cost(work, shape, weights)
     return work.tokens / max(operations / machine.bfloat16_gflops, read / machine.read_gbs) * 1e9
 
 
 def rows(
-    medians: dict[tuple[str, str], float], names: list[str], shape: Shape, machine: Limits, weights: dict[str, float]
+    medians: dict[tuple[str, str], float], names: list[str], shape: Shape, machine: Limits, weights: dict[str, Matrices]
 ) -> list[Row]:
-    """A row for everything that was measured of these systems."""
+    """A row for everything that was measured of these systems; `weights` are the bytes of each."""
     table = []
     for what in (*WORKLOADS, READY, MEMORY):
         values = {name: medians[name, what] for name in names if (name, what) in medians}
@@ -159,6 +159,25 @@ def rows(
         if values:
             table.append(Row(what, values, limits))
     return table
+
+
+def context_slope(medians: dict[tuple[str, str], float], system: str) -> float | None:
+    """Seconds that each token of context adds to a step of one sequence; None for fewer than three lengths."""
+    single = [work for work in WORKLOADS.values() if work.kind == "decode" and work.batch == 1]
+    points = [(w.context, 1 / medians[system, w.name]) for w in single if (system, w.name) in medians]
+    return linear_regression(*zip(*points, strict=True)).slope if len(points) >= 3 else None
+
+
+def describe_slopes(medians: dict[tuple[str, str], float], names: list[str], shape: Shape, machine: Limits) -> str:
+    """A table of context_slope beside the time to read what is cached of a token."""
+    least = shape.token_bytes / machine.read_gbs  # nanoseconds
+    slopes = {name: slope * 1e9 for name in names if (slope := context_slope(medians, name)) is not None}
+    if not slopes:
+        return ""
+    lines = [f"A token of context is {shape.token_bytes} bytes, read in {number(least)} ns. What it adds to a step:\n"]
+    lines += ["| | ns | of its reading |", "|---|---|---|"]
+    lines += [f"| {name} | {number(slope)} | {number(slope / least)} |" for name, slope in slopes.items()]
+    return "\n".join(lines) + "\n"
 
 
 def render(table: list[Row], names: list[str]) -> str:
@@ -186,7 +205,7 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def plot(table: list[Row], names: list[str], shape: Shape, machine: Limits, weights: float, path: Path) -> None:
+def plot(table: list[Row], names: list[str], shape: Shape, machine: Limits, weights: Matrices, path: Path) -> None:
     """The roofline: operations per second over operations per byte of memory that must be read."""
     import matplotlib
 
@@ -218,23 +237,27 @@ def plot(table: list[Row], names: list[str], shape: Shape, machine: Limits, weig
 def report(options: argparse.Namespace, samples: Samples, machine: Limits) -> None:
     """Print the tables and draw the plot."""
     current, shape = commit(), Shape.of(options.model)
-    medians = samples.read(options.model.name, current)
+    medians, failures = (read(options.model.name, current) for read in (samples.read, samples.failures))
     fields = {name: medians.get(("machine", name), getattr(machine, name)) for name in Limits.__annotations__}
     machine = Limits(**{**fields, "product": machine.product})
     print(f"{datetime.date.today()}, {cpu_model()}, commit {current}, {options.model.name}, medians\n")
     print(f"{machine.describe()}\nTokens per second, (share of the machine's limit)\n")
-    names = ["sophserve", *options.peers]
-    table = rows(medians, names, shape, machine, dict.fromkeys(names, shape.weight_bytes))
-    print(render(table, names))
-    if options.plot:
-        plot(table, names, shape, machine, shape.weight_bytes, options.plot)
-    if options.quantized_model:
-        names = sorted(QUANTIZED, reverse=True)
-        ours = sum(file.stat().st_size for file in options.quantized_model.glob("*.safetensors"))
-        theirs = setup.gguf(options.peers_dir, options.model, "q4_0").stat().st_size
-        weights = {"sophserve w4a16": float(ours), "llama.cpp q4_0": float(theirs)}
-        print("\n4-bit weights, every byte of the files being read at each step\n")
-        print(render(rows(medians, names, shape, machine, weights), names))
+    plain = checkpoint_matrices(options.model)[1]
+    tables = [dict.fromkeys(["sophserve", *options.peers], plain)]
+    for each in options.quantized_model:
+        ours = checkpoint_matrices(each.directory)[1]
+        sizes = {each.ours: ours, each.vllm: ours}
+        if "llama.cpp" in options.peers:
+            sizes[each.llama] = setup.gguf_matrices(options.peers_dir, options.model, each.kind)[1]
+        tables.append({name: sizes[name] for name in each.systems(options.peers)})
+    for weights in tables:
+        names = list(weights)
+        table = rows(medians, names, shape, machine, weights)
+        print(render(table, names) + "\n")
+        print(describe_slopes(medians, names, shape, machine))
+        print("".join(f"- {s}, {what}: {e}\n" for (s, what), e in failures.items() if s in names))
+        if options.plot and weights is tables[0]:
+            plot(table, names, shape, machine, plain, options.plot)
 
 
 def parse() -> argparse.Namespace:
@@ -242,10 +265,11 @@ def parse() -> argparse.Namespace:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sophserve-peers"
     names = lambda text: [each for each in text.split(",") if each]  # noqa: E731
     parser.add_argument("--model", type=Path, required=True, help="a bfloat16 checkpoint; see make_checkpoint.py")
-    parser.add_argument("--quantized-model", type=Path, help="a 4-bit checkpoint of it: adds a table beside Q4_0")
+    quantized = "a 4-bit or float8 checkpoint of it: adds a table beside Q4_0 or Q8_0; can be repeated"
+    parser.add_argument("--quantized-model", type=Path, action="append", default=[], help=quantized)
     parser.add_argument("--peers", type=names, default=PEERS, help=f"the table's columns (default: {','.join(PEERS)})")
     parser.add_argument("--systems", type=names, help="measure only these now (default: sophserve and all peers)")
-    parser.add_argument("--sizes", type=names, default=["short", "long"], help=f"short, long, {', '.join(WORKLOADS)}")
+    parser.add_argument("--sizes", type=names, default=["short", "long"], help=f"{', '.join([*GROUPS, *WORKLOADS])}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers-dir", type=Path, default=cache, help=f"where peers are installed (default: {cache})")
     parser.add_argument("--results", type=Path, help="the file of samples (default: in the peers' directory)")
@@ -255,8 +279,9 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.peers_dir = options.peers_dir.expanduser().resolve()
     options.model = options.model.resolve()
+    options.quantized_model = [Quantized.of(directory.resolve()) for directory in options.quantized_model]
     options.results = options.results or options.peers_dir / "samples.jsonl"
-    sizes = [name for size in options.sizes for name in GROUPS.get(size, [size])]
+    sizes = list(dict.fromkeys(name for size in options.sizes for name in GROUPS.get(size, [size])))
     if unknown := [name for name in [*sizes, *options.peers] if name not in [*WORKLOADS, *PEERS]]:
         parser.error(f"unknown: {', '.join(unknown)}")
     options.sizes = [WORKLOADS[name] for name in sizes]
@@ -269,8 +294,8 @@ def install(options: argparse.Namespace) -> None:
         setup.vllm_python(options.peers_dir)
     if "llama.cpp" in options.peers:
         setup.gguf(options.peers_dir, options.model, "bf16")
-        if options.quantized_model:
-            setup.gguf(options.peers_dir, options.model, "q4_0")
+        for each in options.quantized_model:
+            setup.gguf(options.peers_dir, options.model, each.kind)
 
 
 def main() -> None:
@@ -288,6 +313,10 @@ def main() -> None:
         print(f"{system}: {what} {number(value)}", file=sys.stderr, flush=True)
         samples.add(Sample("" if system == "machine" else options.model.name, system, what, value, current))
 
+    def fail(system: str, what: str, error: str) -> None:
+        print(f"{system}: {what} failed: {error}", file=sys.stderr, flush=True)
+        samples.add(Failure(options.model.name, system, what, error, current))
+
     machine = None
     chosen = systems(options)
     for _ in range(options.rounds):
@@ -295,7 +324,7 @@ def main() -> None:
         for field in ("read_gbs", "float32_gflops", "bfloat16_gflops"):
             add("machine", field, getattr(machine, field))
         for name, start in chosen.items():
-            measure_system(name, start, options.sizes, add)
+            measure_system(start, options.sizes, partial(add, name), partial(fail, name))
     report(options, samples, machine or measure_limits(0.1))
 
 

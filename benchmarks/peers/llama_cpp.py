@@ -24,10 +24,13 @@ class LlamaCpp:
         self._bench(1, 1)
 
     def _run(self, program: str, *options: str) -> str:
+        """What it prints. Raises RuntimeError with the last line of what it complains of."""
         command = [str(self._folder / program), *self._options, *options]
-        return subprocess.run(
-            command, check=True, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ).stdout
+        done = subprocess.run(command, text=True, stdin=subprocess.DEVNULL, capture_output=True)
+        if done.returncode:
+            complaints = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing"]
+            raise RuntimeError(f"{program} ended with status {done.returncode} and said: {complaints[-1]}")
+        return done.stdout
 
     def _bench(self, context: int, repetitions: int) -> float:
         warm = ["--no-warmup"] if context in (1, 8192) else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -79,13 +80,21 @@ class SystemProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemFailed(f"it ended with status {self._process.wait()}; what it said is in {self._log}")
+            status = self._process.wait()
+            raise SystemFailed(f"{cause(self._log)} (status {status}, log {self._log.name})")
         answer: dict[str, float | str] = json.loads(line)
         return answer
 
     def _watch(self) -> None:
         while not self._stop.wait(0.2):
             self._peak = max(self._peak, sum(map(_largest_resident, _tree(self._process.pid))))
+
+
+def cause(log: Path) -> str:
+    """The first error that a log names, from which the others follow; its last line if it names none."""
+    lines = log.read_text(errors="replace").splitlines()
+    found = [match[0] for line in lines if (match := re.search(r"\b[A-Za-z_.]*(Error|Exception): \S.*", line))]
+    return (found or lines[-1:] or ["it said nothing"])[0].strip()
 
 
 def _largest_resident(pid: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.parser
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,9 @@ import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+
+from benchmarks.machine import Matrices, matrices
+from benchmarks.peers.process import ROOT
 
 TORCH = "torch==2.13.0"
 NOT_NEEDED = {"torch", "torchaudio", "torchvision", "torchcodec"}
@@ -39,7 +43,7 @@ def llama_cpp_server(peers: Path) -> Path:
 
 
 def gguf(peers: Path, model: Path, kind: str) -> Path:
-    """The checkpoint converted for llama.cpp: kind is `bf16` or `q4_0`. Made again when the checkpoint is newer."""
+    """The checkpoint converted for llama.cpp: kind is `bf16`, `q8_0` or `q4_0`. Made again when that is newer."""
     programs = llama_cpp_programs(peers)
     target = peers / "gguf" / f"{model.name}-{kind}.gguf"
     newest = max(file.stat().st_mtime for file in model.iterdir())
@@ -47,14 +51,25 @@ def gguf(peers: Path, model: Path, kind: str) -> Path:
         return target
     target.parent.mkdir(exist_ok=True)
     partial = target.with_suffix(".partial")
-    if kind == "bf16":
-        root = peers / "llama.cpp"
-        converter = _llama_source(root) / "convert_hf_to_gguf.py"
-        _run(root / "bin" / "python", converter, model, "--outtype", "bf16", "--outfile", partial)
+    if kind == "q4_0":
+        _run("nice", programs / "llama-quantize", gguf(peers, model, "bf16"), partial, kind.upper())
     else:
-        _run(programs / "llama-quantize", gguf(peers, model, "bf16"), partial, kind.upper())
+        _gguf_files(peers, "convert", _llama_source(peers / "llama.cpp"), model, kind, partial)
     partial.rename(target)
     return target
+
+
+def gguf_matrices(peers: Path, model: Path, kind: str) -> tuple[Matrices, Matrices]:
+    """Elements and bytes of that file's matrices."""
+    return matrices(json.loads(_gguf_files(peers, "tensors", gguf(peers, model, kind))))
+
+
+def _gguf_files(peers: Path, *arguments: str | Path) -> str:
+    """What gguf_files.py prints."""
+    command = ["nice", peers / "llama.cpp" / "bin" / "python", "-m", "benchmarks.peers.gguf_files", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [str(word) for word in command]
+    return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
 
 
 def _install_vllm(root: Path) -> None:
