@@ -14,6 +14,8 @@ from typing import Self
 
 from benchmarks.peers.protocol import Workload
 
+# As a traceback ends, perhaps after what vLLM puts before each line: the process, and a place in the source.
+ERROR = re.compile(r"(?:\([^)]*\) )?(?:ERROR [^]]*\] )?([\w.]*(?:Error|Exception): \S.*)")
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -93,7 +95,7 @@ class SystemProcess:
 def cause(log: Path) -> str:
     """The first error that a log names, from which the others follow; its last line if it names none."""
     lines = log.read_text(errors="replace").splitlines()
-    found = [match[0] for line in lines if (match := re.search(r"\b[A-Za-z_.]*(Error|Exception): \S.*", line))]
+    found = [match[1] for line in lines if (match := ERROR.match(line))]
     return (found or lines[-1:] or ["it said nothing"])[0].strip()
 
 

@@ -132,10 +132,12 @@ def test_failures_are_told_until_it_works(tmp_path: Path) -> None:
 
 def test_cause_is_the_first_error_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_text(
-        "Loading\n(EngineCore pid=7) ERROR 11-28 [core.py:1] ValueError: no kernel\nRuntimeError: see above\n"
-    )
-    assert process.cause(log) == "ValueError: no kernel"
+    lines = [
+        "WARNING a plugin (KeyError: 'x') is left out",
+        "(EngineCore pid=7) ERROR 11-28 [core.py:1] ValueError: none",
+    ]
+    log.write_text("\n".join([*lines, "RuntimeError: see above"]))
+    assert process.cause(log) == "ValueError: none"
     log.write_text("Loading\nKilled\n")
     assert process.cause(log) == "Killed"
     log.write_text("")
