@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from math import gcd, prod
@@ -25,6 +25,23 @@ _GROUP_UNIT = 32
 _BY_OUTPUT = ("values", "scales", "zeros")
 
 Grouped = TypeVar("Grouped", IntWeight, Float8Weight)
+
+
+class MadeInTurn(Sequence[CanonicalWeight]):
+    """Weights that are made when they are asked for, so that one of many is in memory at a time."""
+
+    def __init__(self, make: Callable[[int], CanonicalWeight], count: int) -> None:
+        self._make = make
+        self._places = range(count)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        place = self._places[index]
+        return (
+            MadeInTurn(lambda at: self._make(place[at]), len(place)) if isinstance(index, slice) else self._make(place)
+        )
 
 
 def stack_tensors(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ from device.interface import CanonicalWeight, DenseWeight, ExpertsWeight, Packed
 from device.reference import dequantize
 from sophserve import fit
 from sophserve.errors import CheckpointError
-from sophserve.model.canonical import make_alike, stack_tensors, stack_weights
+from sophserve.model.canonical import MadeInTurn, make_alike, stack_tensors, stack_weights
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import DecoderConfig, Size
 from sophserve.model.layers import GatedMLP, Linear, PackedModule, activation
@@ -127,8 +127,17 @@ class Experts(PackedModule):
 
     def _canonical(self, parts: Sequence[CanonicalWeight]) -> ExpertsWeight:
         dtype = self._context.dtype
-        gate_up = [stack_weights(pair, dtype) for pair in zip(parts[0::3], parts[1::3], strict=True)]
-        return ExpertsWeight(make_alike(gate_up, dtype), make_alike(parts[2::3], dtype))
+
+        def gate_up(expert: int) -> CanonicalWeight:
+            return stack_weights(parts[3 * expert : 3 * expert + 2], dtype)
+
+        def down(expert: int) -> CanonicalWeight:
+            return stack_weights(parts[3 * expert + 2 : 3 * expert + 3], dtype)
+
+        made = MadeInTurn(gate_up, self._count), MadeInTurn(down, self._count)
+        if all(isinstance(part, DenseWeight) for part in parts):
+            return ExpertsWeight(*made)
+        return ExpertsWeight(*(make_alike(list(each), dtype) for each in made))
 
 
 class SparseMLP(Module):
