@@ -34,6 +34,11 @@ def _structure(fields: str, *row_counts: str) -> type[Arguments]:
     return type("Arguments", (Arguments,), {"_fields_": kinds, "row_counts": row_counts})
 
 
+_ATTENTION = (
+    "dtype *q *k *v q_stride k_stride v_stride tokens heads kv_heads head_dim v_dim *keys *values paired "
+    "blocks block_size sequences *input_lengths *cached_lengths *block_tables table_width *slots "
+    "*cos *sin rope_half interleaved window ~scale *out"
+)
 # A packed weight.
 _WEIGHT = "*weight weight_type inputs *order group *scales scales_dtype *shifts"
 
@@ -49,13 +54,8 @@ KERNELS = {
     "rms_norm": _structure(
         "dtype *x x_stride heads head_stride *residual *weight weight_dtype rows size ~eps *y *total", "rows"
     ),
-    "paged_attention": _structure(
-        "dtype *q *k *v q_stride k_stride v_stride tokens heads kv_heads head_dim v_dim *keys *values paired "
-        "blocks block_size sequences *input_lengths *cached_lengths *block_tables table_width *slots "
-        "*cos *sin rope_half interleaved window ~scale *out",
-        "tokens",
-        "sequences",
-    ),
+    "paged_attention": _structure(_ATTENTION, "tokens", "sequences"),
+    "paged_latent_attention": _structure(_ATTENTION + " nope_dim out_dim *up_keys *up_values", "tokens", "sequences"),
     "sample": _structure(
         "dtype *logits stride rows vocab *temperature *top_k *top_p *min_p *seeds *positions "
         "*repetition *presence *frequency *penalty_rows *penalty_ids *output_counts penalties "

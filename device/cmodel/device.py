@@ -12,6 +12,7 @@ from device.cmodel.capture import record
 from device.cmodel.kernel_profile import KernelProfile
 from device.cmodel.kernels import load_kernels, native_library
 from device.cmodel.kv_cache import native_cache, paired_cache
+from device.cmodel.latent import LatentUpPanels
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, TorchOps
 from device.cmodel.threads import thread_count
@@ -73,6 +74,8 @@ class CmodelDevice(HostDevice):
             return reference_weight(weight)
         if isinstance(weight, ExpertsWeight) and self._kernels is not None:
             return ExpertsOfPanels(self._kernels, weight)
+        if isinstance(weight, LatentUpWeight) and self._kernels is not None:
+            return LatentUpPanels(self._kernels, weight)
         if isinstance(weight, ExpertsWeight | LatentUpWeight) or (role == "router" and self._kernels is None):
             return reference_weight(weight)
         if role == "embedding" and isinstance(weight, DenseWeight):
@@ -95,10 +98,10 @@ class CmodelDevice(HostDevice):
     def make_kv_cache(self, blocks: int, block_size: int, spec: CacheSpec) -> KVCache:
         """An uninitialised cache; pages of it that are never written cost no memory."""
         try:
-            if spec.latent:
-                return super().make_kv_cache(blocks, block_size, spec)
             kv: KVCache | None = None
-            if self._kernels is not None and self._kernels.reads_pairs:
+            if spec.latent:
+                kv = super().make_kv_cache(blocks, block_size, spec)
+            elif self._kernels is not None and self._kernels.reads_pairs:
                 kv = paired_cache(blocks, block_size, spec)
             kv = kv or native_cache(blocks, block_size, spec)
         except RuntimeError as error:

@@ -110,6 +110,19 @@ def _paged_attention(a: Any) -> tuple[int, int]:
     return moved * _ITEM_BYTES[a.dtype], 2 * pairs * a.heads * (a.head_dim + a.v_dim)
 
 
+def _paged_latent_attention(a: Any) -> tuple[int, int]:
+    numbers = c_int32 * a.sequences
+    lengths, cached = numbers.from_address(a.input_lengths), numbers.from_address(a.cached_lengths)
+    read, pairs = seen_positions(lengths, cached, None)
+    # A position is a latent, which is key and value, and a rotated key. W_UK and W_UV are read once, and each token is
+    # multiplied with both.
+    up = a.heads * (a.nope_dim + a.out_dim) * a.v_dim
+    token = a.heads * (a.nope_dim + a.head_dim - a.v_dim + a.out_dim)
+    moved = (read + 2 * a.tokens) * a.head_dim + a.tokens * token + up
+    operations = 2 * pairs * a.heads * (a.head_dim + a.v_dim) + 2 * a.tokens * up
+    return moved * _ITEM_BYTES[a.dtype], operations
+
+
 def _packing(a: Any) -> tuple[int, int]:
     return sum(tensor.nbytes for tensor in a.tensors), 0
 
@@ -128,6 +141,7 @@ _COSTS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "route_experts": _route_experts,
     "rms_norm": _rms_norm,
     "paged_attention": _paged_attention,
+    "paged_latent_attention": _paged_latent_attention,
     "sample": _sample,
     "embedding": lambda a: (a.rows * (4 + 2 * a.row_bytes), 0),
     # Of collectives what this rank gives and takes; a group's size is not among their parameters.

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from device import shape_checks as checks
-from device.cmodel.kernels import ACTIVATIONS, DTYPES, SCORINGS, Kernels
+from device.cmodel.kernels import ACTIVATIONS, DTYPES, SCORINGS, Kernel, Kernels
 from device.cmodel.kv_cache import PairedKVCache, is_native_cache
+from device.cmodel.latent import LatentUpPanels
 from device.cmodel.weights import PANEL, ExpertsOfPanels, PanelWeight, QuantizedWeight, TorchWeight
 from device.interface import Activation, AttentionMeta, KVCache, PackedWeight, Rope
 from device.reference import ReferenceOps, activate
@@ -37,7 +38,7 @@ class TorchOps(ReferenceOps):
 class NativeOps(ReferenceOps):
     """Operators on the native kernels. A row's bits depend on that row alone: see native/kernels/gemm.h.
 
-    Latent attention and dense attention are still the reference's, whose last bits may vary with the batch.
+    Dense attention is still the reference's, whose last bits may vary with the batch.
     """
 
     def __init__(self, kernels: Kernels) -> None:
@@ -221,15 +222,79 @@ class NativeOps(ReferenceOps):
         if not is_native_cache(kv):
             checks.refuse("paged_attention", "the cache does not come from this device's make_kv_cache")
         tokens, heads, head_dim = q.shape
-        blocks, block_size, kv_heads, v_dim = kv.values.shape
-        q, k, v = _heads(q), _heads(k), _heads(v)
+        kv_heads, v_dim = kv.values.shape[2:]
+        return self._attend(
+            self._kernels.paged_attention,
+            (_heads(q), _heads(k), _heads(v)),
+            kv,
+            step,
+            rope,
+            torch.empty(tokens, heads, v_dim, dtype=q.dtype),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            v_dim=v_dim,
+            paired=isinstance(kv, PairedKVCache),
+            window=window or 0,
+            scale=scale,
+        )
+
+    def paged_latent_attention(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        kv: KVCache,
+        kv_up: PackedWeight,
+        step: AttentionMeta,
+        rope: Rope,
+        scale: float,
+        q_up: PackedWeight | None = None,
+    ) -> Tensor:
+        assert isinstance(kv_up, LatentUpPanels)
+        q = q if q_up is None else self.linear(q, q_up)
+        checks.check_latent_attention(q, latent, k_rope, kv, kv_up, rope)
+        if q.dtype != kv_up.dtype:
+            checks.refuse("paged_latent_attention", "q is {}, kv_up {}", q.dtype, kv_up.dtype)
+        if not (kv.keys.is_contiguous() and kv.values.is_contiguous()):
+            checks.refuse("paged_latent_attention", "the cache does not come from this device's make_kv_cache")
+        return self._attend(
+            self._kernels.paged_latent_attention,
+            (_rows(q), _rows(latent), _rows(k_rope)),
+            kv,
+            step,
+            rope,
+            torch.empty(len(q), kv_up.heads, kv_up.v_dim, dtype=q.dtype),
+            heads=kv_up.heads,
+            kv_heads=1,
+            head_dim=latent.shape[1] + k_rope.shape[1],
+            v_dim=latent.shape[1],
+            scale=scale,
+            nope_dim=kv_up.nope_dim,
+            out_dim=kv_up.v_dim,
+            up_keys=kv_up.up_keys,
+            up_values=kv_up.up_values,
+        )
+
+    def _attend(
+        self,
+        kernel: Kernel,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        kv: KVCache,
+        step: AttentionMeta,
+        rope: Rope | None,
+        out: Tensor,
+        **sizes: Any,
+    ) -> Tensor:
+        """Call a kernel of attention on q, k and v, whose rows are one piece each. Returns out."""
+        (q, k, v), tokens = qkv, len(qkv[0])
+        blocks, block_size = kv.keys.shape[:2]
         lengths, cached = _int32(step.input_lengths), _int32(step.cached_lengths)
         tables, slots = _int32(step.block_tables), _int32(step.slot_mapping)
-        out = torch.empty(tokens, heads, v_dim, dtype=q.dtype)
         try:
             if not (cached.shape == lengths.shape == tables.shape[:1] and slots.shape == (tokens,)):
-                checks.refuse("paged_attention", "lengths, block tables and slots do not fit each other")
-            self._kernels.paged_attention(
+                checks.refuse(kernel.name, "lengths, block tables and slots do not fit each other")
+            kernel(
                 dtype=DTYPES[q.dtype],
                 q=q,
                 k=k,
@@ -238,13 +303,8 @@ class NativeOps(ReferenceOps):
                 k_stride=k.stride(0),
                 v_stride=v.stride(0),
                 tokens=tokens,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                v_dim=v_dim,
                 keys=kv.keys,
                 values=kv.values,
-                paired=isinstance(kv, PairedKVCache),
                 blocks=blocks,
                 block_size=block_size,
                 sequences=lengths.shape[0],
@@ -253,22 +313,21 @@ class NativeOps(ReferenceOps):
                 block_tables=tables,
                 table_width=tables.shape[1],
                 slots=slots,
-                **self._rotation(step, rope, tokens),
-                window=window or 0,
-                scale=scale,
+                **self._rotation(kernel.name, step, rope, tokens),
                 out=out,
+                **sizes,
             )
         except ValueError:
-            checks.check_step("paged_attention", tokens, kv, step)
+            checks.check_step(kernel.name, tokens, kv, step)
             raise
         return out
 
-    def _rotation(self, step: AttentionMeta, rope: Rope | None, tokens: int) -> dict[str, Any]:
+    def _rotation(self, operator: str, step: AttentionMeta, rope: Rope | None, tokens: int) -> dict[str, Any]:
         if rope is None:
             return {}
         cos, sin = step.rotation(rope, self)
         if len(cos) != tokens:
-            checks.refuse("paged_attention", "{} tokens, but rotations {}", tokens, cos)
+            checks.refuse(operator, "{} tokens, but rotations {}", tokens, cos)
         return {"cos": cos, "sin": sin, "rope_half": cos.shape[1], "interleaved": rope.interleaved}
 
     def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:

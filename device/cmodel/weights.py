@@ -46,7 +46,7 @@ class PanelWeight:
         self.dtype = values.dtype
         self.out_features, self.in_features = values.shape
         self.piece = 2 if values.dtype == torch.bfloat16 else 1
-        self.depth = _round_up(self.in_features, 32) if values.dtype == torch.bfloat16 else self.in_features
+        self.depth = panel_depth(self.in_features, values.dtype)
         size = _round_up(self.out_features, PANEL) * self.depth
         self.panels = torch.empty(size, dtype=values.dtype, device=values.device)
         self.nbytes = self.panels.nbytes
@@ -168,6 +168,11 @@ class ExpertsOfPanels:
         self.in_features = self.out_features = self.down[0].out_features
         self.intermediate = self.down[0].in_features
         self.nbytes = sum(each.nbytes for each in [*self.gate_up, *self.down])
+
+
+def panel_depth(inputs: int, dtype: torch.dtype) -> int:
+    """The inputs of a panel of a dense weight, padding included."""
+    return _round_up(inputs, 32) if dtype == torch.bfloat16 else inputs
 
 
 def _native_group(weight: IntWeight | Float8Weight) -> int | None:

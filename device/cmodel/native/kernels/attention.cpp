@@ -1,268 +1,21 @@
 // Causal attention over a paged cache, with rotation of q and k and the write of k and v: one command.
-//
-// For a query row and head the softmax runs online over tiles of TILE positions, which begin at multiples of TILE
-// (https://arxiv.org/abs/2205.14135), in spans of SPAN positions that are merged in order. Every product is one chain
-// of additions, so the bits of a row depend on its own position and cache alone, not on the rows that share its tiles
-// nor on the threads that share its spans.
 
-#include "../threads.h"
-#include "attention_cache.h"
+#include "attention_kernel.h"
 #include "attention_pairs.h"
 #include "attention_tile.h"
 
 namespace CMODEL_ISA {
 namespace {
 
-using cmodel::parallel_for;
-using cmodel::scratch;
-using cmodel::thread_count;
-
-constexpr int64_t ITEM_LANES = 64;    // query rows times heads that share a tile, unless one row has more
-constexpr int64_t WRITE_TOKENS = 16;  // tokens whose keys and values one item writes
-constexpr int64_t SPAN = 16 * TILE;
-constexpr int64_t ITEMS_OF_THREAD = 4;  // with fewer than these, threads share the spans of a row
-constexpr float INFINITE = __builtin_huge_valf();
-
 template <class T, class Tile>
-struct Kernel {
-    const Attention& a;
-    float scale = a.scale * 1.44269504f;  // scores are powers of 2
-    int64_t group = a.heads / a.kv_heads, v_pad = round_up(a.v_dim, LANES);
-    int64_t item_rows = most<int64_t>(1, ITEM_LANES / group), lanes = item_rows * group;
-    PagedCache<T> cache{a};
-
-    // The softmax over some positions so far.
-    struct Partial {
-        float* sums;          // [lanes][v_pad]
-        float *peak, *total;  // [lanes]: the largest score, and the sum of exponentials below it
-
-        Partial(float* memory, int64_t lanes, int64_t v_pad)
-            : sums(memory), peak(sums + Tile::rows_in_memory(lanes) * v_pad), total(peak + lanes) {}
-    };
-
-    // What one thread works in.
-    struct Workspace {
-        Partial whole, span;
-        float* row;  // [head_dim]
-        T* turned;   // [head_dim]
-        void* tile;
-    };
-
-    // A query row, or some of one sequence, with the heads that share a kv head.
-    struct Piece {
-        int64_t sequence, kv_head;
-        int64_t token, position;    // of its first row
-        int64_t lanes, first, end;  // positions that it sees: [first, end), from the start of a tile
-
-        int64_t first_span() const { return first / SPAN; }
-        int64_t spans() const { return ceil_div(end, SPAN) - first_span(); }
-    };
-
-    int64_t partial_floats(int64_t lanes) const {
-        return round_up(Tile::rows_in_memory(lanes) * v_pad + 2 * lanes, LANES);
-    }
-
-    int64_t workspace_bytes() const {
-        int64_t floats = 2 * partial_floats(lanes) + round_up(2 * a.head_dim, LANES);
-        return floats * int64_t{sizeof(float)} + round_up(Tile::bytes(lanes, a.head_dim, a.v_dim), 64);
-    }
-
-    Workspace workspace(char* memory) const {
-        float *whole = (float*)memory, *span = whole + partial_floats(lanes), *row = span + partial_floats(lanes);
-        void* tile = row + round_up(2 * a.head_dim, LANES);
-        return {Partial(whole, lanes, v_pad), Partial(span, lanes, v_pad), row, (T*)(row + a.head_dim), tile};
-    }
-
-    // One row's step of the online softmax: scores become probabilities below the new peak, sums are scaled to it.
-    // Positions outside [low, high) of the tile are not seen.
-    void soften(Tile& tile, int64_t row, int64_t low, int64_t high, const Partial& to) const {
-        const float* scores = tile.scores(row);
-        Vec v[TILE / LANES], best = set1(-INFINITE), total = {};
-        for (int i = 0; i < TILE / LANES; ++i) v[i] = load(scores + i * LANES) * scale;
-        if (low > 0 || high < TILE) {
-            for (int64_t i = 0; i < TILE; ++i) {
-                if (i < low || i >= high) v[i / LANES][i % LANES] = -INFINITE;
-            }
-        }
-        for (Vec each : v) best = best < each ? each : best;
-        float highest = most(to.peak[row], largest(best));
-        float factor = highest == to.peak[row] ? 1.f : exp2(set1(to.peak[row] - highest))[0];
-        for (int i = 0; i < TILE / LANES; ++i) total += tile.keep(row, i * LANES, exp2(v[i] - highest));
-        to.total[row] = to.total[row] * factor + sum(total);
-        to.peak[row] = highest;
-        if (factor != 1.f) scale_row(to.sums + row * v_pad, factor);
-    }
-
-    void scale_row(float* sums, float factor) const {
-        for (int64_t i = 0; i < v_pad; i += LANES) store(sums + i, load(sums + i) * factor);
-    }
-
-    // The piece's queries into the tile.
-    void set_queries(const Piece& piece, const Workspace& w, Tile& tile) const {
-        for (int64_t r = 0; r < piece.lanes; ++r) {
-            int64_t head = piece.kv_head * group + r % group;
-            int64_t token = piece.token + r / group;
-            const T* q = (const T*)a.q + token * a.q_stride + head * a.head_dim;
-            if (a.cos != nullptr) {
-                rotate(a, q, token, w.row, w.turned);
-                q = w.turned;
-            }
-            tile.set_query(r, q);
-        }
-    }
-
-    // The softmax over positions [start, end), which lie in one span.
-    void attend(const Piece& piece, int64_t start, int64_t end, Tile& tile, const Partial& to) const {
-        for (int64_t r = 0; r < piece.lanes; ++r) {
-            to.peak[r] = -INFINITE;
-            to.total[r] = 0;
-        }
-        std::memset(to.sums, 0, Tile::rows_in_memory(piece.lanes) * v_pad * sizeof(float));
-        const int32_t* table = a.block_tables + piece.sequence * a.table_width;
-        for (; start < end; start += TILE) {
-            int64_t count = least(TILE, end - start);
-            typename PagedCache<T>::Fetch next(cache, table, piece.kv_head, start + TILE, piece.end);
-            cache.load_tile(table, piece.kv_head, start, count, tile, next);
-            tile.score();
-            for (int64_t r = 0; r < piece.lanes; ++r) {
-                int64_t at = piece.position + r / group, low = a.window > 0 ? at - a.window + 1 - start : 0;
-                next.some(ceil_div(TILE * cache.lines, 2 * piece.lanes));
-                if (low >= count || at < start) {
-                    for (int64_t i = 0; i < TILE; i += LANES) tile.keep(r, i, Vec{});  // it sees nothing of this tile
-                } else {
-                    soften(tile, r, low, at + 1 - start, to);
-                }
-            }
-            tile.add(to.sums);
-        }
-    }
-
-    // Of span `span` of a piece, the first being 0.
-    void attend_span(const Piece& piece, int64_t span, Tile& tile, const Partial& to) const {
-        int64_t start = (piece.first_span() + span) * SPAN;
-        attend(piece, most(start, piece.first), least(start + SPAN, piece.end), tile, to);
-    }
-
-    // Add the softmax over the positions that follow.
-    void merge(const Partial& whole, const Partial& next, int64_t lanes) const {
-        for (int64_t r = 0; r < lanes; ++r) {
-            float highest = most(whole.peak[r], next.peak[r]);
-            if (highest == -INFINITE) continue;
-            float before = whole.peak[r] == highest ? 1.f : exp2(set1(whole.peak[r] - highest))[0];
-            float after = next.peak[r] == highest ? 1.f : exp2(set1(next.peak[r] - highest))[0];
-            float *sums = whole.sums + r * v_pad, *added = next.sums + r * v_pad;
-            for (int64_t i = 0; i < v_pad; i += LANES) {
-                store(sums + i, load(sums + i) * before + load(added + i) * after);
-            }
-            whole.total[r] = whole.total[r] * before + next.total[r] * after;
-            whole.peak[r] = highest;
-        }
-    }
-
-    void finish(const Piece& piece, const Partial& whole) const {
-        for (int64_t r = 0; r < piece.lanes; ++r) {
-            int64_t head = piece.kv_head * group + r % group;
-            T* out = (T*)a.out + ((piece.token + r / group) * a.heads + head) * a.v_dim;
-            for (int64_t d = 0; d < a.v_dim; d += LANES) {
-                store_some(out + d, load(whole.sums + r * v_pad + d) / whole.total[r], a.v_dim - d);
-            }
-        }
-    }
-
-    void attend_piece(const Piece& piece, const Workspace& w) const {
-        Tile tile(w.tile, piece.lanes, a.head_dim, a.v_dim);
-        Tile::begin();
-        set_queries(piece, w, tile);
-        for (int64_t span = 0; span < piece.spans(); ++span) {
-            attend_span(piece, span, tile, span == 0 ? w.whole : w.span);
-            if (span > 0) merge(w.whole, w.span, piece.lanes);
-        }
-        Tile::end();
-        finish(piece, w.whole);
-    }
-
-    // The batch cut into pieces of at most item_rows rows; `tokens` and `pieces` count those before each sequence.
-    struct Plan {
-        int64_t *tokens, *pieces;
-    };
-
-    Piece piece_of(const Plan& plan, int64_t item) const {
-        int64_t index = item / a.kv_heads, sequence = 0, beyond = a.sequences;
-        while (beyond - sequence > 1) {
-            int64_t middle = (sequence + beyond) / 2;
-            (plan.pieces[middle] <= index ? sequence : beyond) = middle;
-        }
-        int64_t first = (index - plan.pieces[sequence]) * item_rows;
-        int64_t rows = least(item_rows, a.input_lengths[sequence] - first);
-        int64_t position = a.cached_lengths[sequence] + first;
-        int64_t seen = a.window > 0 ? most<int64_t>(0, position - a.window + 1) : 0;
-        return {sequence, item % a.kv_heads, plan.tokens[sequence] + first, position,
-                rows * group, seen / TILE * TILE, position + rows};
-    }
-
-    // All spans of a few pieces of one row each: threads take spans by turns, then pieces to merge theirs.
-    int run_spans(const Plan& plan, int64_t items, int64_t most_spans, char* workers, int64_t bytes,
-                  float* memory) const {
-        int64_t floats = partial_floats(group);
-        auto partial = [&](int64_t item, int64_t span) {
-            return Partial(memory + (item * most_spans + span) * floats, group, v_pad);
-        };
-        parallel_for(items * most_spans, [&](int64_t index, int worker) {
-            int64_t item = index / most_spans, span = index % most_spans;
-            Piece piece = piece_of(plan, item);
-            if (span >= piece.spans()) return;
-            Workspace w = workspace(workers + bytes * worker);
-            Tile tile(w.tile, piece.lanes, a.head_dim, a.v_dim);
-            Tile::begin();
-            set_queries(piece, w, tile);
-            attend_span(piece, span, tile, partial(item, span));
-            Tile::end();
-        });
-        for (int64_t item = 0; item < items; ++item) {
-            Piece piece = piece_of(plan, item);
-            for (int64_t span = 1; span < piece.spans(); ++span) {
-                merge(partial(item, 0), partial(item, span), group);
-            }
-            finish(piece, partial(item, 0));
-        }
-        return DONE;
-    }
-
-    int run() const {
-        int64_t lists = round_up(2 * (a.sequences + 1) * int64_t{sizeof(int64_t)}, 64);
-        int64_t bytes = workspace_bytes(), longest = 0;
-        for (int64_t s = 0; s < a.sequences; ++s) longest = most<int64_t>(longest, a.cached_lengths[s] + 1);
-        int64_t most_spans = ceil_div(longest, SPAN), items = a.sequences * a.kv_heads;
-        bool share = a.tokens == a.sequences && most_spans > 1 && items < ITEMS_OF_THREAD * thread_count();
-        int64_t partials = share ? items * most_spans * partial_floats(group) : 0;
-        char* memory = (char*)scratch(lists + bytes * thread_count() + partials * int64_t{sizeof(float)});
-        if (memory == nullptr) return NO_MEMORY;
-
-        int64_t *tokens = (int64_t*)memory, *pieces = tokens + a.sequences + 1;
-        Plan plan{tokens, pieces};
-        tokens[0] = pieces[0] = 0;
-        for (int64_t s = 0; s < a.sequences; ++s) {
-            tokens[s + 1] = tokens[s] + a.input_lengths[s];
-            pieces[s + 1] = pieces[s] + ceil_div(a.input_lengths[s], item_rows);
-        }
-        char* workers = memory + lists;
-        parallel_for(ceil_div(a.tokens, WRITE_TOKENS), [&](int64_t item, int worker) {
-            for (int64_t t = item * WRITE_TOKENS; t < least(a.tokens, (item + 1) * WRITE_TOKENS); ++t) {
-                Workspace w = workspace(workers + bytes * worker);
-                cache.write(t, w.row, w.turned);
-            }
-        });
-        if (share) {
-            return run_spans(plan, items, most_spans, workers, bytes, (float*)(workers + bytes * thread_count()));
-        }
-        // The longest rows are the last ones of the last sequences: they go first, so that no thread is left with one.
-        items = pieces[a.sequences] * a.kv_heads;
-        parallel_for(items, [&](int64_t item, int worker) {
-            attend_piece(piece_of(plan, items - 1 - item), workspace(workers + bytes * worker));
-        });
-        return DONE;
-    }
-};
+int attend(const Attention& a) {
+    AttentionKernel<PagedCache<T>, Tile> kernel{a, {a}};
+    auto layout = kernel.layout();
+    char* memory = (char*)cmodel::scratch(layout.bytes);
+    if (memory == nullptr) return NO_MEMORY;
+    kernel.run(layout, 0, a.tokens, memory);
+    return DONE;
+}
 
 }  // namespace
 
@@ -271,12 +24,12 @@ CMODEL_EXPORT(paged_attention)(const Attention& a) {
     if (!valid(a)) return BAD_ARGUMENT;
     switch (a.dtype) {
 #if defined(__AVX512BF16__)
-        case BFLOAT16: return Kernel<BFloat16, BFloat16Tile>{a}.run();
+        case BFLOAT16: return attend<BFloat16, BFloat16Tile>(a);
 #else
-        case BFLOAT16: return Kernel<BFloat16, FloatTile<BFloat16>>{a}.run();
+        case BFLOAT16: return attend<BFloat16, FloatTile<BFloat16>>(a);
 #endif
-        case FLOAT16: return Kernel<Float16, FloatTile<Float16>>{a}.run();
-        case FLOAT32: return Kernel<float, FloatTile<float>>{a}.run();
+        case FLOAT16: return attend<Float16, FloatTile<Float16>>(a);
+        case FLOAT32: return attend<float, FloatTile<float>>(a);
     }
     return BAD_ARGUMENT;
 }

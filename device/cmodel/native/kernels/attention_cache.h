@@ -56,9 +56,9 @@ bool valid(const Attention& a) {
 
 // x [dim] turned as a token is: from and into the storage type, through floats [dim] of scratch.
 template <class T>
-void rotate(const Attention& a, const T* x, int64_t token, float* floats, T* turned) {
+void rotate(const Attention& a, const T* x, int64_t dim, int64_t token, float* floats, T* turned) {
     const float *cos = a.cos + token * a.rope_half, *sin = a.sin + token * a.rope_half;
-    int64_t dim = a.head_dim, half = a.rope_half, apart = a.interleaved ? 1 : half, step = a.interleaved ? 2 : 1;
+    int64_t half = a.rope_half, apart = a.interleaved ? 1 : half, step = a.interleaved ? 2 : 1;
     convert(x, floats, dim);
     for (int64_t i = 0; i < half; ++i) {
         float first = floats[i * step], second = floats[i * step + apart];
@@ -68,8 +68,51 @@ void rotate(const Attention& a, const T* x, int64_t token, float* floats, T* tur
     convert(floats, turned, dim);
 }
 
+// Asks for the cache lines of a tile before they are needed, a few at a time: a burst of them would stall.
+class LineFetch {
+public:
+    // What a cache keeps of one head in one of its blocks: so many bytes of keys and of values, block after block.
+    struct Source {
+        const void *keys, *values;
+        int64_t key_bytes, value_bytes;
+    };
+
+    // Of blocks [block, end) of a sequence with this table; a cache of so many heads, of which this one.
+    LineFetch(const Source& source, const int32_t* table, int64_t heads, int64_t head, int64_t block, int64_t end)
+        : source_(source), table_(table), heads_(heads), head_(head), block_(block), end_(end) {
+        enter();
+    }
+
+    void some(int64_t lines) {
+        for (; lines > 0 && block_ < end_; --lines) {
+            __builtin_prefetch(from_, 0, 2);
+            from_ += 64;
+            if (from_ < until_) continue;
+            block_ += in_values_;
+            in_values_ = !in_values_;
+            enter();
+        }
+    }
+
+private:
+    void enter() {
+        if (block_ >= end_) return;
+        int64_t at = int64_t{table_[block_]} * heads_ + head_;
+        int64_t bytes = in_values_ ? source_.value_bytes : source_.key_bytes;
+        from_ = (const char*)(in_values_ ? source_.values : source_.keys) + at * bytes;
+        until_ = from_ + bytes;
+    }
+
+    Source source_;
+    const int32_t* table_;
+    int64_t heads_, head_, block_, end_;
+    bool in_values_ = false;
+    const char *from_ = nullptr, *until_ = nullptr;
+};
+
 template <class T>
 struct PagedCache {
+    using Element = T;
     const Attention& a;
     int64_t lines = ceil_div((a.head_dim + a.v_dim) * int64_t{sizeof(T)}, 64);  // cache lines of one position
 
@@ -79,7 +122,7 @@ struct PagedCache {
         for (int64_t h = 0; h < a.kv_heads; ++h) {
             const T* k = (const T*)a.k + token * a.k_stride + h * a.head_dim;
             if (a.cos != nullptr) {
-                rotate(a, k, token, row, turned);
+                rotate(a, k, a.head_dim, token, row, turned);
                 k = turned;
             }
             const T* v = (const T*)a.v + token * a.v_stride + h * a.v_dim;
@@ -95,49 +138,29 @@ struct PagedCache {
         }
     }
 
-    // Asks for the cache lines of a tile before they are needed, a few at a time: a burst of them would stall.
-    class Fetch {
-    public:
-        Fetch(const PagedCache& cache, const int32_t* table, int64_t kv_head, int64_t start, int64_t end)
-            : cache_(cache),
-              table_(table),
-              kv_head_(kv_head),
-              block_(start / cache.a.block_size),
-              end_(ceil_div(least(end, start + TILE), cache.a.block_size)) {
-            enter();
+    template <class Tile>
+    void set_query(Tile& tile, int64_t r, int64_t token, int64_t head, float* row, T* turned) const {
+        const T* q = (const T*)a.q + token * a.q_stride + head * a.head_dim;
+        if (a.cos != nullptr) {
+            rotate(a, q, a.head_dim, token, row, turned);
+            q = turned;
         }
+        tile.set_query(r, q);
+    }
 
-        void some(int64_t lines) {
-            for (; lines > 0 && block_ < end_; --lines) {
-                __builtin_prefetch(from_, 0, 2);
-                from_ += 64;
-                if (from_ < until_) continue;
-                block_ += in_values_;
-                in_values_ = !in_values_;
-                enter();
-            }
-        }
+    T* result(int64_t token, int64_t head) const { return (T*)a.out + (token * a.heads + head) * a.v_dim; }
 
-    private:
-        void enter() {
-            if (block_ >= end_) return;
-            const Attention& a = cache_.a;
-            int64_t at = (int64_t{table_[block_]} * a.kv_heads + kv_head_) * a.block_size;
-            int64_t dim = in_values_ ? a.v_dim : a.head_dim;
-            from_ = (const char*)((const T*)(in_values_ ? a.values : a.keys) + at * dim);
-            until_ = from_ + a.block_size * dim * int64_t{sizeof(T)};
-        }
-
-        const PagedCache& cache_;
-        const int32_t* table_;
-        int64_t kv_head_, block_, end_;
-        bool in_values_ = false;
-        const char *from_ = nullptr, *until_ = nullptr;
-    };
+    // Of the tile that begins at start, in a sequence of so many positions.
+    LineFetch fetch(const int32_t* table, int64_t kv_head, int64_t start, int64_t end) const {
+        int64_t size = a.block_size * int64_t{sizeof(T)}, last = ceil_div(least(end, start + TILE), a.block_size);
+        LineFetch::Source source{a.keys, a.values, size * a.head_dim, size * a.v_dim};
+        return LineFetch(source, table, a.kv_heads, kv_head, start / a.block_size, last);
+    }
 
     // Positions [start, start + count) of a sequence.
     template <class Tile>
-    void load_tile(const int32_t* table, int64_t kv_head, int64_t start, int64_t count, Tile& tile, Fetch& next) const {
+    void load_tile(const int32_t* table, int64_t kv_head, int64_t start, int64_t count, Tile& tile,
+                   LineFetch& next) const {
         const T* rows[TILE];
         for (int64_t done = 0; done < count;) {
             int64_t offset = (start + done) % a.block_size, run = least(a.block_size - offset, count - done);
