@@ -37,12 +37,12 @@ class DeepseekV3ForCausalLM(DeepseekV2ForCausalLM):
         """What is of further layers, which join (eh_proj) the embedding of a token to a hidden state (section 2.2).
         config.json says num_nextn_predict_layers: 1 also where the files have none."""
         of_layer = {name: int(match[1]) for name in stored if (match := _LAYER.match(name))}
-        joining = {layer for name, layer in of_layer.items() if name.startswith(f"model.layers.{layer}.eh_proj.")}
+        joining = {layer for name, layer in of_layer.items() if ".eh_proj." in name}
         layers = self.config.num_hidden_layers
         return {name for name, layer in of_layer.items() if layer >= layers and layer in joining}
 
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
 
 
 @hookimpl

@@ -24,13 +24,13 @@ _SWITCHES = frozenset({
     "activation_sparsity_pattern", "alibi", "altup_num_inputs", "apply_residual_connection_post_layernorm",
     "attention_chunk_size", "attention_multiplier", "attention_sink", "attn_logit_softcapping", "attn_output_gate",
     "attn_temperature_tuning", "block_sparse", "clip_qkv", "cross_attention_layers", "final_logit_softcapping",
-    "interleaved_sliding_window", "kv_lora_rank", "mlp_only_layers", "n_routed_experts", "no_rope_layer_interval",
-    "no_rope_layers", "num_experts", "num_experts_per_tok", "num_kv_shared_layers", "num_local_experts",
-    "parallel_attn", "parallel_residual", "post_norm", "q_lora_rank", "qk_layernorm", "qk_norm",
-    "query_pre_attn_scalar", "rope_interleave", "rope_interleaved", "rope_local_base_freq", "rotary_emb_base",
-    "scale_attn_by_inverse_layer_idx", "scale_depth", "scale_embedding", "sliding_window", "sliding_window_pattern",
-    "text_config", "use_alibi", "use_cla", "use_mrope", "use_parallel_residual", "use_qk_norm", "use_sliding_window",
-    "vision_config",
+    "index_topk", "interleaved_sliding_window", "kv_lora_rank", "mlp_only_layers", "n_routed_experts",
+    "no_rope_layer_interval", "no_rope_layers", "num_experts", "num_experts_per_tok", "num_kv_shared_layers",
+    "num_local_experts", "parallel_attn", "parallel_residual", "post_norm", "q_lora_rank", "qk_layernorm",
+    "qk_norm", "query_pre_attn_scalar", "rope_interleave", "rope_interleaved", "rope_local_base_freq",
+    "rotary_emb_base", "scale_attn_by_inverse_layer_idx", "scale_depth", "scale_embedding", "sliding_window",
+    "sliding_window_pattern", "text_config", "use_alibi", "use_cla", "use_mrope", "use_parallel_residual",
+    "use_qk_norm", "use_sliding_window", "vision_config",
 })
 # Factors that do so unless they are null or 1.
 _FACTORS = frozenset({
@@ -41,16 +41,17 @@ _FACTORS = frozenset({
 # Keys that say nothing about the forward pass, or whose effect shows in the names of the tensors (biases).
 _BOOKKEEPING = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_bias",
-    "attention_dropout", "attn_implementation", "auto_map", "bos_token_id", "chunk_size_feed_forward",
-    "compression_config", "dtype",
-    "embd_pdrop", "eos_token_id", "hidden_dropout", "hidden_dropout_prob", "id2label", "initializer_range",
-    "is_decoder", "is_encoder_decoder", "label2id", "layer_types", "max_length", "max_window_layers", "mlp_bias",
-    "model_type", "name", "no_bias", "num_labels", "num_return_sequences", "original_max_position_embeddings",
+    "attention_dropout", "attn_implementation", "auto_map", "aux_loss_alpha", "bos_token_id",
+    "chunk_size_feed_forward", "compression_config", "dtype", "embd_pdrop", "eos_token_id", "ep_size",
+    "hidden_dropout", "hidden_dropout_prob", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder",
+    "label2id", "layer_types", "max_length", "max_window_layers", "mlp_bias", "model_type", "name", "no_bias",
+    "num_labels", "num_nextn_predict_layers", "num_return_sequences", "original_max_position_embeddings",
     "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "partial_rotary_factor",
-    "pretraining_tp", "problem_type", "qkv_bias", "quantization_config", "resid_pdrop", "return_dict",
-    "rope_parameters", "rope_scaling", "rope_theta", "router_aux_loss_coef", "sep_token_id", "task_specific_params",
-    "tie_word_embeddings", "tokenizer_class", "torch_dtype", "transformers_version", "unk_token_id", "use_bfloat16",
-    "use_bias", "use_cache", "use_flash_attention", "use_flash_attn",
+    "pretraining_tp", "problem_type", "qk_head_dim", "qkv_bias", "quantization_config", "resid_pdrop",
+    "return_dict", "rope_parameters", "rope_scaling", "rope_theta", "router_aux_loss_coef", "sep_token_id",
+    "seq_aux", "task_specific_params", "tie_word_embeddings", "tokenizer_class", "torch_dtype",
+    "transformers_version", "unk_token_id", "use_bfloat16", "use_bias", "use_cache", "use_flash_attention",
+    "use_flash_attn",
 })
 # fmt: on
 

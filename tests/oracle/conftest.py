@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from device.cmodel.device import CmodelDevice
@@ -132,3 +136,28 @@ def open_model() -> Callable[..., PagedModel]:
         return PagedModel(load_model(directory, context, model_class=model_class))
 
     return open_
+
+
+@pytest.fixture
+def changed(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A copy with other tensors and another config.json: `changed("qwen2_moe", {name: tensor}, {key: value})`, where
+    None removes one."""
+
+    def copy(
+        kind: str, tensors: dict[str, Any] | None = None, config: dict[str, Any] | None = None, **overrides: Any
+    ) -> Path:
+        target = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(make_checkpoint(kind, **overrides), target)
+        if config:
+            path = target / "config.json"
+            path.write_text(json.dumps(_changed(json.loads(path.read_text()), config)))
+        if tensors:
+            path = target / "model.safetensors"
+            save_file(_changed(load_file(path), tensors), path, metadata={"format": "pt"})
+        return target
+
+    return copy
+
+
+def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in (values | changes).items() if value is not None}

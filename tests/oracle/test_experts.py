@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
@@ -17,29 +16,6 @@ from sophserve.model.experts import Experts, Router
 EXPERT = "model.layers.{}.mlp.experts.{}.{}_proj.weight"
 ROUTER = "model.layers.{}.mlp.gate.weight"
 IDS = torch.randint(3, 512, (70,), generator=torch.Generator().manual_seed(5)).tolist()
-
-
-@pytest.fixture
-def changed(make_checkpoint, tmp_path):
-    """A copy with other tensors and another config.json: `changed("qwen2_moe", {name: tensor}, {key: value})`, where
-    None removes one."""
-
-    def copy(kind, tensors=None, config=None, **overrides):
-        target = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
-        shutil.copytree(make_checkpoint(kind, **overrides), target)
-        for path, changes, read, write in (
-            (target / "config.json", config, lambda p: json.loads(p.read_text()), write_json),
-            (target / "model.safetensors", tensors, load_file, lambda values, p: save_file(values, p)),
-        ):
-            if changes:
-                write({key: value for key, value in (read(path) | changes).items() if value is not None}, path)
-        return target
-
-    return copy
-
-
-def write_json(value, path):
-    path.write_text(json.dumps(value))
 
 
 @torch.inference_mode()
