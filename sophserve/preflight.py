@@ -12,6 +12,7 @@ from typing import Any
 from sophserve import fit
 from sophserve.checkpoint import quantization_config, read_config
 from sophserve.config import EngineConfig
+from sophserve.config_rules import check_routing, check_sizes
 from sophserve.registered import Names, registered
 
 OWN = "sophserve"
@@ -104,9 +105,12 @@ def _check_sizes(config: EngineConfig, decoder: Decoder, max_model_len: int | No
 
 
 def _decoder(settings: dict[str, Any], architectures: Names, name: str) -> Decoder | None:
-    """None where the architecture is another's, or gives a meaning of its own to what config.json does not say."""
+    """None where the architecture is another's, or gives a meaning of its own to what config.json does not say. Raises
+    CheckpointError for what no model can be."""
     if architectures.distributions[name] != OWN:
         return None
+    check_sizes(settings)
+    check_routing(settings)
     defaults = architectures.members[name]
 
     def size(key: str, otherwise: int | None = None) -> int | None:

@@ -17,7 +17,10 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # What each package may import of the project; "sophserve" stands for all of it.
 ALLOWED = {
     "device": ("device",),
-    "model_plugins": ("model_plugins", "device", "sophserve.model", "sophserve.plugins", "sophserve.errors"),
+    "model_plugins": (
+        *("model_plugins", "device"),
+        *("sophserve.model", "sophserve.plugins", "sophserve.errors", "sophserve.config_rules"),
+    ),
     "sophserve": ("sophserve", "device"),
 }
 # The rooms of sophserve, each with those that it may import. The files beside them belong to no room.

@@ -7,16 +7,13 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from sophserve.errors import CheckpointError
+from sophserve import config_rules as rules
 from sophserve.model.decoder import DECODER_NAMES, CausalLM, DecoderLayer, Size
 from sophserve.model.experts import EXPERT_NAMES, EXPERT_OPERATORS, Routing, SparseMLP
 from sophserve.model.latent_attention import LATENT_NAMES, LATENT_OPERATORS, LatentAttention, LatentConfig
 from sophserve.model.layers import GatedMLP
+from sophserve.model.rope import Positive
 from sophserve.plugins import Register, hookimpl
-
-# The second is how DeepSeek's first files spell the first.
-_METHODS = ("greedy", "gready", "group_limited_greedy", "noaux_tc")
-_SCORES = ("softmax", "sigmoid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,37 +31,25 @@ class DeepseekV2Config(LatentConfig):
     n_routed_experts: Size
     num_experts_per_tok: Size
     n_shared_experts: Annotated[int, Meta(ge=0)] | None = None
-    first_k_dense_replace: int = 0
+    first_k_dense_replace: Annotated[int, Meta(ge=0)] = 0
     moe_layer_freq: Size = 1
     n_group: Size | None = None
     topk_group: Size | None = None
     topk_method: str = "greedy"
     scoring_func: str = "softmax"
     norm_topk_prob: bool = False
-    routed_scaling_factor: float = 1.0
+    routed_scaling_factor: Positive = 1.0
 
     def __post_init__(self) -> None:
-        for key, value, known in (
-            ("topk_method", self.topk_method, _METHODS),
-            ("scoring_func", self.scoring_func, _SCORES),
-        ):
-            if value not in known:
-                raise CheckpointError(f"config.json's {key} {value!r} is not supported; supported: {', '.join(known)}")
-        experts, (groups, kept) = self.n_routed_experts, self.groups
-        if experts % groups or kept > groups:
-            raise CheckpointError(
-                f"config.json's {experts} n_routed_experts cannot be chosen in {kept} topk_group of {groups} n_group"
-            )
-        if self.num_experts_per_tok > experts // groups * kept:
-            raise CheckpointError(
-                f"config.json's num_experts_per_tok is {self.num_experts_per_tok}, but only {experts // groups * kept} "
-                f"of {experts} n_routed_experts can be chosen"
-            )
+        rules.check_word("topk_method", self.topk_method, rules.TOPK_METHODS)
+        rules.check_word("scoring_func", self.scoring_func, rules.SCORES)
+        rules.check_chosen("n_routed_experts", self.n_routed_experts, self.num_experts_per_tok, *self.groups)
+        rules.check_dense_layers(self.first_k_dense_replace, self.num_hidden_layers)
 
     @property
     def groups(self) -> tuple[int, int]:
         """How many groups the experts are in, and in how many of them those of a token are."""
-        if self.topk_method in ("greedy", "gready"):
+        if self.topk_method in rules.UNGROUPED:
             return 1, 1
         return self.n_group or 1, self.topk_group or 1
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
 
 from model_plugins.architectures.deepseek_v2 import DeepseekV2Config, DeepseekV2ForCausalLM
 from sophserve.model.decoder import Size
+from sophserve.model.rope import Positive
 from sophserve.plugins import Register, hookimpl
 
 
@@ -15,13 +19,13 @@ from sophserve.plugins import Register, hookimpl
 class DeepseekV3Config(DeepseekV2Config):
     """V2's keys. The weights of a token's experts are scaled whether they are normalised or not."""
 
-    first_k_dense_replace: int = 3
+    first_k_dense_replace: Annotated[int, Meta(ge=0)] = 3
     n_group: Size | None = 8
     topk_group: Size | None = 4
     topk_method: str = "noaux_tc"
     scoring_func: str = "sigmoid"
     norm_topk_prob: bool = True
-    routed_scaling_factor: float = 2.5
+    routed_scaling_factor: Positive = 2.5
 
     @property
     def weight_scale(self) -> float:

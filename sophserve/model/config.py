@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 import torch
 
+from sophserve.config_rules import check_sizes
 from sophserve.errors import CheckpointError
 from sophserve.fit import dtype_name
 from sophserve.model.rope import RopeParameters
@@ -64,6 +65,7 @@ def parse_config(config_class: type[C], config: dict[str, Any]) -> C:
     field of the class.
     """
     known = {field.name: field for field in fields(config_class)}  # type: ignore[arg-type]
+    check_sizes(config, known)
     _refuse_unknown(set(known), config)
     missing = [
         name

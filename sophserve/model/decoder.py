@@ -39,7 +39,7 @@ class DecoderConfig:
     head_dim: Size | None = None
     hidden_act: str = "silu"
     max_position_embeddings: Size
-    rms_norm_eps: float
+    rms_norm_eps: Annotated[float, Meta(ge=0, le=1)]
     rope_parameters: RopeParameters
     tie_word_embeddings: bool = False
 

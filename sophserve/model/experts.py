@@ -15,6 +15,7 @@ from torch import Tensor
 from device.interface import CanonicalWeight, DenseWeight, ExpertsWeight, PackedWeight
 from device.reference import dequantize
 from sophserve import fit
+from sophserve.config_rules import check_chosen
 from sophserve.errors import CheckpointError
 from sophserve.model.canonical import MadeInTurn, make_alike, stack_tensors, stack_weights
 from sophserve.model.context import ModelContext
@@ -200,11 +201,8 @@ class SparseConfig(DecoderConfig):
             raise CheckpointError(
                 f"config.json has {problem if given else 'no num_experts'}; one of them must be given"
             )
-        if 0 < self.experts < self.num_experts_per_tok:
-            raise CheckpointError(
-                f"config.json's num_experts_per_tok is {self.num_experts_per_tok}, but there are only {self.experts} "
-                "experts"
-            )
+        if self.experts:
+            check_chosen("num_experts", self.experts, self.num_experts_per_tok)
 
     @property
     def experts(self) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 from device.interface import Rope
 from sophserve.errors import CheckpointError
 
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e9)]
 
 
 @dataclass(frozen=True, kw_only=True)
