@@ -290,6 +290,7 @@ class ReferenceOps:
     ) -> Tensor:
         assert isinstance(experts, ReferenceExperts)
         checks.check_fused_experts(x, experts, ids, weights, activation, shared, shared_logits)
+        checks.check_chosen(ids, experts)
         slots = torch.zeros(*ids.shape, x.shape[1])
         for expert in ids.unique().tolist():
             rows, slot = (ids == expert).nonzero(as_tuple=True)

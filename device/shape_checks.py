@@ -172,19 +172,25 @@ def check_fused_experts(
     shared: Tensor | None,
     shared_logits: Tensor | None,
 ) -> None:
-    """ids within the experts, as many weights; a shared result for each row, and its logits only with it."""
+    """As many ids as weights; a shared result for each row, and its logits only with it. See check_chosen, too."""
     name = "fused_experts"
     check_linear(name, x, experts)
     if activation not in ACTIVATIONS:
         refuse(name, "activation {!r} is none of {}", activation, ", ".join(ACTIVATIONS))
     if not (ids.dim() == 2 and ids.shape == weights.shape and len(ids) == len(x)):
         refuse(name, "x {}, ids {} and weights {} do not fit", x, ids, weights)
-    if not _within(ids, experts.experts):
-        refuse(name, "ids must be in [0, {})", experts.experts)
     if shared is not None and (shared.shape != x.shape or shared.dtype != x.dtype):
         refuse(name, "shared {} does not fit x {}", shared, x)
-    if shared_logits is not None and (shared is None or shared_logits.shape != (len(x), 1)):
-        refuse(name, "shared_logits must be [{}, 1], and come with shared", len(x))
+    if shared_logits is not None and not (
+        shared is not None and shared_logits.shape == (len(x), 1) and shared_logits.dtype == x.dtype
+    ):
+        refuse(name, "shared_logits must be [{}, 1] of {}, and come with shared", len(x), x.dtype)
+
+
+def check_chosen(ids: Tensor, experts: PackedExperts) -> None:
+    """ids within the experts."""
+    if not _within(ids, experts.experts):
+        refuse("fused_experts", "ids must be in [0, {})", experts.experts)
 
 
 def check_sample(logits: Tensor, params: SampleParams) -> None:

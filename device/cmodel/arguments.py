@@ -39,8 +39,9 @@ _ATTENTION = (
     "blocks block_size sequences *input_lengths *cached_lengths *block_tables table_width *slots "
     "*cos *sin rope_half interleaved window ~scale *out"
 )
-# A packed weight.
-_WEIGHT = "*weight weight_type inputs *order group *scales scales_dtype *shifts"
+# A packed weight, its names with something before them, and without.
+_NAMED_WEIGHT = "*{0}weight {0}weight_type {0}inputs *{0}order {0}group *{0}scales {0}scales_dtype *{0}shifts"
+_WEIGHT = _NAMED_WEIGHT.format("")
 
 KERNELS = {
     "embedding": _structure("*ids rows *table table_rows row_bytes piece_bytes pieces first partial *out", "rows"),
@@ -50,6 +51,11 @@ KERNELS = {
     "gate": _structure("dtype *gate_up rows intermediate activation *inner", "rows"),
     "route_experts": _structure(
         "*logits rows experts top_k scoring groups top_groups renormalize ~scale *bias *ids *weights", "rows"
+    ),
+    "fused_experts": _structure(
+        "dtype *x x_stride rows hidden intermediate experts top_k *ids *weights "
+        f"{_NAMED_WEIGHT.format('gate_up_')} {_NAMED_WEIGHT.format('down_')} activation *shared *shared_logits *out",
+        "rows",
     ),
     "rms_norm": _structure(
         "dtype *x x_stride heads head_stride *residual *weight weight_dtype rows size ~eps *y *total", "rows"

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from torch import Tensor
 
 from device.cmodel.capture import record
+from device.cmodel.experts import ExpertPanels
 from device.cmodel.kernel_profile import KernelProfile
 from device.cmodel.kernels import load_kernels, native_library
 from device.cmodel.kv_cache import native_cache, paired_cache
@@ -16,7 +17,7 @@ from device.cmodel.latent import LatentUpPanels
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps, TorchOps
 from device.cmodel.threads import thread_count
-from device.cmodel.weights import LAYOUT, ExpertsOfPanels, QuantizedWeight, TorchWeight, pack
+from device.cmodel.weights import LAYOUT, QuantizedWeight, TorchWeight, pack
 from device.host import HostDevice
 from device.interface import (
     CacheSpec,
@@ -73,7 +74,7 @@ class CmodelDevice(HostDevice):
         if not self._fast:
             return reference_weight(weight)
         if isinstance(weight, ExpertsWeight) and self._kernels is not None:
-            return ExpertsOfPanels(self._kernels, weight)
+            return ExpertPanels(self._kernels, weight)
         if isinstance(weight, LatentUpWeight) and self._kernels is not None:
             return LatentUpPanels(self._kernels, weight)
         if isinstance(weight, ExpertsWeight | LatentUpWeight) or (role == "router" and self._kernels is None):
@@ -81,7 +82,7 @@ class CmodelDevice(HostDevice):
         if role == "embedding" and isinstance(weight, DenseWeight):
             return TorchWeight(weight.values)
         if self._kernels is not None:
-            return pack(self._kernels, weight)
+            return pack(self._kernels, [weight])
         if not isinstance(weight, DenseWeight):
             raise UnsupportedOperator(
                 f"cmodel has no native library, and so no kernel for {type(weight).__name__}; install a C++ compiler "
@@ -90,10 +91,10 @@ class CmodelDevice(HostDevice):
         return TorchWeight(weight.values)
 
     def state_of(self, weight: PackedWeight) -> tuple[dict[str, int], dict[str, Tensor]] | None:
-        return weight.state() if isinstance(weight, QuantizedWeight) else None
+        return weight.state() if isinstance(weight, QuantizedWeight | ExpertPanels) else None
 
     def restore(self, numbers: Mapping[str, int], tensors: Mapping[str, Tensor]) -> PackedWeight:
-        return QuantizedWeight.restore(numbers, tensors)
+        return (ExpertPanels if "experts" in numbers else QuantizedWeight).restore(numbers, tensors)
 
     def make_kv_cache(self, blocks: int, block_size: int, spec: CacheSpec) -> KVCache:
         """An uninitialised cache; pages of it that are never written cost no memory."""

@@ -64,9 +64,13 @@ def _has_kernel(ops: Ops, name: str) -> bool:
 
 
 def _label(name: str, a: Any) -> str:
-    if name != "linear":
+    if name == "linear":
+        quantized, shape = a.weight_type in _CODE_BITS, f"{a.outputs}x{a.inputs}"
+    elif name == "fused_experts":
+        quantized, shape = a.gate_up_weight_type in _CODE_BITS, f"{a.experts}x{a.intermediate}x{a.hidden}"
+    else:
         return name
-    return f"{'quantized_' if a.weight_type in _CODE_BITS else ''}linear {a.outputs}x{a.inputs}"
+    return f"{'quantized_' if quantized else ''}{name} {shape}"
 
 
 def _detail(arguments: Arguments) -> str:
@@ -74,13 +78,15 @@ def _detail(arguments: Arguments) -> str:
     return " ".join(f"{name}={getattr(arguments, name)}" for name in numbers if getattr(arguments, name))
 
 
-def _weight_bytes(a: Any, outputs: int) -> int:
-    """Of a packed weight, without what fills it up."""
-    bits = _CODE_BITS.get(a.weight_type)
+def _weight_bytes(a: Any, outputs: int, prefix: str = "") -> int:
+    """Of a packed weight, without what fills it up. prefix: what the names of its fields begin with."""
+    kind, inputs = getattr(a, f"{prefix}weight_type"), getattr(a, f"{prefix}inputs")
+    bits = _CODE_BITS.get(kind)
     if bits is None:
-        return outputs * a.inputs * _ITEM_BYTES[a.weight_type]
-    scales = -(-a.inputs // a.group) * (_ITEM_BYTES[a.scales_dtype] + (1 if a.shifts else 0))
-    return outputs * (a.inputs * bits // 8 + scales) + (4 * a.inputs if a.order else 0)
+        return outputs * inputs * _ITEM_BYTES[kind]
+    scale = _ITEM_BYTES[getattr(a, f"{prefix}scales_dtype")] + (1 if getattr(a, f"{prefix}shifts") else 0)
+    scales = -(-inputs // getattr(a, f"{prefix}group")) * scale
+    return outputs * (inputs * bits // 8 + scales) + (4 * inputs if getattr(a, f"{prefix}order") else 0)
 
 
 def _linear(a: Any) -> tuple[int, int]:
@@ -92,6 +98,16 @@ def _linear(a: Any) -> tuple[int, int]:
 
 def _route_experts(a: Any) -> tuple[int, int]:
     return a.rows * (4 * a.experts + 8 * a.top_k) + (4 * a.experts if a.bias else 0), a.rows * a.experts
+
+
+def _fused_experts(a: Any) -> tuple[int, int]:
+    # Of the weights those of experts that a token goes through.
+    chosen = a.rows * a.top_k
+    active = len(set((c_int32 * chosen).from_address(a.ids))) if chosen else 0
+    gate_up = _weight_bytes(a, 2 * a.intermediate, "gate_up_")
+    down = _weight_bytes(a, a.hidden, "down_")
+    rows = a.rows * a.hidden * _ITEM_BYTES[a.dtype] * (3 if a.shared else 2)
+    return active * (gate_up + down) + rows + 8 * chosen, 6 * chosen * a.hidden * a.intermediate
 
 
 def _rms_norm(a: Any) -> tuple[int, int]:
@@ -139,6 +155,7 @@ _COSTS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "linear": _linear,
     "gate": lambda a: (a.rows * a.intermediate * (8 + _ITEM_BYTES[a.dtype]), 2 * a.rows * a.intermediate),
     "route_experts": _route_experts,
+    "fused_experts": _fused_experts,
     "rms_norm": _rms_norm,
     "paged_attention": _paged_attention,
     "paged_latent_attention": _paged_latent_attention,

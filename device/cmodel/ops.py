@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from device import shape_checks as checks
+from device.cmodel.experts import ExpertPanels
 from device.cmodel.kernels import ACTIVATIONS, DTYPES, SCORINGS, Kernel, Kernels
 from device.cmodel.kv_cache import PairedKVCache, is_native_cache
 from device.cmodel.latent import LatentUpPanels
-from device.cmodel.weights import PANEL, ExpertsOfPanels, PanelWeight, QuantizedWeight, TorchWeight
+from device.cmodel.weights import PANEL, PanelWeight, QuantizedWeight, TorchWeight
 from device.interface import Activation, AttentionMeta, KVCache, PackedWeight, Rope
 from device.reference import ReferenceOps, activate
 from device.sample_params import SampleParams, SampleResult
@@ -163,19 +164,35 @@ class NativeOps(ReferenceOps):
         shared: Tensor | None = None,
         shared_logits: Tensor | None = None,
     ) -> Tensor:
-        assert isinstance(experts, ExpertsOfPanels)
+        assert isinstance(experts, ExpertPanels)
         checks.check_fused_experts(x, experts, ids, weights, activation, shared, shared_logits)
-        slots = torch.zeros(*ids.shape, x.shape[1])
-        for expert in ids.unique().tolist():
-            rows, slot = (ids == expert).nonzero(as_tuple=True)
-            out = self.gated_mlp(x[rows], experts.gate_up[expert], experts.down[expert], activation)
-            slots[rows, slot] = out.float()
-        total = torch.zeros(x.shape)
-        for slot in range(ids.shape[1]):
-            total += weights[:, slot, None] * slots[:, slot]
-        if shared is not None:
-            total += shared.float() * (1 if shared_logits is None else shared_logits.float().sigmoid())
-        return total.to(x.dtype)
+        for part in (experts.gate_up, experts.down):
+            _check_dtype("fused_experts", x, part)
+        x = _rows(x)
+        out = torch.empty(x.shape, dtype=x.dtype)
+        try:
+            self._kernels.fused_experts(
+                dtype=DTYPES[x.dtype],
+                x=x,
+                x_stride=x.stride(0),
+                rows=len(x),
+                hidden=x.shape[1],
+                intermediate=experts.intermediate,
+                experts=experts.experts,
+                top_k=ids.shape[1],
+                ids=_int32(ids),
+                weights=_typed(weights, torch.float32),
+                **experts.gate_up.fields("gate_up_"),
+                **experts.down.fields("down_"),
+                activation=ACTIVATIONS[activation],
+                shared=None if shared is None else shared.contiguous(),
+                shared_logits=None if shared_logits is None else shared_logits.contiguous(),
+                out=out,
+            )
+        except ValueError:
+            checks.check_chosen(ids, experts)
+            raise
+        return out
 
     def _linear(
         self,
@@ -187,8 +204,7 @@ class NativeOps(ReferenceOps):
     ) -> Tensor:
         """The product, in dtype; with an activation, that of its first half times its second half."""
         assert isinstance(weight, PanelWeight | QuantizedWeight)
-        if isinstance(weight, PanelWeight) and weight.dtype not in (x.dtype, torch.float32):
-            checks.refuse("linear", "x is {}, the weight {}", x.dtype, weight.dtype)
+        _check_dtype("linear", x, weight)
         x = _rows(x)
         width = weight.out_features if activation is None else weight.out_features // 2
         y = torch.empty(x.shape[0], width, dtype=dtype)
@@ -376,6 +392,11 @@ def _typed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _int32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.int32 and tensor.is_contiguous() else tensor.int().contiguous()
+
+
+def _check_dtype(operator: str, x: Tensor, weight: PanelWeight | QuantizedWeight) -> None:
+    if isinstance(weight, PanelWeight) and weight.dtype not in (x.dtype, torch.float32):
+        checks.refuse(operator, "x is {}, the weight {}", x.dtype, weight.dtype)
 
 
 def _rows(x: Tensor) -> Tensor:

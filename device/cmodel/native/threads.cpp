@@ -156,8 +156,9 @@ void run_items(int64_t items, void (*body)(void*, int64_t, int), void* context) 
 
 int thread_count() { return wanted_threads; }
 
-void* scratch(size_t bytes) {
-    thread_local Scratch mine;
+void* scratch(size_t bytes, int number) {
+    thread_local Scratch all[2];
+    Scratch& mine = all[number];
     if (bytes > mine.size) {
         std::free(mine.memory);
         size_t size = (bytes + 4095) / 4096 * 4096;

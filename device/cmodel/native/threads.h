@@ -14,8 +14,9 @@ void run_items(int64_t items, void (*body)(void* context, int64_t item, int work
 // How many threads share a loop, the calling one among them.
 int thread_count();
 
-// At least bytes of memory, aligned to 64, that stays the calling thread's until it asks again. Null without memory.
-void* scratch(size_t bytes);
+// At least bytes of memory, aligned to 64, that stays the calling thread's until it asks again for that of this number,
+// 0 or 1. Null without memory.
+void* scratch(size_t bytes, int number = 0);
 
 template <class Body>
 void parallel_for(int64_t items, const Body& body) {
