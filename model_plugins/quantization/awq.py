@@ -18,7 +18,7 @@ from torch import Tensor
 
 from device.interface import CanonicalWeight
 from sophserve.errors import CheckpointError
-from sophserve.model.canonical import even_groups, int_weight
+from sophserve.model.canonical import even_groups, group_length, int_weight
 from sophserve.model.module import ParameterSpec
 from sophserve.model.quantization import (
     DenseFormat,
@@ -26,6 +26,8 @@ from sophserve.model.quantization import (
     WeightFormat,
     WeightPart,
     filled_words,
+    is_left_plain,
+    names_layer,
     no_values,
     read_settings,
     unpack_words,
@@ -65,6 +67,9 @@ class AWQFormat(WeightFormat):
         codes, zeros = unpack(tensors["qweight"]), unpack(tensors["qzeros"])
         return int_weight(codes.contiguous(), tensors["scales"].T, zeros, groups[part.columns], 4)
 
+    def group_inputs(self, part: WeightPart) -> int:
+        return 1 if self._groups == 1 else group_length(part.shape[1], self._groups, self._group_size)
+
 
 class AWQConfig(msgspec.Struct):
     """The keys of the quantization config that are obeyed; w_bit and q_group_size are AWQ's first names of two."""
@@ -92,8 +97,8 @@ class AWQ(Scheme):
         return AWQFormat(stored, self._group_size) if "qweight" in stored else DenseFormat()
 
     def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
-        """All layers but the head and those of modules_to_not_convert, with zero points anywhere."""
-        if name.endswith("lm_head") or any(each in name for each in self._plain):
+        """All layers but those left plain and those of modules_to_not_convert, with zero points anywhere."""
+        if is_left_plain(name) or any(names_layer(each, name) for each in self._plain):
             return None
         outputs, inputs = shape
         groups = -(-inputs // self._group_size) if self._group_size > 0 else 1

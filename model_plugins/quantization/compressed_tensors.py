@@ -24,7 +24,7 @@ from torch import Tensor
 from device.interface import CanonicalWeight
 from model_plugins.quantization.float8 import Float8Format, block_scales, expected_float8
 from sophserve.errors import CheckpointError
-from sophserve.model.canonical import even_groups, int_weight, stored_groups
+from sophserve.model.canonical import even_groups, group_length, int_weight, stored_groups
 from sophserve.model.module import ParameterSpec
 from sophserve.model.quantization import (
     DenseFormat,
@@ -35,6 +35,7 @@ from sophserve.model.quantization import (
     filled_words,
     held_words,
     is_dense,
+    matches,
     no_values,
     read_settings,
     unpack_held,
@@ -56,6 +57,16 @@ class Weights(msgspec.Struct):
     group_size: int | None = None
     block_structure: tuple[int, int] | None = None
     actorder: str | bool | None = None
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """The size of blocks with a scale each."""
+        return self.block_structure or (128, 128) if self.strategy == "block" else None
+
+    @property
+    def in_order(self) -> bool:
+        """Whether inputs of a group stand side by side: only this order is stored, others change the inputs' places."""
+        return self.actorder != "group"
 
 
 class Group(msgspec.Struct):
@@ -79,10 +90,10 @@ class CompressedConfig(msgspec.Struct):
 class PackedFormat(WeightFormat):
     """One layer of whole numbers of 4 or 8 bits; its sizes are those of its tensors."""
 
-    def __init__(self, name: str, stored: Mapping[str, StoredTensor], group_size: int) -> None:
+    def __init__(self, name: str, stored: Mapping[str, StoredTensor], weights: Weights) -> None:
         self._name = name
         self._words = stored["weight_packed"].shape[-1]
-        self._group_size = group_size
+        self._group_size = weights.group_size or -1
         self._groups = stored["weight_scale"].shape[-1] if "weight_scale" in stored else 1
         self._has_zeros = "weight_zero_point" in stored
         self._has_order = "weight_g_idx" in stored
@@ -125,6 +136,16 @@ class PackedFormat(WeightFormat):
             groups = stored_groups(f"{self._name}.weight_g_idx", tensors["weight_g_idx"], groups, self._groups)
         return int_weight(codes, scales, zeros, groups[part.columns], bits)
 
+    def group_inputs(self, part: WeightPart) -> int:
+        if self._groups == 1 or self._has_order:
+            return 1
+        return group_length(part.shape[1], self._groups, self._group_size)
+
+
+def _means(target: str, layer: str) -> bool:
+    """Whether an entry of targets or ignore means a layer: its whole name, or a regex of its beginning."""
+    return matches(target[3:], layer) if target.startswith("re:") else target == layer
+
 
 class CompressedTensors(Scheme):
     """Layers with a weight_packed or a float8 weight are quantized, the others are not."""
@@ -145,8 +166,7 @@ class CompressedTensors(Scheme):
             raise CheckpointError(
                 f"compressed-tensors of format {', '.join(unknown)} are not supported; supported: {', '.join(_FORMATS)}"
             )
-        self._weights = [group.weights or Weights(num_bits=4) for group in groups]
-        for weights in self._weights:
+        for weights in [group.weights for group in groups if group.weights]:
             if weights.num_bits not in (4, 8) or (weights.type == "float" and weights.num_bits != 8):
                 raise CheckpointError(
                     f"compressed-tensors weights of {weights.num_bits} bits ({weights.type}) are not supported; "
@@ -155,38 +175,29 @@ class CompressedTensors(Scheme):
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
         if "weight_packed" in stored:
-            return PackedFormat(name, stored, self._group_size)
+            return PackedFormat(name, stored, self._weights_of(name))
         if "weight" not in stored or is_dense(stored):
             return DenseFormat()
-        return Float8Format(name, stored, "weight_scale", self._block)
+        return Float8Format(name, stored, "weight_scale", self._weights_of(name).block)
 
-    @property
-    def _group_size(self) -> int:
-        """That of the layers whose number of groups it explains; the others have even ones."""
-        return next((weights.group_size or -1 for weights in self._weights if weights.type == "int"), -1)
-
-    @property
-    def _block(self) -> tuple[int, int] | None:
-        return next(
-            (weights.block_structure or (128, 128) for weights in self._weights if weights.strategy == "block"), None
-        )
+    def _weights_of(self, name: str) -> Weights:
+        """What the config has of a layer's weights, by its name or, as all here are, by the class of linear layers."""
+        groups = self._config.config_groups.values()
+        found = [group.weights for group in groups if any(_means(target, name) for target in group.targets)]
+        found += [group.weights for group in groups if "Linear" in group.targets]
+        return next((weights for weights in found if weights), Weights(strategy="unknown"))
 
     def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
-        """All linear layers but those that `ignore` names; scales have the checkpoint's dtype."""
-        for each in self._config.ignore:
-            if re.match(each[3:], name) if each.startswith("re:") else each == name:
-                return None
-        groups = list(self._config.config_groups.values())
-        if len(groups) != 1 or groups[0].targets != ["Linear"]:
-            raise CheckpointError("config.json's config_groups differ between layers in a way that only files show")
-        (outputs, inputs), weights = shape, self._weights[0]
+        """All linear layers, which routers are not, but those that `ignore` names; scales have the checkpoint's dtype."""
+        (outputs, inputs), weights = shape, self._weights_of(name)
+        is_plain = weights.strategy == "unknown" or name.endswith(".gate")
+        if is_plain or any(_means(each, name) for each in self._config.ignore):
+            return None
         if weights.type == "float":
             channels = (outputs, 1) if weights.strategy == "channel" else (1,)
-            scales = block_scales(shape, self._block) if self._block else channels
+            scales = block_scales(shape, weights.block) if weights.block else channels
             return expected_float8(shape, "weight_scale", scales, dtype)
-        # Only this one stores an order; the others put the inputs in it.
-        in_order = weights.actorder != "group"
-        group_of = expected_groups(inputs, self._group_size, in_order=in_order)
+        group_of = expected_groups(inputs, weights.group_size or -1, in_order=weights.in_order)
         count = int(group_of.max()) + 1
         tensors = {
             "weight_packed": no_values((outputs, -(-inputs * weights.num_bits // 32)), torch.int32),
@@ -194,7 +205,7 @@ class CompressedTensors(Scheme):
         }
         if not weights.symmetric:
             tensors["weight_zero_point"] = filled_words((-(-outputs * weights.num_bits // 32), count), 0)
-        if not in_order:
+        if not weights.in_order:
             tensors["weight_g_idx"] = group_of
         return tensors
 

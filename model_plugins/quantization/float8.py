@@ -59,6 +59,9 @@ class Float8Format(WeightFormat):
             self._scale_name: ParameterSpec(self._scale_shape, dtypes=FLOATS),
         }
 
+    def group_inputs(self, part: WeightPart) -> int:
+        return self._block[1] if self._block and self._block[1] < part.shape[1] else 1
+
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
         """The rank's values with a scale for each output and group."""
         outputs, inputs = part.shape

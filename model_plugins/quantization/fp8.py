@@ -19,7 +19,15 @@ from model_plugins.quantization.float8 import Float8Format, block_scales, expect
 from model_plugins.quantization.round_to_nearest import BLOCK, RoundToNearest, as_float8, round_to_float8
 from sophserve.errors import CheckpointError
 from sophserve.model.convert import linear_weights, write_checkpoint
-from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, is_dense, read_settings
+from sophserve.model.quantization import (
+    DenseFormat,
+    Scheme,
+    WeightFormat,
+    is_dense,
+    is_left_plain,
+    names_layer,
+    read_settings,
+)
 from sophserve.model.weights import StoredTensor
 from sophserve.plugins import Register, hookimpl
 
@@ -56,8 +64,8 @@ class FP8(Scheme):
         return Float8Format(name, stored, "weight_scale", None)
 
     def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
-        """All layers but the head and those that the config names."""
-        if name.endswith("lm_head") or any(each in name for each in self._plain):
+        """All layers but those left plain and those that the config names."""
+        if is_left_plain(name) or any(names_layer(each, name) for each in self._plain):
             return None
         if self._block is None:
             return expected_float8(shape, "weight_scale", (), torch.float32)
@@ -104,7 +112,7 @@ class ModelOpt(FP8):
             raise CheckpointError(
                 f"the checkpoint is quantized by ModelOpt with quant_algo {settings.quant_algo!r}; supported: FP8"
             )
-        super().__init__({"ignored_layers": [name.strip("*") for name in settings.exclude_modules]})
+        super().__init__({"ignored_layers": settings.exclude_modules})
 
 
 @hookimpl

@@ -5,8 +5,8 @@
     scales   float [groups, outputs]
     g_idx    int32 [inputs]                        the group of each input; with desc_act in no order
 
-The tensors say which layers are quantized, with how many bits and in which groups, so `dynamic`,
-`modules_in_block_to_quantize` and `lm_head` of the config need not be read.
+The tensors say which layers are quantized, with how many bits and in which groups; `modules_in_block_to_quantize` and
+`lm_head` of the config are read only where there are none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from device.interface import CanonicalWeight, IntWeight
 from model_plugins.quantization.round_to_nearest import RoundToNearest, group_size_for, round_to_int4
 from sophserve.errors import CheckpointError
-from sophserve.model.canonical import even_groups, int_weight, stored_groups
+from sophserve.model.canonical import even_groups, group_length, int_weight, stored_groups
 from sophserve.model.convert import linear_weights, write_checkpoint
 from sophserve.model.module import ParameterSpec
 from sophserve.model.quantization import (
@@ -35,6 +35,8 @@ from sophserve.model.quantization import (
     expected_groups,
     filled_words,
     held_words,
+    is_left_plain,
+    matches,
     no_values,
     read_settings,
     unpack_held,
@@ -65,7 +67,7 @@ class GPTQConfig(msgspec.Struct):
     is_marlin_format: bool = False
     lm_head: bool = False
     dynamic: dict[str, Any] = {}
-    modules_in_block_to_quantize: list[list[str]] = []
+    modules_in_block_to_quantize: list[list[str] | str] = []
     meta: dict[str, Any] = {}
 
     @property
@@ -85,14 +87,25 @@ class GPTQConfig(msgspec.Struct):
             )
         return layout
 
-    def zero_points(self, layer: str) -> ZeroPoints:
-        """How the zero points of a layer are kept. `dynamic` may say of some that they are symmetric, or are not."""
-        symmetric = self.sym
+    @property
+    def in_order(self) -> bool:
+        """Whether inputs of a group stand side by side."""
+        return not self.desc_act or self.static_groups
+
+    def of(self, layer: str) -> GPTQConfig | None:
+        """With what `dynamic` has of a layer: the first rule whose regex fits counts, and one behind `-:` leaves the
+        layer plain, which is None. Raises CheckpointError."""
         for pattern, changes in self.dynamic.items():
-            if re.match(pattern.removeprefix("+:"), layer) and isinstance(changes, dict):
-                symmetric = changes.get("sym", symmetric)
-                break
-        if symmetric:
+            if matches(pattern.removeprefix("+:").removeprefix("-:"), layer):
+                if pattern.startswith("-:"):
+                    return None
+                return read_settings(GPTQConfig, msgspec.to_builtins(self) | (changes or {}) | {"dynamic": {}})
+        return self
+
+    @property
+    def zero_points(self) -> ZeroPoints:
+        """How zero points are kept."""
+        if self.sym:
             return "middle"
         if self.layout == "gptq_v2":
             return "as stored"
@@ -103,14 +116,15 @@ class GPTQConfig(msgspec.Struct):
 class GPTQFormat(WeightFormat):
     """One layer; its sizes are those of its tensors."""
 
-    def __init__(self, name: str, stored: Mapping[str, StoredTensor], zero_points: ZeroPoints, group_size: int) -> None:
+    def __init__(self, name: str, stored: Mapping[str, StoredTensor], config: GPTQConfig) -> None:
         self._name = name
-        self._group_size = group_size
+        self._group_size = config.group_size
         self._words = stored["qweight"].shape[0]
         self._groups = stored["scales"].shape[0] if "scales" in stored else 1
         # Files of kernels that need no order keep an empty one.
         self._has_order = "g_idx" in stored and stored["g_idx"].shape != (0,)
-        self._zero_points = zero_points
+        self._in_order = config.in_order or not self._has_order
+        self._zero_points = config.zero_points
 
     def _bits(self, part: WeightPart) -> int:
         bits = 32 * self._words // part.shape[1]
@@ -145,6 +159,11 @@ class GPTQFormat(WeightFormat):
             groups = stored_groups(f"{self._name}.g_idx", tensors["g_idx"], groups, self._groups)
         return int_weight(codes, tensors["scales"].T, zeros.T, groups[part.columns], bits)
 
+    def group_inputs(self, part: WeightPart) -> int:
+        if self._groups == 1 or not self._in_order:
+            return 1
+        return group_length(part.shape[1], self._groups, self._group_size)
+
     def _zeros(self, words: Tensor, bits: int) -> Tensor:
         """uint8 `[groups, outputs]` of the words of qzeros."""
         kept = unpack_words(words, bits)
@@ -178,21 +197,15 @@ class GPTQ(Scheme):
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
         if "qweight" not in stored:
             return DenseFormat()
-        return GPTQFormat(name, stored, self._config.zero_points(name), self._config.group_size)
+        return GPTQFormat(name, stored, self._config.of(name) or self._config)
 
     def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
         """All that has a value of its own: the zero points of layers that are not symmetric."""
-        config = self._config
-        if config.dynamic:
-            raise CheckpointError("config.json's dynamic gives layers settings of their own, which only files show")
-        chosen = [each for group in config.modules_in_block_to_quantize for each in group]
-        if name.endswith("lm_head"):
-            if not config.lm_head:
-                return None
-        elif chosen and not any(name.endswith(each) for each in chosen):
+        config = self._config.of(name)
+        if config is None or not self._is_chosen(name):
             return None
         (outputs, inputs), bits = shape, config.bits
-        group_of = expected_groups(inputs, config.group_size, in_order=not config.desc_act or config.static_groups)
+        group_of = expected_groups(inputs, config.group_size, in_order=config.in_order)
         groups = int(group_of.max()) + 1
         # Zero points that are all in the middle need not be kept by a device.
         octet = 0 if config.sym is False else 0x77 if bits == 4 else 0x7F
@@ -202,6 +215,13 @@ class GPTQ(Scheme):
             "scales": no_values((groups, outputs), torch.float16),
             "g_idx": group_of,
         }
+
+    def _is_chosen(self, layer: str) -> bool:
+        config = self._config
+        if is_left_plain(layer):
+            return config.lm_head and layer.endswith("lm_head")
+        groups = [[each] if isinstance(each, str) else each for each in config.modules_in_block_to_quantize]
+        return not groups or any(layer.endswith(f".{each}") for group in groups for each in group)
 
     @classmethod
     def for_dense(cls) -> Scheme:

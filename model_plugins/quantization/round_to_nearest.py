@@ -11,7 +11,7 @@ from torch import Tensor
 from device.interface import CanonicalWeight, Float8Weight, IntWeight
 from device.reference import dequantize
 from sophserve.model.canonical import pack_bits
-from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, WeightPart, is_dense
+from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, WeightPart, is_dense, is_left_plain
 from sophserve.model.weights import StoredTensor
 
 log = logging.getLogger(__name__)
@@ -79,15 +79,20 @@ def as_float8(values: Tensor) -> Float8Weight:
     return Float8Weight(rounded, scales.repeat_interleave(BLOCK, dim=0)[: len(values)], BLOCK)
 
 
+def is_rounded(layer: str) -> bool:
+    """Whether a linear layer is rounded. What makes keys and values of latents is not: devices multiply it with other
+    factors first, and for that dequantize it, so rounding it would save nothing."""
+    return not is_left_plain(layer) and not layer.endswith(".kv_b_proj")
+
+
 class RoundToNearest(Scheme):
-    """Quantizes plain layers as they are loaded, but for the head."""
+    """Quantizes plain layers as they are loaded, but for those that `is_rounded` leaves out."""
 
     def __init__(self, rounded: Rounding) -> None:
         self._rounded = rounded
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
-        quantized = is_dense(stored) and not name.endswith("lm_head")
-        return RoundedFormat(name, self._rounded) if quantized else DenseFormat()
+        return RoundedFormat(name, self._rounded) if is_dense(stored) and is_rounded(name) else DenseFormat()
 
 
 class RoundedFormat(DenseFormat):

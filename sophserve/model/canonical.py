@@ -141,9 +141,13 @@ def even_groups(inputs: int, groups: int, group_size: int) -> Tensor:
 
     group_size: what the checkpoint says of all its layers. A layer with another number of groups has even ones.
     """
-    if group_size <= 0 or -(-inputs // group_size) != groups:
-        group_size = -(-inputs // groups)
-    return torch.arange(inputs) // group_size
+    return torch.arange(inputs) // group_length(inputs, groups, group_size)
+
+
+def group_length(inputs: int, groups: int, group_size: int) -> int:
+    """The inputs of a group of even_groups."""
+    fits = group_size > 0 and -(-inputs // group_size) == groups
+    return group_size if fits else -(-inputs // groups)
 
 
 def stored_groups(name: str, stored: Tensor, in_order: Tensor, count: int) -> Tensor:

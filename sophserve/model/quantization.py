@@ -45,6 +45,11 @@ class WeightFormat(ABC):
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
         """The rank's part. May refer to the tensors, which go away once the weight is packed."""
 
+    def group_inputs(self, part: WeightPart) -> int:
+        """How many inputs stand side by side in a group with scales of its own; 1 where they are in no order, or all in
+        one."""
+        return 1
+
 
 class DenseFormat(WeightFormat):
     """A plain tensor of floating-point numbers."""
@@ -101,6 +106,30 @@ def read_settings(kind: type[S], config: Mapping[str, Any]) -> S:
         return msgspec.convert({key: value for key, value in config.items() if value is not None}, kind)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"the checkpoint's quantization config cannot be used: {error}") from None
+
+
+# The head, and what says which experts a token goes through and how much they count.
+_LEFT_PLAIN = re.compile(r"(.*\.)?(lm_head|gate|shared_expert_gate)")
+
+
+def is_left_plain(layer: str) -> bool:
+    """Whether a linear layer is one of those that no tool quantizes unless it is asked to."""
+    return _LEFT_PLAIN.fullmatch(layer) is not None
+
+
+def names_layer(pattern: str, layer: str) -> bool:
+    """Whether an entry of a config's list of plain layers means this one: some components of its name one after the
+    other, `gate` of `mlp.gate` but not of `gate_proj`, in which `*` is any text."""
+    words = re.escape(pattern.strip(".")).replace(r"\*", ".*")
+    return re.search(rf"(^|\.){words}(\.|$)", layer) is not None
+
+
+def matches(regex: str, layer: str) -> bool:
+    """Whether a config's regex fits the beginning of a layer's name. Raises CheckpointError for one that is none."""
+    try:
+        return re.match(regex, layer) is not None
+    except re.error as error:
+        raise CheckpointError(f"the checkpoint's quantization config has {regex!r}, no regex: {error}") from None
 
 
 def is_dense(stored: Mapping[str, StoredTensor]) -> bool:
