@@ -4,7 +4,7 @@ worker asks once it knows the model itself, and both say the same."""
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NoReturn
 
 from sophserve.config import EngineConfig
@@ -20,10 +20,12 @@ DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class CannotSplit(ConfigError):
-    """A model does not divide between the ranks of the tensor-parallel group. things: what it is that does not."""
+    """A model does not divide between the ranks of the tensor-parallel group. things: what it is that does not. fits:
+    whether these divide between another number of ranks, where the sizes in config.json do not tell."""
 
-    def __init__(self, things: str, ranks: int) -> None:
+    def __init__(self, things: str, ranks: int, fits: Callable[[int], bool] = lambda ranks: True) -> None:
         super().__init__(f"{things} cannot be split between {ranks} ranks")
+        self.fits = fits
 
 
 def heads_in_words(count: int, channels: int) -> str:
@@ -34,6 +36,17 @@ def heads_in_words(count: int, channels: int) -> str:
 def columns_in_words(count: int) -> str:
     """The outputs of a projection, for CannotSplit."""
     return f"{count} columns of a projection"
+
+
+def check_groups(size: int, group: int, ranks: int) -> None:
+    """Raise CannotSplit if a rank's part of an expert with `size` inner features would end within one of the groups
+    that so many of them are quantized in."""
+
+    def fits(ranks: int) -> bool:
+        return ranks == 1 or size % (ranks * group) == 0
+
+    if not fits(ranks):
+        raise CannotSplit(f"experts of {size} columns, which are quantized in groups of {group},", ranks, fits)
 
 
 def vocabulary_in_words(size: int) -> str:

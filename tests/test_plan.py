@@ -183,7 +183,7 @@ def test_a_window_bounds_what_is_read(make_checkpoint: Callable[..., Path]) -> N
     [
         ({"architectures": ["NewForCausalLM"]}, "NewForCausalLM is not a supported architecture; supported: "),
         ({"quantization_config": {"quant_method": "bitnet"}}, "quantized with 'bitnet', which is not supported"),
-        ({"quantization_config": {"quant_method": "gptq", "dynamic": {"(": {}}}}, r"has '(', no regex"),
+        ({"quantization_config": {"quant_method": "gptq", "dynamic": {"[": {}}}}, r"has '\[', no regex"),
         ({"hidden_size": None}, "config.json has no hidden_size"),
     ],
 )

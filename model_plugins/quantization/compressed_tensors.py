@@ -188,7 +188,7 @@ class CompressedTensors(Scheme):
         return next((weights for weights in found if weights), Weights(strategy="unknown"))
 
     def expected(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
-        """All linear layers, which routers are not, but those that `ignore` names; scales have the checkpoint's dtype."""
+        """All linear layers, but routers and those that `ignore` names; scales have the checkpoint's dtype."""
         (outputs, inputs), weights = shape, self._weights_of(name)
         is_plain = weights.strategy == "unknown" or name.endswith(".gate")
         if is_plain or any(_means(each, name) for each in self._config.ignore):

@@ -21,7 +21,7 @@ from torch import Tensor
 from device.interface import Device, PackedWeight
 from sophserve.checkpoint import quantization_config, read_config
 from sophserve.errors import SophserveError
-from sophserve.fit import MOST_RANKS, resolve_max_model_len
+from sophserve.fit import MOST_RANKS, CannotSplit, resolve_max_model_len
 from sophserve.measure.footprint import Attention, Footprint, FootprintRequest
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
@@ -37,6 +37,7 @@ from sophserve.model.loading import (
     divides,
     find_architecture,
     load_weights,
+    refuse_model,
 )
 from sophserve.model.quantization import Scheme, find_scheme, no_values
 from sophserve.model.weights import StoredTensor
@@ -107,7 +108,10 @@ def footprint(request: FootprintRequest) -> Footprint:
         of_ranks = replace(context, communicator=RankOf(ranks))
         return _load(directory, settings, model_class, of_ranks, config.quantization)
 
-    model = load(config.tensor_parallel_size)
+    try:
+        model = load(config.tensor_parallel_size)
+    except CannotSplit as error:
+        refuse_model(error, model_class, settings, context)
     memory, shared = request.memory, 1
     if memory is None:
         memory = device.memory()[0]
@@ -185,7 +189,10 @@ def _needs(load: Callable[[int], CausalLM], possible: Iterable[int], memory: int
     """Bytes of the weights and of a sequence of so many tokens, by the number of ranks, up to one that has room."""
     found: dict[int, int] = {}
     for ranks in possible:
-        model = load(ranks)
+        try:
+            model = load(ranks)
+        except CannotSplit:
+            continue
         found[ranks] = model.nbytes + tokens * token_bytes(model)
         if found[ranks] <= memory:
             break

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Literal
 
 import torch
@@ -100,7 +101,7 @@ class Router(PackedModule):
 class Experts(PackedModule):
     """The gated MLPs of a layer's experts as one weight, each split between ranks by inner features.
 
-    top_k: how many of them a token goes through.
+    top_k: how many of them a token goes through. intermediate_size: of all ranks.
     """
 
     def __init__(self, context: ModelContext, hidden_size: int, intermediate_size: int, count: int, top_k: int) -> None:
@@ -112,9 +113,16 @@ class Experts(PackedModule):
         super().__init__(
             context, {f"{expert}.{name}.": part for expert in range(count) for name, part in parts.items()}, "experts"
         )
+        self.intermediate_size = intermediate_size
         self._count = count
         self._top_k = top_k
         self._multiplications = 3 * hidden_size * (held.stop - held.start)
+
+    @property
+    def group_inputs(self) -> int:
+        """The inner features of which a rank must hold whole multiples to cut no quantization group."""
+        down = [(self.formats[prefix], part) for prefix, part in self._parts.items() if prefix.endswith("down.")]
+        return lcm(*(each.group_inputs(part) for each, part in down))
 
     @property
     def token_flops(self) -> int:

@@ -6,20 +6,23 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import lcm
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from device.collectives.interface import SingleRank
 from device.interface import Device
+from sophserve import fit
 from sophserve.checkpoint import read_config
 from sophserve.errors import CheckpointError, ConfigError
 from sophserve.fit import MOST_RANKS, CannotSplit, choose_architecture, refuse_split
 from sophserve.model.config import unknown_keys
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
+from sophserve.model.experts import Experts
 from sophserve.model.layers import PackedModule
 from sophserve.model.module import Module
 from sophserve.model.packed_weights import PackedWeights, WeightCache
@@ -79,9 +82,12 @@ def load_model(
     source = directory, stored, read_tensors
     if scheme is None:
         load_weights(model, *source, on_progress=on_progress)
-    else:
+        return model
+    try:
         with PackedWeights(directory, cache_dir, context, quantization or "stored") as cache:
             load_weights(model, *source, scheme, cache, on_progress)
+    except CannotSplit as error:
+        refuse_model(error, model_class, config, context)
     return model
 
 
@@ -125,8 +131,15 @@ def build_model(model_class: type[CausalLM], config: dict[str, Any], context: Mo
     try:
         return model_class(config, context)
     except CannotSplit as error:
-        ranks = (ranks for ranks in range(1, MOST_RANKS + 1) if divides(model_class, config, context, ranks))
-        refuse_split(error, ranks)
+        refuse_model(error, model_class, config, context)
+
+
+def refuse_model(
+    error: CannotSplit, model_class: type[CausalLM], config: dict[str, Any], context: ModelContext
+) -> NoReturn:
+    """Raise ConfigError: what ranks cannot share, and how many can."""
+    ranks = range(1, MOST_RANKS + 1)
+    refuse_split(error, (each for each in ranks if error.fits(each) and divides(model_class, config, context, each)))
 
 
 class RankOf(SingleRank):
@@ -154,7 +167,8 @@ def load_weights(
     cache: WeightCache | None = None,
     on_progress: Progress | None = None,
 ) -> None:
-    """Load every leaf of the model; quantized ones from the cache, if it has them. Raises CheckpointError.
+    """Load every leaf of the model; quantized ones from the cache, if it has them. Raises CheckpointError, or
+    CannotSplit if a rank's part would cut quantization groups of experts.
 
     stored, read: what there is in the directory, and how to read it.
     """
@@ -162,6 +176,7 @@ def load_weights(
     stored = {_full_name(model, name, stored): tensor for name, tensor in stored.items()}
     if scheme is not None:
         _choose_formats(model, scheme, stored)
+        _check_groups(model)
     sources = _match(model, stored, directory, scheme, read)
     leaves = [(path, module, module.parameters()) for path, module in model.named_modules()]
     jobs = [
@@ -223,6 +238,15 @@ def _choose_formats(model: CausalLM, scheme: Scheme, stored: Mapping[str, Stored
             # A tied head is read by the embedding, too.
             if f"{path}.{prefix}weight" not in model.tied.values():
                 module.formats[prefix] = scheme.weight_format(name, by_layer.get(name, {}))
+
+
+def _check_groups(model: CausalLM) -> None:
+    """Raise CannotSplit if ranks would cut groups of experts. Groups that are cut are computed with as smaller ones:
+    few are in a dense layer, but a rank's part of an expert may be hardly larger than one, so all would be."""
+    experts = [module for module in model.modules() if isinstance(module, Experts)]
+    if experts:
+        group = lcm(*(each.group_inputs for each in experts))
+        fit.check_groups(experts[0].intermediate_size, group, model.context.communicator.world_size)
 
 
 def _match(

@@ -185,7 +185,8 @@ def unpack_held(words: Tensor, held: slice, bits: int) -> Tensor:
 
 def unpack_words(words: Tensor, bits: int) -> Tensor:
     """int32 `[rows, words]` to uint8 `[rows, words * 32 / bits]`, the lowest bits first."""
-    octets = words.contiguous().view(torch.uint8)
+    # A row of one word may have any stride, of which torch makes no octets.
+    octets = words.contiguous().flatten().view(torch.uint8).view(len(words), -1)
     if bits == 8:
         return octets
     return torch.stack([octets & 15, octets >> 4], dim=-1).flatten(1)

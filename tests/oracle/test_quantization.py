@@ -134,22 +134,23 @@ def blocks(magnitudes, size=128):
     return padded.unflatten(0, (rows, size)).unflatten(2, (columns, size)).amax((1, 3))
 
 
-def compressed(group_size=64, symmetric=True, act_order=False):
+def compressed(group_size=64, symmetric=True, act_order=False, bits=4):
     def write(name, weight):
-        codes, scales, zeros, groups, exact = integers(weight, 4, group_size, symmetric, act_order, torch.bfloat16)
+        codes, scales, zeros, groups, exact = integers(weight, bits, group_size, symmetric, act_order, torch.bfloat16)
         tensors = {
-            "weight_packed": words(codes, 4, 1),
+            "weight_packed": words(codes, bits, 1),
             "weight_scale": scales,
             "weight_shape": torch.tensor(weight.shape),
         }
         if not symmetric:
-            tensors["weight_zero_point"] = words(zeros, 4, 0)
+            tensors["weight_zero_point"] = words(zeros, bits, 0)
         if act_order:
             tensors["weight_g_idx"] = groups.int()
         return {f"{name}.{key}": value for key, value in tensors.items()}, exact
 
     strategy = "channel" if group_size == -1 else "group"
-    weights = {"num_bits": 4, "type": "int", "strategy": strategy, "symmetric": symmetric}
+    weights = {"num_bits": bits, "type": "int", "strategy": strategy, "symmetric": symmetric}
+    weights |= {"actorder": "group" if act_order else None}
     weights |= {"group_size": None if group_size == -1 else group_size}
     return write, compressed_config("pack-quantized", weights)
 
