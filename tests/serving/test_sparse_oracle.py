@@ -11,11 +11,14 @@ import torch
 from tokenizers import Tokenizer
 
 from sophserve import LLM, SamplingParams
+from tests.oracle.test_deepseek import YARN
 from tests.serving.test_oracle import LENGTHS, NEW_TOKENS, expected
 
 CASES: dict[str, dict[str, Any]] = {
     "qwen2-moe": {"kind": "qwen2_moe", "num_hidden_layers": 3, "mlp_only_layers": [1]},
     "qwen3-moe": {"kind": "qwen3_moe", "num_hidden_layers": 3, "decoder_sparse_step": 2},
+    "deepseek-v2-lite": {"kind": "deepseek_v2", "q_lora_rank": None, "topk_method": "greedy"},
+    "deepseek-v3": {"kind": "deepseek_v3", "rope_scaling": YARN},
 }
 TOLERANCE = 2e-3
 
