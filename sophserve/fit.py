@@ -39,11 +39,12 @@ def columns_in_words(count: int) -> str:
 
 
 def check_groups(size: int, group: int, ranks: int) -> None:
-    """Raise CannotSplit if a rank's part of an expert with `size` inner features would end within one of the groups
-    that so many of them are quantized in."""
+    """Raise CannotSplit if a rank's part of an expert with `size` inner features would be neither whole groups, of so
+    many that are quantized together, nor lie within one."""
 
     def fits(ranks: int) -> bool:
-        return ranks == 1 or size % (ranks * group) == 0
+        part = size // ranks
+        return ranks == 1 or (size % ranks == 0 and (part % group == 0 or group % part == 0))
 
     if not fits(ranks):
         raise CannotSplit(f"experts of {size} columns, which are quantized in groups of {group},", ranks, fits)

@@ -143,7 +143,9 @@ def test_fewest_devices(make_checkpoint: Callable[..., Path]) -> None:
     needs = [each.weight_bytes + each.kv_token_bytes * 256 for each in (one, two, four)]
     assert needs[0] > needs[1] > needs[2]
     for memory, ranks in ((needs[0], 1), (needs[0] - 1, 2), (needs[1] - 1, 4), (1000, None)):
-        assert planned(directory, memory, search=True).devices_needed(memory) == ranks
+        for given in (1, 4):
+            found = planned(directory, memory, search=True, tensor_parallel_size=given)
+            assert found.fewest_devices == ranks
 
 
 def test_limits_follow_from_the_shapes(make_checkpoint: Callable[..., Path]) -> None:

@@ -94,7 +94,7 @@ class Reckoning:
         warmup, run = passes
         found, tokens = self.footprint, sum(prompts)
         # The products read the weights once for each piece of the prompts; that there is one is the least.
-        prefill = self._work(found.step_bytes, sum(map(found.prefill_flops, prompts)), run.first_token)
+        prefill = self._work(found.read_bytes(tokens), sum(map(found.prefill_flops, prompts)), run.first_token)
         decode = None
         if run.step:
             batch, length = len(prompts), tokens // len(prompts) + setting.max_new_tokens - len(run.steps) // 2

@@ -18,7 +18,7 @@ class FootprintRequest(msgspec.Struct, kw_only=True):
     """What to measure.
 
     directory: holds config.json. memory: bytes of each device; None for what this machine's has now. search: also find
-    the fewest devices that hold the model and one sequence of max_model_len tokens, see Footprint.devices_needed.
+    the fewest devices that hold it, see Footprint.fewest_devices.
     """
 
     directory: str
@@ -39,12 +39,33 @@ class Attention(msgspec.Struct, kw_only=True):
     pair_flops: int
 
 
+class ExpertLayers(msgspec.Struct):
+    """The layers with experts, of one rank.
+
+    count: the experts of each, of which a token goes through top_k. intermediate_size: inner features of an expert;
+    held: those of them on this rank. weight_bytes: of all of them.
+    """
+
+    layers: int
+    count: int
+    top_k: int
+    intermediate_size: int
+    held: int
+    weight_bytes: int
+
+    def read_bytes(self, rows: int) -> int:
+        """Those of the experts that so many rows are expected to go through, where each is as likely as any other."""
+        return round(self.weight_bytes * (1 - (1 - self.top_k / self.count) ** rows))
+
+
 class Footprint(msgspec.Struct, kw_only=True):
     """What rank 0 takes and does. Sizes in bytes; its products in operations, two for each multiplication.
 
-    step_bytes: weights that every step reads. product_flops: of the layers, for each token; head_flops: of the head,
-    for each row of logits. kv_budget: what the KV cache may take. num_blocks: its blocks, 0 if there is no room. needs:
-    what the model and one sequence take of each of so many devices.
+    parameters: numbers of the whole model, of all ranks; active_parameters: those that a token is multiplied with.
+    step_bytes: weights that every step reads, which those of experts are not. product_flops: of the layers, for each
+    token; head_flops: of the head, for each row of logits. kv_budget: what the KV cache may take. num_blocks: its
+    blocks, 0 if there is no room. fewest_devices: how many with device_memory hold the weights and one sequence of
+    max_model_len tokens, where that was searched and there is such a number.
     """
 
     architecture: str
@@ -53,6 +74,8 @@ class Footprint(msgspec.Struct, kw_only=True):
     layout: str
     context_length: int
     max_model_len: int
+    parameters: int
+    active_parameters: int
     weight_bytes: int
     step_bytes: int
     kv_token_bytes: int
@@ -61,16 +84,17 @@ class Footprint(msgspec.Struct, kw_only=True):
     product_flops: int
     head_flops: int
     attention: list[Attention]
+    experts: list[ExpertLayers] = []
     device_memory: int
-    needs: dict[int, int] = {}
+    fewest_devices: int | None = None
 
-    def devices_needed(self, memory: int) -> int | None:
-        """The fewest devices with so much memory, of those numbers that were tried."""
-        return next((count for count, size in self.needs.items() if size <= memory), None)
+    def read_bytes(self, rows: int) -> int:
+        """Weights that a step of so many tokens reads."""
+        return self.step_bytes + sum(each.read_bytes(rows) for each in self.experts)
 
     def decode_bytes(self, batch: int, length: int) -> int:
         """Bytes that a step of `batch` decoding sequences of `length` tokens reads."""
-        return self.step_bytes + batch * sum(each.token_bytes * _seen(length, each) for each in self.attention)
+        return self.read_bytes(batch) + batch * sum(each.token_bytes * _seen(length, each) for each in self.attention)
 
     def decode_flops(self, batch: int, length: int) -> int:
         """Operations of that step."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,11 +24,12 @@ from device.interface import Device, PackedWeight
 from sophserve.checkpoint import quantization_config, read_config
 from sophserve.errors import SophserveError
 from sophserve.fit import MOST_RANKS, CannotSplit, resolve_max_model_len
-from sophserve.measure.footprint import Attention, Footprint, FootprintRequest
+from sophserve.measure.footprint import Attention, ExpertLayers, Footprint, FootprintRequest
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.devices import open_device
+from sophserve.model.experts import Experts
 from sophserve.model.kv_memory import KV_SHARE, block_count, cached_layers, token_bytes
 from sophserve.model.layers import PackedModule
 from sophserve.model.loading import (
@@ -39,6 +42,7 @@ from sophserve.model.loading import (
     load_weights,
     refuse_model,
 )
+from sophserve.model.module import Module
 from sophserve.model.quantization import Scheme, find_scheme, no_values
 from sophserve.model.weights import StoredTensor
 
@@ -64,17 +68,52 @@ class ShapesOf:
         self.shard = device.shard
 
 
+class Expected:
+    """What a checkpoint of a model holds by its config.json: tensors without values, but for those that decide sizes.
+
+    scheme: that of the files. dtype: that of plain tensors.
+    """
+
+    def __init__(self, model: CausalLM, scheme: Scheme | None, dtype: torch.dtype, file: Path) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        for path, module in model.named_modules():
+            for parameter, spec in module.parameters().items():
+                layer, _, last = model.tensor_of(f"{path}.{parameter}").rpartition(".")
+                expected: dict[str, Tensor] | None = None
+                is_packed = isinstance(module, PackedModule) and last == "weight"
+                if scheme and is_packed and f"{path}.{parameter}" not in model.tied.values():
+                    rows, columns = spec.shape
+                    expected = scheme.expected(layer, (rows, columns), dtype)
+                for name, tensor in (expected or {last: no_values(spec.shape, dtype)}).items():
+                    self.tensors[f"{layer}.{name}"] = tensor
+        self.stored = {
+            name: StoredTensor(name, file, tuple(tensor.shape), _NAMES[tensor.dtype])
+            for name, tensor in self.tensors.items()
+        }
+
+    def read(self, wanted: Wanted) -> dict[str, Tensor]:
+        """As read_tensors does."""
+        return {key: self.tensors[place.name][part or ...] for key, (place, part) in wanted.items()}
+
+
 class AlikeWeights:
-    """Packs one of all weights of the same sizes and formats: without values they are the same."""
+    """Packs one of all weights that are made of the same in the same way: without values they are the same."""
 
-    def __init__(self, model: CausalLM) -> None:
+    def __init__(self, model: CausalLM, tensors: Mapping[str, Tensor]) -> None:
+        self._model = model
         self._modules = dict(model.named_modules())
-        self._packed: dict[str, PackedWeight] = {}
+        self._tensors = tensors
+        self._packed: dict[Hashable, PackedWeight] = {}
 
-    def _kind(self, path: str) -> str:
+    def _kind(self, path: str) -> Hashable:
         module = self._modules[path]
         assert isinstance(module, PackedModule)
-        return repr((module.parameters(), [type(each) for each in module.formats.values()]))
+        # Tensors of which the same is expected are one object.
+        tensors = [
+            (name, repr(spec.shard), id(self._tensors[self._model.tensor_of(f"{path}.{name}")]))
+            for name, spec in module.parameters().items()
+        ]
+        return type(module), module.role, *tensors, *map(type, module.formats.values())
 
     def get(self, path: str) -> PackedWeight | None:
         """That of a module like this one."""
@@ -88,6 +127,53 @@ class AlikeWeights:
         """Nothing is to be done."""
 
 
+class Loader:
+    """Loads a model without values, for any number of ranks.
+
+    asked: the method to quantize a plain checkpoint with. shapes: the model before it is loaded, whose parameters are
+    plain. Raises SophserveError as a server would.
+    """
+
+    def __init__(self, directory: Path, settings: dict[str, Any], context: ModelContext, asked: str | None) -> None:
+        self._directory, self._settings, self._context = directory, settings, context
+        self.model_class = find_architecture(settings)
+        self.shapes = self._build(1)
+        self._loaded: dict[int, CausalLM] = {}
+        self._scheme = find_scheme(directory, settings, asked)
+        is_stored = quantization_config(directory, settings) is not None
+        dtype = resolve_dtype(settings, "auto")
+        self._expected = Expected(self.shapes, self._scheme if is_stored else None, dtype, directory / "config.json")
+
+    def _build(self, ranks: int) -> CausalLM:
+        return build_model(self.model_class, self._settings, replace(self._context, communicator=RankOf(ranks)))
+
+    def load(self, ranks: int) -> CausalLM:
+        """The model of rank 0 of so many."""
+        if ranks not in self._loaded:
+            model, expected = self._build(ranks), self._expected
+            alike = AlikeWeights(model, expected.tensors)
+            load_weights(model, self._directory, expected.stored, expected.read, self._scheme, alike)
+            self._loaded[ranks] = model
+        return self._loaded[ranks]
+
+    def fewest(self, memory: int, tokens: int) -> int | None:
+        """How many devices at least have room for the weights and a sequence of so many tokens. Only powers of two are
+        tried, as other numbers are not built into machines."""
+
+        def need(ranks: int) -> int:
+            model = self.load(ranks)
+            return model.nbytes + tokens * token_bytes(model)
+
+        for ranks in (2**power for power in range(MOST_RANKS.bit_length())):
+            # All ranks together hold no less than one alone.
+            if need(1) > ranks * memory or not divides(self.model_class, self._settings, self._context, ranks):
+                continue
+            with suppress(CannotSplit):
+                if need(ranks) <= memory:
+                    return ranks
+        return None
+
+
 def footprint(request: FootprintRequest) -> Footprint:
     """Measure a model. Raises SophserveError as a server would."""
     config, directory = request.config, Path(request.directory)
@@ -97,36 +183,25 @@ def footprint(request: FootprintRequest) -> Footprint:
     max_model_len = resolve_max_model_len(config, longest)
     device = open_device(config.device)
     check_operators(model_class, device)
-    context = ModelContext(
-        cast(Device, ShapesOf(device)),
-        RankOf(config.tensor_parallel_size),
-        resolve_dtype(settings, config.dtype),
-        max_positions=1,
-    )
-
-    def load(ranks: int) -> CausalLM:
-        of_ranks = replace(context, communicator=RankOf(ranks))
-        return _load(directory, settings, model_class, of_ranks, config.quantization)
-
+    dtype = resolve_dtype(settings, config.dtype)
+    context = ModelContext(cast(Device, ShapesOf(device)), RankOf(1), dtype, max_positions=1)
+    loader = Loader(directory, settings, context, config.quantization)
     try:
-        model = load(config.tensor_parallel_size)
+        model = loader.load(config.tensor_parallel_size)
     except CannotSplit as error:
         refuse_model(error, model_class, settings, context)
     memory, shared = request.memory, 1
     if memory is None:
         memory = device.memory()[0]
         shared = config.tensor_parallel_size if device.torch_device.type == "cpu" else 1
-    weights = model.nbytes
+    weights, experts = model.nbytes, _experts(model)
     left = max(0, memory - weights * shared)
     budget = config.kv_cache_bytes or int(left * KV_SHARE) // shared
     block_bytes = token_bytes(model) * config.block_size
-    needs = {}
+    fewest = None
     if request.search:
         tokens = -(-max_model_len // config.block_size) * config.block_size
-        # Other numbers of devices are not built into machines.
-        ranks = (2**power for power in range(MOST_RANKS.bit_length()))
-        possible = (count for count in ranks if divides(model_class, settings, context, count))
-        needs = _needs(load, possible, memory, tokens)
+        fewest = loader.fewest(memory, tokens)
     given = quantization_config(directory, settings)
     untied = 0 if model.tied else model.embedding.nbytes
     return Footprint(
@@ -136,67 +211,45 @@ def footprint(request: FootprintRequest) -> Footprint:
         layout=device.name,
         context_length=longest,
         max_model_len=max_model_len,
+        parameters=_count(loader.shapes),
+        active_parameters=_active(loader.shapes),
         weight_bytes=weights,
-        step_bytes=weights - untied,
+        step_bytes=weights - untied - sum(each.weight_bytes for each in experts),
         kv_token_bytes=token_bytes(model),
         kv_budget=budget,
         num_blocks=block_count(budget, block_bytes, config, max_model_len) if budget <= left else 0,
         product_flops=model.token_flops,
         head_flops=model.head.token_flops,
         attention=_attention(model),
+        experts=experts,
         device_memory=memory,
-        needs=needs,
+        fewest_devices=fewest,
     )
 
 
-def _load(
-    directory: Path, settings: dict[str, Any], model_class: type[CausalLM], context: ModelContext, asked: str | None
-) -> CausalLM:
-    """The model as it would be loaded, without values."""
-    scheme = find_scheme(directory, settings, asked)
-    stored_scheme = scheme if quantization_config(directory, settings) is not None else None
-    model = build_model(model_class, settings, context)
-    tensors = _expected_tensors(model, stored_scheme, resolve_dtype(settings, "auto"))
-    stored = {
-        name: StoredTensor(name, directory / "config.json", tuple(tensor.shape), _NAMES[tensor.dtype])
-        for name, tensor in tensors.items()
-    }
-
-    def read(wanted: Wanted) -> dict[str, Tensor]:
-        return {key: tensors[place.name][part or ...] for key, (place, part) in wanted.items()}
-
-    load_weights(model, directory, stored, read, scheme, AlikeWeights(model))
-    return model
+def _count(*modules: Module) -> int:
+    """Numbers of modules that are not loaded, and all below them."""
+    below = (each for module in modules for each in module.modules())
+    return sum(prod(spec.shape) for module in below for spec in module.parameters().values())
 
 
-def _expected_tensors(model: CausalLM, scheme: Scheme | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What a checkpoint of the model holds, by the tensors' names."""
-    tensors: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        for parameter, spec in module.parameters().items():
-            layer, _, last = model.tensor_of(f"{path}.{parameter}").rpartition(".")
-            expected: dict[str, Tensor] | None = None
-            is_packed = isinstance(module, PackedModule) and last == "weight"
-            if scheme and is_packed and f"{path}.{parameter}" not in model.tied.values():
-                rows, columns = spec.shape
-                expected = scheme.expected(layer, (rows, columns), dtype)
-            for name, tensor in (expected or {last: no_values(spec.shape, dtype)}).items():
-                tensors[f"{layer}.{name}"] = tensor
-    return tensors
+def _active(model: CausalLM) -> int:
+    """Those that a token is multiplied with: neither the embedding nor the experts that it does not go through."""
+    experts = (module for module in model.modules() if isinstance(module, Experts))
+    unused = sum(_count(each) * (each.count - each.top_k) // each.count for each in experts)
+    return _count(model) - _count(model.embedding) - unused
 
 
-def _needs(load: Callable[[int], CausalLM], possible: Iterable[int], memory: int, tokens: int) -> dict[int, int]:
-    """Bytes of the weights and of a sequence of so many tokens, by the number of ranks, up to one that has room."""
-    found: dict[int, int] = {}
-    for ranks in possible:
-        try:
-            model = load(ranks)
-        except CannotSplit:
-            continue
-        found[ranks] = model.nbytes + tokens * token_bytes(model)
-        if found[ranks] <= memory:
-            break
-    return found
+def _experts(model: CausalLM) -> list[ExpertLayers]:
+    """Its layers with experts by their kind."""
+    found: dict[tuple[int, ...], ExpertLayers] = {}
+    for module in model.modules():
+        if isinstance(module, Experts):
+            kind = module.count, module.top_k, module.intermediate_size, module.held
+            each = found.setdefault(kind, ExpertLayers(0, *kind, weight_bytes=0))
+            each.layers += 1
+            each.weight_bytes += module.weight.nbytes
+    return list(found.values())
 
 
 def _attention(model: CausalLM) -> list[Attention]:

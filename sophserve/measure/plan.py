@@ -13,7 +13,7 @@ import msgspec
 from sophserve.checkpoint import resolve_config
 from sophserve.config import EngineConfig, parse_size, read_count
 from sophserve.errors import ConfigError
-from sophserve.measure.footprint import Footprint, FootprintRequest, measure
+from sophserve.measure.footprint import ExpertLayers, Footprint, FootprintRequest, measure
 from sophserve.options import CommandParser, add_engine_options, engine_config
 from sophserve.table import rows_of, size
 
@@ -173,16 +173,18 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
     lines = [
         f"model            {found.architecture}, {kind}, packed for {found.layout}",
         f"devices          {ranks} with {size(found.device_memory)} each",
-        f"weights          {size(found.weight_bytes)} a device",
+        f"parameters       {_parameters(found)}",
+        *(_experts(each) for each in found.experts),
+        f"weights          {size(found.weight_bytes)} a device, {found.weight_bytes} bytes",
         f"KV cache         {size(answer['kv_cache_bytes'])} a device ({share}): {answer['kv_cache_tokens']} tokens of "
         f"{size(found.kv_token_bytes)}",
         f"longest context  {answer['longest_context']} tokens; the model's is {found.context_length}",
     ]
     if problem := _problem(answer, found, config):
         lines.append(problem)
-    if count := found.devices_needed(found.device_memory):
+    if found.fewest_devices:
         lines.append(
-            f"fewest devices   {count} with {size(found.device_memory)} each for the weights and one "
+            f"fewest devices   {found.fewest_devices} with {size(found.device_memory)} each for the weights and one "
             f"sequence of {found.max_model_len} tokens"
         )
     titles = ["length", "sequences", "decode, one", "decode, all", "prefill"]
@@ -200,6 +202,20 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
     else:
         lines.append("Give --bandwidth and --rate, or a --device-preset, for limits of decode and prefill.")
     return "\n".join(lines)
+
+
+def _parameters(found: Footprint) -> str:
+    active = f", of which a token is multiplied with {_number(found.active_parameters)}" if found.experts else ""
+    return f"{_number(found.parameters)}{active}"
+
+
+def _number(count: int) -> str:
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
+
+
+def _experts(layers: ExpertLayers) -> str:
+    held = f"{layers.held} of the {layers.intermediate_size} inner features of each are on a device"
+    return f"experts          {layers.count} in {layers.layers} layers, {layers.top_k} for a token; {held}"
 
 
 def _problem(answer: dict[str, Any], found: Footprint, config: EngineConfig) -> str | None:

@@ -203,6 +203,7 @@ class CausalLM(Module, ABC, Generic[C]):
     def __init__(self, config: dict[str, Any], context: ModelContext) -> None:
         self.config: C = parse_config(self.config_class, config)  # type: ignore[assignment]
         self.context = context
+        self._tensor_names = {target: name for name, target in self.checkpoint_names.items()}
         self.vocab_size = self.config.vocab_size
         self.generates = True
         tied = self.config.tie_word_embeddings
@@ -259,8 +260,7 @@ class CausalLM(Module, ABC, Generic[C]):
     def tensor_of(self, parameter: str) -> str:
         """The name in a checkpoint of a parameter, the reverse of parameter_of."""
         module, _, last = parameter.rpartition(".")
-        names = {target: name for name, target in self.checkpoint_names.items()}
-        name = names.get(_NUMBER.sub("{}", module), module)
+        name = self._tensor_names.get(_NUMBER.sub("{}", module), module)
         return f"{name.format(*_NUMBER.findall(module))}.{last}"
 
 

@@ -101,7 +101,8 @@ class Router(PackedModule):
 class Experts(PackedModule):
     """The gated MLPs of a layer's experts as one weight, each split between ranks by inner features.
 
-    top_k: how many of them a token goes through. intermediate_size: of all ranks.
+    count: how many there are. top_k: how many of them a token goes through. intermediate_size: inner features of one;
+    held: those of them on this rank.
     """
 
     def __init__(self, context: ModelContext, hidden_size: int, intermediate_size: int, count: int, top_k: int) -> None:
@@ -113,10 +114,11 @@ class Experts(PackedModule):
         super().__init__(
             context, {f"{expert}.{name}.": part for expert in range(count) for name, part in parts.items()}, "experts"
         )
+        self.count = count
+        self.top_k = top_k
         self.intermediate_size = intermediate_size
-        self._count = count
-        self._top_k = top_k
-        self._multiplications = 3 * hidden_size * (held.stop - held.start)
+        self.held = held.stop - held.start
+        self._hidden_size = hidden_size
 
     @property
     def group_inputs(self) -> int:
@@ -127,12 +129,7 @@ class Experts(PackedModule):
     @property
     def token_flops(self) -> int:
         """Operations of a row's products with the experts that it goes through."""
-        return 2 * self._multiplications * self._top_k
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of the experts that a row goes through."""
-        return self.weight.nbytes * self._top_k // self._count
+        return 2 * 3 * self._hidden_size * self.held * self.top_k
 
     def _canonical(self, parts: Sequence[CanonicalWeight]) -> ExpertsWeight:
         dtype = self._context.dtype
@@ -143,7 +140,7 @@ class Experts(PackedModule):
         def down(expert: int) -> CanonicalWeight:
             return stack_weights(parts[3 * expert + 2 : 3 * expert + 3], dtype)
 
-        made = MadeInTurn(gate_up, self._count), MadeInTurn(down, self._count)
+        made = MadeInTurn(gate_up, self.count), MadeInTurn(down, self.count)
         if all(isinstance(part, DenseWeight) for part in parts):
             return ExpertsWeight(*made)
         return ExpertsWeight(*(make_alike(list(each), dtype) for each in made))

@@ -76,14 +76,15 @@ def _features(context: ModelContext, side: int | Heads, role: Role, *, split: bo
 class PackedModule(Module):
     """Owns one weight that the device has packed, stacked from parts that are tensors of their own on disk.
 
-    parts: by what comes before `weight` in their names. formats: how each of them stands on disk.
+    parts: by what comes before `weight` in their names. role: what it is, for the device. formats: how each part stands
+    on disk.
     """
 
     weight: PackedWeight
 
     def __init__(self, context: ModelContext, parts: Mapping[str, WeightPart], role: Role) -> None:
         self._context = context
-        self._role = role
+        self.role = role
         self._parts = parts
         self.formats: dict[str, WeightFormat] = {prefix: DenseFormat() for prefix in parts}
 
@@ -91,11 +92,6 @@ class PackedModule(Module):
     def token_flops(self) -> int:
         """Operations of a row's product, two for each multiplication."""
         return 2 * self.weight.out_features * self.weight.in_features
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of the weight that a row's product reads."""
-        return self.weight.nbytes
 
     def parameters(self) -> dict[str, ParameterSpec]:
         """`weight`, or what its format has, or `part.weight` for each part."""
@@ -111,7 +107,7 @@ class PackedModule(Module):
             for prefix, part in self._parts.items()
             if (names := self.formats[prefix].parameters(part))
         ]
-        self.load_packed(self._context.device.pack(self._canonical(parts), self._role), tensors)
+        self.load_packed(self._context.device.pack(self._canonical(parts), self.role), tensors)
 
     def load_packed(self, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> None:
         """Take a weight that was packed before, and of the tensors those that are no weights."""

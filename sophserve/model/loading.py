@@ -24,7 +24,7 @@ from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.experts import Experts
 from sophserve.model.layers import PackedModule
-from sophserve.model.module import Module
+from sophserve.model.module import Module, ParameterSpec
 from sophserve.model.packed_weights import PackedWeights, WeightCache
 from sophserve.model.quantization import Scheme, find_scheme
 from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors, unstack
@@ -177,8 +177,9 @@ def load_weights(
     if scheme is not None:
         _choose_formats(model, scheme, stored)
         _check_groups(model)
-    sources = _match(model, stored, directory, scheme, read)
     leaves = [(path, module, module.parameters()) for path, module in model.named_modules()]
+    parameters = {f"{path}.{name}": spec for path, _, specs in leaves for name, spec in specs.items()}
+    sources = _match(model, parameters, stored, directory, scheme, read)
     jobs = [
         (path, module, {name: (sources[f"{path}.{name}"], spec.shard) for name, spec in specs.items()})
         for path, module, specs in leaves
@@ -250,12 +251,14 @@ def _check_groups(model: CausalLM) -> None:
 
 
 def _match(
-    model: CausalLM, stored: Mapping[str, StoredTensor], directory: Path, scheme: Scheme | None, read: Read
+    model: CausalLM,
+    wanted: dict[str, ParameterSpec],
+    stored: Mapping[str, StoredTensor],
+    directory: Path,
+    scheme: Scheme | None,
+    read: Read,
 ) -> dict[str, StoredTensor]:
-    """The stored tensor of every parameter. Raises CheckpointError if one is missing, unexpected or unfit."""
-    wanted = {
-        f"{path}.{name}": spec for path, module in model.named_modules() for name, spec in module.parameters().items()
-    }
+    """The stored tensor of every wanted parameter. Raises CheckpointError if one is missing, unexpected or unfit."""
     found: dict[str, StoredTensor] = {}
     unexpected, left_out = [], model.left_out(stored)
     for name, tensor in stored.items():

@@ -154,11 +154,13 @@ def find_scheme(directory: Path, config: Mapping[str, Any], asked: str | None = 
     return able[asked]
 
 
+@cache
 def no_values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor that has no values, for `Scheme.expected`."""
+    """A tensor that has no values, for `Scheme.expected`; the same one whenever it is asked for, as with the others."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+@cache
 def filled_words(shape: tuple[int, ...], octet: int) -> Tensor:
     """int32 words of equal octets, for `Scheme.expected`; they take no memory."""
     return torch.full((4,), octet, dtype=torch.uint8).view(torch.int32).expand(shape)

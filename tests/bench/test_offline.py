@@ -21,7 +21,7 @@ from sophserve.bench.offline_run import Answer, Pass, phases
 from sophserve.bench.quality import agreement, distinct, judge, judge_answer, repetition, scripts_of
 from sophserve.cli import main
 from sophserve.errors import ConfigError, SophserveError
-from sophserve.measure.footprint import Attention, Footprint
+from sophserve.measure.footprint import Attention, ExpertLayers, Footprint
 from sophserve.measure.footprint_process import footprint
 from sophserve.measure.limits import DeviceLimits
 from sophserve.text.chat_template import ChatTemplate
@@ -51,25 +51,28 @@ def test_only_steps_of_all_rows_count() -> None:
 def test_results_follow_from_times_and_sizes() -> None:
     footprint = Footprint(
         architecture="A", dtype="bfloat16", quantization=None, layout="cmodel", context_length=99, max_model_len=99,
-        weight_bytes=1200, step_bytes=1000, kv_token_bytes=10, kv_budget=0, num_blocks=0, product_flops=2000,
-        head_flops=500, attention=[Attention(window=None, token_bytes=10, pair_flops=4)], device_memory=0,
+        parameters=900, active_parameters=500, weight_bytes=2000, step_bytes=1000, kv_token_bytes=10, kv_budget=0,
+        num_blocks=0, product_flops=2000, head_flops=500, device_memory=0,
+        attention=[Attention(window=None, token_bytes=10, pair_flops=4)],
+        experts=[ExpertLayers(layers=2, count=4, top_k=1, intermediate_size=8, held=4, weight_bytes=800)],
     )  # fmt: skip
     times = [[4.0, 4.5, 5.0], [4.0, 4.5, 5.0]]
     run = Pass([Answer([1, 2, 3], row, "") for row in times], *phases(times))
     reckoning = Reckoning(footprint, 2, DeviceLimits(bandwidth=1e4, rate=1e5, shared=True))
     result = reckoning.result(Setting(2, 10, 3), [10, 10], (run, run), 7, None)
     assert (result.measured.ftl_ms, result.measured.tps, result.prefill_tps) == (4000, 4, 5)
-    # At the middle of the decode phase a row holds 12 tokens.
+    # At the middle of the decode phase a row holds 12 tokens; of four experts two rows are expected to go through 7/4.
     assert result.decode is not None and result.steps_ms is not None
-    assert result.decode.gbs == pytest.approx(2 * (1000 + 2 * 12 * 10) / 0.5 / 1e9)
+    assert result.decode.gbs == pytest.approx(2 * (1350 + 2 * 12 * 10) / 0.5 / 1e9)
     assert result.decode.gflops == pytest.approx(2 * 2 * (2500 + 12 * 4) / 0.5 / 1e9)
-    assert result.decode.bandwidth_share == pytest.approx(2 * 1240 / 0.5 / 1e4)
+    assert result.decode.bandwidth_share == pytest.approx(2 * 1590 / 0.5 / 1e4)
+    assert result.prefill.gbs == pytest.approx(2 * round(1000 + 800 * (1 - 0.75**20)) / 4 / 1e9)
     assert result.prefill.gflops == pytest.approx(2 * 2 * (10 * 2000 + 500 + 55 * 4) / 4 / 1e9)
     assert result.prefill.rate_share == pytest.approx(result.prefill.gflops * 1e9 / 1e5)
     assert (result.steps_ms.p50, result.steps_ms.max) == (500, 500)
     apart = Reckoning(footprint, 2, DeviceLimits(bandwidth=1e4, rate=1e5, shared=False))
     other = apart.result(Setting(2, 10, 3), [10, 10], (run, run), 7, None)
-    assert other.decode is not None and other.decode.bandwidth_share == pytest.approx(1240 / 0.5 / 1e4)
+    assert other.decode is not None and other.decode.bandwidth_share == pytest.approx(1590 / 0.5 / 1e4)
     short = Pass([Answer([1], [4.0], "")], 4.0, [])
     result = reckoning.result(Setting(1, 10, 1), [10], (short, short), 7, None)
     assert result.measured.tps is result.decode is result.steps_ms is None
