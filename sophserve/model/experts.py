@@ -122,7 +122,7 @@ class Experts(PackedModule):
 
     @property
     def group_inputs(self) -> int:
-        """The inner features of which a rank must hold whole multiples to cut no quantization group."""
+        """How many inner features are quantized together at most."""
         down = [(self.formats[prefix], part) for prefix, part in self._parts.items() if prefix.endswith("down.")]
         return lcm(*(each.group_inputs(part) for each, part in down))
 

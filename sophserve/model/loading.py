@@ -168,7 +168,7 @@ def load_weights(
     on_progress: Progress | None = None,
 ) -> None:
     """Load every leaf of the model; quantized ones from the cache, if it has them. Raises CheckpointError, or
-    CannotSplit if a rank's part would cut quantization groups of experts.
+    CannotSplit if a rank's part would straddle quantization groups of experts.
 
     stored, read: what there is in the directory, and how to read it.
     """
@@ -242,8 +242,8 @@ def _choose_formats(model: CausalLM, scheme: Scheme, stored: Mapping[str, Stored
 
 
 def _check_groups(model: CausalLM) -> None:
-    """Raise CannotSplit if ranks would cut groups of experts. Groups that are cut are computed with as smaller ones:
-    few are in a dense layer, but a rank's part of an expert may be hardly larger than one, so all would be."""
+    """Raise CannotSplit if a rank's part would straddle groups of experts: as smaller ones have to stand for all of an
+    expert's then. Few are cut in a dense layer, and a part that lies within one cuts none in two of its own."""
     experts = [module for module in model.modules() if isinstance(module, Experts)]
     if experts:
         group = lcm(*(each.group_inputs for each in experts))

@@ -144,10 +144,10 @@ def test_a_router_and_a_gate_that_are_quantized(case, make_checkpoint, open_mode
 
 CUTS = {
     # What is quantized how, the ranks that would cut it, and those that do not.
-    "gptq groups": (gptq(group_size=128), 256, 4, "groups of 128, cannot be split between 4 ranks.* can be 1, 2 for"),
+    "gptq groups": (gptq(group_size=128), 768, 4, "groups of 128, cannot be split between 4 ranks.* can be 1, 2 for"),
     "awq groups": (awq(64), 192, 2, "experts of 192 columns, which are quantized in groups of 64, .* can be 1 for"),
-    "compressed groups": (compressed(64), 256, 8, "groups of 64, cannot .* can be 1, 2, 4 for this model"),
-    "fp8 blocks": (FORMATS["fp8 blocks"], 256, 4, "groups of 128, cannot .* can be 1, 2 for this model"),
+    "compressed groups": (compressed(64), 384, 4, "groups of 64, cannot .* can be 1, 2 for this model"),
+    "fp8 blocks": (FORMATS["fp8 blocks"], 768, 4, "groups of 128, cannot .* can be 1, 2 for this model"),
     "fp8 blocks not filled": (FORMATS["fp8 blocks"], 320, 2, "groups of 128, cannot .* can be 1 for this model"),
 }
 
@@ -163,6 +163,9 @@ def test_ranks_that_would_cut_groups_of_experts_are_refused(case, make_checkpoin
 
 
 UNCUT = {
+    # A rank's part lies within a group.
+    "gptq groups of 128": (gptq(group_size=128), 256),
+    "fp8 blocks": (FORMATS["fp8 blocks"], 256),
     "gptq channels": (gptq(group_size=-1), 256),
     "gptq act order": (gptq(group_size=128, act_order=True), 256),
     "compressed act order": (compressed(64, act_order=True), 96),
@@ -172,7 +175,7 @@ UNCUT = {
 
 
 @pytest.mark.parametrize("case", UNCUT)
-def test_experts_without_groups_to_cut(case, make_checkpoint, open_model, tmp_path):
+def test_experts_of_whom_no_part_straddles_groups(case, make_checkpoint, open_model, tmp_path):
     (write, config), inner = UNCUT[case]
     shape = {**SHAPES["qwen3_moe"], "moe_intermediate_size": inner}
     quantize(make_checkpoint("qwen3_moe", **shape), tmp_path, write, config, LINEAR.fullmatch)
