@@ -84,14 +84,15 @@ class FP8(Scheme):
             rounded, scales = round_to_float8(values)
             return {"weight": rounded, "weight_scale_inv": scales}
 
+        chosen, plain = linear_weights(source)
         config = {
             "quant_method": "fp8",
             "fmt": "e4m3",
             "activation_scheme": "dynamic",
             "weight_block_size": [BLOCK, BLOCK],
-            "modules_to_not_convert": ["lm_head"],
+            "modules_to_not_convert": ["lm_head", *plain],
         }
-        write_checkpoint(source, target, linear_weights(source), change, config, on_progress)
+        write_checkpoint(source, target, chosen, change, config, on_progress)
 
 
 class ModelOptConfig(msgspec.Struct):

@@ -231,11 +231,11 @@ class GPTQ(Scheme):
     @classmethod
     def convert(cls, source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
         """4 bits, groups of 128 (of 64 or 32 where that does not divide every layer), symmetric."""
-        chosen = linear_weights(source)
-        size = group_size_for(tensor.shape[1] for tensor in chosen)
-        if size is None or any(tensor.shape[0] % 8 for tensor in chosen):
+        chosen, plain = linear_weights(source)
+        size = group_size_for(tensor.shape[1] for tensor in chosen.values())
+        if size is None or any(tensor.shape[0] % 8 for tensor in chosen.values()):
             raise CheckpointError("GPTQ needs layers whose inputs are a multiple of 32 and whose outputs are one of 8")
-        config = {
+        config: dict[str, Any] = {
             "quant_method": "gptq",
             "bits": 4,
             "group_size": size,
@@ -244,6 +244,9 @@ class GPTQ(Scheme):
             "checkpoint_format": "gptq",
             "lm_head": False,
         }
+        if plain:
+            layers = dict.fromkeys(re.sub(r"\d+", r"\\d+", re.escape(layer)) for layer in plain)
+            config["dynamic"] = {f"-:{layer}$": {} for layer in layers}
         write_checkpoint(
             source, target, chosen, lambda values: gptq_tensors(round_to_int4(values, size)), config, on_progress
         )

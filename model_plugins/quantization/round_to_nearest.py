@@ -11,7 +11,7 @@ from torch import Tensor
 from device.interface import CanonicalWeight, Float8Weight, IntWeight
 from device.reference import dequantize
 from sophserve.model.canonical import pack_bits
-from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, WeightPart, is_dense, is_left_plain
+from sophserve.model.quantization import DenseFormat, Scheme, WeightFormat, WeightPart, is_dense, is_rounded
 from sophserve.model.weights import StoredTensor
 
 log = logging.getLogger(__name__)
@@ -77,12 +77,6 @@ def as_float8(values: Tensor) -> Float8Weight:
     """What round_to_float8 makes of `[outputs, inputs]`, with scales for each output."""
     rounded, scales = round_to_float8(values)
     return Float8Weight(rounded, scales.repeat_interleave(BLOCK, dim=0)[: len(values)], BLOCK)
-
-
-def is_rounded(layer: str) -> bool:
-    """Whether a linear layer is rounded. What makes keys and values of latents is not: devices multiply it with other
-    factors first, and for that dequantize it, so rounding it would save nothing."""
-    return not is_left_plain(layer) and not layer.endswith(".kv_b_proj")
 
 
 class RoundToNearest(Scheme):

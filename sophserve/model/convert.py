@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,50 @@ from torch import Tensor
 
 from sophserve.checkpoint import INDEX, quantization_config, read_config
 from sophserve.errors import CheckpointError
-from sophserve.model.weights import FLOATS, StoredTensor, find_tensors
+from sophserve.model.quantization import is_rounded
+from sophserve.model.weights import FLOATS, StoredTensor, find_tensors, unstack
 
 # The weights of the decoder's layers; embeddings and the head keep their precision.
 _LINEAR = re.compile(r".*\blayers\.\d+\..*\.weight")
 
 
-def linear_weights(directory: Path) -> list[StoredTensor]:
-    """The weights of a plain checkpoint's linear layers. Raises CheckpointError."""
+def linear_weights(directory: Path) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Of a plain checkpoint the weights that are to be quantized, by their names, those of stacked experts by names of
+    their own; and the linear layers that are left plain, in order. Raises CheckpointError."""
     if quantization_config(directory, read_config(directory)) is not None:
         raise CheckpointError(f"{directory} is quantized already")
-    tensors = find_tensors(directory).values()
-    return [each for each in tensors if len(each.shape) == 2 and each.dtype in FLOATS and _LINEAR.fullmatch(each.name)]
+    chosen: dict[str, StoredTensor] = {}
+    plain = []
+    for stored in find_tensors(directory).values():
+        for name, tensor in (unstack(stored) or {stored.name: stored}).items():
+            layer = name.removesuffix(".weight")
+            if len(tensor.shape) != 2 or tensor.dtype not in FLOATS or not _LINEAR.fullmatch(name):
+                continue
+            if is_rounded(layer):
+                chosen[name] = tensor
+            else:
+                plain.append(layer)
+    numbers = re.compile(r"\d+")
+    return chosen, sorted(plain, key=lambda layer: ([int(each) for each in numbers.findall(layer)], layer))
 
 
 def write_checkpoint(
     source: Path,
     target: Path,
-    chosen: Iterable[StoredTensor],
+    chosen: Mapping[str, StoredTensor],
     change: Callable[[Tensor], dict[str, Tensor]],
     config: dict[str, Any],
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Copy a checkpoint, with the tensors that `change` gives (by last component) in place of each chosen one.
+    """Copy a checkpoint, with the tensors that `change` gives (by last component) in place of each chosen one. Stacked
+    experts become tensors of their own.
 
     config becomes its quantization_config. The target is there when all is written, and not before.
     """
     stored = find_tensors(source)
-    names = {tensor.name for tensor in chosen}
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in chosen.items():
+        parts.setdefault(tensor.name, {})[name.removesuffix("weight")] = tensor
     files = sorted({tensor.file for tensor in stored.values()})
     total, done = sum(tensor.nbytes for tensor in stored.values()), 0
     weight_map: dict[str, str] = {}
@@ -52,10 +68,10 @@ def write_checkpoint(
             with safe_open(file, framework="pt") as opened:
                 for name in sorted(tensor.name for tensor in stored.values() if tensor.file == file):
                     value = opened.get_tensor(name)
-                    if name in names:
-                        layer = name.removesuffix("weight")
-                        tensors |= {f"{layer}{last}": each.contiguous() for last, each in change(value).items()}
-                    else:
+                    for layer, part in parts.get(name, {}).items():
+                        changed = change(value[part.index(())])
+                        tensors |= {f"{layer}{last}": each.contiguous() for last, each in changed.items()}
+                    if name not in parts:
                         tensors[name] = value.clone().contiguous()
                     done += stored[name].nbytes
                     on_progress(done, total)

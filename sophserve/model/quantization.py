@@ -108,13 +108,20 @@ def read_settings(kind: type[S], config: Mapping[str, Any]) -> S:
         raise CheckpointError(f"the checkpoint's quantization config cannot be used: {error}") from None
 
 
-# The head, and what says which experts a token goes through and how much they count.
-_LEFT_PLAIN = re.compile(r"(.*\.)?(lm_head|gate|shared_expert_gate)")
+# The head, what says which experts a token goes through and how much they count, and of layers that predict further
+# tokens what is no layer of a decoder.
+_LEFT_PLAIN = re.compile(r"(.*\.)?(lm_head|gate|shared_expert_gate|embed_tokens|shared_head\.head|eh_proj)")
 
 
 def is_left_plain(layer: str) -> bool:
     """Whether a linear layer is one of those that no tool quantizes unless it is asked to."""
     return _LEFT_PLAIN.fullmatch(layer) is not None
+
+
+def is_rounded(layer: str) -> bool:
+    """Whether a linear layer is quantized where a plain checkpoint is. What makes keys and values of latents is not:
+    devices multiply it with other factors first and for that dequantize it, so it would only lose."""
+    return not is_left_plain(layer) and not layer.endswith(".kv_b_proj")
 
 
 def names_layer(pattern: str, layer: str) -> bool:

@@ -123,17 +123,19 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def open_model() -> Callable[..., PagedModel]:
-    """`open_model(directory, dtype=torch.float32, max_positions=256, communicator=SingleRank())`."""
+    """`open_model(directory, dtype=torch.float32, max_positions=256, communicator=SingleRank(),
+    quantization=None)`."""
 
     def open_(
         directory: Path,
         dtype: torch.dtype = torch.float32,
         max_positions: int = 256,
         communicator: Communicator | None = None,
+        quantization: str | None = None,
     ) -> PagedModel:
         context = ModelContext(CmodelDevice(), communicator or SingleRank(), dtype, max_positions)
         model_class = CLASSES[read_config(directory)["architectures"][0]]
-        return PagedModel(load_model(directory, context, model_class=model_class))
+        return PagedModel(load_model(directory, context, model_class=model_class, quantization=quantization))
 
     return open_
 
