@@ -42,14 +42,14 @@ class LlamaCpp:
         return self._bench(context, 3 if context < 4096 else 1)
 
     def decode(self, batch: int, context: int) -> float:
+        """llama-batched-bench prints through a thread and does not wait for it at its end: at times it says nothing."""
         size = batch * (context + DECODE_STEPS + 64)
-        output = self._run(
-            "llama-batched-bench",
-            *("-c", str(size), "-npp", str(context), "-ntg", str(DECODE_STEPS), "-npl", str(batch)),
-            *("-pps", "-no-kvu", "--output-format", "jsonl"),
-        )
-        rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-        return float(rows[-1]["t_tg"]) / DECODE_STEPS
+        options = ["-c", str(size), "-npp", str(context), "-ntg", str(DECODE_STEPS), "-npl", str(batch)]
+        for _ in range(5):
+            output = self._run("llama-batched-bench", *options, "-pps", "-no-kvu", "--output-format", "jsonl")
+            if rows := [json.loads(line) for line in output.splitlines() if line.startswith("{")]:
+                return float(rows[-1]["t_tg"]) / DECODE_STEPS
+        raise RuntimeError("llama-batched-bench printed no row in five runs")
 
 
 if __name__ == "__main__":
