@@ -235,7 +235,7 @@ def plot(table: list[Row], names: list[str], shape: Shape, machine: Limits, weig
 
 
 def report(options: argparse.Namespace, samples: Samples, machine: Limits) -> None:
-    """Print the tables and draw the plot."""
+    """Print the tables, and draw the plot if it is asked for."""
     current, shape = commit(), Shape.of(options.model)
     medians, failures = (read(options.model.name, current) for read in (samples.read, samples.failures))
     fields = {name: medians.get(("machine", name), getattr(machine, name)) for name in Limits.__annotations__}
@@ -275,7 +275,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="the file of samples (default: in the peers' directory)")
     parser.add_argument("--fresh", action="store_true", help="forget the samples that are there")
     parser.add_argument("--install", action="store_true", help="only install the peers and convert the checkpoint")
-    parser.add_argument("--plot", type=Path, default=Path(__file__).with_name("roofline.png"))
+    parser.add_argument("--plot", type=Path, help="draw the roofline of the first table into this file")
     options = parser.parse_args()
     options.peers_dir = options.peers_dir.expanduser().resolve()
     options.model = options.model.resolve()
