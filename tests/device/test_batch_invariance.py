@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from device.cmodel.device import CmodelDevice
-from device.interface import AttentionMeta, CacheSpec, DenseWeight, ExpertsWeight, KVCache
+from device.interface import (
+    AttentionMeta,
+    CacheSpec,
+    DenseWeight,
+    ExpertsWeight,
+    Float8Weight,
+    IntWeight,
+    KVCache,
+    LatentUpWeight,
+)
 
 SIZES = (1, 2, 3, 7, 16, 33, 200)
 
@@ -115,6 +124,52 @@ def test_experts(cmodel, threaded, dtype):
     def fn(device, at):
         ids, weights = device.ops.route_experts(x[at], router, 3, "softmax", renormalize=True)
         return device.ops.fused_experts(x[at], packed, ids, weights, "silu")
+
+    assert_rows_alone(threaded, fn, 200)
+
+
+def random_weight(kind, outputs, inputs, dtype):
+    """A canonical weight: dense, or of a kind of whole numbers in groups of 32, or of float8 in groups of 64."""
+    if kind == "dense":
+        return DenseWeight((torch.randn(outputs, inputs) / inputs**0.5).to(dtype))
+    size = 64 if kind == "float8" else 32
+    groups = -(-inputs // size)
+    scales = torch.rand(outputs, groups) / inputs**0.5 / (20 if kind == "float8" else 4)
+    if kind == "float8":
+        return Float8Weight((torch.randn(outputs, inputs) * 20).to(torch.float8_e4m3fn), scales, size)
+    bits = 8 if kind == "int8" else 4
+    codes = torch.randint(256, (outputs, inputs * bits // 8), dtype=torch.uint8)
+    order = torch.randperm(inputs).int() if "ordered" in kind else None
+    zeros = torch.randint(2**bits, (outputs, groups), dtype=torch.uint8)
+    return IntWeight(codes, scales / (16 if bits == 8 else 1), zeros, size, bits, order)
+
+
+ROUTERS = {
+    "softmax": {"scoring": "softmax", "renormalize": False},
+    "groups": {"scoring": "softmax", "renormalize": False, "scale": 1.5, "groups": 4, "top_groups": 2},
+    "noaux_tc": {"scoring": "sigmoid", "renormalize": True, "scale": 2.5, "groups": 4, "top_groups": 2},
+}
+
+
+@pytest.mark.parametrize("kind", ["dense", "int4", "int4 ordered", "int8", "float8"])
+@pytest.mark.parametrize("routing", ROUTERS)
+def test_experts_of_any_kind(cmodel, threaded, dtype, kind, routing):
+    """With a shared expert, more experts than rows of the small batches, and a router in float32."""
+    hidden, inner, experts, options = 96, 64, 24, dict(ROUTERS[routing])
+    x, shared = (torch.randn(200, hidden).to(dtype) for _ in range(2))
+    logits = torch.randn(200, 1).to(dtype) if routing == "softmax" else None
+    gate_up = [random_weight(kind, 2 * inner, hidden, dtype) for _ in range(experts)]
+    down = [random_weight(kind, hidden, inner, dtype) for _ in range(experts)]
+    packed = cmodel.pack(ExpertsWeight(gate_up, down), "experts")
+    router = cmodel.pack(DenseWeight(torch.randn(experts, hidden) / 4), "router")
+    if routing == "noaux_tc":
+        options["bias"] = torch.randn(experts) / 4
+
+    def fn(device, at):
+        ids, weights = device.ops.route_experts(x[at], router, 5, **options)
+        own = None if logits is None else logits[at]
+        out = device.ops.fused_experts(x[at], packed, ids, weights, "silu", shared[at], own)
+        return torch.cat([ids.float(), weights, out.float()], dim=1)
 
     assert_rows_alone(threaded, fn, 200)
 
@@ -235,3 +290,69 @@ def test_attention_over_spans_that_threads_share(threaded, dtype, make_meta, mak
     for steps in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2, 3]]):
         for rows in threaded(lambda device, steps=steps: last_rows(device, steps)):
             assert torch.equal(rows, expected), steps
+
+
+# --- latent attention: the same of it, with queries that it makes itself ---
+
+
+@pytest.fixture(
+    params=[(3, 24, 20, 100, 12, 40), (16, 128, 128, 512, 64, 96)],
+    ids=["odd", "as DeepSeek"],
+)
+def latents(request, dtype):
+    """Sizes (heads, nope_dim, v_dim, latent_dim, rope_dim, q_lora); and what q is made of, latent and k_rope."""
+    *_, latent, rope, lora = request.param
+    return request.param, [torch.randn(LENGTH, width).to(dtype) for width in (lora, latent, rope)]
+
+
+@pytest.fixture
+def attend_latents(latents, make_meta, make_rope, dtype):
+    """As `attend`, of latents."""
+    (heads, nope, v_dim, latent, rope_dim, lora), rows = latents
+    rope = make_rope(rope_dim, interleaved=True)
+    up = random_weight("dense", heads * (nope + v_dim), latent, dtype)
+    lift = random_weight("dense", heads * (nope + rope_dim), lora, dtype)
+
+    def run(device, chunks, block_size=16, company=((), ()), seed=0):
+        before, after = company
+        kv_up, q_up = device.pack(LatentUpWeight(up, heads, nope, dtype), "latent_up"), device.pack(lift, "qkv")
+        blocks = sum(-(-sum(pair) // block_size) for pair in (*before, *after)) + -(-LENGTH // block_size) + 2
+        kv = device.make_kv_cache(blocks, block_size, CacheSpec(1, (latent, rope_dim), dtype, latent=True))
+        kv.keys.fill_(0.5)
+        kv.values.fill_(0.25)
+        outs, done = [], 0
+        for chunk in chunks:
+            meta = make_meta([*before, (done, LENGTH - done), *after], blocks, block_size, seed)
+            lengths, first = meta.input_lengths.clone(), sum(new for _, new in before)
+            lengths[len(before)] = chunk
+            slots = torch.cat([meta.slot_mapping[: first + chunk], meta.slot_mapping[first + LENGTH - done :]])
+            part = AttentionMeta(lengths, meta.cached_lengths, meta.block_tables, slots, meta.max_length)
+            rest = int(lengths.sum()) - first - chunk
+            others = [[torch.randn(count, x.shape[1]).to(dtype) for count in (first, rest)] for x in rows]
+            own = [x[done : done + chunk] for x in rows]
+            batch = [torch.cat([head, x, tail]) for x, (head, tail) in zip(own, others, strict=True)]
+            scale = (nope + rope_dim) ** -0.5
+            out = device.ops.paged_latent_attention(*batch, kv, kv_up, part, rope, scale, q_up)
+            outs.append(out[first : first + chunk].clone())
+            done += chunk
+        assert done == LENGTH
+        return torch.cat(outs)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [[1] * LENGTH, [16] * 13 + [12], [100, 100, 20], [2, 3, 15, 200]],
+    ids=["1", "16", "100", "mixed"],
+)
+def test_latent_attention_chunks(cmodel, attend_latents, chunks):
+    assert torch.equal(attend_latents(cmodel, chunks), attend_latents(cmodel, [LENGTH]))
+
+
+def test_latent_attention_company(cmodel, attend_latents):
+    company = ([(5, 1), (64, 1), (200, 1)], [(0, 3), (70, 90)])
+    alone = attend_latents(cmodel, [LENGTH])
+    assert torch.equal(attend_latents(cmodel, [LENGTH], company=company), alone)
+    assert torch.equal(attend_latents(cmodel, [99, 1, 1, 119], company=company), alone)
+    assert torch.equal(attend_latents(cmodel, [LENGTH], seed=5), alone)
