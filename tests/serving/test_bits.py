@@ -33,7 +33,8 @@ def bits(result: RequestOutput) -> list[object]:
     return [output.token_ids, entries]
 
 
-SLOW = [("qwen2", "bfloat16"), ("qwen3", "float32"), ("qwen3_moe", "float32")]
+SLOW = [("qwen2", "bfloat16"), ("qwen3", "float32"), ("qwen2_moe", "float32"), ("qwen3_moe", "float32")]
+SLOW += [("deepseek_v2", "bfloat16"), ("deepseek_v2", "float32"), ("deepseek_v3", "bfloat16")]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,7 @@ SLOW = [("qwen2", "bfloat16"), ("qwen3", "float32"), ("qwen3_moe", "float32")]
         ("qwen2", "float32"),
         ("qwen3", "bfloat16"),
         ("qwen3_moe", "bfloat16"),
+        ("deepseek_v3", "float32"),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW),
     ],
 )
@@ -71,12 +73,14 @@ def test_bits_do_not_depend_on_how_a_prompt_is_served(
             assert answer(llm, OTHERS) == alone, options
 
 
-QUANTIZED = {"hidden_size": 128, "moe_intermediate_size": 128}
+QUANTIZED = {"hidden_size": 128, "moe_intermediate_size": 128, "shared_expert_intermediate_size": 128}
 DISTURBED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2": ("qwen2", {}, {"dtype": "bfloat16"}),
+    "qwen2_moe, int4": ("qwen2_moe", QUANTIZED, {"dtype": "bfloat16", "quantization": "gptq"}),
+    "qwen2_moe, float8": ("qwen2_moe", QUANTIZED, {"dtype": "float32", "quantization": "fp8"}),
     "qwen3_moe": ("qwen3_moe", {}, {"dtype": "float32"}),
-    "qwen3_moe, int4": ("qwen3_moe", QUANTIZED, {"dtype": "bfloat16", "quantization": "gptq"}),
-    "qwen3_moe, float8": ("qwen3_moe", QUANTIZED, {"dtype": "float32", "quantization": "fp8"}),
+    "deepseek_v2": ("deepseek_v2", {}, {"dtype": "bfloat16"}),
+    "deepseek_v3": ("deepseek_v3", {}, {"dtype": "float32"}),
 }
 SHORT = [[(index * 11 + number) % 500 for index in range(14)] for number in range(2)]
 
@@ -85,8 +89,10 @@ SHORT = [[(index * 11 + number) % 500 for index in range(14)] for number in rang
 @pytest.mark.parametrize(
     "case",
     [
-        "qwen3_moe, int4",
-        *(pytest.param(case, marks=pytest.mark.slow) for case in ("qwen2", "qwen3_moe", "qwen3_moe, float8")),
+        "qwen2_moe, int4",
+        "deepseek_v2",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("qwen2", "qwen2_moe, float8", "qwen3_moe")),
+        pytest.param("deepseek_v3", marks=pytest.mark.slow),
     ],
 )
 def test_bits_after_a_preemption_and_a_lost_worker(

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from sophserve import LLM, SamplingParams
-from tests.oracle.test_deepseek import YARN
 from tests.serving.test_oracle import LENGTHS, NEW_TOKENS, expected
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0}
 CASES: dict[str, dict[str, Any]] = {
     "qwen2-moe": {"kind": "qwen2_moe", "num_hidden_layers": 3, "mlp_only_layers": [1]},
     "qwen3-moe": {"kind": "qwen3_moe", "num_hidden_layers": 3, "decoder_sparse_step": 2},
-    "deepseek-v2-lite": {"kind": "deepseek_v2", "q_lora_rank": None, "topk_method": "greedy"},
-    "deepseek-v3": {"kind": "deepseek_v3", "rope_scaling": YARN},
+    "deepseek-v2": {"kind": "deepseek_v2"},
+    "deepseek-v2-lite": {
+        "kind": "deepseek_v2",
+        "q_lora_rank": None,
+        "topk_method": "greedy",
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.0,
+        "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    },
+    "deepseek-v3": {"kind": "deepseek_v3", "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}},
 }
 TOLERANCE = 2e-3
 
@@ -90,3 +101,21 @@ def test_embedded_in_chunks_of_100_without_a_cache(
         for position in range(1, len(everything)):
             entry = (entries[position] or {})[everything[position]]
             assert abs(entry.logprob - logprobs[position - 1, everything[position]]) < TOLERANCE
+
+
+def test_a_router_of_nan_stops_nobody(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, start_server: Callable[..., Any]
+) -> None:
+    """As with any other weight that is no number, the answers say nothing, and logprobs are null."""
+    directory = shutil.copytree(make_checkpoint("deepseek_v3"), tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.layers.1.mlp.gate.weight"].fill_(float("nan"))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    server = start_server(directory)
+    for _ in range(2):
+        answer = server.client().completions.create(
+            model="tiny", prompt=[list(range(5, 60)), [7]], max_tokens=4, logprobs=1, extra_body={"ignore_eos": True}
+        )
+        assert answer.usage.completion_tokens == 8
+        assert all(choice.logprobs.token_logprobs == [None] * 4 for choice in answer.choices)
+    assert "restarting" not in "".join(server.log)
