@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from device.cmodel.weights import PanelWeight
+from device.interface import StepInputs
 from sophserve.errors import CheckpointError
 from sophserve.model.experts import Experts, Router
 
@@ -136,3 +137,24 @@ def test_experts_count_as_many_operations_as_a_token_meets(make_checkpoint, open
 def test_what_does_not_fit_is_named(tensors, config, words, changed, open_model):
     with pytest.raises(CheckpointError, match=words):
         open_model(changed("qwen2_moe", tensors, config))
+
+
+@pytest.mark.parametrize("kind", ["qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decode_steps_are_recorded(kind, dtype, make_checkpoint, open_model):
+    """As they are of models that compute with operators of the device alone; the others decode at a fraction of the
+    speed. A recording has the bits of the operators one by one, for all of its rows or some."""
+    model = open_model(make_checkpoint(kind), dtype).model
+    device, rows = model.context.device, torch.arange(4, dtype=torch.int32)
+    zeros = torch.zeros_like(rows)
+    inputs = StepInputs(zeros + 1, zeros, rows[:, None], rows * 8, 1, ids=rows * 100 + 5, positions=zeros)
+
+    def step():
+        return model.logits(model(device.prepare(inputs, model.ropes)))
+
+    with torch.inference_mode():
+        expected = step().clone()
+        replay = device.capture(step, 4)
+        assert replay is not None
+        for count in (4, 1):
+            assert torch.equal(replay(count), expected[:count])
