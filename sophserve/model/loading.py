@@ -216,12 +216,18 @@ def _full_name(model: CausalLM, name: str, stored: Mapping[str, StoredTensor]) -
 
 
 def _unstacked(model: CausalLM, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors with those of each expert in place of stacked ones, if the model knows them."""
+    """The tensors with those of each expert in place of stacked ones, if the model knows them. Raises CheckpointError
+    where there are both, for nothing tells which are right."""
     found: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         parts = unstack(tensor)
-        known = any(model.parameter_of(_full_name(model, part, stored)) for part in parts)
-        found |= parts if known else {name: tensor}
+        if not any(model.parameter_of(_full_name(model, part, stored)) for part in parts):
+            parts = {name: tensor}
+        twice = next((part for part in parts if part in found), None)
+        if twice is not None:
+            names = f"{found[twice].name} and {name}"
+            raise CheckpointError(f"{tensor.file} has {names}, which hold the same experts; remove one of them")
+        found |= parts
     return found
 
 

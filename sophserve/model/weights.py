@@ -78,11 +78,17 @@ def find_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 def unstack(tensor: StoredTensor) -> dict[str, StoredTensor]:
     """A tensor with a matrix for each expert of a layer, as transformers holds it in memory and some tools write it, as
-    those of each expert, by the names that most checkpoints give them; nothing for any other tensor."""
+    those of each expert, by the names that most checkpoints give them; nothing for any other tensor. Raises
+    CheckpointError for one of that name which holds no such matrices."""
     match = _STACKED.fullmatch(tensor.name)
-    parts = match["parts"].split("_") if match else []
-    if match is None or len(tensor.shape) != 3 or tensor.shape[1] % len(parts):
+    if match is None:
         return {}
+    parts = match["parts"].split("_")
+    if len(tensor.shape) != 3 or 0 in tensor.shape or tensor.shape[1] % len(parts):
+        raise CheckpointError(
+            f"{tensor.name} in {tensor.file} has shape {list(tensor.shape)}, but a stack of experts has a matrix for "
+            f"each, [experts, {'2 * inner' if len(parts) == 2 else 'outputs'}, inputs]"
+        )
     experts, (count, rows, columns) = match["experts"], tensor.shape
     each = rows // len(parts)
     return {

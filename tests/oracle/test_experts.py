@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -63,6 +64,27 @@ def test_a_stack_that_is_the_other_way_round_is_refused(changed, open_model):
     turned |= {EXPERT.format(0, expert, "down"): None for expert in range(8)}
     with pytest.raises(CheckpointError, match=r"experts\.down_proj in .* has shape \[32, 64\], but .* \[64, 32\]"):
         open_model(changed("qwen3_moe", turned))
+
+
+@pytest.mark.parametrize("name", ["gate_up_proj", "gate_up_proj.weight", "up_proj"])
+def test_experts_that_are_stacked_and_alone_are_refused(name, changed, open_model):
+    """Nothing tells which are right, even where they are the same."""
+    rows = 32 if name == "up_proj" else 64
+    stack = {f"model.layers.1.mlp.experts.{name}": torch.zeros(8, rows, 64)}
+    words = rf"has .*\.experts\.0\.(gate|up)_proj\.weight and .*\.experts\.{name}, which hold the same experts; remove"
+    with pytest.raises(CheckpointError, match=words):
+        open_model(changed("qwen2_moe", stack))
+
+
+@pytest.mark.parametrize("shape", [[], [64], [512, 64], [1, 8, 64, 64], [8, 63, 64], [8, 0, 64], [1 << 40, 2, 0]])
+def test_stacks_of_odd_shapes_are_refused(shape, changed, open_model):
+    stack = {"model.layers.1.mlp.experts.gate_up_proj": torch.zeros(shape)}
+    stack |= {EXPERT.format(1, expert, part): None for expert in range(8) for part in ("gate", "up")}
+    words = (
+        rf"experts\.gate_up_proj in .* has shape {re.escape(str(shape))}, but a stack of experts has a matrix for each"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        open_model(changed("qwen2_moe", stack))
 
 
 def test_the_numbers_of_experts_change_no_bit(changed, open_model):
