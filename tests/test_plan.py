@@ -58,9 +58,9 @@ def alone(directory: Path, target: Path) -> Path:
     return target
 
 
-def planned(directory: Path, memory: int | None = 2**30, search: bool = False, **options: Any) -> Footprint:
+def planned(directory: Path, memory: int = 2**30, **options: Any) -> Footprint:
     config = EngineConfig(model="x", **{"kv_cache_memory": "1MiB", **options})
-    return footprint(FootprintRequest(directory=str(directory), config=config, memory=memory, search=search))
+    return footprint(FootprintRequest(directory=str(directory), config=config, memory=memory, search=[memory]))
 
 
 def loaded(directory: Path, **options: Any) -> ModelInfo:
@@ -144,8 +144,8 @@ def test_fewest_devices(make_checkpoint: Callable[..., Path]) -> None:
     assert needs[0] > needs[1] > needs[2]
     for memory, ranks in ((needs[0], 1), (needs[0] - 1, 2), (needs[1] - 1, 4), (1000, None)):
         for given in (1, 4):
-            found = planned(directory, memory, search=True, tensor_parallel_size=given)
-            assert found.fewest_devices == ranks
+            found = planned(directory, memory, tensor_parallel_size=given)
+            assert found.fewest_devices.get(memory) == ranks
 
 
 def test_limits_follow_from_the_shapes(make_checkpoint: Callable[..., Path]) -> None:

@@ -17,14 +17,14 @@ from sophserve.errors import ConfigError, SophserveError
 class FootprintRequest(msgspec.Struct, kw_only=True):
     """What to measure.
 
-    directory: holds config.json. memory: bytes of each device; None for what this machine's has now. search: also find
-    the fewest devices that hold it, see Footprint.fewest_devices.
+    directory: holds config.json. memory: bytes of each device; None for what this machine's has now. search: with how
+    much memory devices are looked for, see Footprint.fewest_devices.
     """
 
     directory: str
     config: EngineConfig
     memory: int | None = None
-    search: bool = False
+    search: list[int] = []
 
 
 class Attention(msgspec.Struct, kw_only=True):
@@ -64,8 +64,8 @@ class Footprint(msgspec.Struct, kw_only=True):
     parameters: numbers of the whole model, of all ranks; active_parameters: those that a token is multiplied with.
     step_bytes: weights that every step reads, which those of experts are not. product_flops: of the layers, for each
     token; head_flops: of the head, for each row of logits. kv_budget: what the KV cache may take. num_blocks: its
-    blocks, 0 if there is no room. fewest_devices: how many with device_memory hold the weights and one sequence of
-    max_model_len tokens, where that was searched and there is such a number.
+    blocks, 0 if there is no room. fewest_devices: by their memory, how many hold the weights and one sequence of
+    max_model_len tokens.
     """
 
     architecture: str
@@ -86,7 +86,7 @@ class Footprint(msgspec.Struct, kw_only=True):
     attention: list[Attention]
     experts: list[ExpertLayers] = []
     device_memory: int
-    fewest_devices: int | None = None
+    fewest_devices: dict[int, int] = {}
 
     def read_bytes(self, rows: int) -> int:
         """Weights that a step of so many tokens reads."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import torch
@@ -35,9 +35,7 @@ from sophserve.model.layers import PackedModule
 from sophserve.model.loading import (
     RankOf,
     Wanted,
-    build_model,
     check_operators,
-    divides,
     find_architecture,
     load_weights,
     refuse_model,
@@ -130,66 +128,67 @@ class AlikeWeights:
 class Loader:
     """Loads a model without values, for any number of ranks.
 
-    asked: the method to quantize a plain checkpoint with. shapes: the model before it is loaded, whose parameters are
-    plain. Raises SophserveError as a server would.
+    shapes: the model before it is loaded, whose parameters are plain. Raises SophserveError as a server would.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any], context: ModelContext, asked: str | None) -> None:
-        self._directory, self._settings, self._context = directory, settings, context
-        self.model_class = find_architecture(settings)
+    def __init__(self, request: FootprintRequest) -> None:
+        self.directory = Path(request.directory)
+        self.settings = read_config(self.directory)
+        self.model_class = find_architecture(self.settings)
+        self.device = open_device(request.config.device)
+        check_operators(self.model_class, self.device)
+        dtype = resolve_dtype(self.settings, request.config.dtype)
+        self._context = ModelContext(cast(Device, ShapesOf(self.device)), RankOf(1), dtype, max_positions=1)
         self.shapes = self._build(1)
         self._loaded: dict[int, CausalLM] = {}
-        self._scheme = find_scheme(directory, settings, asked)
-        is_stored = quantization_config(directory, settings) is not None
-        dtype = resolve_dtype(settings, "auto")
-        self._expected = Expected(self.shapes, self._scheme if is_stored else None, dtype, directory / "config.json")
+        self._scheme = find_scheme(self.directory, self.settings, request.config.quantization)
+        self.stored_quantization = quantization_config(self.directory, self.settings)
+        scheme = None if self.stored_quantization is None else self._scheme
+        stored_dtype = resolve_dtype(self.settings, "auto")
+        self._expected = Expected(self.shapes, scheme, stored_dtype, self.directory / "config.json")
 
     def _build(self, ranks: int) -> CausalLM:
-        return build_model(self.model_class, self._settings, replace(self._context, communicator=RankOf(ranks)))
+        return self.model_class(self.settings, replace(self._context, communicator=RankOf(ranks)))
 
-    def load(self, ranks: int) -> CausalLM:
-        """The model of rank 0 of so many."""
+    def _load(self, ranks: int) -> CausalLM:
         if ranks not in self._loaded:
             model, expected = self._build(ranks), self._expected
             alike = AlikeWeights(model, expected.tensors)
-            load_weights(model, self._directory, expected.stored, expected.read, self._scheme, alike)
+            load_weights(model, self.directory, expected.stored, expected.read, self._scheme, alike)
             self._loaded[ranks] = model
         return self._loaded[ranks]
+
+    def load(self, ranks: int) -> CausalLM:
+        """The model of rank 0 of so many."""
+        try:
+            return self._load(ranks)
+        except CannotSplit as error:
+            refuse_model(error, self.model_class, self.settings, self._context)
 
     def fewest(self, memory: int, tokens: int) -> int | None:
         """How many devices at least have room for the weights and a sequence of so many tokens. Only powers of two are
         tried, as other numbers are not built into machines."""
 
         def need(ranks: int) -> int:
-            model = self.load(ranks)
+            model = self._load(ranks)
             return model.nbytes + tokens * token_bytes(model)
 
         for ranks in (2**power for power in range(MOST_RANKS.bit_length())):
             # All ranks together hold no less than one alone.
-            if need(1) > ranks * memory or not divides(self.model_class, self._settings, self._context, ranks):
-                continue
             with suppress(CannotSplit):
-                if need(ranks) <= memory:
+                if need(1) <= ranks * memory and need(ranks) <= memory:
                     return ranks
         return None
 
 
-def footprint(request: FootprintRequest) -> Footprint:
-    """Measure a model. Raises SophserveError as a server would."""
-    config, directory = request.config, Path(request.directory)
-    settings = read_config(directory)
-    model_class = find_architecture(settings)
-    longest = model_class.max_model_len(settings)
+def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footprint:
+    """Measure a model. loader: one of the same request, but for the number of devices. Raises SophserveError as a
+    server would."""
+    config = request.config
+    loader = loader or Loader(request)
+    longest = loader.model_class.max_model_len(loader.settings)
     max_model_len = resolve_max_model_len(config, longest)
-    device = open_device(config.device)
-    check_operators(model_class, device)
-    dtype = resolve_dtype(settings, config.dtype)
-    context = ModelContext(cast(Device, ShapesOf(device)), RankOf(1), dtype, max_positions=1)
-    loader = Loader(directory, settings, context, config.quantization)
-    try:
-        model = loader.load(config.tensor_parallel_size)
-    except CannotSplit as error:
-        refuse_model(error, model_class, settings, context)
+    model, device = loader.load(config.tensor_parallel_size), loader.device
     memory, shared = request.memory, 1
     if memory is None:
         memory = device.memory()[0]
@@ -198,15 +197,13 @@ def footprint(request: FootprintRequest) -> Footprint:
     left = max(0, memory - weights * shared)
     budget = config.kv_cache_bytes or int(left * KV_SHARE) // shared
     block_bytes = token_bytes(model) * config.block_size
-    fewest = None
-    if request.search:
-        tokens = -(-max_model_len // config.block_size) * config.block_size
-        fewest = loader.fewest(memory, tokens)
-    given = quantization_config(directory, settings)
+    tokens = -(-max_model_len // config.block_size) * config.block_size
+    fewest = {memory: count for memory in request.search if (count := loader.fewest(memory, tokens))}
+    given = loader.stored_quantization
     untied = 0 if model.tied else model.embedding.nbytes
     return Footprint(
-        architecture=model_class.__name__,
-        dtype=str(context.dtype).removeprefix("torch."),
+        architecture=loader.model_class.__name__,
+        dtype=str(model.context.dtype).removeprefix("torch."),
         quantization=given["quant_method"] if given else config.quantization,
         layout=device.name,
         context_length=longest,

@@ -58,9 +58,8 @@ def plan(argv: Sequence[str]) -> int:
     device = _device(given)
     config = engine_config({**{name: given[name] for name in OPTIONS if name in given}, "model": model})
     directory = resolve_config(model)
-    request = FootprintRequest(
-        directory=str(directory), config=config, memory=device.memory, search=device.memory is not None
-    )
+    search = [] if device.memory is None else [device.memory]
+    request = FootprintRequest(directory=str(directory), config=config, memory=device.memory, search=search)
     found = measure(request)
     answer = reckon(found, config, device, given.get("lengths"))
     print(json.dumps(answer, indent=2) if given.get("json") else _text(answer, found, config, device))
@@ -182,10 +181,10 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
     ]
     if problem := _problem(answer, found, config):
         lines.append(problem)
-    if found.fewest_devices:
+    for memory, count in found.fewest_devices.items():
         lines.append(
-            f"fewest devices   {found.fewest_devices} with {size(found.device_memory)} each for the weights and one "
-            f"sequence of {found.max_model_len} tokens"
+            f"fewest devices   {count} with {size(memory)} each for the weights and one sequence of "
+            f"{found.max_model_len} tokens"
         )
     titles = ["length", "sequences", "decode, one", "decode, all", "prefill"]
     cells = [
