@@ -112,6 +112,11 @@ class ChatTemplate:
         text = _render(template, self._special_tokens | kwargs | variables)
         return Rendered(_cut_at_mark(text, final_text) if continue_final_message else text, left_out, final_text)
 
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the template for requests with tools shows them to the model."""
+        return self._habits[self._choose(with_tools=True)].shows_tools
+
     def source(self, with_tools: bool = False) -> str:
         """The text of the template for requests with or without tools, empty where there is none."""
         return self._sources.get(self._name(with_tools), "")

@@ -11,6 +11,7 @@ from sophserve.text.call_history import CallForms, with_short_ids
 from sophserve.text.turns import Message, Order, modern, text_of, text_part
 
 _WORD = "probe of a template"
+_TOOL = "probe_of_a_template"
 _ROLES = ("system", "user", "assistant", "tool")
 # How many further roles are remembered: clients name them.
 _MOST_ROLES = 64
@@ -44,6 +45,7 @@ class TemplateHabits:
         """Find out now what is otherwise found out when it is needed."""
         self.fitted([self._said(role, "x") for role in _ROLES])
         self.left_out([self._called("f1") | {"name": "x", "content": "x"}])
+        _ = self.shows_tools
 
     def fitted(self, messages: list[Message]) -> list[Message]:
         """Messages, as `modern` makes them, in the roles, the order and the forms that the template takes. Raises
@@ -65,6 +67,19 @@ class TemplateHabits:
             *["messages.tool_calls"] * (bool(called) and not self._shows_calls),
             *["messages.content beside tool_calls"] * (any(map(_says, called)) and not self._shows_text_with_calls),
         ]
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether tools come out, or the template has a word of its own on them."""
+        function = {"name": _TOOL, "description": _WORD, "parameters": {"type": "object", "properties": {}}}
+        try:
+            return _TOOL in self._render(
+                modern([self._said("user", "x")]), [{"type": "function", "function": function}]
+            )
+        except TemplateTooSlow:
+            raise
+        except RequestError:
+            return True
 
     @cached_property
     def _shows_names(self) -> bool:

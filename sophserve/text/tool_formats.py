@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 import string
+from collections.abc import Sequence
+from typing import Any
 
 from sophserve.plugins import Register, hookimpl
-from sophserve.text import python_calls
+from sophserve.text import exact_json, python_calls
 from sophserve.text.text_reader import NotACallError, Reader, Reading
 from sophserve.text.tool_grammar import ToolGrammar
 from sophserve.text.tool_parser import ToolParser
@@ -97,7 +99,8 @@ class MistralParser(ToolParser):
 
 class DeepSeekV3Parser(ToolParser):
     """`<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>` (V3.1). Before that (V3, R1) `function` stood for
-    the name, and the name and the arguments, fenced as a block of JSON, behind it."""
+    the name, and the name and the arguments, fenced as a block of JSON, behind it. Their chat templates show calls and
+    results, and no tools."""
 
     markers = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>")
     ends = ("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")
@@ -124,7 +127,7 @@ class DeepSeekV3Parser(ToolParser):
     def grammar(cls, writer: ToolGrammar, several: bool) -> str:
         """The calls between markers, and markers around them all."""
         sep = writer.mark("<｜tool▁sep｜>")
-        if fenced := "```json" in writer.template:
+        if fenced := cls._fences(writer.template):
             head, behind, fence = f'"function" {sep}', r'"\n```json\n"', r'"\n```"'
         else:
             head, behind, fence = "", sep, ""
@@ -132,6 +135,33 @@ class DeepSeekV3Parser(ToolParser):
         call = writer.each(lambda name, arguments: f'{head} "{name}" {behind} {arguments} {fence}')
         calls = writer.repeated(f"{begin} {call} {end}", "\n" * fenced, several)
         return f"{writer.opening('<｜tool▁calls▁begin｜>')} {calls} {writer.mark('<｜tool▁calls▁end｜>')}"
+
+    @classmethod
+    def introduction(cls, tools: Sequence[dict[str, Any]], template: str) -> str:
+        """In the words that V3.1 was trained with, as its model card has them."""
+        call = "tool_call_name<｜tool▁sep｜>tool_call_arguments"
+        several = "For multiple tool calls, chain them directly without separators or spaces"
+        if cls._fences(template):
+            call = "function<｜tool▁sep｜>tool_call_name\n```json\ntool_call_arguments\n```"
+            several = "For multiple tool calls, put each on a new line"
+        functions = [function for tool in tools if isinstance(function := tool.get("function"), dict)]
+        return "\n\n".join(
+            [
+                "## Tools\nYou have access to the following tools:",
+                *map(_introduced, functions),
+                "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
+                f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{call}<｜tool▁call▁end｜>"
+                "{additional_tool_calls}<｜tool▁calls▁end｜>",
+                "Where:",
+                "- `tool_call_name` must be an exact match to one of the available tools\n"
+                "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
+                f"- {several}",
+            ]
+        )
+
+    @staticmethod
+    def _fences(template: str) -> bool:
+        return "```json" in template
 
 
 class PythonicParser(ToolParser):
@@ -156,6 +186,12 @@ class PythonicParser(ToolParser):
     @classmethod
     def grammar(cls, writer: ToolGrammar, several: bool) -> str:
         return python_calls.grammar(writer, several)
+
+
+def _introduced(function: dict[str, Any]) -> str:
+    described = f"\nDescription: {function['description']}" if function.get("description") else ""
+    parameters = exact_json.dumps(function.get("parameters") or {}, ensure_ascii=False)
+    return f"### {function.get('name')}{described}\n\nParameters: {parameters}"
 
 
 @hookimpl

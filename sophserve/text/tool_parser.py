@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from sophserve.text.answer_events import ArgumentsDelta, CallBroken, CallStart, ContentDelta, Event
@@ -64,6 +64,12 @@ class ToolParser(ABC):
         """The expression for one call, or for at least one, with writer's help. Raises ValueError where there is none:
         such a model cannot be made to call a tool, but may."""
         raise ValueError("the format of this model's calls has no grammar")
+
+    @classmethod
+    def introduction(cls, tools: Sequence[dict[str, Any]], template: str) -> str:
+        """What a system message says of the tools, as a request has them, and of how to call them, for chat templates
+        that do not show them; empty where models of this format always have one that does."""
+        return ""
 
     @classmethod
     def call_id(cls, prefix: str) -> str:

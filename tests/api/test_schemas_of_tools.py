@@ -15,12 +15,13 @@ TEXTS = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 LACKING = {"type": "object", "properties": {"ids": TEXTS}, "required": ["ids"], "additionalProperties": False}
 FINE = {"type": "object", "properties": {}, "additionalProperties": False}
 WARNING = "X-Sophserve-Warnings"
+TEMPLATE = "{# <tool_call> #}{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}{{ messages[0].content }}"
 
 
 @pytest.fixture
 async def app(start_app: Any) -> Any:
     app = await start_app()
-    app.serving.chat_template = ChatTemplate({"default": "{# <tool_call> #}{{ messages[0].content }}"}, {})
+    app.serving.chat_template = ChatTemplate({"default": TEMPLATE}, {})
     app.engine.text = CALL
     return app
 

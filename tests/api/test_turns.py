@@ -459,7 +459,8 @@ async def test_every_tool_of_anthropic_is_known(start_app: Any) -> None:
 
 async def test_every_tool_of_openai_is_known(app: Any) -> None:
     schemas = json.loads((shared("openai-openapi") / "openapi.json").read_text())["components"]["schemas"]
-    app.serving.chat_template = ChatTemplate({"default": FREE}, {})
+    app.serving.chat_template = ChatTemplate({"default": "{{ tools | tojson if tools }}" + FREE}, {})
+    make_roomy(app)
     for option in schemas["Tool"]["oneOf"]:
         schema = schemas[option["$ref"].rpartition("/")[2]]
         for name in schema["properties"]["type"]["enum"]:

@@ -10,13 +10,18 @@ from msgspec.structs import replace
 from sophserve.api.generation.prompts import encode, truncated
 from sophserve.api.generation.request_bodies import ChatRequest, Message, text_parts
 from sophserve.api.generation.served_model import ServedModel
+from sophserve.api.generation.tools import tool_parser
 from sophserve.errors import CheckpointError, RequestError
 from sophserve.text.chat_template import ChatTemplate
+
+# What templates call whether to think: Qwen's and most others', and DeepSeek's.
+_THINKING = ("enable_thinking", "thinking")
+_SYSTEM = ("system", "developer")
 
 
 class ChatPrompt:
     """Made once its messages are checked. Raises RequestError, as all its methods do. Once it is rendered:
-    left_out, the fields of messages that the template has no place for; continued, the text that the answer goes on
+    left_out, the fields that the template has no place for; continued, the text that the answer goes on
     with, empty for a new message."""
 
     def __init__(self, served: ServedModel, body: ChatRequest) -> None:
@@ -38,7 +43,7 @@ class ChatPrompt:
     def forbids_thinking(self) -> bool:
         """Whether the request says that the model is not to think."""
         kwargs = self._kwargs()
-        return any(kwargs.get(name) is False for name in ("enable_thinking", "thinking"))
+        return any(kwargs.get(name) is False for name in _THINKING)
 
     def text(self) -> str:
         """What the template makes of the conversation."""
@@ -58,9 +63,10 @@ class ChatPrompt:
         for name in ("tools", "documents", "add_generation_prompt", "continue_final_message"):
             if name in kwargs:
                 raise RequestError(f"{name} is a field of the request; move it out of chat_template_kwargs", name)
+        template, self.left_out = self._template(), []
         try:
-            rendered = self._template().rendered(
-                self._messages,
+            rendered = template.rendered(
+                self._with_tools(template),
                 tools=body.tools or None,
                 documents=body.documents,
                 add_generation_prompt=not continued if prompted is None else prompted,
@@ -69,15 +75,32 @@ class ChatPrompt:
             )
         except RecursionError:
             raise RequestError("messages are nested too deeply", "messages") from None
-        self.left_out, self.continued = rendered.left_out, rendered.continued
+        self.left_out += rendered.left_out
+        self.continued = rendered.continued
         return rendered.prompt
+
+    def _with_tools(self, template: ChatTemplate) -> list[dict[str, Any]]:
+        """The messages, with one of the system that introduces the tools where the template does not show them."""
+        body, messages = self._body, self._messages
+        if not body.tools or body.tool_choice == "none" or template.shows_tools:
+            return messages
+        parser = tool_parser(self._served)
+        introduction = parser.value.introduction(body.tools, template.source(with_tools=True)) if parser else ""
+        if not introduction:
+            self.left_out.append("tools")
+            return messages
+        place = next((index for index, each in enumerate(messages) if each["role"] not in _SYSTEM), len(messages))
+        return [*messages[:place], {"role": "system", "content": introduction}, *messages[place:]]
 
     def _kwargs(self) -> dict[str, Any]:
         """Further variables of the template. How much to think is in the words of those that know of it: most can only
         turn it on or off."""
-        effort = self._body.reasoning_effort
-        asked = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
-        return asked | (self._body.chat_template_kwargs or {})
+        effort, given = self._body.reasoning_effort, self._body.chat_template_kwargs or {}
+        asked: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
+        said = [given[name] for name in _THINKING if name in given]
+        if said or asked:
+            asked |= dict.fromkeys(_THINKING, said[0] if said else effort != "none")
+        return asked | given
 
     def _template(self) -> ChatTemplate:
         """The request's own chat template, else the server's."""
