@@ -14,8 +14,9 @@ from typing import Self
 
 from benchmarks.peers.protocol import Workload
 
-# As a traceback ends, perhaps after what vLLM puts before each line: the process, and a place in the source.
-ERROR = re.compile(r"(?:\([^)]*\) )?(?:ERROR [^]]*\] )?([\w.]*(?:Error|Exception): \S.*)")
+# What vLLM puts before each line: the process, and a place in the source. And how a traceback ends.
+PREFIX = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^]]*\] )?", re.M)
+ERROR = re.compile(r"^[\w.]*(?:Error|Exception): \S.*?(?::\s*\n.*)?$", re.M)
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -94,9 +95,10 @@ class SystemProcess:
 
 def cause(log: Path) -> str:
     """The first error that a log names, from which the others follow; its last line if it names none."""
-    lines = log.read_text(errors="replace").splitlines()
-    found = [match[1] for line in lines if (match := ERROR.match(line))]
-    return (found or lines[-1:] or ["it said nothing"])[0].strip()
+    text = PREFIX.sub("", log.read_text(errors="replace"))
+    if error := ERROR.search(text):
+        return " ".join(error[0].split())
+    return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
 def _largest_resident(pid: int) -> int:

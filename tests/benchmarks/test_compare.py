@@ -138,6 +138,10 @@ def test_cause_is_the_first_error_of_a_log(tmp_path: Path) -> None:
     ]
     log.write_text("\n".join([*lines, "RuntimeError: see above"]))
     assert process.cause(log) == "ValueError: none"
+    log.write_text(
+        "\n".join(["(Worker) ERROR [a.py:1] ValueError: no kernel. Reasons: ", "(Worker) ERROR [a.py:1] AMX", "x"])
+    )
+    assert process.cause(log) == "ValueError: no kernel. Reasons: AMX"
     log.write_text("Loading\nKilled\n")
     assert process.cause(log) == "Killed"
     log.write_text("")
