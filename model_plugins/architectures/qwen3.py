@@ -11,10 +11,12 @@ from sophserve.plugins import Register, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3Config(LayeredWindowConfig):
-    """head_dim: of its own, not hidden_size / num_attention_heads. attention_bias: on all four projections."""
+    """head_dim: of its own, not hidden_size / num_attention_heads. attention_bias: on all four projections.
+    use_qk_norm: queries and keys are normalised; only some files say so."""
 
     head_dim: Size = 128
     attention_bias: bool = False
+    use_qk_norm: bool = True
 
 
 class Qwen3ForCausalLM(CausalLM[Qwen3Config]):
@@ -30,7 +32,7 @@ class Qwen3ForCausalLM(CausalLM[Qwen3Config]):
         config = self.config
         bias, window = config.attention_bias, config.window(index)
         attention = Attention(
-            self.context, config, self.rope, qkv_bias=bias, output_bias=bias, qk_norm=True, window=window
+            self.context, config, self.rope, qkv_bias=bias, output_bias=bias, qk_norm=config.use_qk_norm, window=window
         )
         mlp = GatedMLP(self.context, config.hidden_size, config.intermediate_size, config.hidden_act)
         return DecoderLayer(self.context, config, attention, mlp)

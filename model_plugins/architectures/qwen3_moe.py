@@ -12,10 +12,12 @@ from sophserve.plugins import Register, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen3MoeConfig(SparseConfig):
-    """attention_bias: on all four projections. sliding_window: of every layer, where use_sliding_window says so;
-    max_window_layers means nothing here."""
+    """attention_bias: on all four projections. use_qk_norm: queries and keys are normalised, as Qwen3-Coder's files
+    say and others do not. sliding_window: of every layer, where use_sliding_window says so; max_window_layers means
+    nothing here."""
 
     attention_bias: bool = False
+    use_qk_norm: bool = True
     use_sliding_window: bool = False
     sliding_window: Size | None = 4096
 
@@ -38,7 +40,7 @@ class Qwen3MoeForCausalLM(CausalLM[Qwen3MoeConfig]):
         config, bias = self.config, self.config.attention_bias
         window = config.sliding_window if config.use_sliding_window else None
         attention = Attention(
-            self.context, config, self.rope, qkv_bias=bias, output_bias=bias, qk_norm=True, window=window
+            self.context, config, self.rope, qkv_bias=bias, output_bias=bias, qk_norm=config.use_qk_norm, window=window
         )
         return DecoderLayer(self.context, config, attention, self._mlp(index))
 

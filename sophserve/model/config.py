@@ -26,12 +26,12 @@ _SWITCHES = frozenset({
     "attention_chunk_size", "attention_multiplier", "attention_sink", "attn_logit_softcapping", "attn_output_gate",
     "attn_temperature_tuning", "block_sparse", "clip_qkv", "cross_attention_layers", "final_logit_softcapping",
     "index_topk", "interleaved_sliding_window", "kv_lora_rank", "mlp_only_layers", "n_routed_experts",
-    "no_rope_layer_interval", "no_rope_layers", "num_experts", "num_experts_per_tok", "num_kv_shared_layers",
-    "num_local_experts", "parallel_attn", "parallel_residual", "post_norm", "q_lora_rank", "qk_layernorm",
-    "qk_norm", "query_pre_attn_scalar", "rope_interleave", "rope_interleaved", "rope_local_base_freq",
-    "rotary_emb_base", "scale_attn_by_inverse_layer_idx", "scale_depth", "scale_embedding", "sliding_window",
-    "sliding_window_pattern", "text_config", "use_alibi", "use_cla", "use_mrope", "use_parallel_residual",
-    "use_qk_norm", "use_sliding_window", "vision_config",
+    "n_shared_experts", "no_rope_layer_interval", "no_rope_layers", "num_experts", "num_experts_per_tok",
+    "num_kv_shared_layers", "num_local_experts", "parallel_attn", "parallel_residual", "post_norm", "q_lora_rank",
+    "qk_layernorm", "qk_norm", "query_pre_attn_scalar", "rope_interleave", "rope_interleaved", "rope_local_base_freq",
+    "rotary_emb_base", "scale_attn_by_inverse_layer_idx", "scale_depth", "scale_embedding",
+    "shared_expert_intermediate_size", "sliding_window", "sliding_window_pattern", "text_config", "use_alibi",
+    "use_cla", "use_mrope", "use_parallel_residual", "use_qk_norm", "use_sliding_window", "vision_config",
 })
 # Factors that do so unless they are null or 1.
 _FACTORS = frozenset({

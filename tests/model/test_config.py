@@ -64,6 +64,7 @@ def test_missing_key_is_named(key):
         ({"logit_scale": 0.0625}, "logit_scale"),
         ({"num_local_experts": 8}, "num_local_experts"),
         ({"use_qk_norm": True}, "use_qk_norm"),
+        ({"shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size to 64"),
         ({"sliding_window": 64}, "sliding_window to 64, which sophserve's LlamaForCausalLM does not implement"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
         ({"vision_config": {"depth": 32}}, "vision_config"),
@@ -81,7 +82,13 @@ def test_what_cannot_be_obeyed_is_refused_by_name(change, message):
         {"final_logit_softcapping": None},
         {"use_sliding_window": False, "sliding_window": 64},
         {"layer_types": ["full_attention"] * 4},
-        {"num_experts": 0, "logits_scaling": 1.0, "use_qk_norm": False, "mlp_only_layers": []},
+        {
+            "num_experts": 0,
+            "logits_scaling": 1.0,
+            "use_qk_norm": False,
+            "mlp_only_layers": [],
+            "shared_expert_intermediate_size": 0,
+        },
         {"pretraining_tp": 2, "use_cache": True, "attention_dropout": 0.1},
     ],
 )

@@ -51,7 +51,7 @@ CASES = {
     ),
     "qwen2 moe window": ("qwen2_moe", {**WINDOW, "num_hidden_layers": 4, "max_window_layers": 2}),
     "qwen2 moe no biases": ("qwen2_moe", {"qkv_bias": False, "hidden_act": "gelu"}),
-    "qwen3 moe": ("qwen3_moe", {}),
+    "qwen3 moe": ("qwen3_moe", {"use_qk_norm": True, "shared_expert_intermediate_size": 0, "qkv_bias": False}),
     "qwen3 moe not normalised": ("qwen3_moe", {"norm_topk_prob": False, "attention_bias": True}),
     "qwen3 moe some layers": (
         "qwen3_moe",
@@ -59,7 +59,7 @@ CASES = {
     ),
     "qwen3 moe window": ("qwen3_moe", {**WINDOW, "num_experts": 6, "num_experts_per_tok": 6}),
     "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
-    "qwen3 biases": ("qwen3", {"head_dim": 16, "attention_bias": True}),
+    "qwen3 biases": ("qwen3", {"head_dim": 16, "attention_bias": True, "use_qk_norm": True}),
     "qwen3 window": (
         "qwen3",
         {**WINDOW, "head_dim": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
