@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -22,6 +23,7 @@ MIDDLE = 8
 # Shares of a group's largest magnitude that are tried as its range.
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _LARGEST_FLOAT8 = 448.0
+_EXPERT = re.compile(r"(?<=\.experts)\.\d+")
 # Weights that are rounded together: so many that they stay in a cache.
 _ELEMENTS = 2**17
 
@@ -84,17 +86,26 @@ class RoundToNearest(Scheme):
 
     def __init__(self, rounded: Rounding) -> None:
         self._rounded = rounded
+        self._largest_errors: dict[str, float] = {}
 
     def weight_format(self, name: str, stored: Mapping[str, StoredTensor]) -> WeightFormat:
-        return RoundedFormat(name, self._rounded) if is_dense(stored) and is_rounded(name) else DenseFormat()
+        if is_dense(stored) and is_rounded(name):
+            return RoundedFormat(name, self._rounded, self._largest_errors)
+        return DenseFormat()
 
 
 class RoundedFormat(DenseFormat):
-    """A plain weight on disk, rounded from there on."""
+    """A plain weight on disk, rounded from there on.
 
-    def __init__(self, name: str, rounded: Rounding) -> None:
+    largest_errors: those that were logged. A layer may have hundreds of experts: the first is logged, and those that
+    are a tenth worse than any before.
+    """
+
+    def __init__(self, name: str, rounded: Rounding, largest_errors: dict[str, float]) -> None:
         self._name = name
         self._rounded = rounded
+        self._alike = _EXPERT.sub("", name)
+        self._largest_errors = largest_errors
 
     def read(self, part: WeightPart, tensors: Mapping[str, Tensor]) -> CanonicalWeight:
         values = tensors["weight"]
@@ -103,5 +114,8 @@ class RoundedFormat(DenseFormat):
             exact = values.float()
             error = float((dequantize(weight) - exact).norm() / exact.norm().clamp(min=1e-12))
             share = (weight.values.nbytes + weight.scales.nbytes) / values.nbytes
+            if error <= 1.1 * self._largest_errors.get(self._alike, -1.0):
+                return weight
+            self._largest_errors[self._alike] = error
             log.info("%s: %.1f%% of its memory, relative error %.4f", self._name, 100 * share, error)
         return weight

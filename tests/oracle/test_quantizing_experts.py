@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -167,3 +168,19 @@ def test_experts_quantized_on_loading_are_kept(make_checkpoint, open_model, tmp_
     first = open_model(source, quantization="gptq").logprobs(PROMPT, 17)
     never_packed_again()
     assert torch.equal(open_model(source, quantization="gptq").logprobs(PROMPT, 17), first)
+
+
+def test_errors_of_experts_are_logged_where_they_are_new(make_checkpoint, open_model, tmp_path, caplog):
+    """A model of 256 experts in 58 layers has more than 44000 projections of experts."""
+    shutil.copytree(make_checkpoint("qwen3_moe", **SHAPES["qwen3_moe"]), tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    # Few large values among small ones are rounded badly.
+    odd = "model.layers.1.mlp.experts.5.up_proj"
+    save_file(tensors | {f"{odd}.weight": tensors[f"{odd}.weight"] ** 3 * 1000}, file)
+    with caplog.at_level(logging.INFO):
+        open_model(tmp_path / "model", quantization="gptq")
+    logged = [match[1] for text in caplog.messages if (match := re.match(r"(\S+): .* relative error", text))]
+    first = {f"model.layers.{layer}.mlp.experts.0.{part}_proj" for layer in (0, 1) for part in ("gate", "up", "down")}
+    assert {name for name in logged if ".experts." in name} == {*first, odd}
+    assert sum("self_attn" in name for name in logged) == 8
