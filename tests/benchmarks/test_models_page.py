@@ -93,3 +93,7 @@ def test_deepseek_v3_to_the_byte(ranks: int) -> None:
     assert cells[1:4] == [f"{weights / 2**30:.2f} GiB", str(weights), f"{2048 // ranks} of 2048"]
     # A latent and a rotated key of 61 layers, the same on every rank.
     assert cells[4:] == [f"{61 * (512 + 64) * 2 / 1024:.2f} KiB", read[0], f"{read[1]} |"]
+    if ranks == 16:
+        for page in ("measuring.md", "measuring.zh-CN.md"):
+            text = (models_page.PAGE.parent / page).read_text(encoding="utf-8")
+            assert f"weights          {weights / 2**30:.2f} GiB a device, {weights} bytes" in text

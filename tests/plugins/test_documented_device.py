@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 GENERATE = """
 import json, sys
 from sophserve import LLM, SamplingParams
@@ -19,7 +21,8 @@ if __name__ == "__main__":
 """
 
 
-def test_its_answers_are_those_of_the_cmodel(make_checkpoint, write_page, tmp_path):
+@pytest.mark.parametrize("kind", ["qwen2", "qwen2_moe", "deepseek_v3"])
+def test_its_answers_are_those_of_the_cmodel(kind, make_checkpoint, write_page, tmp_path):
     write_page("docs/writing-a-device.md", tmp_path)
     installed = tmp_path / "plain-1.0.dist-info"
     installed.mkdir()
@@ -30,7 +33,7 @@ def test_its_answers_are_those_of_the_cmodel(make_checkpoint, write_page, tmp_pa
     paths = os.pathsep.join([str(tmp_path), *sys.path])
 
     def answers(device):
-        command = [sys.executable, str(script), str(make_checkpoint()), device]
+        command = [sys.executable, str(script), str(make_checkpoint(kind)), device]
         environment = os.environ | {"PYTHONPATH": paths}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
