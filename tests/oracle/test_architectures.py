@@ -124,7 +124,9 @@ def test_sharded_checkpoint_gives_the_same(kind, make_checkpoint, open_model):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "kind", ["deepseek_v2", "deepseek_v3", "llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"]
+)
 def test_half_precision_is_as_good_as_transformers(kind, dtype, make_checkpoint, open_model):
     """Both round in places of their own, so each is compared with the float32 result of the rounded weights."""
     directory = make_checkpoint(kind, dtype=str(dtype).removeprefix("torch."), num_hidden_layers=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def test_they_are_named_and_left_out(environment: dict[str, str]) -> None:
     listed = sophserve(environment, "plugins")
     assert listed.returncode == 0
     assert "LlamaForCausalLM" in listed.stdout and "cmodel" in listed.stdout and "odd " not in listed.stdout
-    assert "named               from odd-plugins" in listed.stdout
+    assert re.search(r"named +from odd-plugins", listed.stdout)
     for name, error in (
         ("absent", "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"),
         ("wrong", "PluginValidationError: unknown hook 'register_moods'"),
@@ -76,5 +77,5 @@ def test_commands(environment: dict[str, str]) -> None:
     assert sulking.returncode == 1 and len(sulking.stderr.splitlines()) == 1
     assert "the command sulk of odd-plugins failed to load: ModuleNotFoundError" in sulking.stderr
     assert "greet" in sophserve(environment, "--help").stdout
-    assert "greet               from odd-plugins" in sophserve(environment, "plugins").stdout
+    assert re.search(r"greet +from odd-plugins", sophserve(environment, "plugins").stdout)
     assert "hello" not in sophserve(environment, "bench", "--help").stdout  # what comes with sophserve keeps its names
