@@ -141,6 +141,31 @@ def test_a_replayed_step_does_the_work_of_its_operators(llm: LLM, checkpoint: Pa
     assert work(profiles[0]) == work(profiles[1])
 
 
+@pytest.mark.parametrize("kind", ["qwen2_moe", "deepseek_v3"])
+def test_experts_and_latent_attention_have_names_and_what_is_active(
+    kind: str, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of experts those that have rows count, in recorded steps as in others."""
+    directory = str(make_checkpoint(kind))
+    profiles = []
+    for eager in (False, True):
+        with LLM(directory, enable_prefix_caching=False, enforce_eager=eager) as llm:
+            profiles += read_profile(take_profile(llm, tmp_path))
+    assert work(profiles[0]) == work(profiles[1])
+    commands = [command for step in profiles[0].steps for command in step.commands or []]
+    names = {command.operator.split()[0] for command in commands}
+    assert {"route_experts", "fused_experts"} <= names
+    assert ("paged_latent_attention" if kind == "deepseek_v3" else "paged_attention") in names
+    expert = 3 * 64 * 32 * 4
+    for step in profiles[0].steps:
+        found = [each for each in step.commands or [] if each.operator == "fused_experts 8x32x64"]
+        assert len(found) == 2
+        for each in found:
+            # Each token goes through 3 of 8; all but the weights is less than that of one.
+            active = each.bytes // expert
+            assert 3 <= active <= min(8, 3 * step.tokens) and each.operations == 2 * 3 * step.tokens * expert // 4
+
+
 def test_two_ranks(checkpoint: Path, tmp_path: Path) -> None:
     with LLM(str(checkpoint), tensor_parallel_size=2) as llm:
         with sophserve.profile(llm, directory=tmp_path) as folders:
