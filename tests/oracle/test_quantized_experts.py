@@ -9,8 +9,9 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from sophserve.errors import ConfigError
+from sophserve.errors import CheckpointError, ConfigError
 from tests.oracle.test_quantization import (
     FORMATS,
     PROMPT,
@@ -180,3 +181,18 @@ def test_experts_of_whom_no_part_straddles_groups(case, make_checkpoint, open_mo
     shape = {**SHAPES["qwen3_moe"], "moe_intermediate_size": inner}
     quantize(make_checkpoint("qwen3_moe", **shape), tmp_path, write, config, LINEAR.fullmatch)
     check(open_model, tmp_path, [4])
+
+
+def test_a_stack_of_float8_is_refused(make_checkpoint, open_model, tmp_path):
+    """transformers holds FP8 experts in one tensor with one of scales, and by default does not write them so."""
+    source = make_checkpoint("qwen3_moe", **SHAPES["qwen3_moe"])
+    quantize(source, tmp_path, *CASES["fp8 blocks"], LINEAR.fullmatch)
+    file = tmp_path / "quantized" / "model.safetensors"
+    tensors = {name: each for name, each in load_file(file).items() if ".layers.0.mlp.experts." not in name}
+    stack = "model.layers.0.mlp.experts.gate_up_proj"
+    tensors[stack] = torch.zeros(8, 512, 128).to(torch.float8_e4m3fn)
+    save_file(tensors | {f"{stack}_scale_inv": torch.ones(8, 4, 1)}, file)
+    with pytest.raises(
+        CheckpointError, match=f"{stack} in .* is a stack of experts stored as F8_E4M3; .* of each expert"
+    ):
+        open_model(tmp_path / "quantized")
