@@ -40,8 +40,8 @@ class Float8Format(WeightFormat):
         if stored["weight"].within is not None:
             stack = stored["weight"]
             raise CheckpointError(
-                f"{stack.name} in {stack.file} is a stack of experts stored as F8_E4M3; those are read as tensors of each "
-                "expert, which transformers writes with save_original_format=True"
+                f"{stack.name} in {stack.file} is a stack of experts stored as F8_E4M3; those are read as tensors of "
+                "each expert, which transformers writes with save_original_format=True"
             )
         if scale_name not in stored:
             raise CheckpointError(f"{name}.weight is stored as F8_E4M3, but there is no {name}.{scale_name}")
