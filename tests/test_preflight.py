@@ -130,6 +130,8 @@ def test_files_of_sparse_models(
     make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str, fields: dict[str, Any]
 ) -> None:
     """What is split are the sizes that layers have, not all that config.json names."""
+    if kind == "qwen3_moe":  # which has no shared expert
+        fields = {key: value for key, value in fields.items() if key != "shared_expert_intermediate_size"}
     if kind == "qwen3_moe":  # which has no shared expert, and refuses the key
         fields = {key: value for key, value in fields.items() if not key.startswith("shared_expert")}
     directory = changed(make_checkpoint(kind), tmp_path / "model", **fields)

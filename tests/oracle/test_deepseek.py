@@ -345,7 +345,7 @@ def test_published_files_have_no_key_that_is_not_known():
         ({"scoring_func": "tanh"}, "scoring_func 'tanh' is not supported; supported: softmax, sigmoid"),
         ({"n_group": 7}, "256 n_routed_experts cannot be chosen in 4 topk_group of 7 n_group"),
         ({"topk_group": 9}, "256 n_routed_experts cannot be chosen in 9 topk_group of 8 n_group"),
-        ({"topk_group": 1, "num_experts_per_tok": 33}, "num_experts_per_tok is 33, but only 32 of 256"),
+        ({"topk_group": 1, "num_experts_per_tok": 33}, "num_experts_per_tok is 33, but there are only 32 exp"),
         ({"kv_lora_rank": None}, "has no kv_lora_rank, which DeepseekV3ForCausalLM needs"),
         ({"n_routed_experts": None}, "has no n_routed_experts"),
         ({"moe_layer_freq": 0}, "moe_layer_freq"),
