@@ -82,6 +82,24 @@ def make_alike(weights: Sequence[CanonicalWeight], dtype: torch.dtype) -> Sequen
     return [DenseWeight(stack_tensors([_values(weight)], dtype)) for weight in weights]
 
 
+def are_alike(weights: Sequence[CanonicalWeight]) -> bool:
+    """Whether weights are of one form already, so that each can be taken by itself. Dense ones need no common dtype."""
+
+    def form(weight: CanonicalWeight) -> tuple[Any, ...]:
+        if isinstance(weight, DenseWeight):
+            return (DenseWeight,)
+        shapes = weight.values.shape[1], weight.scales.shape[1]
+        of_ints = (weight.bits, weight.order is None) if isinstance(weight, IntWeight) else ()
+        return (type(weight), weight.group_size, weight.scales.dtype, *shapes, *of_ints)
+
+    return len({form(weight) for weight in weights}) == 1
+
+
+def same_order(left: CanonicalWeight, right: CanonicalWeight) -> bool:
+    """Whether weights of one form have their inputs in the same order, so that they can be stacked as they are."""
+    return not (isinstance(left, IntWeight) and isinstance(right, IntWeight)) or _same_order(left, right)
+
+
 def pad_rows(weight: CanonicalWeight, count: int) -> CanonicalWeight:
     """The weight with `count` more outputs, all of which are 0."""
 

@@ -18,7 +18,7 @@ from device.reference import dequantize
 from sophserve import fit
 from sophserve.config_rules import check_chosen
 from sophserve.errors import CheckpointError
-from sophserve.model.canonical import MadeInTurn, make_alike, stack_tensors, stack_weights
+from sophserve.model.canonical import MadeInTurn, are_alike, make_alike, same_order, stack_tensors, stack_weights
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import DecoderConfig, Size
 from sophserve.model.layers import GatedMLP, Linear, PackedModule, activation
@@ -141,7 +141,8 @@ class Experts(PackedModule):
             return stack_weights(parts[3 * expert + 2 : 3 * expert + 3], dtype)
 
         made = MadeInTurn(gate_up, self.count), MadeInTurn(down, self.count)
-        if all(isinstance(part, DenseWeight) for part in parts):
+        gates, ups, downs = (parts[at::3] for at in range(3))
+        if are_alike([*gates, *ups]) and are_alike(downs) and all(map(same_order, gates, ups)):
             return ExpertsWeight(*made)
         return ExpertsWeight(*(make_alike(list(each), dtype) for each in made))
 

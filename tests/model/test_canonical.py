@@ -11,7 +11,7 @@ import torch
 
 from device.interface import DenseWeight, Float8Weight, IntWeight
 from device.reference import canonical_shape, dequantize
-from sophserve.model.canonical import float8_weight, int_weight, make_alike, stack_weights
+from sophserve.model.canonical import are_alike, float8_weight, int_weight, make_alike, same_order, stack_weights
 
 OUTPUTS, INPUTS = 24, 256
 
@@ -140,3 +140,19 @@ def test_nothing_is_copied_that_fits():
     assert all(each.values is before.values for each, before in zip(alike, weights, strict=True))
     floats = [replace(each) for each in ALIKE["float8"]]
     assert all(isinstance(each, Float8Weight) for each in make_alike(floats, torch.bfloat16))
+
+
+@pytest.mark.parametrize("case", [*ALIKE, *MIXED])
+def test_what_is_of_one_form_is_taken_as_it_is(case):
+    weights = (ALIKE | MIXED)[case]
+    assert are_alike(weights) == (case in ("the same", "orders of their own", "float8", "dense"))
+    if are_alike(weights) and case != "dense":
+        for each, before in zip(make_alike(weights, torch.bfloat16), weights, strict=True):
+            assert torch.equal(each.values.view(torch.uint8), before.values.view(torch.uint8))
+            assert torch.equal(each.scales, before.scales) and each.group_size == before.group_size
+
+
+def test_orders_that_are_the_same():
+    first, second, plain = whole_numbers(act_order=True), whole_numbers(act_order=True, seed=1), whole_numbers()
+    assert same_order(first, first) and same_order(plain, plain) and same_order(float8(), float8())
+    assert not same_order(first, second) and not same_order(first, plain)
