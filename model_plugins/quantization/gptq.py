@@ -232,9 +232,13 @@ class GPTQ(Scheme):
     def convert(cls, source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
         """4 bits, groups of 128 (of 64 or 32 where that does not divide every layer), symmetric."""
         chosen, plain = linear_weights(source)
+        odd = next((name for name, each in chosen.items() if each.shape[1] % 32 or each.shape[0] % 8), None)
+        if odd is not None:
+            raise CheckpointError(
+                f"{odd} has {chosen[odd].shape[1]} inputs and {chosen[odd].shape[0]} outputs, but GPTQ needs a multiple "
+                "of 32 and one of 8; use --method fp8"
+            )
         size = group_size_for(tensor.shape[1] for tensor in chosen.values())
-        if size is None or any(tensor.shape[0] % 8 for tensor in chosen.values()):
-            raise CheckpointError("GPTQ needs layers whose inputs are a multiple of 32 and whose outputs are one of 8")
         config: dict[str, Any] = {
             "quant_method": "gptq",
             "bits": 4,

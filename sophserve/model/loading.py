@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -207,6 +208,14 @@ def load_weights(
             on_progress(done, total)
     if cache:
         cache.commit()
+    _give_freed_memory_back()
+
+
+def _give_freed_memory_back() -> None:
+    """glibc keeps what was freed between blocks that are in use: of a layer of quantized experts, as much as it takes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _full_name(model: CausalLM, name: str, stored: Mapping[str, StoredTensor]) -> str:
