@@ -234,9 +234,10 @@ class GPTQ(Scheme):
         chosen, plain = linear_weights(source)
         odd = next((name for name, each in chosen.items() if each.shape[1] % 32 or each.shape[0] % 8), None)
         if odd is not None:
+            outputs, inputs = chosen[odd].shape
             raise CheckpointError(
-                f"{odd} has {chosen[odd].shape[1]} inputs and {chosen[odd].shape[0]} outputs, but GPTQ needs a multiple "
-                "of 32 and one of 8; use --method fp8"
+                f"{odd} has {inputs} inputs and {outputs} outputs, but GPTQ needs a multiple of 32 and one of 8; use "
+                "--method fp8"
             )
         size = group_size_for(tensor.shape[1] for tensor in chosen.values())
         config: dict[str, Any] = {

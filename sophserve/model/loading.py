@@ -6,6 +6,7 @@ import ctypes
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from math import lcm
 from pathlib import Path
@@ -212,10 +213,9 @@ def load_weights(
 
 
 def _give_freed_memory_back() -> None:
-    """glibc keeps what was freed between blocks that are in use: of a layer of quantized experts, as much as it takes."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    """glibc keeps what was freed between blocks in use: of a layer of quantized experts, as much as it takes."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _full_name(model: CausalLM, name: str, stored: Mapping[str, StoredTensor]) -> str:
