@@ -196,3 +196,11 @@ def test_a_stack_of_float8_is_refused(make_checkpoint, open_model, tmp_path):
         CheckpointError, match=f"{stack} in .* is a stack of experts stored as F8_E4M3; .* of each expert"
     ):
         open_model(tmp_path / "quantized")
+
+
+@pytest.mark.parametrize(("size", "act_order"), [(16, False), (40, False), (40, True)])
+def test_groups_of_sizes_that_kernels_do_not_take(size, act_order, make_checkpoint, open_model, tmp_path):
+    shape = {**SHAPES["qwen3_moe"], "hidden_size": 320, "moe_intermediate_size": 160}
+    form = gptq(group_size=size, act_order=act_order)
+    quantize(make_checkpoint("qwen3_moe", **shape), tmp_path, *form, LINEAR.fullmatch)
+    check(open_model, tmp_path)
