@@ -59,10 +59,6 @@ class LatentConfig(DecoderConfig):
         """Nothing is to be checked: no size follows from others."""
 
     @property
-    def kv_heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
     def head_size(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
