@@ -61,7 +61,7 @@ def _read_rank(folder: Path) -> RankProfile:
         if any(folder.iterdir()):
             raise ConfigError(
                 f"{folder} has no {RECORDS}: it comes from the chip's own profiler; draw it with "
-                f"bigTpuProfile {folder} OUT --arch BM1690"
+                f"bigTpuProfile {folder} OUT"
             ) from None
         raise ConfigError(f"{folder} is empty: nothing was recorded in it") from None
     except OSError as error:

@@ -165,7 +165,7 @@ def test_places_without_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture[
     for place, message in (
         (tmp_path / "gone", "is no directory"),
         (tmp_path / "nothing", "holds no folder cdm_profile_data_dev*"),
-        (chip, f"bigTpuProfile {chip} OUT --arch BM1690"),
+        (chip, f"bigTpuProfile {chip} OUT"),
     ):
         assert command_line(["profile", str(place)]) == 1
         assert message in capsys.readouterr().err
