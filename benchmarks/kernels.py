@@ -33,6 +33,7 @@ from device.interface import (
     CacheSpec,
     CanonicalWeight,
     DenseWeight,
+    ExpertsWeight,
     Float8Weight,
     IntWeight,
     PackedWeight,
@@ -50,6 +51,8 @@ SHAPES = {
     "7b gate_up": (37888, 3584),
     "7b down": (3584, 18944),
 }
+# Experts, inner features, hidden size, experts of a token
+EXPERTS = {"32 of 512": (32, 512, 1024, 4), "64 of 768": (64, 768, 2048, 6)}
 ROWS = [1, 2, 4, 8, 16, 64, 128, 512, 1024]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 14, 2, 64, 16
@@ -163,6 +166,11 @@ def gated_mlp_cases(device: CmodelDevice, shapes: dict[str, tuple[int, int]], ro
             )
 
 
+def bfloat16_weight(out: int, depth: int) -> DenseWeight:
+    """Random values."""
+    return DenseWeight(torch.randn(out, depth).bfloat16() / 30)
+
+
 def int4_weight(out: int, depth: int) -> IntWeight:
     """Random codes, groups of 128."""
     values = torch.randint(256, (out, depth // 2), dtype=torch.uint8)
@@ -216,6 +224,35 @@ def quantized_cases(device: CmodelDevice, shapes: dict[str, tuple[int, int]], ro
                 yield Case(
                     f"linear {kind}", f"{name}, {count} rows", "bfloat16", ours, torchs, size, 2.0 * count * out * depth
                 )
+
+
+def expert_cases(device: CmodelDevice, rows: list[int]) -> Iterator[Case]:
+    """The experts of a layer, each token with its own. Of bytes and operations those of experts that have rows."""
+
+    def torch_experts(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for expert in ids.unique().tolist():
+            token, slot = torch.where(ids == expert)
+            gate, up = F.linear(x[token], gate_up[expert]).chunk(2, -1)
+            y = F.linear(F.silu(gate) * up, down[expert])
+            out.index_add_(0, token, y * weights[token, slot, None].to(x.dtype))
+        return out
+
+    makers = {"bfloat16": bfloat16_weight, "int4": int4_weight, "float8": float8_weight}
+    for (name, (count, inner, hidden, top_k)), (kind, make) in itertools.product(EXPERTS.items(), makers.items()):
+        weight = ExpertsWeight([make(2 * inner, hidden)] * count, [make(hidden, inner)] * count)
+        packed = [device.pack(weight, "experts") for _ in range(copies(6 * count * inner * hidden))]
+        dense = [torch.randn(count, *shape).bfloat16() / 30 for shape in ((2 * inner, hidden), (hidden, inner))]
+        for tokens in rows:
+            x, weights = torch.randn(tokens, hidden).bfloat16(), torch.rand(tokens, top_k)
+            ids = [torch.rand(tokens, count).topk(top_k, -1).indices.int() for _ in range(32)]
+            calls = [(x, packed[i % len(packed)], each, weights, "silu") for i, each in enumerate(ids)]
+            ours, torchs = rotate(device.ops.fused_experts, calls), None
+            if kind == "bfloat16":
+                torchs = rotate(torch_experts, [(x, *dense, each, weights) for each in ids])
+            size = sum(len(each.unique()) for each in ids) / len(ids) * packed[0].nbytes / count
+            operations = 6.0 * tokens * top_k * inner * hidden
+            yield Case(f"experts {kind}", f"{name}, {tokens} rows", "bfloat16", ours, torchs, size, operations)
 
 
 def attention_case(device: CmodelDevice, batch: int, new: int, cached: int) -> Case:
@@ -353,6 +390,7 @@ def main() -> None:
         "linear": lambda: linear_cases(device, shapes, options.rows, options.dtypes),
         "gated_mlp": lambda: gated_mlp_cases(device, shapes, options.rows),
         "quantized": lambda: quantized_cases(device, shapes, options.rows),
+        "experts": lambda: expert_cases(device, options.rows),
         "attention": lambda: attention_cases(device),
         "rms_norm": lambda: norm_cases(device),
         "sample": lambda: sample_cases(device),

@@ -92,7 +92,7 @@ async def test_tools(app: Any) -> None:
 
 
 async def test_a_form_beside_tools(app: Any) -> None:
-    app.serving.chat_template = ChatTemplate({"default": "{# <tool_call> #}{{ messages[0].content }}"}, {})
+    app.serving.chat_template = ChatTemplate({"default": "{# <tool_call> #}{{ tools }}{{ messages[0].content }}"}, {})
     warning = await warnings_of(app, CHAT, RESPONSE_FORMAT | {"tools": [as_tool(CHAT, None)]})
     assert warning == "not kept to: 'format shoe-size of #/properties/inner/properties/when'"
     assert json.dumps(READY)[:-1] in app.engine.params[-1].structured.value
@@ -116,7 +116,7 @@ async def test_a_group_without_a_constraint(app: Any) -> None:
 
 async def test_patterns_that_meet_declared_members(app: Any) -> None:
     """Such a schema is followed to its end, in calls as well."""
-    app.serving.chat_template = ChatTemplate({"default": "{# <tool_call> #}{{ messages[0].content }}"}, {})
+    app.serving.chat_template = ChatTemplate({"default": "{# <tool_call> #}{{ tools }}{{ messages[0].content }}"}, {})
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
     schema |= {"additionalProperties": False, "patternProperties": {"^a$": {"type": "integer"}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}

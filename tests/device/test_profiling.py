@@ -118,6 +118,49 @@ def test_experts_count_those_that_have_rows(monkeypatch):
     assert 2 * 3 * 32 * 32 * 4 <= experts.bytes < 4 * 3 * 32 * 32 * 4
 
 
+def test_a_replay_counts_the_experts_that_have_rows(native):
+    """Their weights alone are read, and the label names what they are chosen from."""
+    hidden, inner, count = 32, 20, 6
+    dense = lambda *shape: [DenseWeight(torch.randn(shape)) for _ in range(count)]  # noqa: E731
+    experts = native.pack(ExpertsWeight(dense(2 * inner, hidden), dense(hidden, inner)), "experts")
+    router, x = native.pack(DenseWeight(torch.eye(count, hidden)), "router"), torch.zeros(4, hidden)
+
+    def fn():
+        ids, weights = native.ops.route_experts(x, router, 2, "softmax", renormalize=True)
+        return native.ops.fused_experts(x, experts, ids, weights, "silu", x)
+
+    native.start_profile(1000, 1)
+    try:
+        replay = native.capture(fn, 4)
+        x[0, 3] = x[1, 4] = x[2, 3] = 1
+        replay(3)
+        linear, routing, chosen = records = native.profile_records()
+    finally:
+        native.stop_profile()
+    assert names(records) == ["linear 6x32", "route_experts", "fused_experts 6x20x32"]
+    assert linear.operations == 2 * 3 * 6 * 32 and routing.bytes == 3 * (6 * 4 + 2 * 8)
+    # 0 and 3, 0 and 4, 0 and 3: three experts. x, what is shared and the result; ids and weights.
+    assert chosen.bytes == 3 * 3 * inner * hidden * 4 + 3 * 3 * hidden * 4 + 3 * 2 * 8
+    assert chosen.operations == 2 * 3 * 2 * 3 * inner * hidden
+
+
+def test_quantized_experts_count_codes_and_scales(profiled):
+    hidden, inner, count = 64, 32, 3
+
+    def int4(outputs, inputs):
+        zeros = torch.zeros(outputs, inputs // 32, dtype=torch.uint8)
+        return IntWeight(torch.zeros(outputs, inputs // 2, dtype=torch.uint8), zeros.half(), zeros, 32)
+
+    packed = profiled.pack(ExpertsWeight([int4(2 * inner, hidden)] * count, [int4(hidden, inner)] * count), "experts")
+    profiled.profile_records()
+    ids = torch.tensor([[1], [1]], dtype=torch.int32)
+    profiled.ops.fused_experts(torch.zeros(2, hidden), packed, ids, torch.ones(2, 1), "silu")
+    (experts,) = profiled.profile_records()
+    assert experts.operator == "quantized_fused_experts 3x32x64"
+    # Of one expert half a byte each, and for each group a scale of 2 bytes and a zero point of 1.
+    assert experts.bytes == 3 * inner * hidden // 2 + 3 * inner * hidden // 32 * 3 + 2 * 2 * hidden * 4 + 2 * 8
+
+
 @pytest.mark.parametrize("fast", ["0", "1"])
 def test_without_kernels_every_operator_is_noted(monkeypatch, fast, sample_params):
     monkeypatch.setenv("CMODEL_FAST_EXEC", fast)
