@@ -69,21 +69,26 @@ int gate(const Gate& a) {
     return DONE;
 }
 
-template <class T>
-void pack_panel(const T* w, int64_t out, int64_t in, int64_t panel, int64_t depth, int64_t group, T* to) {
-    for (int64_t k = 0; k < depth; ++k) {
+// A panel's inputs lie in groups of GROUP. A cache line of each output's row is read at a time.
+template <int64_t GROUP, class T>
+void pack_panel(const T* w, int64_t out, int64_t in, int64_t panel, int64_t depth, T* to) {
+    constexpr int64_t LINE = 64 / sizeof(T);
+    for (int64_t start = 0; start < depth; start += LINE) {
+        int64_t end = least(depth, start + LINE);
         for (int64_t j = 0; j < PANEL; ++j) {
-            int64_t row = panel * PANEL + j;
-            to[k / group * group * PANEL + j * group + k % group] = row < out && k < in ? w[row * in + k] : T{};
+            int64_t row = panel * PANEL + j, known = row < out ? least(end, in) : start, k = start;
+            const T* from = w + row * in;
+            T* place = to + j * GROUP;
+            for (; k + GROUP <= known; k += GROUP) std::memcpy(place + k * PANEL, from + k, GROUP * sizeof(T));
+            for (; k < end; ++k) place[k / GROUP * GROUP * PANEL + k % GROUP] = k < known ? from[k] : T{};
         }
     }
 }
 
-template <class T>
-int pack(const PackLinear& a, int64_t depth, int64_t group) {
+template <int64_t GROUP, class T>
+int pack(const PackLinear& a, int64_t depth) {
     parallel_for(ceil_div(a.out, PANEL), [&](int64_t panel, int) {
-        T* to = (T*)a.packed + panel * depth * PANEL;
-        pack_panel((const T*)a.values, a.out, a.in, panel, depth, group, to);
+        pack_panel<GROUP>((const T*)a.values, a.out, a.in, panel, depth, (T*)a.packed + panel * depth * PANEL);
     });
     return DONE;
 }
@@ -102,9 +107,9 @@ int multiply_dense(const Multiplication& a, const Job* jobs, int64_t count) {
 // Pack a weight into the layout of gemm.h.
 CMODEL_EXPORT(pack_linear)(const PackLinear& a) {
     switch (a.dtype) {
-        case BFLOAT16: return pack<BFloat16>(a, round_up(a.in, 32), 2);
-        case FLOAT16: return pack<Float16>(a, a.in, 1);
-        case FLOAT32: return pack<float>(a, a.in, 1);
+        case BFLOAT16: return pack<2, BFloat16>(a, round_up(a.in, 32));
+        case FLOAT16: return pack<1, Float16>(a, a.in);
+        case FLOAT32: return pack<1, float>(a, a.in);
     }
     return BAD_ARGUMENT;
 }
