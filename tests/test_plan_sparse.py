@@ -16,7 +16,7 @@ from sophserve.model.context import ModelContext
 from sophserve.model.devices import open_device
 from sophserve.model.loading import RankOf, load_model
 from tests.oracle.test_quantization import quantize
-from tests.oracle.test_quantized_experts import CASES, LINEAR, SHAPES
+from tests.oracle.test_quantized_experts import CASES, LINEAR, OF_SPARSE, QUICK, SHAPES
 from tests.test_plan import alone, planned
 
 KINDS = ["qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"]
@@ -41,8 +41,10 @@ def test_plain_checkpoints(make_checkpoint: Callable[..., Path], tmp_path: Path,
     assert_exact(make_checkpoint(kind, dtype=stored), tmp_path / "config")
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", ["qwen2_moe", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [pytest.param(kind, case, marks=[] if case in QUICK else pytest.mark.slow) for kind, case in OF_SPARSE],
+)
 def test_quantized_checkpoints(make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str, case: str) -> None:
     write, config = CASES[case]
     if "ignore" in config:

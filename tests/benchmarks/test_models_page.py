@@ -16,9 +16,22 @@ def lines(name: str, weights: str) -> list[list[str]]:
     return [line[2:] for line in cells if line[:2] == [f"| {name}", weights]]
 
 
+@pytest.mark.slow
 def test_the_page_is_up_to_date() -> None:
     expected, found = models_page.PAGE.read_text(encoding="utf-8"), models_page.page()
     assert found == expected, "run python benchmarks/models_page.py"
+
+
+@pytest.mark.parametrize("name", ["Llama3.1-8B", "Qwen2-57B-A14B", "DeepSeek-V2-Lite"])
+def test_lines_of_the_page_are_up_to_date(name: str) -> None:
+    """Of a few models; the largest take long."""
+    with models_page.MODELS.open("rb") as file:
+        known = tomllib.load(file)
+    page = models_page.PAGE.read_text(encoding="utf-8").splitlines(keepends=True)
+    found = [models_page.rows(model, known["configs"]) for model in known["models"] if model["name"] == name]
+    assert found
+    for line, parts in found:
+        assert {line, *parts} <= set(page), "run python benchmarks/models_page.py"
 
 
 def test_sizes_are_those_of_the_parameters() -> None:

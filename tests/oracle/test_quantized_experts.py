@@ -56,6 +56,9 @@ CASES = {
     "fp8 channels": FORMATS["fp8 channels"],
     "fp8 tensor": FORMATS["fp8 tensor"],
 }
+QUICK = ("gptq act order", "awq", "compressed int8 asymmetric", "fp8 blocks")
+OF_SPARSE = [(kind, case) for kind in ("qwen2_moe", "deepseek_v3") for case in CASES]
+"""Kinds of models, each with its experts in every format."""
 
 
 def check(open_model, target, ranks=(1, 2), dtype=torch.float32):
@@ -70,8 +73,13 @@ def check(open_model, target, ranks=(1, 2), dtype=torch.float32):
             assert worst.median() < 5e-2, f"{each} ranks"
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", ["qwen2_moe", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        pytest.param(kind, case, marks=[] if kind == "qwen2_moe" or case in QUICK else pytest.mark.slow)
+        for kind, case in OF_SPARSE
+    ],
+)
 def test_quantized_experts_equal_their_dequantized_weights(case, kind, make_checkpoint, open_model, tmp_path):
     quantize(make_checkpoint(kind, **SHAPES[kind]), tmp_path, *CASES[case], LINEAR.fullmatch)
     check(open_model, tmp_path)

@@ -37,13 +37,17 @@ Oracle = list[tuple[list[int], torch.Tensor]]
 """For each prompt the answer's tokens, and the logprobs after each token of both."""
 
 
+SLOW = pytest.mark.slow
+REST = ["qwen3-moe", "deepseek-v2", "deepseek-v2-lite"]
+
+
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(3, 512, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=["qwen2-moe", "deepseek-v3", *(pytest.param(case, marks=SLOW) for case in REST)])
 def model(
     request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path], prompts: list[list[int]]
 ) -> tuple[Path, Oracle]:
@@ -52,7 +56,7 @@ def model(
     return directory, [expected(directory, prompt) for prompt in prompts]
 
 
-SLOW_RANKS = [1, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (2, 4))]
+SLOW_RANKS = [1, *(pytest.param(ranks, marks=SLOW) for ranks in (2, 4))]
 
 
 @pytest.mark.parametrize("ranks", SLOW_RANKS)
@@ -84,7 +88,7 @@ def test_http_in_chunks_of_16(
     assert answer.usage.prompt_tokens_details.cached_tokens >= 16 + 48
 
 
-@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 4))])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=SLOW) for ranks in (1, 4))])
 def test_embedded_in_chunks_of_100_without_a_cache(
     ranks: int, model: tuple[Path, Oracle], prompts: list[list[int]]
 ) -> None:
