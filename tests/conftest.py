@@ -90,6 +90,14 @@ TEXTS = [
 ] * 4
 
 
+LONG_FILES = ("test_commands.py", "test_readme_commands.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process is left with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Servers and chats of tests keep nothing among what the user keeps, and find nothing there."""
