@@ -9,11 +9,10 @@ import torch
 from device.cmodel.device import CmodelDevice
 from device.interface import DenseWeight, ExpertsWeight, Float8Weight, IntWeight
 from device.reference import ReferenceOps, ReferenceWeight, reference_weight
+from tests.device.closeness import assert_close
 
 REFERENCE = ReferenceOps()
 SHAPES = 200
-# Half a unit in the last place of the result, with room for sums in another order; a share of the largest result.
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +22,6 @@ def _seed():
 
 def size(generator, most):
     return max(1, int(most ** generator.random()))
-
-
-def assert_close(result, expected, case):
-    assert result.dtype == expected.dtype and result.shape == expected.shape, case
-    worst = float((result.float() - expected.float()).abs().max())
-    scale = float(expected.float().abs().max())
-    assert worst <= TOLERANCE[expected.dtype] * max(scale, 1e-3), f"{case}: off by {worst}, at a scale of {scale}"
 
 
 def test_float32_weights_take_x_of_any_dtype(cmodel, dtype):

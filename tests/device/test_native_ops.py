@@ -5,18 +5,10 @@ import torch
 
 from device.interface import CacheSpec, DenseWeight
 from device.reference import ReferenceOps, ReferenceWeight
+from tests.device.closeness import assert_close
 from tests.device.plain_cache import plain
 
 REFERENCE = ReferenceOps()
-# Half a unit in the last place of the result, with room for sums in another order.
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
-
-
-def assert_close(result, expected):
-    assert result.dtype == expected.dtype and result.shape == expected.shape
-    scale = max(float(expected.float().abs().max()), 1e-3) if expected.numel() else 1.0
-    worst = float((result.float() - expected.float()).abs().max()) if expected.numel() else 0.0
-    assert worst <= TOLERANCE[expected.dtype] * scale, f"off by {worst}, at a scale of {scale}"
 
 
 def both(device, values):

@@ -7,10 +7,9 @@ import torch
 
 from device.interface import Float8Weight, IntWeight
 from device.reference import ReferenceOps, ReferenceWeight, canonical_shape
+from tests.device.closeness import assert_close
 
 REFERENCE = ReferenceOps()
-# Half a unit in the last place of the result, with room for sums in another order; a share of the largest result.
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
 GROUPS = [32, 64, 128, 20]
 SHAPES = 70
 
@@ -42,13 +41,6 @@ def random_weight(kind, outputs, inputs, seed):
         order[order >= inputs - 5] = -1
         weight = replace(weight, order=order)
     return weight
-
-
-def assert_close(result, expected):
-    assert result.dtype == expected.dtype and result.shape == expected.shape
-    worst = float((result.float() - expected.float()).abs().max())
-    scale = float(expected.float().abs().max())
-    assert worst <= TOLERANCE[expected.dtype] * max(scale, 1e-3), f"off by {worst}, at a scale of {scale}"
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8", "float8"])

@@ -7,19 +7,11 @@ import torch
 
 from device.interface import CacheSpec, DenseWeight
 from device.reference import ReferenceOps, ReferenceWeight
+from tests.device.closeness import assert_close
 from tests.device.plain_cache import plain
 
 REFERENCE = ReferenceOps()
 SHAPES = 200
-# Half a unit in the last place of the result, with room for sums in another order; a share of the largest result.
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
-
-
-def assert_close(result, expected, case):
-    assert result.dtype == expected.dtype and result.shape == expected.shape, case
-    worst = float((result.float() - expected.float()).abs().max())
-    scale = float(expected.float().abs().max())
-    assert worst <= TOLERANCE[expected.dtype] * max(scale, 1e-3), f"{case}: off by {worst}, at a scale of {scale}"
 
 
 @pytest.fixture

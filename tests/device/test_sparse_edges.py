@@ -7,23 +7,15 @@ import torch
 
 from device.interface import AttentionMeta, CacheSpec, DenseWeight, ExpertsWeight, KVCache, LatentUpWeight
 from device.reference import ReferenceOps, reference_weight
+from tests.device.closeness import assert_close
 
 REFERENCE = ReferenceOps()
-# A share of the largest result, for sums in another order.
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 2e-5}
 BAD = [float("nan"), float("inf"), float("-inf")]
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def assert_close(result, expected):
-    assert result.dtype == expected.dtype and result.shape == expected.shape
-    if expected.numel():
-        worst, scale = (float(each.abs().max()) for each in (result.float() - expected.float(), expected.float()))
-        assert worst <= TOLERANCE[expected.dtype] * max(scale, 1e-3)
 
 
 def same_bits(left, right):
