@@ -15,6 +15,7 @@ from sophserve import LLM, SamplingParams
 
 LENGTHS = [1, 7, 16, 17, 60]
 NEW_TOKENS = 32
+TOLERANCE = 2e-3
 CASES = {
     "llama": {"architecture": "llama", "attention_bias": True},
     "llama-sharded": {"architecture": "llama", "max_shard_size": "50KB", "tie_word_embeddings": True},
@@ -32,6 +33,39 @@ def expected(directory: Path, prompt: list[int]) -> tuple[list[int], torch.Tenso
         whole = model.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
         # min_new_tokens bans the end tokens; sophserve is asked to do the same.
         return whole[0, len(prompt) :].tolist(), model(whole).logits[0].log_softmax(-1)
+
+
+def check_answer(
+    choice: Any, prompt: list[int], tokens: list[int], logprobs: torch.Tensor, tokenizer: Tokenizer
+) -> None:
+    """A choice's text and logprobs are those of the tokens."""
+    start = len(prompt) - 1
+    exact = logprobs[range(start, start + NEW_TOKENS), tokens]
+    assert torch.tensor(choice.logprobs.token_logprobs).sub(exact).abs().max() < TOLERANCE
+    # A prompt may end within a character, which the text then completes.
+    before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + tokens)
+    assert whole in (before + choice.text, before.removesuffix("\ufffd") + choice.text)
+
+
+def check_prompt(choice: Any, prompt: list[int], logprobs: torch.Tensor) -> None:
+    """A choice's prompt_logprobs are those of the prompt."""
+    for position in range(1, len(prompt)):
+        entry = choice.prompt_logprobs[position][str(prompt[position])]
+        assert abs(entry["logprob"] - logprobs[position - 1, prompt[position]]) < TOLERANCE
+
+
+def check_embedded(llm: LLM, prompts: list[list[int]], oracle: list[tuple[list[int], torch.Tensor]]) -> None:
+    """Tokens and logprobs, those of prompts too, of all prompts at once."""
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS, logprobs=0, prompt_logprobs=0)
+    results = llm.generate(prompts, params, use_tqdm=False)
+    for prompt, result, (tokens, logprobs) in zip(prompts, results, oracle, strict=True):
+        output = result.outputs[0]
+        assert output.token_ids == tokens
+        everything = prompt + tokens
+        entries = (result.prompt_logprobs or []) + (output.logprobs or [])
+        for position in range(1, len(everything)):
+            entry = (entries[position] or {})[everything[position]]
+            assert abs(entry.logprob - logprobs[position - 1, everything[position]]) < TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +92,8 @@ def test_http_and_embedded_equal_transformers(
             logprobs=1,
             extra_body={"min_tokens": NEW_TOKENS, "prompt_logprobs": 0},
         )
-        choice = answer.choices[0]
-        given = choice.logprobs.token_logprobs
-        start = len(prompt) - 1
-        exact = logprobs[range(start, start + NEW_TOKENS), tokens]
-        assert torch.tensor(given).sub(exact).abs().max() < 2e-3
-        # A prompt may end within a character, which the text then completes.
-        before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + tokens)
-        assert whole in (before + choice.text, before.removesuffix("\ufffd") + choice.text)
-        assert choice.prompt_logprobs[0] is None
-        for position in range(1, len(prompt)):
-            entry = choice.prompt_logprobs[position][str(prompt[position])]
-            assert abs(entry["logprob"] - logprobs[position - 1, prompt[position]]) < 2e-3
+        check_answer(answer.choices[0], prompt, tokens, logprobs, tokenizer)
+        assert answer.choices[0].prompt_logprobs[0] is None
+        check_prompt(answer.choices[0], prompt, logprobs)
     with LLM(str(directory)) as llm:
-        params = SamplingParams(
-            temperature=0, max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS, logprobs=0, prompt_logprobs=0
-        )
-        results = llm.generate(prompts, params, use_tqdm=False)
-    for prompt, result, (tokens, logprobs) in zip(prompts, results, oracle, strict=True):
-        output = result.outputs[0]
-        assert output.token_ids == tokens
-        everything = prompt + tokens
-        entries = (result.prompt_logprobs or []) + (output.logprobs or [])
-        for position in range(1, len(everything)):
-            entry = (entries[position] or {})[everything[position]]
-            assert abs(entry.logprob - logprobs[position - 1, everything[position]]) < 2e-3
+        check_embedded(llm, prompts, oracle)

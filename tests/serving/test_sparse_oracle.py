@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from sophserve import LLM, SamplingParams
-from tests.serving.test_oracle import LENGTHS, NEW_TOKENS, expected
+from sophserve import LLM
+from tests.serving.test_oracle import LENGTHS, NEW_TOKENS, check_answer, check_embedded, check_prompt, expected
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0}
 CASES: dict[str, dict[str, Any]] = {
@@ -31,7 +31,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "deepseek-v3": {"kind": "deepseek_v3", "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}},
 }
-TOLERANCE = 2e-3
 
 Oracle = list[tuple[list[int], torch.Tensor]]
 """For each prompt the answer's tokens, and the logprobs after each token of both."""
@@ -76,14 +75,9 @@ def test_http_in_chunks_of_16(
             extra_body={"min_tokens": NEW_TOKENS, **prompt_logprobs},
         )
         for choice, prompt, (tokens, logprobs) in zip(answer.choices, prompts, oracle, strict=True):
-            # A prompt may end within a character, which the text then completes.
-            before, whole = tokenizer.decode(prompt), tokenizer.decode(prompt + tokens)
-            assert whole in (before + choice.text, before.removesuffix("\ufffd") + choice.text)
-            exact = logprobs[range(len(prompt) - 1, len(prompt) - 1 + NEW_TOKENS), tokens]
-            assert torch.tensor(choice.logprobs.token_logprobs).sub(exact).abs().max() < TOLERANCE
-            for position in range(1, len(prompt) if prompt_logprobs else 0):
-                entry = choice.prompt_logprobs[position][str(prompt[position])]
-                assert abs(entry["logprob"] - logprobs[position - 1, prompt[position]]) < TOLERANCE
+            check_answer(choice, prompt, tokens, logprobs, tokenizer)
+            if prompt_logprobs:
+                check_prompt(choice, prompt, logprobs)
     # The second time the beginnings of the longer prompts came from the cache.
     assert answer.usage.prompt_tokens_details.cached_tokens >= 16 + 48
 
@@ -93,18 +87,9 @@ def test_embedded_in_chunks_of_100_without_a_cache(
     ranks: int, model: tuple[Path, Oracle], prompts: list[list[int]]
 ) -> None:
     directory, oracle = model
-    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS, logprobs=0, prompt_logprobs=0)
     options = {"tensor_parallel_size": ranks, "max_num_batched_tokens": 100, "enable_prefix_caching": False}
     with LLM(str(directory), **options) as llm:
-        results = llm.generate(prompts, params, use_tqdm=False)
-    for prompt, result, (tokens, logprobs) in zip(prompts, results, oracle, strict=True):
-        output = result.outputs[0]
-        assert output.token_ids == tokens
-        everything = prompt + tokens
-        entries = (result.prompt_logprobs or []) + (output.logprobs or [])
-        for position in range(1, len(everything)):
-            entry = (entries[position] or {})[everything[position]]
-            assert abs(entry.logprob - logprobs[position - 1, everything[position]]) < TOLERANCE
+        check_embedded(llm, prompts, oracle)
 
 
 def test_a_router_of_nan_stops_nobody(
