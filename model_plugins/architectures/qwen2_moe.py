@@ -8,8 +8,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from sophserve.model.decoder import DECODER_NAMES, Attention, CausalLM, DecoderLayer, LayeredWindowConfig, Size
-from sophserve.model.experts import EXPERT_NAMES, EXPERT_OPERATORS, Routing, SparseConfig, SparseMLP
-from sophserve.model.layers import GatedMLP
+from sophserve.model.experts import EXPERT_NAMES, EXPERT_OPERATORS, SparseConfig, make_mlp
 from sophserve.plugins import Register, hookimpl
 
 
@@ -45,22 +44,8 @@ class Qwen2MoeForCausalLM(CausalLM[Qwen2MoeConfig]):
     def make_layer(self, index: int) -> DecoderLayer:
         config = self.config
         attention = Attention(self.context, config, self.rope, qkv_bias=config.qkv_bias, window=config.window(index))
-        return DecoderLayer(self.context, config, attention, self._mlp(index))
-
-    def _mlp(self, index: int) -> SparseMLP | GatedMLP:
-        config = self.config
-        if not config.is_sparse(index):
-            return GatedMLP(self.context, config.hidden_size, config.intermediate_size, config.hidden_act)
-        return SparseMLP(
-            self.context,
-            config.hidden_size,
-            config.moe_intermediate_size,
-            config.experts,
-            config.hidden_act,
-            Routing(top_k=config.num_experts_per_tok, renormalize=config.norm_topk_prob),
-            shared_size=config.shared_expert_intermediate_size,
-            shared_gate=True,
-        )
+        mlp = make_mlp(self.context, config, index, config.shared_expert_intermediate_size)
+        return DecoderLayer(self.context, config, attention, mlp)
 
 
 @hookimpl

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sophserve.model.decoder import DECODER_NAMES, Attention, CausalLM, DecoderLayer, Size
-from sophserve.model.experts import EXPERT_NAMES, EXPERT_OPERATORS, Routing, SparseConfig, SparseMLP
-from sophserve.model.layers import GatedMLP
+from sophserve.model.experts import EXPERT_NAMES, EXPERT_OPERATORS, SparseConfig, make_mlp
 from sophserve.plugins import Register, hookimpl
 
 
@@ -42,20 +41,8 @@ class Qwen3MoeForCausalLM(CausalLM[Qwen3MoeConfig]):
         attention = Attention(
             self.context, config, self.rope, qkv_bias=bias, output_bias=bias, qk_norm=config.use_qk_norm, window=window
         )
-        return DecoderLayer(self.context, config, attention, self._mlp(index))
-
-    def _mlp(self, index: int) -> SparseMLP | GatedMLP:
-        config = self.config
-        if not config.is_sparse(index):
-            return GatedMLP(self.context, config.hidden_size, config.intermediate_size, config.hidden_act)
-        return SparseMLP(
-            self.context,
-            config.hidden_size,
-            config.moe_intermediate_size,
-            config.experts,
-            config.hidden_act,
-            Routing(top_k=config.num_experts_per_tok, renormalize=config.norm_topk_prob),
-        )
+        mlp = make_mlp(self.context, config, index)
+        return DecoderLayer(self.context, config, attention, mlp)
 
 
 @hookimpl

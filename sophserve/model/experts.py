@@ -218,3 +218,23 @@ class SparseConfig(DecoderConfig):
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts."""
         return fit.has_experts(layer, self.experts, self.decoder_sparse_step, self.mlp_only_layers)
+
+
+def make_mlp(
+    context: ModelContext, config: SparseConfig, layer: int, shared_size: int | None = None
+) -> SparseMLP | GatedMLP:
+    """The MLP of a layer of Qwen's models. shared_size: inner features of an expert that all tokens go through, whose
+    result a gate of its own weighs, if there is one."""
+    hidden, act = config.hidden_size, config.hidden_act
+    if not config.is_sparse(layer):
+        return GatedMLP(context, hidden, config.intermediate_size, act)
+    return SparseMLP(
+        context,
+        hidden,
+        config.moe_intermediate_size,
+        config.experts,
+        act,
+        Routing(top_k=config.num_experts_per_tok, renormalize=config.norm_topk_prob),
+        shared_size=shared_size,
+        shared_gate=shared_size is not None,
+    )
