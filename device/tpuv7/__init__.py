@@ -1,0 +1,1 @@
+"""The SG2260 chip, through the tpuv7 runtime."""

@@ -1,0 +1,91 @@
+/* What the host asks of the chip: commands of fixed size, one after the other in device memory.
+ *
+ * device/tpuv7/commands.py has the same structures. Addresses are of device memory, strides in elements, 0 stands for
+ * what is not there. All matrices are row by row.
+ */
+#ifndef SOPHSERVE_COMMANDS_H
+#define SOPHSERVE_COMMANDS_H
+
+#include "tpu_kernel.h"
+
+enum operator { EMBEDDING, RMS_NORM, LINEAR, CACHE_WRITE, ATTENTION };
+enum activation { NO_ACTIVATION, SILU, GELU, GELU_TANH };
+/* How the values of a weight are stored: as activations, or as codes. */
+enum codes { PLAIN, INT4, INT8, FLOAT8 };
+
+typedef struct {
+    int32_t operator;
+    int32_t rows;  /* of the batch, or as many as the launch says if that is fewer */
+    int32_t dtype; /* a data_type_t, of activations */
+    int32_t reserved;
+} command_header;
+
+/* out[row] = table[ids[row] - first], zeros where that is beyond the table. */
+typedef struct {
+    command_header header;
+    uint64_t out, table, ids;
+    int32_t hidden, vocab, first;
+} embedding_command;
+
+/* Of each of `heads` parts of a row: sum = x + residual, out = sum / sqrt(mean(sum^2) + eps) * weight. */
+typedef struct {
+    command_header header;
+    uint64_t out, sum, x, residual, weight;
+    int32_t heads, size, x_stride, residual_stride;
+    float eps;
+} rms_norm_command;
+
+/* out = x * weight^T + bias; with an activation, activation(first half) * second half of that. */
+typedef struct {
+    command_header header;
+    uint64_t out, x, weight, bias, scales, zeros;
+    int32_t inputs, outputs, x_stride, codes, group_size, activation;
+} linear_command;
+
+/* Where the rows of a batch belong, all int32. */
+typedef struct {
+    uint64_t input_lengths, cached_lengths, block_tables, slots;
+    int32_t sequences, max_blocks, block_size, reserved;
+} batch_layout;
+
+/* Rotate q into `rotated`, k and v into their slots of the cache, whose blocks are [kv_heads, block_size, head_dim]. */
+typedef struct {
+    command_header header;
+    uint64_t rotated, q, k, v, keys, values, cos, sin;
+    batch_layout batch;
+    int32_t heads, kv_heads, key_dim, value_dim, rotary_dim, interleaved;
+    int32_t q_stride, k_stride, v_stride;
+} cache_write_command;
+
+/* Causal attention of q [rows, heads, key_dim] over the block tables; out [rows, heads, value_dim]. */
+typedef struct {
+    command_header header;
+    uint64_t out, q, keys, values;
+    batch_layout batch;
+    int32_t heads, kv_heads, key_dim, value_dim, window;
+    float scale;
+} attention_command;
+
+typedef union {
+    command_header header;
+    embedding_command embedding;
+    rms_norm_command rms_norm;
+    linear_command linear;
+    cache_write_command cache_write;
+    attention_command attention;
+    uint8_t size[256];
+} command;
+
+typedef struct {
+    uint64_t program;    /* commands in device memory */
+    uint64_t accounts;   /* an `account` of each core, or 0 */
+    int32_t count, rows; /* of commands, and the most rows that each works on (0: as many as it says) */
+} launch_arguments;
+
+void embedding(const embedding_command *);
+void rms_norm(const rms_norm_command *);
+void linear(const linear_command *);
+void cache_write(const cache_write_command *);
+void attention(const attention_command *);
+
+#endif

@@ -1,0 +1,67 @@
+/* What kernels have in common: the share of a core, local memory, transfers that are accounted for. */
+#ifndef SOPHSERVE_CORE_H
+#define SOPHSERVE_CORE_H
+
+#include "tpu_kernel.h"
+
+#define LANES 64
+#define LOCAL_BYTES (256 * 1024) /* of each lane */
+
+/* What a core did in a launch. */
+typedef struct {
+    uint64_t bytes;      /* moved between device memory and local memory, or within device memory */
+    uint64_t overlapped; /* of these, while the core computed */
+    uint64_t peak;       /* the most local memory that was in use, bytes a lane */
+} account;
+
+extern THREAD account core_account;
+
+static inline int smaller(int a, int b) { return a < b ? a : b; }
+static inline int larger(int a, int b) { return a > b ? a : b; }
+static inline int divide_up(int a, int b) { return (a + b - 1) / b; }
+static inline uint64_t align_up(uint64_t size, int to) { return (size + to - 1) / to * to; }
+static inline int dtype_bytes(int dtype) { return tpu_data_type_size((data_type_t)dtype); }
+
+/* Half-open range of `count` things that this core works on; cut so that the ranges are multiples of `unit`. */
+typedef struct {
+    int begin, end;
+} share;
+
+static inline share own_share(int count, int unit) {
+    int units = divide_up(count, unit), cores = tpu_workitem_num(), core = tpu_workitem_index();
+    share own = {(int)((int64_t)units * core / cores) * unit, (int)((int64_t)units * (core + 1) / cores) * unit};
+    own.begin = smaller(own.begin, count);
+    own.end = smaller(own.end, count);
+    return own;
+}
+
+static inline void account_bytes(uint64_t bytes) {
+    core_account.bytes += bytes;
+    if (tpu_is_parallel_state()) core_account.overlapped += bytes;
+}
+
+static inline void account_local(uint64_t end) {
+    if (end > core_account.peak) core_account.peak = end;
+}
+
+/* Rows of a matrix, each to a lane: row r is channel r of a local tensor [1, rows, 1, columns]. */
+static inline void load_rows(local_addr_t to, uint64_t from, int rows, int columns, int64_t stride, int dtype) {
+    dim4 shape = {1, rows, 1, columns}, source = {rows * (int)stride, (int)stride, columns, 1};
+    tpu_gdma_cpy_S2L(to, from, &shape, NULL, &source, (data_type_t)dtype);
+    account_bytes((uint64_t)rows * columns * dtype_bytes(dtype));
+}
+
+static inline void store_rows(uint64_t to, local_addr_t from, int rows, int columns, int64_t stride, int dtype) {
+    dim4 shape = {1, rows, 1, columns}, target = {rows * (int)stride, (int)stride, columns, 1};
+    tpu_gdma_cpy_L2S(to, from, &shape, &target, NULL, (data_type_t)dtype);
+    account_bytes((uint64_t)rows * columns * dtype_bytes(dtype));
+}
+
+/* What the host has written to device memory, for the core's own processor to read. */
+static inline const void *host_words(uint64_t address, uint64_t bytes) {
+    uint64_t line = tpu_cache_line_size(), first = address / line * line;
+    tpu_invalidate_cache(first, align_up(address + bytes - first, line));
+    return tpu_global_mem_addr(address);
+}
+
+#endif
