@@ -19,13 +19,16 @@ class HostDevice(OperatorProfile):
     opinion of."""
 
     layout = ""
+    uses_host_memory = True
 
     def __init__(self, index: int = 0) -> None:
         self.index = index
-        self.torch_device = torch.device("cpu")
 
     def synchronize(self) -> None:
         """Return: every operator has run when its call returns."""
+
+    def put(self, tensor: Tensor) -> Tensor:
+        return tensor
 
     def shard(self, count: int, role: Role, rank: int, ranks: int, *, replicate: bool = False) -> slice | None:
         """Even shares in order; of a vocabulary, the last rank may hold less."""

@@ -280,12 +280,13 @@ class Device(Protocol):
     """
 
     name: str
-    torch_device: torch.device
     ops: Ops
     operators: frozenset[str]
     """The names of the operators of Ops that this device has."""
     layout: str
     """Names how quantized weights are packed, and changes whenever that does; empty where they are not kept."""
+    uses_host_memory: bool
+    """Whether its memory is the host's, which the devices of all ranks then share."""
 
     def describe(self) -> str:
         """One line for the log: what this device is and how it will compute."""
@@ -295,6 +296,9 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait until every queued operator has run."""
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host as operators take it: a copy in the device's memory, or itself."""
 
     def shard(self, count: int, role: Role, rank: int, ranks: int, *, replicate: bool = False) -> slice | None:
         """Which of `count` things in a weight of this role a rank holds; None where so many ranks cannot share them.

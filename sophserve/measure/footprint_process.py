@@ -56,7 +56,6 @@ _NAMES = {
 class ShapesOf:
     """Stands for a device, to load weights that have no values."""
 
-    torch_device = torch.device("meta")
     layout = ""
 
     def __init__(self, device: Device) -> None:
@@ -64,6 +63,9 @@ class ShapesOf:
         self.operators = device.operators
         self.pack = device.pack
         self.shard = device.shard
+
+    def put(self, tensor: Tensor) -> Tensor:
+        return tensor.to("meta")
 
 
 class Expected:
@@ -192,7 +194,7 @@ def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footpr
     memory, shared = request.memory, 1
     if memory is None:
         memory = device.memory()[0]
-        shared = config.tensor_parallel_size if device.torch_device.type == "cpu" else 1
+        shared = config.tensor_parallel_size if device.uses_host_memory else 1
     weights, experts = model.nbytes, _experts(model)
     left = max(0, memory - weights * shared)
     budget = config.kv_cache_bytes or int(left * KV_SHARE) // shared

@@ -36,26 +36,26 @@ def measure_limits(device: Device, dtype: torch.dtype) -> DeviceLimits | None:
 
 
 def _measure(device: Device, dtype: torch.dtype) -> DeviceLimits | None:
-    size, place = _LARGEST, device.torch_device
+    size = _LARGEST
     while 3 * size > device.memory()[0]:  # a weight, what it is packed from, and some
         size //= 2
         if size < _SMALLEST:
             return None
     try:
-        numbers = torch.ones(size // 4, dtype=torch.float32, device=place)
+        numbers = device.put(torch.ones(size // 4, dtype=torch.float32))
         read = size / _best(numbers.sum, device.synchronize)
         del numbers
         read = max(read, size / _product_seconds(device, dtype, 1, size // (_SIDE * dtype.itemsize)))
         rate = 2 * _ROWS * _SIDE * _SIDE / _product_seconds(device, dtype, _ROWS, _SIDE)
     except (OutOfDeviceMemory, MemoryError, UnsupportedOperator):
         return None
-    return DeviceLimits(bandwidth=read, rate=rate, shared=place.type == "cpu")
+    return DeviceLimits(bandwidth=read, rate=rate, shared=device.uses_host_memory)
 
 
 def _product_seconds(device: Device, dtype: torch.dtype, rows: int, outputs: int) -> float:
     """Of the device's linear on so many rows."""
-    weight = device.pack(DenseWeight(torch.ones(outputs, _SIDE, dtype=dtype, device=device.torch_device)))
-    x = torch.ones(rows, _SIDE, dtype=dtype, device=device.torch_device)
+    weight = device.pack(DenseWeight(torch.ones(outputs, _SIDE, dtype=dtype)))
+    x = device.put(torch.ones(rows, _SIDE, dtype=dtype))
     return _best(lambda: device.ops.linear(x, weight), device.synchronize)
 
 

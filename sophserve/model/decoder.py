@@ -208,8 +208,8 @@ class CausalLM(Module, ABC, Generic[C]):
         self.generates = True
         tied = self.config.tie_word_embeddings
         self.tied = {"embedding.weight": "head.weight"} if tied else {}
-        rope, place = self.config.rope(context.max_positions), context.device.torch_device
-        self.rope = replace(rope, cos=rope.cos.to(place), sin=rope.sin.to(place))
+        rope, put = self.config.rope(context.max_positions), context.device.put
+        self.rope = replace(rope, cos=put(rope.cos), sin=put(rope.sin))
         self.ropes = [self.rope]
         self.head = LMHead(context, self.config.hidden_size, self.vocab_size)
         self.embedding = Embedding(context, self.vocab_size, self.config.hidden_size, self.head if tied else None)

@@ -80,7 +80,7 @@ class Router(PackedModule):
         self.weight = weight
         if self._routing.corrected:
             bias = stack_tensors([tensors["e_score_correction_bias"]], torch.float32)
-            self.e_score_correction_bias = bias.to(self._context.device.torch_device)
+            self.e_score_correction_bias = self._context.device.put(bias)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of each row of x `[tokens, hidden]` the experts, best first, and their weights, both `[tokens, top_k]`."""

@@ -166,7 +166,7 @@ class Linear(PackedModule):
         self.weight = weight
         if self._adds_bias:
             biases = [tensors[f"{prefix}bias"] for prefix in self._parts]
-            self.bias = stack_tensors(biases, self._context.dtype).to(self._context.device.torch_device)
+            self.bias = self._context.device.put(stack_tensors(biases, self._context.dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[tokens, in_features]` to `[tokens, out_features]`, for a row split the sum over ranks."""
@@ -189,7 +189,7 @@ class RMSNorm(Module):
         return {"weight": ParameterSpec((self._size,))}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self.weight = stack_tensors([tensors["weight"]], self._context.dtype).to(self._context.device.torch_device)
+        self.weight = self._context.device.put(stack_tensors([tensors["weight"]], self._context.dtype))
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The normalised x + residual, and x + residual."""

@@ -118,7 +118,7 @@ class ModelRunner:
             prompts = self._prompt_logprobs(hidden, batch)
             embeddings = self._pooled(hidden, batch.pooled_chunks)
             if batch.sampled:
-                logits = self.model.logits(hidden[batch.sample_rows.to(hidden.device)])
+                logits = self.model.logits(hidden[batch.sample_rows])
         sampled = self._sample(logits, states, masks) if states else []
         return StepResult(plan.step, sampled, prompts, embeddings)
 
@@ -185,7 +185,7 @@ class ModelRunner:
                 done.append(Embedding(state.id, state.pooler.result()))
         for start in range(0, len(scored), LOGITS_ROWS):
             ids, tokens, last = zip(*scored[start : start + LOGITS_ROWS], strict=True)
-            logits = self.model.logits(hidden[torch.tensor(last).to(hidden.device)])
+            logits = self.model.logits(hidden[torch.tensor(last)])
             for identity, token_ids, row in zip(ids, tokens, logits, strict=True):
                 done.append(Embedding(identity, array("f", row[token_ids].tolist()).tobytes()))
         return done
@@ -193,7 +193,7 @@ class ModelRunner:
     def _free_memory(self) -> int:
         """The part of the free memory that this rank's KV cache may take, once every rank has loaded its weights."""
         self.communicator.all_gather(torch.zeros(1))
-        shared = self.communicator.world_size if self.device.torch_device.type == "cpu" else 1
+        shared = self.communicator.world_size if self.device.uses_host_memory else 1
         return int(self.device.memory()[0] * KV_SHARE) // shared
 
     def _make_kv_caches(self, load: LoadModel, max_model_len: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ class FakeDevice:
     """Reads 2e9 bytes of weights a second or does 3e9 operations, whichever takes longer; each second product is
     disturbed. The host's own reads take no time on this clock."""
 
-    torch_device = torch.device("cpu")
+    uses_host_memory = True
 
     def __init__(self, clock: Clock, free: int) -> None:
         self.clock, self.free = clock, free
@@ -41,6 +41,9 @@ class FakeDevice:
 
     def synchronize(self) -> None:
         self.clock.now += 1e-9
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
 
     def pack(self, weight: DenseWeight) -> DenseWeight:
         if weight.values.nbytes * 2 > self.free:

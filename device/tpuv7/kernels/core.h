@@ -12,6 +12,7 @@ typedef struct {
     uint64_t bytes;      /* moved between device memory and local memory, or within device memory */
     uint64_t overlapped; /* of these, while the core computed */
     uint64_t peak;       /* the most local memory that was in use, bytes a lane */
+    uint64_t operations; /* multiplications and additions of products */
 } account;
 
 extern THREAD account core_account;
@@ -38,6 +39,10 @@ static inline share own_share(int count, int unit) {
 static inline void account_bytes(uint64_t bytes) {
     core_account.bytes += bytes;
     if (tpu_is_parallel_state()) core_account.overlapped += bytes;
+}
+
+static inline void account_product(uint64_t rows, uint64_t columns, uint64_t inputs) {
+    core_account.operations += 2 * rows * columns * inputs;
 }
 
 static inline void account_local(uint64_t end) {

@@ -17,7 +17,7 @@ static void run_command(const command *next) {
 void run_program(const void *raw) {
     const launch_arguments *launch = raw;
     tpu_initialize();
-    core_account = (account){0, 0, 0};
+    core_account = (account){0};
     const command *commands = host_words(launch->program, (uint64_t)launch->count * sizeof(command));
     for (int i = 0; i < launch->count; ++i) {
         command next = commands[i];
