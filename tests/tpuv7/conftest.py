@@ -1,0 +1,20 @@
+"""The emulator of the chip, where it can be had."""
+
+from __future__ import annotations
+
+import pytest
+
+from device.tpuv7 import setup
+from device.tpuv7.errors import Tpuv7Error
+from device.tpuv7.location import find_runtime, headers
+
+
+@pytest.fixture(scope="session")
+def emulator() -> None:
+    """Emulator and headers are there; they are fetched once into the user's cache."""
+    try:
+        if not setup.is_installed():
+            setup.install()
+        find_runtime(), headers()
+    except Tpuv7Error as error:
+        pytest.skip(f"the emulator cannot be had: {error}")
