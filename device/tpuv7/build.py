@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 from device.tpuv7.errors import Tpuv7Error
-from device.tpuv7.location import cache_directory, emulator_libraries, firmware, headers
+from device.tpuv7.location import (
+    DEFAULT_HOME,
+    EMULATOR,
+    FIRMWARE,
+    cache_directory,
+    emulator_libraries,
+    firmware,
+    headers,
+)
 
 Target = Literal["emulator", "card"]
 
@@ -30,12 +38,13 @@ COMPILERS: dict[Target, tuple[str, ...]] = {
 _INSTALL = {"emulator": "gcc", "card": "gcc-riscv64-linux-gnu"}
 
 
-def build_kernels(target: Target = "emulator") -> Path:
-    """The shared object with all kernels. It is compiled where no earlier one has these sources, headers and compiler;
-    without a compiler, one that another compiler made of them will do. Raises Tpuv7Error."""
+def build_kernels(target: Target = "emulator", sources: Path = SOURCES, only_compile: bool = False) -> Path:
+    """The shared object with all kernels in the folder `sources`. It is compiled where no earlier one has these
+    sources, headers and compiler; without a compiler, one that another compiler made of them will do. only_compile: a
+    chip's firmware may be missing, without which kernels cannot run on it. Raises Tpuv7Error."""
     include = headers()
-    libraries = _libraries(target)
-    content = _digest([*FLAGS[target]], _files(SOURCES), _files(include), libraries if target == "card" else [])
+    linked = _link_options(target, only_compile)
+    content = _digest([*FLAGS[target], *linked], [*_files(sources), *_files(include)])
     folder = cache_directory() / "kernels"
     compiler = _compiler(target)
     if compiler is None:
@@ -43,35 +52,39 @@ def build_kernels(target: Target = "emulator") -> Path:
     version = _run([*compiler, "--version"]).stdout
     built = folder / f"{target}-{content}-{_digest([version])[:8]}.so"
     if not built.is_file():
-        _compile([*compiler, *FLAGS[target]], include, libraries, target, built)
+        files = sorted(map(str, sources.glob("*.c")))
+        _compile([*compiler, *FLAGS[target], f"-I{include}", f"-I{sources}", *files, *linked], target, built)
     return built
 
 
-def _compile(command: list[str], include: Path, libraries: list[Path], target: Target, built: Path) -> None:
+def _compile(command: list[str], target: Target, built: Path) -> None:
     built.parent.mkdir(parents=True, exist_ok=True)
-    sources = sorted(SOURCES.glob("*.c"))
-    if target == "card":
-        linked = ["-Wl,-s", *(f"-Wl,--whole-archive,{path},--no-whole-archive" for path in libraries), "-ldl", "-lm"]
-    else:
-        # The emulator's own libraries are found when it runs.
-        linked = [*map(str, libraries), "-Wl,--allow-shlib-undefined", "-lm"]
     # Two workers may build at once, and either may be interrupted.
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:
         made = Path(folder) / built.name
-        ended = _run([*command, f"-I{include}", f"-I{SOURCES}", *map(str, sources), "-o", str(made), *linked])
+        ended = _run([*command, "-o", str(made)])
         if ended.returncode:
             raise Tpuv7Error(
-                f"{command[0]} cannot compile the kernels for the {target}; its own words:\n{ended.stderr.strip()}"
+                f"{command[0]} cannot build the kernels for the {target}; its own words:\n{ended.stderr.strip()}"
             )
         made.replace(built)
 
 
-def _libraries(target: Target) -> list[Path]:
-    """What the kernels are linked to."""
+def _link_options(target: Target, only_compile: bool) -> list[str]:
+    # What is left open would end the process that loads it.
+    complete = ["-Wl,--no-undefined", "-lm"]
     if target == "emulator":
-        return [emulator_libraries() / "libtpuv7_emulator.so"]
-    found = firmware()
-    return [found] if found else []
+        # The libraries that the emulator needs are found when it runs.
+        return [str(emulator_libraries() / EMULATOR), "-Wl,--allow-shlib-undefined", *complete]
+    library = firmware()
+    if library:
+        return [f"-Wl,--whole-archive,{library},--no-whole-archive", "-Wl,-s", "-ldl", *complete]
+    if not only_compile:
+        raise Tpuv7Error(
+            f"{FIRMWARE}, which kernels for a chip are linked to, is neither in TPUV7_HOME/lib nor in "
+            f"{DEFAULT_HOME}/lib; install the development package of the chip's runtime"
+        )
+    return []
 
 
 def _compiler(target: Target) -> list[str] | None:
@@ -109,8 +122,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in (".c", ".h"))
 
 
-def _digest(texts: Iterable[str], *files: Iterable[Path]) -> str:
+def _digest(texts: Iterable[str], files: Iterable[Path] = ()) -> str:
     digest = hashlib.sha256("\0".join(texts).encode())
-    for path in (path for some in files for path in some):
+    for path in files:
         digest.update(f"\0{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:24]

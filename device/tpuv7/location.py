@@ -17,6 +17,7 @@ RUNTIME = "libtpuv7_rt.so"
 EMULATED_CONTROL = "libcdm_daemon_emulator.so"
 EMULATOR = "libtpuv7_emulator.so"
 SCALAR_EMULATOR = "libtpuv7_scalar_emulator.so"
+FIRMWARE = "libfirmware_core.a"
 DEFAULT_HOME = Path("/opt/tpuv7")
 DRIVER = Path("/proc/sgdrv")
 SETUP = "`sophserve tpuv7 setup`"
@@ -82,7 +83,7 @@ def firmware() -> Path | None:
     """The vendor's library that kernels for a chip are linked to. It comes with the chip's development packages and is
     in no public package; kernels can be compiled without it, but not run."""
     homes = [os.environ.get("TPUV7_HOME"), DEFAULT_HOME]
-    files = (Path(home) / "lib" / "libfirmware_core.a" for home in homes if home)
+    files = (Path(home) / "lib" / FIRMWARE for home in homes if home)
     return next((path for path in files if path.is_file()), None)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from device.tpuv7 import setup
+from device.tpuv7 import build, setup
 from device.tpuv7.errors import Tpuv7Error
 from device.tpuv7.location import find_runtime, headers
 
@@ -18,3 +21,11 @@ def emulator() -> None:
         find_runtime(), headers()
     except Tpuv7Error as error:
         pytest.skip(f"the emulator cannot be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def self_test_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one kernel, which compiles fast."""
+    folder = tmp_path_factory.mktemp("kernels")
+    shutil.copy(build.SOURCES / "self_test.c", folder)
+    return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,8 +24,8 @@ def runtime(emulator: None) -> Runtime:
 
 
 @pytest.fixture(scope="module")
-def module(runtime: Runtime) -> Module:
-    return runtime.load(build_kernels())
+def module(runtime: Runtime, self_test_sources: Path) -> Module:
+    return runtime.load(build_kernels(sources=self_test_sources))
 
 
 @pytest.fixture
