@@ -273,10 +273,23 @@ class CommandRecord(NamedTuple):
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class AvailableDevice:
+    """A device of this machine: its number among those of its kind, what it calls itself, its memory in bytes, and
+    whether it is emulated, which `--device auto` never chooses."""
+
+    index: int
+    name: str
+    memory: int
+    emulated: bool = False
+
+
 class Device(Protocol):
     """One accelerator, or the host as one. Registered by name: `register("cmodel", CmodelDevice)`.
 
-    Constructed as `DeviceClass(index)`; index is the rank's entry of CHIP_MAP.
+    Constructed as `DeviceClass(index)`; index is the rank's entry of CHIP_MAP. A class may also have a static method
+    `available()`, which returns a list of AvailableDevice without keeping any of them, and raises RuntimeError where
+    there is something that cannot be used. Of a class without it there is always a device.
     """
 
     name: str

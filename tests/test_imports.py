@@ -40,6 +40,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 WORKER = (
     "sophserve.model",
     "sophserve.worker",
+    "sophserve.measure.devices_process",
     "sophserve.measure.footprint_process",
     "sophserve.measure.limits_process",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
@@ -20,6 +21,7 @@ from device.cmodel.threads import thread_count
 from device.cmodel.weights import LAYOUT, QuantizedWeight, TorchWeight, pack
 from device.host import HostDevice
 from device.interface import (
+    AvailableDevice,
     CacheSpec,
     CanonicalWeight,
     DenseWeight,
@@ -52,6 +54,11 @@ class CmodelDevice(HostDevice):
         self._kernels = load_kernels(thread_count()) if self._fast else None
         self.layout = LAYOUT if self._kernels is not None else ""
         self.ops: Ops = NativeOps(self._kernels) if self._kernels else TorchOps() if self._fast else ReferenceOps()
+
+    @staticmethod
+    def available() -> list[AvailableDevice]:
+        """The host, which is there always."""
+        return [AvailableDevice(0, f"this machine's CPU ({platform.machine()})", host_memory()[1])]
 
     def describe(self) -> str:
         """One line for the log: what computes, and what would be faster."""

@@ -114,9 +114,9 @@ class Runtime:
 
     def memory(self) -> tuple[int, int]:
         """Bytes (free, in all). Free are those that this process has not allocated where the runtime says none."""
-        total, free = c_uint64(EMULATED_MEMORY), c_uint64()
+        total, free = c_uint64(), c_uint64()
         if self.is_emulator:
-            total.value = int(os.environ.get("CMODEL_GLOBAL_MEM_SIZE") or EMULATED_MEMORY)
+            total.value = emulated_memory()
         else:
             self._call("tpuRtGetAllMemory", byref(total))
             self._call("tpuRtGetFreeMemory", byref(free))
@@ -244,8 +244,8 @@ def _load(installation: Installation) -> ctypes.CDLL:
     return library
 
 
-def _prepare_emulator(libraries: Path) -> None:
-    check_wakeup_pipe()
+def emulated_memory() -> int:
+    """Bytes of an emulated chip's memory. Raises Tpuv7Error for a size that ends the emulator's process."""
     size = os.environ.get("CMODEL_GLOBAL_MEM_SIZE") or str(EMULATED_MEMORY)
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if not size.isdecimal() or not 0 < int(size) < host:
@@ -253,6 +253,12 @@ def _prepare_emulator(libraries: Path) -> None:
             f"CMODEL_GLOBAL_MEM_SIZE is {size}; it must be the bytes of the emulated chip's memory, fewer than this "
             f"machine's {host}"
         )
+    return int(size)
+
+
+def _prepare_emulator(libraries: Path) -> None:
+    check_wakeup_pipe()
+    emulated_memory()
     os.environ["TPU_EMULATOR_PATH"] = str(libraries / EMULATOR)
     os.environ["TPU_SCALAR_EMULATOR_PATH"] = str(libraries / SCALAR_EMULATOR)
     os.environ["TPU_SCALAER_EMULATOR_WORKDIR"] = str(scratch_directory())  # so it is spelt

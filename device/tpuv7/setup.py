@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from device.tpuv7.location import WHEEL, WHEEL_VERSION, cache_directory, package
 
 WHEEL_SHA256 = "542807361c9eeb0777a7bd35e501d8c71cce767e4bce021a3cb3a7c25c35f909"
 
+_UNFINISHED = "unfinished-"
 _LIBRARIES = "tpu_mlir/lib/"
 _DEVELOPMENT = "tpu_mlir/cross_toolchains/ppl_compile/deps/"
 FOLDERS = {
@@ -50,28 +52,33 @@ def is_installed() -> bool:
     return package_directory().is_dir()
 
 
-def install(wheel: Path | None = None) -> bool:
-    """Put emulator and headers into the cache, from this wheel or from pip's index. Returns False where they are there
-    already. Raises Tpuv7Error and leaves nothing then."""
+def install(wheel: Path | None = None) -> Path:
+    """Put emulator and headers into the cache, from this wheel or by way of pip, unless they are there. Returns their
+    folder. Raises Tpuv7Error and leaves nothing then."""
     if is_installed():
-        return False
-    target = package_directory()
+        return package_directory()
     try:
         cache_directory().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="setup-") as folder:
-            unpacked = Path(folder) / "unpacked"
-            _unpack(_checked(wheel or _download(Path(folder))), unpacked)
-            try:
-                unpacked.rename(target)
-            except OSError:
-                if not target.is_dir():  # else somebody else was faster
-                    raise
+        with (cache_directory() / "setup.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second need not fetch
+            if is_installed():
+                return package_directory()
+            _remove_interrupted()
+            with tempfile.TemporaryDirectory(dir=cache_directory(), prefix=_UNFINISHED) as folder:
+                unpacked = Path(folder) / "unpacked"
+                _unpack(_checked(wheel or _download(Path(folder))), unpacked)
+                unpacked.rename(package_directory())
     except OSError as error:
         raise Tpuv7Error(
-            f"cannot set up the emulator in {cache_directory()}: {error.strerror or error}; it takes 90 MiB, and 400 "
-            "MiB while it is fetched; XDG_CACHE_HOME names another place"
+            f"cannot set up the emulator in {cache_directory()}: {error.strerror or error}; it takes 75 MiB there, and "
+            "370 MiB while it is fetched; XDG_CACHE_HOME names another place"
         ) from error
-    return True
+    return package_directory()
+
+
+def _remove_interrupted() -> None:
+    for folder in cache_directory().glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _download(folder: Path) -> Path:

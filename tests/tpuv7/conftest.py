@@ -9,16 +9,13 @@ import pytest
 
 from device.tpuv7 import build, setup
 from device.tpuv7.errors import Tpuv7Error
-from device.tpuv7.location import find_runtime, headers
 
 
 @pytest.fixture(scope="session")
-def emulator() -> None:
-    """Emulator and headers are there; they are fetched once into the user's cache."""
+def emulator() -> Path:
+    """The folder with emulator and headers, which are fetched once into the user's cache."""
     try:
-        if not setup.is_installed():
-            setup.install()
-        find_runtime(), headers()
+        return setup.install()
     except Tpuv7Error as error:
         pytest.skip(f"the emulator cannot be had: {error}")
 
