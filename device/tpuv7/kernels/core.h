@@ -6,6 +6,7 @@
 
 #define LANES 64
 #define LOCAL_BYTES (256 * 1024) /* of each lane */
+#define BANK_BYTES (16 * 1024)   /* what DMA and products use at the same time lies in different ones */
 
 /* What a core did in a launch. */
 typedef struct {
