@@ -7,6 +7,7 @@
 #define LANES 64
 #define LOCAL_BYTES (256 * 1024) /* of each lane */
 #define BANK_BYTES (16 * 1024)   /* what DMA and products use at the same time lies in different ones */
+#define LINE_BYTES 64            /* channels of a local tensor begin at multiples of this */
 
 /* What a core did in a launch. */
 typedef struct {
@@ -50,17 +51,40 @@ static inline void account_local(uint64_t end) {
     if (end > core_account.peak) core_account.peak = end;
 }
 
-/* Rows of a matrix, each to a lane: row r is channel r of a local tensor [1, rows, 1, columns]. */
-static inline void load_rows(local_addr_t to, uint64_t from, int rows, int columns, int64_t stride, int dtype) {
-    dim4 shape = {1, rows, 1, columns}, source = {rows * (int)stride, (int)stride, columns, 1};
+/* Rows of `heads` times `size` values, each row to a lane: row r is channel r of a local tensor [1, rows, heads, size]. */
+static inline void load_heads(local_addr_t to, uint64_t from, int rows, int heads, int size, int stride, int dtype) {
+    dim4 shape = {1, rows, heads, size}, source = {stride, stride, size, 1};
     tpu_gdma_cpy_S2L(to, from, &shape, NULL, &source, (data_type_t)dtype);
-    account_bytes((uint64_t)rows * columns * dtype_bytes(dtype));
+    account_bytes((uint64_t)rows * heads * size * dtype_bytes(dtype));
 }
 
-static inline void store_rows(uint64_t to, local_addr_t from, int rows, int columns, int64_t stride, int dtype) {
-    dim4 shape = {1, rows, 1, columns}, target = {rows * (int)stride, (int)stride, columns, 1};
+static inline void store_heads(uint64_t to, local_addr_t from, int rows, int heads, int size, int stride, int dtype) {
+    dim4 shape = {1, rows, heads, size}, target = {stride, stride, size, 1};
     tpu_gdma_cpy_L2S(to, from, &shape, &target, NULL, (data_type_t)dtype);
-    account_bytes((uint64_t)rows * columns * dtype_bytes(dtype));
+    account_bytes((uint64_t)rows * heads * size * dtype_bytes(dtype));
+}
+
+static inline void load_rows(local_addr_t to, uint64_t from, int rows, int columns, int stride, int dtype) {
+    load_heads(to, from, rows, 1, columns, stride, dtype);
+}
+
+static inline void store_rows(uint64_t to, local_addr_t from, int rows, int columns, int stride, int dtype) {
+    store_heads(to, from, rows, 1, columns, stride, dtype);
+}
+
+/* A value to each lane: value v is channel v of a local tensor [1, count, 1, 1] without gaps. */
+static inline void load_lanes(local_addr_t to, uint64_t from, int count, int dtype) {
+    dim4 shape = {1, count, 1, 1}, source = {count, 1, 1, 1}, target;
+    tpu_compact_stride(&target, 0, &shape);
+    tpu_gdma_cpy_S2L(to, from, &shape, &target, &source, (data_type_t)dtype);
+    account_bytes((uint64_t)count * dtype_bytes(dtype));
+}
+
+/* One row to all lanes. */
+static inline void load_everywhere(local_addr_t to, uint64_t from, int columns, int dtype) {
+    dim4 shape = {1, LANES, 1, columns};
+    tpu_gdma_channel_bcast_S2L(to, from, &shape, NULL, NULL, (data_type_t)dtype);
+    account_bytes((uint64_t)columns * dtype_bytes(dtype));
 }
 
 /* What the host has written to device memory, for the core's own processor to read. */
