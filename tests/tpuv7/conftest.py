@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from device.tpuv7 import build, setup
 from device.tpuv7.errors import Tpuv7Error
+from tests.tpuv7.chip import Chip
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +28,15 @@ def self_test_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kernels")
     shutil.copy(build.SOURCES / "self_test.c", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def loaded_chip(emulator: Path) -> Chip:
+    return Chip()
+
+
+@pytest.fixture
+def chip(loaded_chip: Chip) -> Iterator[Chip]:
+    """A chip whose memory is free again after each test."""
+    yield loaded_chip
+    loaded_chip.clear()

@@ -27,7 +27,8 @@ typedef struct {
     int32_t hidden, vocab, first;
 } embedding_command;
 
-/* Of each of `heads` parts of a row: sum = x + residual, out = sum / sqrt(mean(sum^2) + eps) * weight. */
+/* Of each of `heads` parts of a row: sum = x + residual, out = sum / sqrt(mean(sum^2) + eps) * weight. Heads of x and of
+ * residual follow one another in a row; out and sum are without gaps. size is at most 16384. */
 typedef struct {
     command_header header;
     uint64_t out, sum, x, residual, weight;
@@ -35,7 +36,8 @@ typedef struct {
     float eps;
 } rms_norm_command;
 
-/* out = x * weight^T + bias; with an activation, activation(first half) * second half of that. */
+/* out = x * weight^T + bias; with an activation, activation(first half) * second half of that, half as wide. outputs
+ * are the rows of the weight, inputs at most 65536. */
 typedef struct {
     command_header header;
     uint64_t out, x, weight, bias, scales, zeros;

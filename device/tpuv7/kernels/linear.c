@@ -91,6 +91,7 @@ static void multiply(const product *p, int index) {
     var_context_t no_bias = {.scalar = {.f32 = 0}};
     tpu_bdc_fp_mm_R_trans_with_bias(SUMS_AT(s.part), WEIGHT_AT(index), inputs_at(p, s.chunk), s.outputs, s.inputs, p->rows,
                                     DT_FP32, (data_type_t)p->c->header.dtype, DT_FP32, s.chunk > 0, true, no_bias, false);
+    account_product(s.outputs, p->rows, s.inputs);
 }
 
 static void add_bias(const product *p, int index) {

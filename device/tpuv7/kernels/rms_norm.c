@@ -91,7 +91,7 @@ static void normalise(const norm *n, int tile, const piece *p) {
     dim4 every_column = {p->heads, p->heads, 1, 0}, every_head = {p->columns, p->columns, 0, 1};
     if (p->columns < n->c->size) widen(n, tile, p);
     tpu_bdc_fp_mul(EXACT_AT, EXACT_AT, PARTIAL_AT, &shape, NULL, NULL, &every_column, DT_FP32);
-    tpu_bdc_cast(OTHER_AT, WEIGHT_AT + p->column * 2, &weights, NULL, &weights, DT_FP32, dtype, RM_HALF_TO_EVEN);
+    tpu_bdc_cast(OTHER_AT, WEIGHT_AT + p->column * 2, &weights, NULL, NULL, DT_FP32, dtype, RM_HALF_TO_EVEN);
     tpu_bdc_fp_mul(EXACT_AT, EXACT_AT, OTHER_AT, &shape, NULL, NULL, &every_head, DT_FP32);
     tpu_bdc_cast(RESULT_AT(tile) + piece_offset(n, p), EXACT_AT, &shape, &stride, NULL, dtype, DT_FP32, RM_HALF_TO_EVEN);
 }
