@@ -208,12 +208,11 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return 0 if self.response_store_memory.strip() == "0" else parse_size(self.response_store_memory)
 
 
-# SOPHTPU means the chip or, where there is none, its functional model: what auto takes.
-_DEVICES = {"SOPHTPU": "auto", "GPU": "gpu"}
+_DEVICES = {"": "auto", "SOPHTPU": "tpuv7", "GPU": "gpu"}
 
 
 def _device_from_environment() -> str:
-    name = os.environ.get("DEVICE", "SOPHTPU")
+    name = os.environ.get("DEVICE", "")
     if name not in _DEVICES:
         raise ConfigError(f"the environment variable DEVICE is {name!r}; set it to SOPHTPU or GPU, or unset it")
     return _DEVICES[name]

@@ -137,6 +137,19 @@ def test_the_page_it_prints(make_checkpoint: Callable[..., Path], capsys: pytest
     assert "a sequence of 256 tokens; a server needs --max-model-len 80 or more memory" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("in_process")
+def test_the_chip_s_preset_says_whose_figures_it_has(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = str(make_checkpoint("qwen2"))
+    assert plan([directory, "--device-preset", "sg2260"]) == 0
+    printed = capsys.readouterr().out
+    assert "devices          1 with 128.00 GiB each" in printed
+    assert "the vendor's figures" in printed.splitlines()[-1]
+    assert plan([directory, "--device-preset", "sg2260", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bandwidth"] == 546e9
+
+
 def test_fewest_devices(make_checkpoint: Callable[..., Path]) -> None:
     directory = make_checkpoint("llama", num_attention_heads=8, num_key_value_heads=4, vocab_size=2048)
     one, two, four = (planned(directory, tensor_parallel_size=ranks) for ranks in (1, 2, 4))
@@ -205,7 +218,7 @@ def test_bad_arguments(make_checkpoint: Callable[..., Path], tmp_path: Path) -> 
         ([], "give a MODEL"),
         ([directory, "--device-memory", "lots"], "cannot read the size 'lots'"),
         ([directory, "--bandwidth", "5 apples"], "cannot read --bandwidth '5 apples'; write it like 500GB/s"),
-        ([directory, "--device-preset", "sg2260"], "give --device-memory, --bandwidth and --rate"),
+        ([directory, "--device-preset", "tpu"], "give --device-memory, --bandwidth and --rate"),
         ([directory, "--max-model-len", "257"], "--max-model-len is 257, but the model's context is 256"),
         ([directory, "--tensor-parallel-size", "3"], "--tensor-parallel-size can be 1, 2, 4 for this model"),
         ([str(tmp_path)], "has no config.json"),

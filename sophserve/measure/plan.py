@@ -20,11 +20,12 @@ from sophserve.table import rows_of, size
 
 class Device(msgspec.Struct, kw_only=True):
     """A kind of device: its memory in bytes, its bandwidth in bytes a second, and its rate of 16-bit products in
-    operations a second; None for what is not known."""
+    operations a second; None for what is not known. note: where these are from, if it is not the data sheet."""
 
     memory: int | None = None
     bandwidth: float | None = None
     rate: float | None = None
+    note: str = ""
 
 
 PRESETS = {
@@ -32,8 +33,15 @@ PRESETS = {
     "a100-80gb": Device(memory=80 * 2**30, bandwidth=2039e9, rate=312e12),
     "h100": Device(memory=80 * 2**30, bandwidth=3350e9, rate=989e12),
     "h200": Device(memory=141 * 10**9, bandwidth=4800e9, rate=989e12),
+    "sg2260": Device(
+        memory=128 * 2**30,
+        bandwidth=546e9,
+        rate=100e12,
+        note="sg2260: one chip of 8 cores. Memory, bandwidth and rate are the vendor's figures, from its runtime, its "
+        "compiler and its cards; nobody has measured them here.",
+    ),
 }
-"""What data sheets say of dense 16-bit products and of memory. Sophgo publishes neither for its chips."""
+"""What data sheets say of dense 16-bit products and of memory. Sophgo publishes none."""
 
 OPTIONS = (
     "device",
@@ -94,6 +102,7 @@ def reckon(
         "longest_context": longest,
         "bandwidth": device.bandwidth,
         "rate": device.rate,
+        "note": device.note,
         "lengths": rows,
     }
 
@@ -152,7 +161,7 @@ def _device(given: dict[str, Any]) -> Device:
     preset = given.get("device_preset")
     if preset is not None and preset not in PRESETS:
         raise ConfigError(
-            f"there is no preset {preset!r}, only {', '.join(PRESETS)}; for another device, such as SG2260, give "
+            f"there is no preset {preset!r}, only {', '.join(PRESETS)}; for another device give "
             "--device-memory, --bandwidth and --rate as its data sheet has them"
         )
     device = Device() if preset is None else msgspec.structs.replace(PRESETS[preset])
@@ -200,6 +209,8 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
         lines.append("Decode and prefill: tokens a second, the most that bandwidth and rate of the devices allow.")
     else:
         lines.append("Give --bandwidth and --rate, or a --device-preset, for limits of decode and prefill.")
+    if device.note:
+        lines.append(device.note)
     return "\n".join(lines)
 
 

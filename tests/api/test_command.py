@@ -268,6 +268,8 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, server = parse(["--model", "x", "--device", "cmodel", "--api-key", "k"])
     assert (engine.device, server.api_key) == ("cmodel", ["k"])
     monkeypatch.setenv("DEVICE", "SOPHTPU")
+    assert parse(["--model", "x"])[0].device == "tpuv7"
+    monkeypatch.setenv("DEVICE", "")
     assert parse(["--model", "x"])[0].device == "auto"
     monkeypatch.setenv("DEVICE", "NPU")
     with pytest.raises(ConfigError, match="DEVICE is 'NPU'; set it to SOPHTPU or GPU"):
