@@ -148,6 +148,7 @@ static inline void compute_tile(const attention_command *c, const tile *t) {
         fill(values, t->low, c->value_dim, value_stride(c), 0, dtype);
     }
     tpu_bdc_fp_mm_R_trans(SCORES, bank_of_block(t) + QUERIES, keys, rows, c->key_dim, t->high, DT_FP32, dtype);
+    account_product(rows, t->high, c->key_dim);
     hide(c, t, rows);
     exponentiate(c, t, rows);
     dim4 shape = columns_of(rows, t->high), sums = columns_of(rows, width), exponents = stride_of(t->high + 1);
@@ -155,6 +156,7 @@ static inline void compute_tile(const attention_command *c, const tile *t) {
     tpu_bdc_cast(PROBABILITIES, SCORES, &shape, NULL, &exponents, dtype, DT_FP32, RM_HALF_TO_EVEN);
     tpu_bdc_fp_mul(SUMS, SUMS, SCORES + t->high * 4, &sums, NULL, NULL, &fade, DT_FP32);
     tpu_bdc_fp_mm(SUMS, PROBABILITIES, values, rows, t->high, width, DT_FP32, dtype, true);
+    account_product(rows, width, t->high);
 }
 
 /* The sums of values, divided by those of probabilities. */
