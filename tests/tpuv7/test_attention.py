@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from device.interface import AttentionMeta, KVCache, Rope
 from device.reference import ReferenceOps
@@ -22,7 +24,7 @@ BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 
 @dataclass(frozen=True)
 class Shape:
-    """new, cached: tokens of each sequence. rotary: 0 without rope."""
+    """new, cached: tokens of each sequence. rotary: 0 without rope. scattered: blocks are in no order."""
 
     new: tuple[int, ...]
     cached: tuple[int, ...]
@@ -34,6 +36,7 @@ class Shape:
     interleaved: bool = False
     window: int | None = None
     dtype: torch.dtype = BFLOAT16
+    scattered: bool = True
 
 
 class Case:
@@ -52,7 +55,7 @@ class Case:
             torch.randn(blocks, shape.block_size, shape.kv_heads, dim).to(dtype) for dim in shape.dims
         )
         self.keys[-1] = self.values[-1] = float("nan")  # a block that nobody has
-        order = torch.randperm(blocks - 1).int()
+        order = (torch.randperm if shape.scattered else torch.arange)(blocks - 1).int()
         self.tables = torch.full((len(shape.new), int(used.max()) + 1), -1, dtype=torch.int32)
         for table, count in zip(self.tables, used.tolist(), strict=True):
             table[:count], order = order[:count], order[count:]
@@ -174,8 +177,18 @@ def check(chip: Chip, shape: Shape) -> None:
         Shape((1,), (0,)),
         Shape((1, 1, 1), (9, 255, 256), heads=7, kv_heads=1, dims=(20, 20), block_size=1, rotary=20, dtype=FLOAT16),
         Shape((1, 1, 33, 5), (299, 3, 100, 0), heads=6, dims=(80, 96), block_size=24, rotary=32, interleaved=True),
-        Shape((40, 2), (230, 0), heads=16, dims=(96, 80), block_size=4, window=17, rotary=0, dtype=FLOAT16),
-        Shape((1, 1, 260), (40, 290, 7), kv_heads=4, dims=(128, 256), block_size=128, window=100, rotary=128),
+        Shape(
+            (40, 2),
+            (230, 0),
+            heads=16,
+            dims=(96, 80),
+            block_size=4,
+            window=17,
+            rotary=0,
+            dtype=FLOAT16,
+            scattered=False,
+        ),
+        Shape((1, 1, 70), (40, 290, 207), kv_heads=1, dims=(128, 256), block_size=128, window=100, rotary=128),
     ],
     ids=str,
 )
@@ -199,45 +212,39 @@ def test_long_contexts(chip: Chip) -> None:
 def test_chunks_and_decodes_have_the_bits_of_one_prefill(chip: Chip, window: int | None) -> None:
     """Whatever else is in the batch. (Not with CMODEL_FAST_EXEC, whose products depend on how many rows there are.)"""
     torch.manual_seed(1)
-    whole = Case(Shape((300,), (0,), window=window))
-    out, *cache, _ = whole.run(chip)
-    cuts = [0, 130, 131, 256, 299, 300]
-    for first, end in pairwise(cuts):
+    whole = Case(Shape((300,), (0,), heads=2, kv_heads=1, window=window))
+    out, whole.keys, whole.values, _ = whole.run(chip)
+    for first, end in pairwise([0, 130, 131, 256, 299, 300]):
         other = Case(replace(whole.shape, new=(1,), cached=(99,)))
-        lengths = (end - first,), (first,)
-        chunk = Case(replace(whole.shape, new=lengths[0], cached=lengths[1]))
-        chunk.qkv, chunk.rope = whole.qkv[first:end], whole.rope
-        chunk.tables, chunk.step = (
-            whole.tables,
-            replace(
-                chunk.step, block_tables=whole.tables.clamp(min=0), slot_mapping=whole.step.slot_mapping[first:end]
-            ),
-        )
-        chunk.keys, chunk.values = cache
-        batch = joined(other, chunk)
-        found, *_ = batch.run(chip)
+        found, *_ = joined(other, part(whole, first, end)).run(chip)
         assert torch.equal(bits(found[1:]), bits(out[first:end])), (first, end)
 
 
+def part(whole: Case, first: int, end: int) -> Case:
+    """The tokens [first, end) of one sequence, with what came before in the cache."""
+    chunk = copy(whole)
+    chunk.shape = replace(whole.shape, new=(end - first,), cached=(first,))
+    chunk.qkv = whole.qkv[first:end]
+    new, cached = (torch.tensor([length], dtype=torch.int32) for length in (end - first, first))
+    slots = whole.step.slot_mapping[first:end]
+    chunk.step = AttentionMeta(new, cached, whole.step.block_tables, slots, end)
+    return chunk
+
+
 def joined(first: Case, second: Case) -> Case:
-    """The sequences of both, in a cache that has the blocks of both; the rope is the second's."""
-    batch, moved = Case.__new__(Case), len(first.keys)
-    batch.shape = replace(
-        second.shape, new=first.shape.new + second.shape.new, cached=first.shape.cached + second.shape.cached
-    )
-    batch.widths, batch.rope = second.widths, second.rope
+    """The sequences of both in one batch; the rope is the second's."""
+    batch, moved = copy(second), len(first.keys)
+    cases = first, second
+    new, cached = (tuple(getattr(case.shape, name)[0] for case in cases) for name in ("new", "cached"))
+    batch.shape = replace(second.shape, new=new, cached=cached)
     batch.qkv, batch.keys, batch.values = (
-        torch.cat([getattr(case, name) for case in (first, second)]) for name in ("qkv", "keys", "values")
+        torch.cat([getattr(case, name) for case in cases]) for name in ("qkv", "keys", "values")
     )
-    width = max(first.tables.shape[1], second.tables.shape[1])
-    tables = [
-        torch.nn.functional.pad(case.tables, (0, width - case.tables.shape[1]), value=-1) for case in (first, second)
-    ]
-    tables[1] = torch.where(tables[1] < 0, tables[1], tables[1] + moved)
-    batch.tables = torch.cat(tables)
-    new, cached = (torch.tensor(lengths, dtype=torch.int32) for lengths in (batch.shape.new, batch.shape.cached))
+    tables = [first.tables[0], torch.where(second.tables[0] < 0, -1, second.tables[0] + moved)]
+    batch.tables = pad_sequence(tables, batch_first=True, padding_value=-1)
     slots = torch.cat([first.step.slot_mapping, second.step.slot_mapping + moved * batch.shape.block_size])
-    batch.step = AttentionMeta(new, cached, batch.tables.clamp(min=0), slots, int((new + cached).max()))
+    lengths = (torch.tensor(each, dtype=torch.int32) for each in (new, cached))
+    batch.step = AttentionMeta(*lengths, batch.tables.clamp(min=0), slots, sum(new + cached))
     return batch
 
 
@@ -252,11 +259,11 @@ def test_a_sequence_that_is_no_number_stays_alone(chip: Chip) -> None:
     assert torch.equal(bits(spoilt[1:]), bits(clean[1:]))
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [1, 3, 5])
 def test_rows_beyond_the_launch_are_left_alone(chip: Chip, rows: int) -> None:
-    """A recorded decode step is replayed for fewer rows; what the batch says of the others is of no meaning."""
+    """A recorded step is replayed for fewer rows; what the batch says of the others is of no meaning."""
     torch.manual_seed(3)
-    case = Case(Shape((1,) * 5, (30, 299, 0, 17, 16)))
+    case = Case(Shape((1, 1, 1, 4), (30, 299, 0, 17)))
     expected, *reference = case.expected()
     case.step.input_lengths[rows:], case.step.cached_lengths[rows:] = 1000, -5
     case.tables[rows:] = 1 << 28

@@ -1,4 +1,8 @@
-/* Causal attention over a paged cache: while a tile is computed the next one comes, also that of the next queries. */
+/* Causal attention over a paged cache.
+ *
+ * While the keys of a tile are worked on its values come, and the next tile's keys, be it one of the next queries; a
+ * tile's values are added with the next tile.
+ */
 #include "attention_tile.h"
 
 /* Channel `index` of a tensor whose channels have `stride` elements of 16 bits. */
@@ -23,7 +27,7 @@ static void load_positions(const attention_command *c, const tile *t, local_addr
 
 static void load_queries(const attention_command *c, const tile *t) {
     int group = c->heads / c->kv_heads, tokens = t->block.tokens, dim = c->key_dim, stride = align_up(dim, 2 * ALIGNED);
-    local_addr_t to = bank_of_block(t) + QUERIES;
+    local_addr_t to = queries_of(t);
     uint64_t from = c->q + ((uint64_t)t->block.row * c->heads + t->block.head * group) * dim * 2;
     if (tokens == 1) {
         load_rows(to, from, group, dim, dim, c->header.dtype);
@@ -33,16 +37,18 @@ static void load_queries(const attention_command *c, const tile *t) {
         load_rows(channel(to, head * tokens, stride), from + head * dim * 2, tokens, dim, c->heads * dim, c->header.dtype);
 }
 
-static void load_tile(const attention_command *c, const tile *t) {
-    local_addr_t bank = bank_of_tile(t);
+static void load_keys(const attention_command *c, const tile *t) {
     if (is_first(t)) load_queries(c, t);
-    load_positions(c, t, bank + KEYS, c->keys, c->key_dim, align_up(c->key_dim, 2 * ALIGNED));
-    load_positions(c, t, bank + VALUES, c->values, c->value_dim, value_stride(c));
+    load_positions(c, t, keys_of(t), c->keys, c->key_dim, align_up(c->key_dim, 2 * ALIGNED));
+}
+
+static void load_values(const attention_command *c, const tile *t) {
+    load_positions(c, t, values_of(t), c->values, c->value_dim, value_stride(c));
 }
 
 static void store_outputs(const attention_command *c, const tile *t) {
     int group = c->heads / c->kv_heads, tokens = t->block.tokens, dim = c->value_dim, stride = align_up(dim, 2 * ALIGNED);
-    local_addr_t from = bank_of_block(t) + OUTPUTS;
+    local_addr_t from = outputs_of(t);
     uint64_t to = c->out + ((uint64_t)t->block.row * c->heads + t->block.head * group) * dim * 2;
     if (tokens == 1) {
         store_rows(to, from, group, dim, dim, c->header.dtype);
@@ -69,22 +75,27 @@ static bool next_tile(own_work *own, const tile *last, tile *next) {
 
 void attention(const attention_command *c) {
     own_work own = begin_own_work(c);
-    tile present = {.number = -1, .count = -1}, next, done = {.count = -1};
-    if (!next_tile(&own, &present, &present)) return;
+    tile weighed = {.number = -1, .count = -1}, present, next, done = weighed;
+    if (!next_tile(&own, &weighed, &present)) return;
     prepare_tiles(c);
-    load_tile(c, &present);
-    for (bool more = true; more; present = next) {
+    load_keys(c, &present);
+    for (bool more = true; more; weighed = present, present = next) {
         more = next_tile(&own, &present, &next);
         tpu_parallel_start();
+        load_values(c, &present);
+        if (more) load_keys(c, &next);
         if (done.count >= 0) store_outputs(c, &done);
         done.count = -1;
-        if (more) load_tile(c, &next);
-        compute_tile(c, &present);
-        if (is_last(&present)) {
-            finish_block(c, &present);
-            done = present;
+        if (weighed.count >= 0) {
+            add_values(c, &weighed);
+            if (is_last(&weighed)) done = weighed;
         }
+        weigh(c, &present);
         tpu_parallel_end();
     }
-    store_outputs(c, &done);
+    tpu_parallel_start();
+    if (done.count >= 0) store_outputs(c, &done);
+    add_values(c, &weighed);
+    tpu_parallel_end();
+    store_outputs(c, &weighed);
 }

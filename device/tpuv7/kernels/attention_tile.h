@@ -16,21 +16,19 @@
 #define ALIGNED 16 /* channels of float32 begin at multiples of so many */
 #define COLUMN (QUERY_ROWS / LANES * ALIGNED * 4)
 
-/* What lies where in each lane. What DMA fills is never in a bank that is computed with. */
+/* What lies where in each lane. What DMA fills or empties is never in a bank that is computed with. */
 enum place {
-    POSITIONS = 0, /* two banks, of tiles in turn */
-    KEYS = 0,
-    VALUES = TILE / LANES * DIM * 2,
-    BLOCKS = 2 * BANK_BYTES, /* two banks, of blocks of queries in turn */
-    QUERIES = 0,
-    OUTPUTS = QUERY_ROWS / LANES * DIM * 2,
-    SCORES = 4 * BANK_BYTES, /* float32 as all below, except probabilities */
-    EXPONENTS = 5 * BANK_BYTES,
-    WORK_0 = 6 * BANK_BYTES,
-    WORK_1 = 7 * BANK_BYTES,
-    PROBABILITIES = 8 * BANK_BYTES,
-    SUMS = 9 * BANK_BYTES, /* [rows, value_dim + 1] */
-    MAXIMUM = 10 * BANK_BYTES, /* columns, one value of each row */
+    KEYS = 0, /* two banks, of tiles in turn */
+    VALUES = 2 * BANK_BYTES,
+    QUERIES = 4 * BANK_BYTES, /* two banks, of blocks of queries in turn */
+    OUTPUTS = 6 * BANK_BYTES,
+    SCORES = 8 * BANK_BYTES, /* float32 as all below, except probabilities */
+    EXPONENTS = 9 * BANK_BYTES,
+    WORK_0 = 10 * BANK_BYTES,
+    WORK_1 = 11 * BANK_BYTES,
+    PROBABILITIES = 12 * BANK_BYTES,
+    SUMS = 13 * BANK_BYTES, /* [rows, value_dim + 1] */
+    MAXIMUM = 14 * BANK_BYTES, /* columns, one value of each row */
     LARGER = MAXIMUM + COLUMN,
     TOKEN = LARGER + COLUMN, /* + 1/2 */
     LIMIT = TOKEN + COLUMN,
@@ -38,7 +36,7 @@ enum place {
     MIDDLE = INVERSE + COLUMN,   /* the row + 1/2 */
     COUNTING = MIDDLE + COLUMN, /* 0 .. TILE - 1 in each lane */
     TABLE = COUNTING + TILE * 4, /* coefficients of exp */
-    END = 11 * BANK_BYTES
+    END = 15 * BANK_BYTES
 };
 
 /* A block of queries and the positions [begin + low, begin + high) that are looked at. */
@@ -50,8 +48,11 @@ typedef struct {
     int low, high;
 } tile;
 
-static inline local_addr_t bank_of_tile(const tile *t) { return POSITIONS + t->count % 2 * BANK_BYTES; }
-static inline local_addr_t bank_of_block(const tile *t) { return BLOCKS + t->number % 2 * BANK_BYTES; }
+static inline local_addr_t keys_of(const tile *t) { return KEYS + t->count % 2 * BANK_BYTES; }
+static inline local_addr_t values_of(const tile *t) { return VALUES + t->count % 2 * BANK_BYTES; }
+static inline local_addr_t queries_of(const tile *t) { return QUERIES + t->number % 2 * BANK_BYTES; }
+static inline local_addr_t outputs_of(const tile *t) { return OUTPUTS + t->number % 2 * BANK_BYTES; }
+static inline int rows_of(const attention_command *c, const tile *t) { return t->block.tokens * (c->heads / c->kv_heads); }
 static inline bool is_first(const tile *t) { return t->begin <= t->block.first; }
 static inline bool is_last(const tile *t) { return t->begin + t->high == t->block.end; }
 
@@ -81,7 +82,7 @@ static inline void prepare_tiles(const attention_command *c) {
     tpu_bdc_cast(MIDDLE, WORK_1, &rows, NULL, NULL, DT_FP32, DT_INT32, RM_HALF_TO_EVEN);
     tpu_bdc_fp_add_C(MIDDLE, MIDDLE, half, &rows, NULL, NULL, DT_FP32);
     for (int bank = 0; bank < 2; ++bank)
-        fill(POSITIONS + bank * BANK_BYTES + VALUES + c->value_dim * 2, TILE, 1, value_stride(c), 1, c->header.dtype);
+        fill(VALUES + bank * BANK_BYTES + c->value_dim * 2, TILE, 1, value_stride(c), 1, c->header.dtype);
     account_local(END);
 }
 
@@ -93,13 +94,6 @@ static inline void number_tokens(const query_block *block, int rows) {
     tpu_bdc_fp_floor(TOKEN, TOKEN, &column, NULL, NULL, DT_FP32);
     tpu_bdc_fp_mul_C(TOKEN, TOKEN, tokens, &column, NULL, NULL, DT_FP32);
     tpu_bdc_fp_sub(TOKEN, MIDDLE, TOKEN, &column, NULL, NULL, NULL, DT_FP32);
-}
-
-static inline void begin_block(const attention_command *c, const tile *t) {
-    int group = c->heads / c->kv_heads, rows = t->block.tokens * group;
-    fill(MAXIMUM, rows, 1, ALIGNED, UNSEEN, DT_FP32);
-    fill(SUMS, rows, c->value_dim + 1, align_up(c->value_dim + 1, ALIGNED), 0, DT_FP32);
-    if (t->block.tokens > 1 || c->window) number_tokens(&t->block, rows);
 }
 
 /* Takes UNSEEN to the scores of positions after the row's own, and of those that its window has left. */
@@ -138,35 +132,44 @@ static inline void exponentiate(const attention_command *c, const tile *t, int r
     tpu_bdc_fp_exp(SCORES, EXPONENTS, WORK_0, WORK_1, TABLE, &wider, DT_FP32);
 }
 
-static inline void compute_tile(const attention_command *c, const tile *t) {
+/* The probabilities of a tile, not yet divided by their sum, of keys and queries. */
+static inline void weigh(const attention_command *c, const tile *t) {
     data_type_t dtype = (data_type_t)c->header.dtype;
-    int rows = t->block.tokens * (c->heads / c->kv_heads), width = c->value_dim + 1;
-    local_addr_t keys = bank_of_tile(t) + KEYS, values = bank_of_tile(t) + VALUES;
-    if (is_first(t)) begin_block(c, t);
-    if (t->low) { /* what lies there may be no number */
-        fill(keys, t->low, c->key_dim, align_up(c->key_dim, 2 * ALIGNED), 0, dtype);
-        fill(values, t->low, c->value_dim, value_stride(c), 0, dtype);
+    int rows = rows_of(c, t);
+    if (is_first(t)) {
+        fill(MAXIMUM, rows, 1, ALIGNED, UNSEEN, DT_FP32);
+        number_tokens(&t->block, rows);
     }
-    tpu_bdc_fp_mm_R_trans(SCORES, bank_of_block(t) + QUERIES, keys, rows, c->key_dim, t->high, DT_FP32, dtype);
+    /* What lies before the first position may be no number. */
+    if (t->low) fill(keys_of(t), t->low, c->key_dim, align_up(c->key_dim, 2 * ALIGNED), 0, dtype);
+    tpu_bdc_fp_mm_R_trans(SCORES, queries_of(t), keys_of(t), rows, c->key_dim, t->high, DT_FP32, dtype);
     account_product(rows, t->high, c->key_dim);
     hide(c, t, rows);
     exponentiate(c, t, rows);
-    dim4 shape = columns_of(rows, t->high), sums = columns_of(rows, width), exponents = stride_of(t->high + 1);
-    dim4 fade = {0, exponents.c, 0, 0};
+    dim4 shape = columns_of(rows, t->high), exponents = stride_of(t->high + 1);
     tpu_bdc_cast(PROBABILITIES, SCORES, &shape, NULL, &exponents, dtype, DT_FP32, RM_HALF_TO_EVEN);
-    tpu_bdc_fp_mul(SUMS, SUMS, SCORES + t->high * 4, &sums, NULL, NULL, &fade, DT_FP32);
-    tpu_bdc_fp_mm(SUMS, PROBABILITIES, values, rows, t->high, width, DT_FP32, dtype, true);
-    account_product(rows, width, t->high);
 }
 
 /* The sums of values, divided by those of probabilities. */
 static inline void finish_block(const attention_command *c, const tile *t) {
-    int rows = t->block.tokens * (c->heads / c->kv_heads);
+    int rows = rows_of(c, t);
     dim4 shape = columns_of(rows, c->value_dim), column = columns_of(rows, 1), sums = stride_of(c->value_dim + 1);
     tpu_bdc_fp32_reciprocal(INVERSE, SUMS + c->value_dim * 4, &column, NULL, &sums);
     tpu_bdc_fp_mul(SCORES, SUMS, INVERSE, &shape, NULL, &sums, &OF_ROW, DT_FP32);
-    tpu_bdc_cast(bank_of_block(t) + OUTPUTS, SCORES, &shape, NULL, NULL, (data_type_t)c->header.dtype, DT_FP32,
-                 RM_HALF_TO_EVEN);
+    tpu_bdc_cast(outputs_of(t), SCORES, &shape, NULL, NULL, (data_type_t)c->header.dtype, DT_FP32, RM_HALF_TO_EVEN);
+}
+
+/* Add a tile's values, each as often as its probability says, after `weigh`. */
+static inline void add_values(const attention_command *c, const tile *t) {
+    data_type_t dtype = (data_type_t)c->header.dtype;
+    int rows = rows_of(c, t), width = c->value_dim + 1;
+    dim4 sums = columns_of(rows, width), fade = {0, align_up(t->high + 1, ALIGNED), 0, 0};
+    if (is_first(t)) fill(SUMS, rows, width, align_up(width, ALIGNED), 0, DT_FP32);
+    if (t->low) fill(values_of(t), t->low, c->value_dim, value_stride(c), 0, dtype);
+    tpu_bdc_fp_mul(SUMS, SUMS, SCORES + t->high * 4, &sums, NULL, NULL, &fade, DT_FP32);
+    tpu_bdc_fp_mm(SUMS, PROBABILITIES, values_of(t), rows, t->high, width, DT_FP32, dtype, true);
+    account_product(rows, width, t->high);
+    if (is_last(t)) finish_block(c, t);
 }
 
 #endif
