@@ -61,9 +61,8 @@ struct Float8 {
 
     // Shifted into place the exponent is 120 too small; the product puts that right, for subnormal numbers too.
     static CMODEL_INLINE Vec value(Bits words, int i) {
-        Bits code = words >> (i % 2 * 16 + i / 2 * 8);
-        Vec magnitude = (Vec)((code & 0x7f) << 20) * 0x1p120f;
-        return (Vec)((Bits)magnitude | (code & 0x80) << 24);
+        Int signed_code = (Int)(words << (24 - i % 2 * 16 - i / 2 * 8)) >> 4;
+        return (Vec)((Bits)signed_code & 0x87f00000) * 0x1p120f;
     }
 
 #if defined(__AVX512BF16__)
