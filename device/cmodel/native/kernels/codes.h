@@ -141,6 +141,59 @@ struct FusedProduct {
     static void run(int64_t, const typename Kind::X*, const uint32_t*, int64_t, float*) {}
 };
 
+// sums[rows][32] = packed rows times `inputs` inputs of a panel from `words` on, by the additions of Product<float>.
+template <class Code>
+struct FusedProduct<Product<float>, Code> {
+    static constexpr int MOST_ROWS = 4;  // of more rows the sums leave too few registers
+
+    static void run(int64_t rows, const float* x, const uint32_t* words, int64_t inputs, float* sums) {
+        run_rows<MOST_ROWS>(rows, x, words, inputs, sums);
+    }
+
+private:
+    template <int R>
+    static void run_rows(int64_t rows, const float* x, const uint32_t* words, int64_t inputs, float* sums) {
+        if (rows == R) return run_block<R>(x, words, inputs, sums);
+        if constexpr (R > 1) run_rows<R - 1>(rows, x, words, inputs, sums);
+    }
+
+    template <int R>
+    static void run_block(const float* x, const uint32_t* words, int64_t inputs, float* sums) {
+        constexpr int NV = R <= 2 ? 4 : 2, LINE = 64 / sizeof *words;
+        for (int column = 0; column < PANEL; column += NV * LANES) {
+            Vec sum[R][NV];
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+                for (int v = 0; v < NV; ++v) sum[r][v] = Vec{};
+            }
+            const uint32_t* at = words + column;
+            const float* at_x = x;
+            for (int64_t k = 0; k < inputs; k += Code::INPUTS, at += PANEL, at_x += Code::INPUTS * R) {
+                for (int i = 0; i < NV * LANES; i += LINE) __builtin_prefetch((const char*)(at + i) + AHEAD);
+                Bits here[NV];
+                // One by one: of all together the compiler makes halves, which then wait for each other.
+#pragma GCC unroll 8
+                for (int v = 0; v < NV; ++v) std::memcpy(&here[v], at + v * LANES, sizeof here[v]);
+#pragma GCC unroll 8
+                for (int i = 0; i < Code::INPUTS; ++i) {
+#pragma GCC unroll 8
+                    for (int v = 0; v < NV; ++v) {
+                        Vec value = Code::value(here[v], i);
+#pragma GCC unroll 8
+                        for (int r = 0; r < R; ++r) sum[r][v] = fma(set1(at_x[i * R + r]), value, sum[r][v]);
+                    }
+                }
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+                for (int v = 0; v < NV; ++v) store(sums + r * PANEL + column + v * LANES, sum[r][v]);
+            }
+        }
+    }
+};
+
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 // sums[rows][32] = packed rows times `inputs` inputs of a panel from `words` on, by the additions of BFloat16Product.
 template <class Code>
