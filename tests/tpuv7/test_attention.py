@@ -80,13 +80,12 @@ class Case:
         return out, kv.keys, kv.values
 
     def run(self, chip: Chip, cores: int = 8, rows: int = 0) -> tuple[Tensor, Tensor, Tensor, Account]:
-        """The same of the chip, and the account of its attention."""
+        """The same of the chip, and its account."""
         shape, tokens = self.shape, len(self.qkv)
         out = torch.full((tokens, shape.heads, shape.dims[1]), 7.0, dtype=shape.dtype)
         keys, values = (cache.transpose(1, 2).contiguous() for cache in (self.keys, self.values))
         write, attend = self.commands(chip, chip.put(keys), chip.put(values), chip.put(out))
-        chip.run([write], cores, rows)
-        account = chip.run([attend], cores, rows)
+        account = chip.run([write, attend], cores, rows)
         found = [
             chip.get(address, tuple(like.shape), shape.dtype)
             for address, like in ((attend.out, out), (attend.keys, keys), (attend.values, values))
@@ -292,5 +291,6 @@ def test_a_decode_moves_little_more_than_what_it_sees(chip: Chip, position: int,
 def test_keys_and_values_are_read_once_for_all_heads_and_rows(chip: Chip) -> None:
     shape = Shape((32,), (1000,), heads=8, kv_heads=1, dims=(64, 64), rotary=0)
     *_, account = Case(shape).run(chip)
-    cache, rows = (1000 + 32) * 128 * 2, 32 * 8 * 128 * 2
-    assert account.bytes == cache + rows
+    cache, queries, new = (1000 + 32) * 128 * 2, 32 * 8 * 64 * 2, 32 * 128 * 2
+    written = 2 * queries + 2 * new
+    assert account.bytes == written + cache + 2 * queries

@@ -138,7 +138,7 @@ static inline void weigh(const attention_command *c, const tile *t) {
     int rows = rows_of(c, t);
     if (is_first(t)) {
         fill(MAXIMUM, rows, 1, ALIGNED, UNSEEN, DT_FP32);
-        number_tokens(&t->block, rows);
+        if (t->block.tokens > 1 || c->window) number_tokens(&t->block, rows);
     }
     /* What lies before the first position may be no number. */
     if (t->low) fill(keys_of(t), t->low, c->key_dim, align_up(c->key_dim, 2 * ALIGNED), 0, dtype);
