@@ -44,7 +44,9 @@ def build_kernels(target: Target = "emulator", sources: Path = SOURCES, only_com
     chip's firmware may be missing, without which kernels cannot run on it. Raises Tpuv7Error."""
     include = headers()
     linked = _link_options(target, only_compile)
-    content = _digest([*FLAGS[target], *linked], [*_files(sources), *_files(include)])
+    # Where things lie does not count: an image copies them.
+    library = [path] if target == "card" and (path := firmware()) else []
+    content = _digest(FLAGS[target], [*_files(sources), *_files(include), *library])
     folder = cache_directory() / "kernels"
     compiler = _compiler(target)
     if compiler is None:

@@ -77,6 +77,9 @@ def test_without_a_compiler_what_is_built_will_do(cache: Path, sources: Path, mo
     built = build_kernels(sources=sources)
     monkeypatch.setenv("PATH", str(cache))
     assert build_kernels(sources=sources) == built
+    moved = cache.parent.parent.rename(cache.parents[2] / "moved")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(moved))
+    assert build_kernels(sources=sources) == moved / built.relative_to(cache.parent.parent)
     (sources / "nothing.c").write_text(KERNEL % ("other", "other"))
     with pytest.raises(Tpuv7Error, match="built from other sources or headers, and there is " + advice):
         build_kernels(sources=sources)
