@@ -27,6 +27,19 @@ RUN python -m venv /opt/sophserve \
     && find /tpuv7 -name '*.whl' -exec /opt/sophserve/bin/pip install --no-cache-dir --no-deps {} + \
     && /opt/sophserve/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" "${TORCH}" dist/*.whl
 
+# emulator or card: what the device tpuv7 is set up for; nothing where it is empty. See docs/deployment.md.
+ARG TPUV7_TARGET=
+# hadolint ignore=DL3008,SC2046
+RUN mkdir -p /setup/.cache \
+    && if [ "${TPUV7_TARGET}" = card ]; then \
+        apt-get update \
+        && apt-get install -y --no-install-recommends gcc-riscv64-linux-gnu libc6-dev-riscv64-cross \
+            $(find /tpuv7 -name '*.deb'); \
+    fi \
+    && if [ -n "${TPUV7_TARGET}" ]; then \
+        HOME=/setup /opt/sophserve/bin/sophserve tpuv7 setup --target "${TPUV7_TARGET}"; \
+    fi
+
 FROM python:${PYTHON}-slim
 
 RUN --mount=type=bind,from=builder,source=/tpuv7,target=/tpuv7 \
@@ -38,6 +51,7 @@ RUN --mount=type=bind,from=builder,source=/tpuv7,target=/tpuv7 \
     && useradd --uid 1000 --create-home sophserve \
     && install --directory --owner sophserve --group sophserve /data
 COPY --from=builder /opt/sophserve /opt/sophserve
+COPY --from=builder --chown=sophserve /setup/.cache /home/sophserve/.cache
 
 # OMP_NUM_THREADS is left alone: sophserve takes the physical cores that the container's CPU quota pays for.
 ENV PATH=/opt/sophserve/bin:$PATH \

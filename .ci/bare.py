@@ -118,7 +118,7 @@ def others() -> None:
     sizes = ("--batch", 1, "--input-length", 16, "--max-new-tokens", 8)
     assert "TPS" in run("bench", "--model-id", "demo", *sizes)
     assert "weights" in run("plan", "demo")
-    assert "cmodel" in run("plugins")
+    assert "cmodel" in run("plugins") and "cmodel" in run("devices")
     code = (
         f"from sophserve import LLM\nwith LLM(model='demo') as llm:\n    print(llm.generate({QUESTION!r})[0].outputs)"
     )
@@ -138,11 +138,14 @@ def show_stages(log: list[str]) -> None:
 
 
 def installed_files() -> None:
-    """What the wheel brings: the native library and the page, no sources of C++ and no tests."""
+    """What the wheel brings: the native library, the chip's kernels and the page, no other sources and no tests."""
     names = [str(file) for file in distribution("sophserve").files or []]
-    for name in ("device/cmodel/libcmodel.so", "sophserve/api/playground/index.html", "sophserve/bench/profile.html"):
+    kernels = ("device/tpuv7/kernels/program.c", "device/tpuv7/kernels/core.h")
+    pages = ("sophserve/api/playground/index.html", "sophserve/bench/profile.html")
+    for name in ("device/cmodel/libcmodel.so", *kernels, *pages):
         assert name in names, f"the wheel lacks {name}"
-    unwanted = [name for name in names if name.endswith((".cpp", ".h", "CMakeLists.txt")) or name.startswith("tests/")]
+    unwanted = [name for name in names if name.endswith((".cpp", "CMakeLists.txt")) or name.startswith("tests/")]
+    unwanted += [name for name in names if name.endswith(".h") and not name.startswith("device/tpuv7/kernels/")]
     assert not unwanted, unwanted
 
 

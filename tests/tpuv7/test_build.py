@@ -124,3 +124,7 @@ def test_all_kernels_compile_for_a_card(cache: Path) -> None:
     assert int.from_bytes(built[18:20], "little") == 243
     names = [path.name for path in build.SOURCES.glob("*.c")]
     assert b"tpu_kernel_register_self_test" in built and "self_test.c" in names
+
+
+def test_all_kernels_build_for_the_emulator(cache: Path) -> None:
+    assert b"tpu_kernel_register_self_test" in build_kernels().read_bytes()
