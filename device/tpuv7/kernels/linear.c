@@ -10,19 +10,20 @@
 #include "core.h"
 
 #define CHUNK_INPUTS 2048
-#define SHARE_UNIT 16  /* outputs */
-#define SHARE_TILES 4  /* at least, where there are lanes enough, so that all loads but the first overlap */
+#define SHARE_UNIT 16   /* outputs */
+#define SHARE_TILES 4   /* at least, where outputs are enough: of all loads only the first cannot overlap */
 #define TILE_BYTES 4096 /* of a lane, of a tile of weights */
 #define SUM_VALUES 1024 /* of a lane, of the sums of a tile */
 #define SUM_BYTES (SUM_VALUES * 4)
 
-/* Local memory by banks: inputs of a block of rows, weights twice, sums of either half, and what follows them. */
+/* Local memory by banks: inputs of a block of rows, a tile of weights that is multiplied and one that comes, sums of
+ * either half, and what is made of them. Banks 10 and 11 are left for values of weights that are stored as codes. */
 #define INPUT_BYTES (8 * BANK_BYTES)
 #define WEIGHT_AT(step) ((8 + (step) % 2) * BANK_BYTES)
 #define BIAS_AT(step) (WEIGHT_AT(step) + TILE_BYTES)
 #define SUMS_AT(part) ((12 + (part)) * BANK_BYTES)
 #define WORK_AT (14 * BANK_BYTES)
-#define RESULT_AT (15 * BANK_BYTES) /* activated or wide bias, rounded, then transposed twice */
+#define RESULT_AT (15 * BANK_BYTES) /* activated, or a bias as float32 */
 #define ROUNDED_AT (RESULT_AT + SUM_BYTES)
 #define TRANSPOSED_AT(tile) (ROUNDED_AT + (1 + (tile) % 2) * SUM_BYTES / 2)
 
@@ -77,12 +78,16 @@ static void load_inputs(const product *p) {
     }
 }
 
+static void load_values(const linear_command *c, const step *s, uint64_t output, local_addr_t to) {
+    uint64_t from = c->weight + (output * c->inputs + s->input) * 2;
+    load_rows(to, from, s->outputs, s->inputs, c->inputs, c->header.dtype);
+}
+
 static void load_weight(const product *p, int index) {
     const linear_command *c = p->c;
     step s = step_at(p, index);
     uint64_t output = s.output + s.part * p->pairs;
-    uint64_t from = c->weight + (output * c->inputs + s.input) * 2;
-    load_rows(WEIGHT_AT(index), from, s.outputs, s.inputs, c->inputs, c->header.dtype);
+    load_values(c, &s, output, WEIGHT_AT(index));
     if (c->bias && ends_sum(p, &s)) load_lanes(BIAS_AT(index), c->bias + output * 2, s.outputs, c->header.dtype);
 }
 
