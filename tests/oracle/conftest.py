@@ -15,7 +15,7 @@ from torch import Tensor
 
 from device.cmodel.device import CmodelDevice
 from device.collectives.interface import Communicator, SingleRank
-from device.interface import StepInputs
+from device.interface import Device, StepInputs
 from model_plugins.architectures.deepseek_v2 import DeepseekV2ForCausalLM
 from model_plugins.architectures.deepseek_v3 import DeepseekV3ForCausalLM
 from model_plugins.architectures.llama import LlamaForCausalLM
@@ -125,19 +125,21 @@ def one_thread() -> Iterator[None]:
 def open_model() -> Callable[..., PagedModel]:
     """`open_model(directory, dtype=torch.float32, max_positions=256, communicator=SingleRank(),
     quantization=None)`."""
+    return open_paged_model
 
-    def open_(
-        directory: Path,
-        dtype: torch.dtype = torch.float32,
-        max_positions: int = 256,
-        communicator: Communicator | None = None,
-        quantization: str | None = None,
-    ) -> PagedModel:
-        context = ModelContext(CmodelDevice(), communicator or SingleRank(), dtype, max_positions)
-        model_class = CLASSES[read_config(directory)["architectures"][0]]
-        return PagedModel(load_model(directory, context, model_class=model_class, quantization=quantization))
 
-    return open_
+def open_paged_model(
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    max_positions: int = 256,
+    communicator: Communicator | None = None,
+    quantization: str | None = None,
+    device: Device | None = None,
+) -> PagedModel:
+    """The model of a checkpoint, on the cmodel or another device."""
+    context = ModelContext(device or CmodelDevice(), communicator or SingleRank(), dtype, max_positions)
+    model_class = CLASSES[read_config(directory)["architectures"][0]]
+    return PagedModel(load_model(directory, context, model_class=model_class, quantization=quantization))
 
 
 @pytest.fixture

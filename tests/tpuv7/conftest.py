@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from device.tpuv7 import build, setup
+from device.tpuv7.device import Tpuv7Device
 from device.tpuv7.errors import Tpuv7Error
 from tests.tpuv7.chip import Chip
 
@@ -20,6 +21,12 @@ def emulator() -> Path:
         return setup.install()
     except Tpuv7Error as error:
         pytest.skip(f"the emulator cannot be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def tpuv7(emulator: Path) -> Tpuv7Device:
+    """A chip with its operators."""
+    return Tpuv7Device()
 
 
 @pytest.fixture(scope="session")
