@@ -6,7 +6,7 @@ import ctypes
 from ctypes import c_uint64
 
 from device.interface import CommandRecord
-from device.tpuv7.commands import Attention, CacheWrite, Codes, Command, Embedding, Linear, RmsNorm
+from device.tpuv7.commands import Attention, CacheWrite, Codes, Command, Embedding, Linear, Permute, RmsNorm
 
 
 class Account(ctypes.Structure):
@@ -28,6 +28,7 @@ _NAMES = {
     RmsNorm: "rms_norm",
     CacheWrite: "cache_write",
     Attention: "paged_attention",
+    Permute: "permute",
 }
 
 

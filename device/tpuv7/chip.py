@@ -116,7 +116,7 @@ class Chip:
     """
 
     def __init__(self, runtime: Runtime, launch: Callable[[bytes], None]) -> None:
-        self._runtime = runtime
+        self.runtime = runtime
         self._launch = launch
         self._pool = Pool(runtime.allocate, runtime.free)
         self._waiting: list[Command] = []
@@ -145,7 +145,7 @@ class Chip:
         self.flush()  # what waits may still read what lies there
         tensor = tensor.contiguous()
         if tensor.nbytes:
-            self._runtime.upload(address, tensor.data_ptr(), tensor.nbytes)
+            self.runtime.upload(address, tensor.data_ptr(), tensor.nbytes)
 
     def download(self, address: int, tensor: Tensor) -> None:
         """Fill a contiguous host tensor."""
@@ -153,7 +153,7 @@ class Chip:
             raise CannotRecord
         self.flush()
         if tensor.nbytes:
-            self._runtime.download(tensor.data_ptr(), address, tensor.nbytes)
+            self.runtime.download(tensor.data_ptr(), address, tensor.nbytes)
 
     def add(self, command: Command) -> None:
         """Run a command after those before it."""
@@ -167,7 +167,7 @@ class Chip:
     def record(self, fn: Callable[[], Tensor]) -> tuple[Recording, Tensor] | None:
         """What fn does, and its result; None where the host needs a result meanwhile."""
         self.flush()
-        self.recording = recording = Recording(self, Pool(self._runtime.allocate, self._runtime.free))
+        self.recording = recording = Recording(self, Pool(self.runtime.allocate, self.runtime.free))
         try:
             result = fn()
             recording.close()
@@ -183,7 +183,7 @@ class Chip:
             return
         commands, self._waiting = self._waiting, []
         content = torch.frombuffer(bytearray(program(commands)), dtype=torch.uint8)
-        self._runtime.upload(self._program.address, content.data_ptr(), content.nbytes)
+        self.runtime.upload(self._program.address, content.data_ptr(), content.nbytes)
         self.run(self._program.address, commands)
 
     def run(self, address: int, commands: Sequence[Command], rows: int = 0) -> None:
@@ -205,5 +205,5 @@ class Chip:
         launch.accounts = self._accounts.address
         self._start(launch)
         found = torch.empty(size, dtype=torch.uint8)
-        self._runtime.download(found.data_ptr(), self._accounts.address, size)
+        self.runtime.download(found.data_ptr(), self._accounts.address, size)
         return read_accounts(bytes(found.tolist()))

@@ -64,8 +64,9 @@ class RmsNorm(Command):
 class Linear(Command):
     OPERATOR = 2
     _fields_ = [
-        *[(name, c_uint64) for name in ("out", "x", "weight", "bias", "scales", "zeros")],
-        *[(name, c_int32) for name in ("inputs", "outputs", "x_stride", "codes", "group_size", "activation")],
+        *[(name, c_uint64) for name in ("out", "x", "weight", "bias")],
+        *[(name, c_int32) for name in ("inputs", "outputs", "x_stride", "activation")],
+        *[(name, c_int32) for name in ("codes", "row_bytes", "chunk", "group_size", "scale_dtype")],
     ]
 
 
@@ -86,6 +87,14 @@ class Attention(Command):
         ("batch", BatchLayout),
         *[(name, c_int32) for name in ("heads", "kv_heads", "key_dim", "value_dim", "window")],
         ("scale", c_float),
+    ]
+
+
+class Permute(Command):
+    OPERATOR = 5
+    _fields_ = [
+        *[(name, c_uint64) for name in ("out", "x", "order")],
+        *[(name, c_int32) for name in ("columns", "channels", "x_stride")],
     ]
 
 

@@ -26,7 +26,7 @@ from device.sampling import sample
 from device.tpuv7 import commands
 from device.tpuv7.chip import Chip
 from device.tpuv7.tensors import ChipTensor, empty, gather_rows, on_chip
-from device.tpuv7.weights import ChipWeight
+from device.tpuv7.weights import ChipWeight, PlainWeight
 
 OPERATORS = frozenset({"embedding", "rms_norm", "linear", "gated_mlp", "paged_attention", "sample"})
 _ACTIVATIONS = {
@@ -45,7 +45,7 @@ class ChipOps:
 
     def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
         checks.check_embedding(ids, table)
-        rows = table.table() if isinstance(table, ChipWeight) else table
+        rows = table.table() if isinstance(table, PlainWeight) else table
         assert isinstance(rows, Tensor)
         if first is None and not isinstance(ids, ChipTensor):
             checks.check_ids(ids, len(rows))
@@ -146,6 +146,8 @@ class ChipOps:
     def _linear(
         self, x: ChipTensor, weight: ChipWeight, bias: Tensor | None, activation: Activation | None
     ) -> ChipTensor:
+        if weight.order is not None:
+            x = self._in_order(x, weight.order)
         outputs = weight.out_features // (2 if activation else 1)
         out = empty(self._chip, (len(x), outputs), x.dtype)
         command = commands.Linear(
@@ -159,6 +161,23 @@ class ChipOps:
         )
         weight.fill(command)
         self._chip.add(command)
+        return out
+
+    def _in_order(self, x: ChipTensor, order: ChipTensor) -> ChipTensor:
+        """The channels of x that a weight multiplies."""
+        out = empty(self._chip, (len(x), len(order)), x.dtype)
+        self._chip.add(
+            commands.Permute(
+                rows=len(x),
+                dtype=commands.DTYPES[x.dtype],
+                out=out.address,
+                x=x.address,
+                order=order.address,
+                columns=len(order),
+                channels=x.shape[1],
+                x_stride=x.stride(0),
+            )
+        )
         return out
 
     def _activations(self, operator: str, x: Tensor) -> ChipTensor:

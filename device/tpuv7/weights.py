@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
-import torch
+import math
+from dataclasses import dataclass
 
-from device.interface import CanonicalWeight, DenseWeight, UnsupportedOperator
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from device.interface import CanonicalWeight, DenseWeight, Float8Weight, IntWeight, UnsupportedOperator
+from device.reference import canonical_shape
 from device.tpuv7.chip import Chip
-from device.tpuv7.commands import Codes, Linear
+from device.tpuv7.commands import DTYPES, Codes, Linear
 from device.tpuv7.tensors import ChipTensor, on_chip
+
+# What the kernel adds up at once, and what its local memory holds of a row of x (kernels/linear.c).
+MOST_CHUNK_INPUTS = 2048
+MOST_INPUTS = 65536
+_LINE_VALUES = 32
 
 
 class ChipWeight:
-    """A plain weight, `[out_features, in_features]`, row by row as on disk."""
+    """A weight `[out_features, in_features]` on the chip.
+
+    order: uint16 `[inputs]`, the channel of x that each input of the kernel multiplies, or None for all as they come.
+    """
+
+    order: ChipTensor | None = None
+
+    def __init__(self, weight: CanonicalWeight, chunk: int) -> None:
+        self.out_features, self.in_features = canonical_shape(weight)
+        inputs = len(weight.order) if isinstance(weight, IntWeight) and weight.order is not None else self.in_features
+        in_memory = -(-inputs // chunk) * _round_up(chunk, _LINE_VALUES)
+        if in_memory > MOST_INPUTS:
+            raise UnsupportedOperator(
+                f"tpuv7 has no kernel for a weight of {inputs} inputs: {MOST_INPUTS} are the most"
+            )
+        self._inputs = inputs
+        self.nbytes = 0
+
+    def fill(self, command: Linear) -> None:
+        """Say in a command where the weight is, and what."""
+        command.inputs, command.outputs = self._inputs, self.out_features
+
+
+class PlainWeight(ChipWeight):
+    """Values in 16 bits, row by row as on disk."""
 
     def __init__(self, chip: Chip, weight: DenseWeight) -> None:
         values = weight.values
         if values.dtype not in (torch.bfloat16, torch.float16):
             raise UnsupportedOperator(f"tpuv7 has no kernel for weights of {str(values.dtype).removeprefix('torch.')}")
-        self.out_features, self.in_features = values.shape
+        super().__init__(weight, _LINE_VALUES)
         self.nbytes = values.nbytes
         self._values = None if values.is_meta else on_chip(chip, values)
 
     def fill(self, command: Linear) -> None:
-        """Say in a command where the weight is."""
+        super().fill(command)
         command.weight = self.table().address
-        command.inputs, command.outputs = self.in_features, self.out_features
         command.codes = Codes.PLAIN
 
     def table(self) -> ChipTensor:
@@ -33,8 +67,110 @@ class ChipWeight:
         return self._values
 
 
+class CodesWeight(ChipWeight):
+    """Whole numbers or float8 with scales, in the records of kernels/dequantize.h."""
+
+    def __init__(self, chip: Chip, weight: IntWeight | Float8Weight) -> None:
+        self._layout = layout = RecordLayout.of(weight)
+        super().__init__(weight, layout.chunk)
+        self._scale_dtype = weight.scales.dtype
+        self.nbytes = self.out_features * layout.row_bytes
+        order = weight.order if isinstance(weight, IntWeight) else None
+        if order is not None:
+            self.nbytes += 2 * len(order)
+        if weight.values.is_meta:
+            return
+        self._records = on_chip(chip, layout.records(weight))
+        if order is not None:
+            # -1 becomes a channel that there is not.
+            self.order = on_chip(chip, order.to(torch.int16).view(torch.uint16))
+
+    def fill(self, command: Linear) -> None:
+        super().fill(command)
+        layout = self._layout
+        command.weight, command.codes = self._records.address, layout.codes
+        command.row_bytes, command.chunk, command.group_size = layout.row_bytes, layout.chunk, layout.group_size
+        command.scale_dtype = DTYPES[self._scale_dtype]
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """How rows of codes become records, each of up to `chunk` inputs in groups of group_size."""
+
+    codes: Codes
+    inputs: int
+    chunk: int
+    group_size: int
+    scale_bytes: int
+
+    @classmethod
+    def of(cls, weight: IntWeight | Float8Weight) -> RecordLayout:
+        bits = weight.bits if isinstance(weight, IntWeight) else 8
+        codes = Codes.FLOAT8 if isinstance(weight, Float8Weight) else Codes.INT4 if bits == 4 else Codes.INT8
+        inputs = weight.values.shape[1] * 8 // bits
+        chunk, group_size = _chunk_and_group(inputs, weight.group_size)
+        return cls(codes, inputs, chunk, group_size, weight.scales.itemsize)
+
+    @property
+    def row_bytes(self) -> int:
+        whole, rest = divmod(self.inputs, self.chunk)
+        return whole * self.record_bytes(self.chunk) + (self.record_bytes(rest) if rest else 0)
+
+    def record_bytes(self, inputs: int) -> int:
+        codes = inputs // 2 if self.codes == Codes.INT4 else inputs
+        groups = -(-inputs // self.group_size)
+        of_group = self.scale_bytes + (self.codes != Codes.FLOAT8)
+        return _round_up(_round_up(codes, 4) + groups * of_group, 4)
+
+    def records(self, weight: IntWeight | Float8Weight) -> Tensor:
+        """uint8 `[out_features, row_bytes]`."""
+        codes_per_byte = 2 if self.codes == Codes.INT4 else 1
+        values = weight.values.view(torch.uint8)
+        parts = []
+        for start in range(0, self.inputs, self.chunk):
+            end = min(start + self.chunk, self.inputs)
+            groups = torch.arange(start, end, self.group_size) // weight.group_size
+            parts.append(_padded(values[:, start // codes_per_byte : end // codes_per_byte]))
+            of_groups = [weight.scales[:, groups].view(torch.uint8)]
+            if isinstance(weight, IntWeight):
+                of_groups.append(weight.zeros[:, groups])
+            parts.append(_padded(torch.cat(of_groups, 1)))
+        return torch.cat(parts, 1)
+
+
 def pack(weight: CanonicalWeight, chip: Chip) -> ChipWeight:
-    """Copy a weight to the chip."""
-    if isinstance(weight, DenseWeight):
-        return ChipWeight(chip, weight)
-    raise UnsupportedOperator(f"tpuv7 has no kernel for {type(weight).__name__}")
+    """Copy a weight to the chip. Raises UnsupportedOperator for one that no kernel takes."""
+    return PlainWeight(chip, weight) if isinstance(weight, DenseWeight) else CodesWeight(chip, weight)
+
+
+def _chunk_and_group(inputs: int, group_size: int) -> tuple[int, int]:
+    """Inputs of a record, an even number, and of a group, which a record has whole ones of.
+
+    A group that is longer than a record becomes several of one scale.
+    """
+    if group_size >= inputs:
+        chunk = _even_share(inputs, _LINE_VALUES)
+        return chunk, chunk
+    group = next(
+        size for size in range(group_size, 0, -1) if not group_size % size and _unit(size) <= MOST_CHUNK_INPUTS
+    )
+    return _even_share(inputs, _unit(group)), group
+
+
+def _unit(group_size: int) -> int:
+    return math.lcm(group_size, 2)
+
+
+def _even_share(inputs: int, unit: int) -> int:
+    """Multiples of unit, all but the last equal and all nearly so."""
+    chunks = -(-inputs // (MOST_CHUNK_INPUTS // unit * unit))
+    return _round_up(-(-inputs // chunks), unit)
+
+
+def _padded(columns: Tensor) -> Tensor:
+    """To a multiple of 4 bytes."""
+    return F.pad(columns, (0, -columns.shape[1] % 4))
+
+
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit

@@ -8,9 +8,9 @@
 
 #include "tpu_kernel.h"
 
-enum operator { EMBEDDING, RMS_NORM, LINEAR, CACHE_WRITE, ATTENTION };
+enum operator { EMBEDDING, RMS_NORM, LINEAR, CACHE_WRITE, ATTENTION, PERMUTE };
 enum activation { NO_ACTIVATION, SILU, GELU, GELU_TANH };
-/* How the values of a weight are stored: as activations, or as codes. */
+/* How the values of a weight are stored: as activations, or as codes, of which dequantize.h says more. */
 enum codes { PLAIN, INT4, INT8, FLOAT8 };
 
 typedef struct {
@@ -37,11 +37,13 @@ typedef struct {
 } rms_norm_command;
 
 /* out = x * weight^T + bias; with an activation, activation(first half) * second half of that, half as wide. outputs
- * are the rows of the weight, inputs at most 65536. */
+ * are the rows of the weight, inputs at most 65536. Only for codes: a row of the weight has row_bytes, of which each
+ * `chunk` inputs have a record, in groups of group_size with a scale of a data_type_t; a chunk has whole groups. */
 typedef struct {
     command_header header;
-    uint64_t out, x, weight, bias, scales, zeros;
-    int32_t inputs, outputs, x_stride, codes, group_size, activation;
+    uint64_t out, x, weight, bias;
+    int32_t inputs, outputs, x_stride, activation;
+    int32_t codes, row_bytes, chunk, group_size, scale_dtype;
 } linear_command;
 
 /* Where the rows of a batch belong, all int32. */
@@ -68,6 +70,13 @@ typedef struct {
     float scale;
 } attention_command;
 
+/* out[row][column] = x[row][order[column]], 0 where that is not among the channels. order is uint16. */
+typedef struct {
+    command_header header;
+    uint64_t out, x, order;
+    int32_t columns, channels, x_stride;
+} permute_command;
+
 typedef union {
     command_header header;
     embedding_command embedding;
@@ -75,6 +84,7 @@ typedef union {
     linear_command linear;
     cache_write_command cache_write;
     attention_command attention;
+    permute_command permute;
     uint8_t size[256];
 } command;
 
@@ -89,5 +99,6 @@ void rms_norm(const rms_norm_command *);
 void linear(const linear_command *);
 void cache_write(const cache_write_command *);
 void attention(const attention_command *);
+void permute(const permute_command *);
 
 #endif

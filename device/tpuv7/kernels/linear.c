@@ -8,19 +8,22 @@
 #include "activation.h"
 #include "commands.h"
 #include "core.h"
+#include "dequantize.h"
 
 #define CHUNK_INPUTS 2048
 #define SHARE_UNIT 16   /* outputs */
 #define SHARE_TILES 4   /* at least, where outputs are enough: of all loads only the first cannot overlap */
-#define TILE_BYTES 4096 /* of a lane, of a tile of weights */
+#define TILE_BYTES 4096 /* of a lane, of the values of a tile of weights */
+#define CODES_BYTES (12 * 1024) /* of its records, where it is stored as codes */
 #define SUM_VALUES 1024 /* of a lane, of the sums of a tile */
 #define SUM_BYTES (SUM_VALUES * 4)
 
 /* Local memory by banks: inputs of a block of rows, a tile of weights that is multiplied and one that comes, sums of
- * either half, and what is made of them. Banks 10 and 11 are left for values of weights that are stored as codes. */
+ * either half, and what is made of them. */
 #define INPUT_BYTES (8 * BANK_BYTES)
 #define WEIGHT_AT(step) ((8 + (step) % 2) * BANK_BYTES)
-#define BIAS_AT(step) (WEIGHT_AT(step) + TILE_BYTES)
+#define BIAS_AT(step) (WEIGHT_AT(step) + CODES_BYTES)
+#define VALUES_AT (10 * BANK_BYTES) /* of a weight that is stored as codes */
 #define SUMS_AT(part) ((12 + (part)) * BANK_BYTES)
 #define WORK_AT (14 * BANK_BYTES)
 #define RESULT_AT (15 * BANK_BYTES) /* activated, or a bias as float32 */
@@ -31,6 +34,8 @@ static const activation_memory ACTIVATION = {
     SUMS_AT(0) + SUM_BYTES, SUMS_AT(0) + SUM_BYTES + POLYNOMIAL_BYTES, SUMS_AT(0) + SUM_BYTES + 2 * POLYNOMIAL_BYTES,
     {WORK_AT, WORK_AT + SUM_BYTES, WORK_AT + 2 * SUM_BYTES, WORK_AT + 3 * SUM_BYTES},
 };
+
+static const dequantize_memory DEQUANTIZE = {11 * BANK_BYTES, VALUES_AT + TILE_BYTES, 11 * BANK_BYTES + 2 * TILE_BYTES};
 
 typedef struct {
     const linear_command *c;
@@ -78,6 +83,11 @@ static void load_inputs(const product *p) {
     }
 }
 
+static void load_codes(const linear_command *c, const step *s, uint64_t output, local_addr_t to) {
+    int before = record_of(c, c->chunk).bytes * s->chunk, bytes = record_of(c, s->inputs).bytes;
+    load_rows(to, c->weight + output * c->row_bytes + before, s->outputs, bytes / 4, c->row_bytes / 4, DT_UINT32);
+}
+
 static void load_values(const linear_command *c, const step *s, uint64_t output, local_addr_t to) {
     uint64_t from = c->weight + (output * c->inputs + s->input) * 2;
     load_rows(to, from, s->outputs, s->inputs, c->inputs, c->header.dtype);
@@ -87,14 +97,19 @@ static void load_weight(const product *p, int index) {
     const linear_command *c = p->c;
     step s = step_at(p, index);
     uint64_t output = s.output + s.part * p->pairs;
-    load_values(c, &s, output, WEIGHT_AT(index));
+    (c->codes == PLAIN ? load_values : load_codes)(c, &s, output, WEIGHT_AT(index));
     if (c->bias && ends_sum(p, &s)) load_lanes(BIAS_AT(index), c->bias + output * 2, s.outputs, c->header.dtype);
 }
 
 static void multiply(const product *p, int index) {
     step s = step_at(p, index);
     var_context_t no_bias = {.scalar = {.f32 = 0}};
-    tpu_bdc_fp_mm_R_trans_with_bias(SUMS_AT(s.part), WEIGHT_AT(index), inputs_at(p, s.chunk), s.outputs, s.inputs, p->rows,
+    local_addr_t weight = WEIGHT_AT(index);
+    if (p->c->codes != PLAIN) {
+        dequantize(VALUES_AT, weight, p->c, s.outputs, s.inputs, &DEQUANTIZE);
+        weight = VALUES_AT;
+    }
+    tpu_bdc_fp_mm_R_trans_with_bias(SUMS_AT(s.part), weight, inputs_at(p, s.chunk), s.outputs, s.inputs, p->rows,
                                     DT_FP32, (data_type_t)p->c->header.dtype, DT_FP32, s.chunk > 0, true, no_bias, false);
     account_product(s.outputs, p->rows, s.inputs);
 }
@@ -152,11 +167,15 @@ static void multiply_rows(const product *p) {
 /* As many rows as local memory has room for, and a tile of as many outputs as they leave room for. */
 static int plan(product *p) {
     const linear_command *c = p->c;
-    p->chunks = divide_up(c->inputs, CHUNK_INPUTS);
-    p->chunk = (int)align_up(divide_up(c->inputs, p->chunks), LINE_BYTES / 2);
+    p->chunk = c->chunk;
+    if (c->codes == PLAIN) {
+        p->chunk = (int)align_up(divide_up(c->inputs, divide_up(c->inputs, CHUNK_INPUTS)), LINE_BYTES / 2);
+    }
+    p->chunks = divide_up(c->inputs, p->chunk);
     int groups = INPUT_BYTES / (int)(p->chunks * chunk_bytes(p));
     int rows = smaller(smaller(c->header.rows, SUM_VALUES), groups * LANES);
     int tile = smaller(TILE_BYTES / (int)chunk_bytes(p), SUM_VALUES / (int)align_up(rows, LANES));
+    if (c->codes != PLAIN) tile = smaller(tile, CODES_BYTES / (int)align_up(record_of(c, c->chunk).bytes, LINE_BYTES));
     tile = smaller(tile, divide_up(p->own.end - p->own.begin, SHARE_TILES * LANES));
     p->tile = tile * LANES;
     return rows;

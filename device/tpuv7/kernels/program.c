@@ -11,6 +11,7 @@ static void run_command(const command *next) {
     case LINEAR: linear(&next->linear); break;
     case CACHE_WRITE: cache_write(&next->cache_write); break;
     case ATTENTION: attention(&next->attention); break;
+    case PERMUTE: permute(&next->permute); break;
     }
 }
 
