@@ -12,7 +12,10 @@ from device.tpuv7.commands import Attention, CacheWrite, Codes, Command, Embeddi
 class Account(ctypes.Structure):
     """Of one core in one launch; kernels/core.h explains it."""
 
-    _fields_ = [(name, c_uint64) for name in ("bytes", "overlapped", "peak", "operations")]
+    _fields_ = [
+        *[(name, c_uint64) for name in ("bytes", "overlapped", "peak", "operations")],
+        ("unused", c_uint64 * 4),
+    ]
 
 
 def read_accounts(content: bytes) -> Account:

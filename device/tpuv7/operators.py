@@ -35,6 +35,8 @@ _ACTIVATIONS = {
     "gelu_tanh": commands.Activation.GELU_TANH,
 }
 _DTYPES = (torch.bfloat16, torch.float16)
+MOST_NORM_VALUES = 16384
+"""What the local memory holds of a row (kernels/rms_norm.c)."""
 
 
 class ChipOps:
@@ -54,6 +56,8 @@ class ChipOps:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         checks.check_rms_norm(x, weight, residual)
         x, given = self._activations("rms_norm", x), residual
+        if x.shape[-1] > MOST_NORM_VALUES:
+            raise UnsupportedOperator(f"tpuv7 norms up to {MOST_NORM_VALUES} values at once, not {x.shape[-1]}")
         heads = x.shape[1] if x.dim() == 3 else 1
         if given is not None:
             given = self._contiguous(self._activations("rms_norm", given))

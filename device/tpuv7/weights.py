@@ -32,11 +32,9 @@ class ChipWeight:
     def __init__(self, weight: CanonicalWeight, chunk: int) -> None:
         self.out_features, self.in_features = canonical_shape(weight)
         inputs = len(weight.order) if isinstance(weight, IntWeight) and weight.order is not None else self.in_features
-        in_memory = -(-inputs // chunk) * _round_up(chunk, _LINE_VALUES)
-        if in_memory > MOST_INPUTS:
-            raise UnsupportedOperator(
-                f"tpuv7 has no kernel for a weight of {inputs} inputs: {MOST_INPUTS} are the most"
-            )
+        most = MOST_INPUTS // _round_up(chunk, _LINE_VALUES) * chunk
+        if inputs > most:
+            raise UnsupportedOperator(f"tpuv7 takes weights of this kind with up to {most} inputs, not {inputs}")
         self._inputs = inputs
         self.nbytes = 0
 

@@ -47,12 +47,12 @@ class Chip:
 
     def run(self, commands: list[Command], cores: int = CORES, rows: int = 0) -> Account:
         """Launch a program and wait for it. rows: the most that each command works on."""
-        accounts = self.put(torch.zeros(cores, 4, dtype=torch.int64))
+        accounts = self.put(torch.zeros(cores, 8, dtype=torch.int64))
         content = torch.frombuffer(bytearray(program(commands)), dtype=torch.uint8)
         launch = Launch(self.put(content), accounts, len(commands), rows)
         self._runtime.launch(self._module, "run_program", bytes(launch), cores)
-        of_cores = self.get(accounts, (cores, 4), torch.int64)
-        moved, overlapped, _, operations = of_cores.sum(0).tolist()
+        of_cores = self.get(accounts, (cores, 8), torch.int64)
+        moved, overlapped, _, operations, *_ = of_cores.sum(0).tolist()
         return Account(moved, overlapped, int(of_cores[:, 2].max()), operations)
 
     def clear(self) -> None:

@@ -9,12 +9,13 @@
 #define BANK_BYTES (16 * 1024)   /* what DMA and products use at the same time lies in different ones */
 #define LINE_BYTES 64            /* channels of a local tensor begin at multiples of this */
 
-/* What a core did in a launch. */
+/* What a core did in a launch. Each has a cache line of its own: cores write at the same time. */
 typedef struct {
     uint64_t bytes;      /* moved between device memory and local memory, or within device memory */
     uint64_t overlapped; /* of these, while the core computed */
     uint64_t peak;       /* the most local memory that was in use, bytes a lane */
     uint64_t operations; /* multiplications and additions of products */
+    uint64_t unused[4];
 } account;
 
 extern THREAD account core_account;
