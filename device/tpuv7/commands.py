@@ -66,7 +66,7 @@ class Linear(Command):
     _fields_ = [
         *[(name, c_uint64) for name in ("out", "x", "weight", "bias")],
         *[(name, c_int32) for name in ("inputs", "outputs", "x_stride", "activation")],
-        *[(name, c_int32) for name in ("codes", "row_bytes", "chunk", "group_size", "scale_dtype")],
+        *[(name, c_int32) for name in ("codes", "row_bytes", "chunk", "group_size", "scale_dtype", "has_zeros")],
     ]
 
 

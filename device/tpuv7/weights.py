@@ -88,18 +88,22 @@ class CodesWeight(ChipWeight):
         layout = self._layout
         command.weight, command.codes = self._records.address, layout.codes
         command.row_bytes, command.chunk, command.group_size = layout.row_bytes, layout.chunk, layout.group_size
-        command.scale_dtype = DTYPES[self._scale_dtype]
+        command.scale_dtype, command.has_zeros = DTYPES[self._scale_dtype], layout.has_zeros
 
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """How rows of codes become records, each of up to `chunk` inputs in groups of group_size."""
+    """How rows of codes become records, each of up to `chunk` inputs in groups of group_size.
+
+    Where all zeros are the middle of the codes there are none: the codes get a sign.
+    """
 
     codes: Codes
     inputs: int
     chunk: int
     group_size: int
     scale_bytes: int
+    has_zeros: bool
 
     @classmethod
     def of(cls, weight: IntWeight | Float8Weight) -> RecordLayout:
@@ -107,7 +111,8 @@ class RecordLayout:
         codes = Codes.FLOAT8 if isinstance(weight, Float8Weight) else Codes.INT4 if bits == 4 else Codes.INT8
         inputs = weight.values.shape[1] * 8 // bits
         chunk, group_size = _chunk_and_group(inputs, weight.group_size)
-        return cls(codes, inputs, chunk, group_size, weight.scales.itemsize)
+        has_zeros = isinstance(weight, IntWeight) and not _all_equal(weight.zeros, 1 << (bits - 1))
+        return cls(codes, inputs, chunk, group_size, weight.scales.itemsize, has_zeros)
 
     @property
     def row_bytes(self) -> int:
@@ -117,20 +122,22 @@ class RecordLayout:
     def record_bytes(self, inputs: int) -> int:
         codes = inputs // 2 if self.codes == Codes.INT4 else inputs
         groups = -(-inputs // self.group_size)
-        of_group = self.scale_bytes + (self.codes != Codes.FLOAT8)
+        of_group = self.scale_bytes + self.has_zeros
         return _round_up(_round_up(codes, 4) + groups * of_group, 4)
 
     def records(self, weight: IntWeight | Float8Weight) -> Tensor:
         """uint8 `[out_features, row_bytes]`."""
         codes_per_byte = 2 if self.codes == Codes.INT4 else 1
         values = weight.values.view(torch.uint8)
+        if isinstance(weight, IntWeight) and not self.has_zeros:
+            values = values ^ (0x88 if self.codes == Codes.INT4 else 0x80)
         parts = []
         for start in range(0, self.inputs, self.chunk):
             end = min(start + self.chunk, self.inputs)
             groups = torch.arange(start, end, self.group_size) // weight.group_size
             parts.append(_padded(values[:, start // codes_per_byte : end // codes_per_byte]))
             of_groups = [weight.scales[:, groups].view(torch.uint8)]
-            if isinstance(weight, IntWeight):
+            if isinstance(weight, IntWeight) and self.has_zeros:
                 of_groups.append(weight.zeros[:, groups])
             parts.append(_padded(torch.cat(of_groups, 1)))
         return torch.cat(parts, 1)
@@ -163,6 +170,10 @@ def _even_share(inputs: int, unit: int) -> int:
     """Multiples of unit, all but the last equal and all nearly so."""
     chunks = -(-inputs // (MOST_CHUNK_INPUTS // unit * unit))
     return _round_up(-(-inputs // chunks), unit)
+
+
+def _all_equal(numbers: Tensor, number: int) -> bool:
+    return not numbers.is_meta and bool((numbers == number).all())
 
 
 def _padded(columns: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from device.interface import CanonicalWeight, Float8Weight, IntWeight, Ops
-from device.reference import ReferenceOps, canonical_shape, reference_weight
+from device.reference import ReferenceOps, canonical_shape, dequantize, reference_weight
 from device.tpuv7.build import build_kernels
 from device.tpuv7.chip import Chip
 from device.tpuv7.device import KERNEL, Tpuv7Device
@@ -37,12 +37,13 @@ class Case:
         *,
         scales: torch.dtype = torch.float16,
         order: bool = False,
+        symmetric: bool = False,
         bias: bool = False,
         activation: str = "",
     ) -> None:
         self.generator = torch.Generator().manual_seed(rows * 31 + inputs * 7 + outputs)
         self.activation = activation
-        make = lambda out, count: quantized(self.generator, kind, out, count, group_size, scales, order)  # noqa: E731
+        make = lambda out, count: quantized(self.generator, kind, out, count, group_size, scales, order, symmetric)  # noqa: E731
         if activation:
             down = make(inputs, outputs)
             self.weights = [make(2 * canonical_shape(down)[1], inputs), down]
@@ -74,6 +75,7 @@ def quantized(
     group_size: int,
     scales: torch.dtype,
     order: bool = False,
+    symmetric: bool = False,
 ) -> CanonicalWeight:
     """Random codes. With an order some inputs are padding where inputs are many."""
     inputs += inputs % 2 if kind == "int4" else 0
@@ -85,6 +87,8 @@ def quantized(
     bits = 4 if kind == "int4" else 8
     codes = torch.randint(0, 256, (outputs, inputs * bits // 8), generator=generator, dtype=torch.uint8)
     zeros = torch.randint(0, 1 << bits, (outputs, groups), generator=generator, dtype=torch.uint8)
+    if symmetric:
+        zeros.fill_(1 << (bits - 1))
     channels = None
     if order:
         channels = torch.randperm(inputs, generator=generator).int()
@@ -126,6 +130,7 @@ def random_case(seed: int) -> Case:
         order=kind != "float8" and pick.random() < 0.4,
         bias=pick.random() < 0.5,
         activation=activation,
+        symmetric=pick.random() < 0.5,
     )
 
 
@@ -170,3 +175,35 @@ def test_a_decode_step_reads_codes_once(tpuv7: Tpuv7Device, kind: str, rows: int
 @pytest.mark.parametrize("seed", range(48))
 def test_random_products(tpuv7: Tpuv7Device, one_core: Chip, seed: int) -> None:
     check(tpuv7, one_core, random_case(seed), seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_every_code(tpuv7: Tpuv7Device, kind: str, dtype: torch.dtype, symmetric: bool) -> None:
+    """Values are float32's, rounded once: products with the identity are the values."""
+    codes, size = torch.arange(256, dtype=torch.uint8)[None], 128 if kind == "int4" else 64
+    scales = torch.tensor([[1.0, 0.3, 2.7, 0.011]])
+    weight: CanonicalWeight
+    if kind == "float8":
+        codes[(codes & 0x7F) == 0x7F] = 0  # NaN
+        weight = Float8Weight(codes.view(torch.float8_e4m3fn), scales, size)
+    else:
+        middle = 8 if kind == "int4" else 128
+        zeros = torch.tensor([[middle] * 4 if symmetric else [0, 1, middle, 2 * middle - 1]], dtype=torch.uint8)
+        weight = IntWeight(codes, scales, zeros, size, 4 if kind == "int4" else 8)
+    found = tpuv7.ops.linear(torch.eye(canonical_shape(weight)[1], dtype=dtype), tpuv7.pack(weight))
+    assert isinstance(found, ChipTensor)
+    assert torch.equal(found.to_host(), dequantize(weight).T.to(dtype))
+
+
+def test_rows_are_permuted_on_one_core_or_two(tpuv7: Tpuv7Device) -> None:
+    """Many rows are more than the weight."""
+    weight = quantized(torch.Generator().manual_seed(0), "int8", 16, 700, 128, torch.float16, order=True)
+    packed, x = tpuv7.pack(weight), torch.randn(600, canonical_shape(weight)[1]).bfloat16()
+    tpuv7.start_profile(10, 2)
+    tpuv7.ops.linear(x, packed)
+    [permute, _] = tpuv7.profile_records()
+    tpuv7.stop_profile()
+    assert permute.operator == "permute"
+    assert 2 * x.nbytes <= permute.bytes <= 3 * x.nbytes

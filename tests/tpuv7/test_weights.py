@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -30,6 +31,15 @@ def test_a_record_has_codes_then_scales_then_zeros() -> None:
     found = bytes(layout.records(weight)[0].tolist())
     assert found == bytes.fromhex("21436587a9 000000 003c 0040 0042 070809 000000")
     assert layout.row_bytes == len(found)
+
+
+@pytest.mark.parametrize(
+    ("bits", "middle", "expected"), [(4, 8, "a9cb 0000 003c 0000"), (8, 128, "a1c3 0000 003c 0000")]
+)
+def test_codes_have_a_sign_where_zeros_are_the_middle(bits: Literal[4, 8], middle: int, expected: str) -> None:
+    values, zeros = torch.tensor([[0x21, 0x43]], dtype=torch.uint8), torch.tensor([[middle]], dtype=torch.uint8)
+    weight = IntWeight(values, torch.tensor([[1.0]], dtype=torch.float16), zeros, 4, bits)
+    assert bytes(RecordLayout.of(weight).records(weight)[0].tolist()) == bytes.fromhex(expected)
 
 
 def test_a_float8_record_has_no_zeros() -> None:

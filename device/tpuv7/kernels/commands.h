@@ -43,7 +43,7 @@ typedef struct {
     command_header header;
     uint64_t out, x, weight, bias;
     int32_t inputs, outputs, x_stride, activation;
-    int32_t codes, row_bytes, chunk, group_size, scale_dtype;
+    int32_t codes, row_bytes, chunk, group_size, scale_dtype, has_zeros;
 } linear_command;
 
 /* Where the rows of a batch belong, all int32. */

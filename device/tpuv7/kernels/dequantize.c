@@ -5,14 +5,16 @@ typedef void (*elementwise)(local_addr_t, local_addr_t, local_addr_t, const dim4
                             const dim4 *, data_type_t);
 
 static data_type_t code_dtype(const linear_command *c) {
-    return c->codes == INT4 ? DT_UINT4 : c->codes == INT8 ? DT_UINT8 : DT_FP8E4M3;
+    if (c->codes == FLOAT8) return DT_FP8E4M3;
+    if (c->codes == INT4) return c->has_zeros ? DT_UINT4 : DT_INT4;
+    return c->has_zeros ? DT_UINT8 : DT_INT8;
 }
 
 record record_of(const linear_command *c, int inputs) {
     record r = {.groups = divide_up(inputs, c->group_size)};
     r.scales_at = align_up(c->codes == INT4 ? divide_up(inputs, 2) : inputs, 4);
     r.zeros_at = r.scales_at + r.groups * dtype_bytes(c->scale_dtype);
-    r.bytes = align_up(r.zeros_at + (c->codes == FLOAT8 ? 0 : r.groups), 4);
+    r.bytes = align_up(r.zeros_at + (c->has_zeros ? r.groups : 0), 4);
     return r;
 }
 
@@ -20,9 +22,10 @@ record record_of(const linear_command *c, int inputs) {
  * as many rows at once as there are lanes. */
 static void widen(local_addr_t to, local_addr_t from, int rows, int columns, int stride, data_type_t dtype) {
     int wide = align_up(columns * 4, LINE_BYTES);
+    bool half_bytes = dtype == DT_UINT4 || dtype == DT_INT4;
     for (int row = 0; row < rows; row += LANES, to += wide, from += stride) {
         dim4 shape = {1, smaller(LANES, rows - row), 1, columns}, source = {columns, columns, columns, 1};
-        tpu_bdc_cast(to, from, &shape, NULL, dtype == DT_UINT4 ? NULL : &source, DT_FP32, dtype, RM_HALF_TO_EVEN);
+        tpu_bdc_cast(to, from, &shape, NULL, half_bytes ? NULL : &source, DT_FP32, dtype, RM_HALF_TO_EVEN);
     }
 }
 
@@ -43,7 +46,7 @@ void dequantize(local_addr_t to, local_addr_t from, const linear_command *c, int
     int stride = align_up(r.bytes, LINE_BYTES);
     dim4 shape = {1, rows, 1, inputs};
     widen(memory->values, from, rows, inputs, stride, code_dtype(c));
-    if (c->codes != FLOAT8) {
+    if (c->has_zeros) {
         widen(memory->zeros, from + r.zeros_at, rows, r.groups, stride, DT_UINT8);
         with_groups(tpu_bdc_fp_sub, memory->values, memory->zeros, rows, inputs, c->group_size);
     }
