@@ -2,7 +2,8 @@
  *
  * A row of the weight is a row of records, one for each chunk of inputs: the codes (of 4 bits two a byte, the even input
  * low), from the next multiple of 4 bytes on a scale for each group of inputs, then its zero, a byte, if there are zeros,
- * and what is missing to a multiple of 4. Whole numbers without zeros have a sign. So one transfer brings all that a tile needs. device/tpuv7/weights.py makes it.
+ * and what is missing to a multiple of 4. Whole numbers without zeros have a sign. So one transfer brings all that a tile
+ * needs. device/tpuv7/weights.py makes it.
  */
 #ifndef SOPHSERVE_DEQUANTIZE_H
 #define SOPHSERVE_DEQUANTIZE_H

@@ -35,7 +35,8 @@ static const activation_memory ACTIVATION = {
     {WORK_AT, WORK_AT + SUM_BYTES, WORK_AT + 2 * SUM_BYTES, WORK_AT + 3 * SUM_BYTES},
 };
 
-static const dequantize_memory DEQUANTIZE = {11 * BANK_BYTES, VALUES_AT + TILE_BYTES, 11 * BANK_BYTES + 2 * TILE_BYTES};
+/* What one instruction reads at once lies in different banks; activations want theirs later. */
+static const dequantize_memory DEQUANTIZE = {11 * BANK_BYTES, VALUES_AT + TILE_BYTES, WORK_AT};
 
 typedef struct {
     const linear_command *c;
