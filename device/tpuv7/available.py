@@ -20,5 +20,5 @@ def available() -> list[AvailableDevice]:
             raise
         return []
     if runtime.emulated:
-        return [AvailableDevice(0, "emulator of the SG2260", emulated_memory(), emulated=True)]
+        return [AvailableDevice(0, "SG2260", emulated_memory(), emulated=True)]
     return [AvailableDevice(index, chip.name, chip.memory) for index, chip in enumerate(chips())]
