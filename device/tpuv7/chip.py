@@ -81,9 +81,10 @@ class Pool:
 class Recording:
     """What is to be done again: host functions that are told how many rows, and programs between them."""
 
-    def __init__(self, chip: Chip, pool: Pool) -> None:
+    def __init__(self, chip: Chip, pool: Pool, stored: Pool) -> None:
         self._chip = chip
         self.pool = pool  # its own: results lie between replays where nobody else may write
+        self.stored = stored
         self._steps: list[Callable[[int], object]] = []
         self._waiting: list[Command] = []
         self.kept: list[Block] = []  # what is stored once must be there at each replay
@@ -134,7 +135,8 @@ class Chip:
     def store(self, content: bytes | Tensor) -> Block:
         """Memory with some content."""
         tensor = content if isinstance(content, Tensor) else torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        block = self.new(tensor.nbytes)
+        # What a recording stores it stores once, so never where its commands have put a result that is free again.
+        block = Block(self, self.recording.stored, tensor.nbytes) if self.recording else self.new(tensor.nbytes)
         self.upload(block.address, tensor)
         if self.recording:
             self.recording.kept.append(block)
@@ -167,7 +169,8 @@ class Chip:
     def record(self, fn: Callable[[], Tensor]) -> tuple[Recording, Tensor] | None:
         """What fn does, and its result; None where the host needs a result meanwhile."""
         self.flush()
-        self.recording = recording = Recording(self, Pool(self.runtime.allocate, self.runtime.free))
+        pool, stored = (Pool(self.runtime.allocate, self.runtime.free) for _ in range(2))
+        self.recording = recording = Recording(self, pool, stored)
         try:
             result = fn()
             recording.close()

@@ -102,6 +102,28 @@ def test_a_recorded_step_gives_what_the_plain_one_gives(
             _check_recording(tpuv7, model, captured, rows)
 
 
+@torch.inference_mode()
+def test_results_of_a_recording_leave_its_own_programs_alone(tpuv7: Tpuv7Device) -> None:
+    """A step with host functions between has several programs, each stored when results before it are free again."""
+    weight = tpuv7.pack(DenseWeight(torch.randn(64, 64, dtype=torch.bfloat16) / 8))
+    x = tpuv7.put(torch.randn(1, 64, dtype=torch.bfloat16))
+
+    def step() -> torch.Tensor:
+        y = x
+        for _ in range(4):
+            y = tpuv7.ops.linear(tpuv7.ops.linear(y, weight), weight)
+            if tpuv7.chip.recording:
+                tpuv7.chip.recording.add_host_step(lambda rows: None)
+        return y
+
+    plain = step()
+    replay = tpuv7.capture(step, 1)
+    assert isinstance(plain, ChipTensor) and replay is not None
+    for _ in range(2):
+        again = replay(1)
+        assert isinstance(again, ChipTensor) and torch.equal(again.to_host(), plain.to_host())
+
+
 def _check_recording(tpuv7: Tpuv7Device, model: CausalLM, captured: CapturedDecode, rows: int) -> None:
     batch = _decode_batch(rows)
     plain = model.logits(model(tpuv7.prepare(batch.inputs, model.ropes)))
