@@ -12,6 +12,7 @@ from device.interface import CacheSpec, DenseWeight, StepInputs, UnsupportedOper
 from device.tpuv7.device import Tpuv7Device
 from device.tpuv7.tensors import ChipTensor
 from sophserve.model.decoder import CausalLM
+from sophserve.model.kv_memory import cached_layers
 from sophserve.worker.batch import FlatBatch
 from sophserve.worker.captured_decode import CapturedDecode
 from tests.oracle.conftest import open_paged_model
@@ -96,6 +97,10 @@ def test_a_recorded_step_gives_what_the_plain_one_gives(
     tpuv7: Tpuv7Device, make_checkpoint: Callable[..., Path]
 ) -> None:
     model = open_paged_model(make_checkpoint("qwen2"), torch.bfloat16, device=tpuv7).model
+    for layer in cached_layers(model):
+        for cache in (layer.kv.keys, layer.kv.values):  # the batch reads positions that nobody has written
+            places = cache.transpose(1, 2)
+            places.copy_(torch.randn(places.shape))
     captured = CapturedDecode(tpuv7, model, 4, 3)
     with torch.inference_mode():
         for rows in (1, 3):
