@@ -15,7 +15,7 @@ log = logging.getLogger("device.tpuv7")
 _WRITE = ctypes.CFUNCTYPE(c_ssize_t, c_void_p, c_void_p, c_size_t)
 _LINE_BUFFERED = 1
 # In lines that tell why the process is about to end.
-_SERIOUS = ("[ERR]", "ASSERT", "Assertion", "overcommit_memory")
+_SERIOUS = ("[ERR]", "ASSERT", "Assertion", "terminate called", "what():", "overcommit_memory")
 
 
 class _Functions(ctypes.Structure):

@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 
 COMMAND_BYTES = 256
+MOST_HEAD_DIM, MOST_GROUP_HEADS = 512, 256
+"""Attention takes heads of so many channels, and so many query heads of a kv head, at most."""
 DTYPES = {torch.float16: 3, torch.bfloat16: 11, torch.float32: 5, torch.int32: 9}
 """The vendor's numbers (data_type_t)."""
 

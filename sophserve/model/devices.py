@@ -27,7 +27,7 @@ def open_device(name: str, rank: int = 0) -> Device:
     try:
         return installed[name].value(device_index(rank))
     except RuntimeError as error:
-        raise ConfigError(f"the device {name} cannot be used: {error}") from error
+        raise ConfigError(f"the device {name} cannot be used: {error}", help="device") from error
 
 
 def available(device_class: Any) -> list[AvailableDevice] | None:

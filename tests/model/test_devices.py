@@ -61,19 +61,18 @@ def test_auto_takes_a_chip_and_never_an_emulated_one(
     assert caplog.messages == (["the device tpuv7 is passed over: no driver is loaded; load it"] * (chip is Broken))
 
 
-def test_devices_are_listed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TPUV7_HOME", raising=False)
-    assert devices([]) == 0
-    printed = capfd.readouterr().out.splitlines()
-    assert printed[0].split() == ["device", "number", "memory", "name"]
-    assert any(line.startswith("cmodel") and "GiB" in line and line.endswith(")") for line in printed)
+def test_devices_are_listed_by_another_process() -> None:
+    """torch is for workers."""
+    script = "import sys\nfrom sophserve.measure.devices import devices\ndevices([])\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    titles, *lines = done.stdout.splitlines()
+    assert titles.split() == ["device", "number", "memory", "name"]
+    assert any(line.startswith("cmodel") and "GiB" in line and line.endswith(")") for line in lines)
+
+
+def test_devices_are_listed_for_programs(capfd: pytest.CaptureFixture[str]) -> None:
     assert devices(["--json"]) == 0
     kinds = {each["kind"]: each for each in json.loads(capfd.readouterr().out)}
     (host,) = kinds["cmodel"]["devices"]
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < host["memory"] <= total and not host["emulated"] and kinds["cmodel"]["problem"] == ""
-
-
-def test_listing_devices_leaves_torch_to_another_process() -> None:
-    script = "import sys\nfrom sophserve.measure.devices import devices\ndevices([])\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from device.interface import AttentionMeta, KVCache, Rope
 from device.reference import ReferenceOps
-from device.tpuv7.commands import DTYPES, Attention, BatchLayout, CacheWrite
+from device.tpuv7.commands import DTYPES, MOST_GROUP_HEADS, MOST_HEAD_DIM, Attention, BatchLayout, CacheWrite
 from tests.device.closeness import assert_close
 from tests.tpuv7.chip import Account, Chip
 
@@ -202,7 +202,9 @@ def test_random_shapes(chip: Chip) -> None:
 
 
 @pytest.mark.slow
-def test_long_contexts(chip: Chip) -> None:
+def test_the_largest(chip: Chip) -> None:
+    group, dim = MOST_GROUP_HEADS, MOST_HEAD_DIM
+    check(chip, Shape((2,), (300,), heads=group, kv_heads=1, dims=(dim, dim), rotary=dim))
     check(chip, Shape((1, 20), (2000, 1900), dims=(128, 128), rotary=128))
     check(chip, Shape((1,), (32700,), heads=2, kv_heads=1))
 

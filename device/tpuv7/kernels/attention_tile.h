@@ -10,13 +10,13 @@
 #include "attention_work.h"
 
 #define TILE 256 /* positions */
-#define DIM 256  /* the most channels of a head */
 #define UNSEEN -1e38f
 
 #define ALIGNED 16 /* channels of float32 begin at multiples of so many */
 #define COLUMN (QUERY_ROWS / LANES * ALIGNED * 4)
 
-/* What lies where in each lane. What DMA fills or empties is never in a bank that is computed with. */
+/* What lies where in each lane: banks of 16 KiB, which suffice for HEAD_DIM channels. What DMA fills or empties is never
+ * in a bank that is computed with. */
 enum place {
     KEYS = 0, /* two banks, of tiles in turn */
     VALUES = 2 * BANK_BYTES,
@@ -33,7 +33,7 @@ enum place {
     TOKEN = LARGER + COLUMN, /* + 1/2 */
     LIMIT = TOKEN + COLUMN,
     INVERSE = LIMIT + COLUMN,
-    MIDDLE = INVERSE + COLUMN,   /* the row + 1/2 */
+    MIDDLE = INVERSE + COLUMN, /* the row + 1/2 */
     COUNTING = MIDDLE + COLUMN, /* 0 .. TILE - 1 in each lane */
     TABLE = COUNTING + TILE * 4, /* coefficients of exp */
     END = 15 * BANK_BYTES

@@ -5,15 +5,15 @@
 #include "commands.h"
 #include "core.h"
 
-#define QUERY_ROWS 256 /* the most rows (of a token and a head each) of a block of queries */
-#define ITEM_COST 64   /* what a block of queries costs besides its positions, in positions */
+#define QUERY_ROWS GROUP_HEADS /* the most rows (of a token and a head each) of a block of queries */
+#define BLOCK_COST 64          /* what a block of queries costs besides its positions, in positions */
 
 /* Some tokens of a sequence with the query heads of one kv head. The row of token t and head g is g * tokens + t. */
 typedef struct {
     int sequence, head;
-    int row, tokens;   /* of the batch */
-    int position;      /* of the first token */
-    int first, end;    /* the positions that some of the tokens see */
+    int row, tokens; /* of the batch */
+    int position;    /* of the first token */
+    int first, end;  /* the positions that some of the tokens see */
 } query_block;
 
 /* Goes through the blocks of queries of a batch, those of the kv heads inside. */
@@ -35,8 +35,8 @@ static inline bool next_block(work *w, query_block *block) {
     while (w->sequence < c->batch.sequences && w->row < c->header.rows) {
         int new = smaller(w->input_lengths[w->sequence], c->header.rows - w->row);
         if (w->token < new) {
-            int most = larger(1, QUERY_ROWS / (c->heads / c->kv_heads));
-            int tokens = smaller(most, new - w->token), position = w->cached_lengths[w->sequence] + w->token;
+            int most = QUERY_ROWS / (c->heads / c->kv_heads), tokens = smaller(most, new - w->token);
+            int position = w->cached_lengths[w->sequence] + w->token;
             int first = c->window ? larger(0, position - c->window + 1) : 0;
             *block = (query_block){w->sequence, w->head, w->row + w->token, tokens, position, first, position + tokens};
             if (++w->head == c->kv_heads) {
@@ -51,7 +51,7 @@ static inline bool next_block(work *w, query_block *block) {
     return false;
 }
 
-static inline int64_t cost_of(const query_block *block) { return block->end - block->first + ITEM_COST; }
+static inline int64_t cost_of(const query_block *block) { return block->end - block->first + BLOCK_COST; }
 
 /* A core's blocks follow each other, and cost about as much as another's. */
 typedef struct {

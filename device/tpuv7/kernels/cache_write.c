@@ -7,16 +7,15 @@
 #include "core.h"
 
 #define PIECE 4096 /* elements, at most, in each lane */
-#define TURNED_DIM 256 /* the most channels of a head that are rotated */
 
 /* What lies where in each lane, each in banks of its own. */
 enum place {
-    PIECES = 0, /* three banks, of pieces in turn */
+    PIECES = 0,              /* three banks, of pieces in turn */
     ANGLES = 3 * BANK_BYTES, /* two banks, of groups of tokens in turn */
     COS = 0,
-    SIN = TURNED_DIM * 2,
-    EXACT = 5 * BANK_BYTES, /* what is rotated of the piece, float32 */
-    FIRST = 6 * BANK_BYTES, /* one half of that, rotated, and ... */
+    SIN = HEAD_DIM * 2,
+    EXACT = 5 * BANK_BYTES,  /* what is rotated of the piece, float32 */
+    FIRST = 6 * BANK_BYTES,  /* one half of that, rotated, and ... */
     SECOND = 7 * BANK_BYTES,
     END = 7 * BANK_BYTES + PIECE * 2
 };

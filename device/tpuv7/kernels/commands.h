@@ -46,6 +46,9 @@ typedef struct {
     int32_t codes, row_bytes, chunk, group_size, scale_dtype, has_zeros;
 } linear_command;
 
+#define HEAD_DIM 512    /* the most channels of a head in attention */
+#define GROUP_HEADS 256 /* the most query heads of a kv head */
+
 /* Where the rows of a batch belong, all int32. */
 typedef struct {
     uint64_t input_lengths, cached_lengths, block_tables, slots;
