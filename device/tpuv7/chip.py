@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -15,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from device.interface import CommandRecord
+from device.interface import CommandRecord, OutOfDeviceMemory
 from device.tpuv7.accounts import Account, command_record, read_accounts
 from device.tpuv7.commands import COMMAND_BYTES, Command, Launch, program
 
@@ -48,12 +49,22 @@ class Block:
     def __init__(self, chip: Chip, pool: Pool, nbytes: int) -> None:
         self.chip = chip
         self._pool = pool
-        self._size = max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
-        self.address = pool.take(self._size)
+        self._size = rounded(nbytes)
+        try:
+            self.address = pool.take(self._size)
+        except OutOfDeviceMemory:
+            chip.trim()
+            self.address = pool.take(self._size)
 
     def __del__(self) -> None:
         if hasattr(self, "address"):
             self._pool.give_back(self.address, self._size)
+
+
+def rounded(nbytes: int) -> int:
+    """The size of a block: one of eight between a power of two and the next, so that few sizes are in use."""
+    step = max(ALIGNMENT, 1 << max(0, nbytes.bit_length() - 4))
+    return max(1, -(-nbytes // step)) * step
 
 
 class Pool:
@@ -62,6 +73,8 @@ class Pool:
     def __init__(self, allocate: Callable[[int], int], free: Callable[[int], None]) -> None:
         self._allocate, self._free = allocate, free
         self._unused: dict[int, list[int]] = defaultdict(list)
+        # All of it: blocks keep their pool alive. A process that ends has nothing to give back.
+        weakref.finalize(self, _free_all, self._unused, free).atexit = False
 
     def take(self, size: int) -> int:
         unused = self._unused[size]
@@ -72,10 +85,14 @@ class Pool:
 
     def trim(self) -> None:
         """Give what nobody uses back to the chip."""
-        for addresses in self._unused.values():
-            for address in addresses:
-                self._free(address)
-        self._unused.clear()
+        _free_all(self._unused, self._free)
+
+
+def _free_all(unused: dict[int, list[int]], free: Callable[[int], None]) -> None:
+    for addresses in unused.values():
+        for address in addresses:
+            free(address)
+    unused.clear()
 
 
 class Recording:
@@ -100,9 +117,9 @@ class Recording:
         """End a program."""
         if not self._waiting:
             return
-        commands, self._waiting = self._waiting, []
-        block = self._chip.store(program(commands))
-        self._steps.append(lambda rows: self._chip.run(block.address, commands, rows))
+        chip, commands, self._waiting = self._chip, self._waiting, []
+        block = chip.store(program(commands))
+        self._steps.append(lambda rows: chip.run(block.address, commands, rows))
 
     def replay(self, rows: int) -> None:
         self._chip.flush()
@@ -131,6 +148,11 @@ class Chip:
     def new(self, nbytes: int) -> Block:
         """Memory for a result. Raises OutOfDeviceMemory."""
         return Block(self, self.recording.pool if self.recording else self._pool, nbytes)
+
+    def trim(self) -> None:
+        """Give memory back that only waits to be used again."""
+        self.flush()
+        self._pool.trim()
 
     def store(self, content: bytes | Tensor) -> Block:
         """Memory with some content."""

@@ -104,6 +104,12 @@ class ChipOps:
         window: int | None = None,
     ) -> Tensor:
         checks.check_paged_attention(q, k, v, kv, rope, window)
+        widest, group = max(q.shape[2], v.shape[2]), q.shape[1] // k.shape[1]
+        if widest > commands.MOST_HEAD_DIM or group > commands.MOST_GROUP_HEADS:
+            raise UnsupportedOperator(
+                f"tpuv7 attends with heads of up to {commands.MOST_HEAD_DIM} channels, {commands.MOST_GROUP_HEADS} to "
+                f"a key, not with {widest} and {group}"
+            )
         q, k, v = (self._activations("paged_attention", each) for each in (q, k, v))
         keys, values = on_chip(self._chip, kv.keys), on_chip(self._chip, kv.values)
         if not isinstance(step, StepInputs) or not isinstance(step.input_lengths, ChipTensor):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from device.interface import CacheSpec, DenseWeight, StepInputs, UnsupportedOperator
+from device.interface import CacheSpec, DenseWeight, OutOfDeviceMemory, StepInputs, UnsupportedOperator
 from device.tpuv7.device import Tpuv7Device
 from device.tpuv7.tensors import ChipTensor
 from sophserve.model.decoder import CausalLM
@@ -85,6 +86,36 @@ def test_memory_is_used_again_and_counted(tpuv7: Tpuv7Device) -> None:
     address = held.address
     del held
     assert tpuv7.put(torch.zeros(1 << 20)).address == address
+
+
+def test_unused_memory_goes_back_before_any_is_missing(tpuv7: Tpuv7Device) -> None:
+    free, _ = tpuv7.memory()
+    for share in (0.6, 0.7):
+        block = tpuv7.chip.new(int(share * free))
+        del block
+    with pytest.raises(OutOfDeviceMemory):
+        tpuv7.chip.new(2 * free)
+    tpuv7.chip.trim()
+
+
+def test_a_recording_gives_its_memory_back(tpuv7: Tpuv7Device) -> None:
+    x = tpuv7.put(torch.randn(4, 64, dtype=torch.bfloat16))
+    weight = tpuv7.pack(DenseWeight(torch.randn(64, 64, dtype=torch.bfloat16)))
+    tpuv7.chip.trim()
+    before = tpuv7.memory()
+    replay = tpuv7.capture(lambda: tpuv7.ops.linear(tpuv7.ops.linear(x, weight), weight), 4)
+    assert replay is not None and tpuv7.memory()[0] < before[0]
+    del replay
+    gc.collect()
+    assert tpuv7.memory() == before
+
+
+def test_heads_too_wide_are_refused_in_words(tpuv7: Tpuv7Device) -> None:
+    kv = tpuv7.make_kv_cache(1, 4, CacheSpec(1, (520, 520), torch.bfloat16))
+    step = tpuv7.prepare(_decode_batch(1).inputs, [])
+    x = torch.zeros(1, 1, 520, dtype=torch.bfloat16)
+    with pytest.raises(UnsupportedOperator, match="up to 512 channels, 256 to a key, not with 520 and 1"):
+        tpuv7.ops.paged_attention(x, x, x, kv, step, None, 1.0)
 
 
 def test_float32_is_refused_in_words(tpuv7: Tpuv7Device) -> None:
