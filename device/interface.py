@@ -300,6 +300,8 @@ class Device(Protocol):
     """Names how quantized weights are packed, and changes whenever that does; empty where they are not kept."""
     uses_host_memory: bool
     """Whether its memory is the host's, which the devices of all ranks then share."""
+    is_emulated: bool
+    """Whether it imitates another device, so that what it takes says nothing about that one."""
 
     def describe(self) -> str:
         """One line for the log: what this device is and how it will compute."""

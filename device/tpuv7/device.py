@@ -53,6 +53,7 @@ class Tpuv7Device(HostDevice):
     def __init__(self, index: int = 0) -> None:
         super().__init__(index)
         self._runtime = Runtime(index)
+        self.is_emulated = self._runtime.is_emulator
         kernels = self._runtime.load(build_kernels("emulator" if self._runtime.is_emulator else "card"))
         self.chip = Chip(self._runtime, lambda arguments: self._runtime.launch(kernels, KERNEL, arguments, CORES))
         self.ops = cast("Ops", ChipOps(self.chip))  # without those that `operators` leaves out

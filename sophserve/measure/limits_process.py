@@ -29,7 +29,10 @@ _known: dict[torch.dtype, DeviceLimits] = {}
 
 def measure_limits(device: Device, dtype: torch.dtype) -> DeviceLimits | None:
     """The best of some attempts: bytes a second of reading a large tensor or a large weight, operations a second of a
-    large product with weights of dtype. None where the device has no room to try. Takes seconds, the first time."""
+    large product with weights of dtype. None where the device has no room to try, or is an emulator. Takes seconds, the
+    first time."""
+    if device.is_emulated:
+        return None
     if dtype not in _known and (found := _measure(device, dtype)):
         _known[dtype] = found
     return _known.get(dtype)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from sophserve import LLM, SamplingParams
+
 PROMPTS = [
     "What is 7 plus 5?",
     "What is the capital of France?",
@@ -118,10 +120,24 @@ def test_a_prefix_hit_and_a_chunked_prompt_change_nothing(servers: Callable[...,
     chunked = servers("--model", "demo", "--device", "tpuv7", "--max-num-batched-tokens", "32")
     prompt = "Here are some numbers: " + ", ".join(map(str, range(40))) + ". What is 3 plus 4?"
     first, again = (ask(chunked, prompt) for _ in range(2))
-    usage = chunked.client().completions.create(model="tiny", prompt=prompt * 2, max_tokens=1).usage
-    assert usage.prompt_tokens > 64
+    usage = [
+        chunked.client().completions.create(model="tiny", prompt=prompt * 2, max_tokens=1).usage for _ in range(2)
+    ][1]
+    assert usage.prompt_tokens_details.cached_tokens >= 64
     assert_same(first, ask(cmodel, prompt))
     assert_same(again, first)
+
+
+@pytest.mark.slow
+def test_a_profile_has_every_command(emulator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMODEL_FAST_EXEC", "1")
+    with LLM("demo", device="tpuv7", kv_cache_memory="64MiB") as llm:
+        [folder] = llm.start_profile(directory=tmp_path)
+        llm.generate("Hello!", SamplingParams(max_tokens=3), use_tqdm=False)
+        llm.stop_profile()
+    records = "".join(path.read_text() for path in folder.iterdir() if path.suffix == ".jsonl")
+    for operator in ("embedding", "rms_norm", "linear 4096x256", "cache_write", "paged_attention"):
+        assert operator in records
 
 
 @pytest.mark.slow

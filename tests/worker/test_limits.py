@@ -30,6 +30,7 @@ class FakeDevice:
     disturbed. The host's own reads take no time on this clock."""
 
     uses_host_memory = True
+    is_emulated = False
 
     def __init__(self, clock: Clock, free: int) -> None:
         self.clock, self.free = clock, free
@@ -89,6 +90,12 @@ def test_a_device_that_is_nearly_full_is_left_alone(clock: Clock) -> None:
     device.pack = lambda weight: FakeDevice(clock, 0).pack(weight)
     assert limits.measure_limits(device, torch.float16) is None
     assert limits.measure_limits(FakeDevice(clock, 1 << 30), torch.float16)  # type: ignore[arg-type]
+
+
+def test_an_emulator_is_not_measured(clock: Clock) -> None:
+    device: Any = FakeDevice(clock, 1 << 30)
+    device.is_emulated = True
+    assert limits.measure_limits(device, torch.bfloat16) is None and device.calls == 0
 
 
 def test_profiles_and_bench_have_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
