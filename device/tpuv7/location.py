@@ -31,7 +31,7 @@ class Runtime:
     emulated: bool
 
     @property
-    def library(self) -> Path:
+    def file(self) -> Path:
         return self.libraries / RUNTIME
 
 

@@ -228,7 +228,7 @@ def _load(installation: Installation) -> ctypes.CDLL:
     if installation.emulated:
         _prepare_emulator(installation.libraries)
     try:
-        library = ctypes.CDLL(str(installation.library))
+        library = ctypes.CDLL(str(installation.file))
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, c_int
@@ -236,8 +236,8 @@ def _load(installation: Installation) -> ctypes.CDLL:
         library.tpuRtKernelLoadModuleFile.restype = c_void_p
     except (OSError, AttributeError) as error:
         raise Tpuv7Error(
-            f"the runtime {installation.library} cannot be used: {error}; install a tpuv7 runtime of this machine's "
-            "kind, or set up the emulator with {SETUP}"
+            f"the runtime {installation.file} cannot be used: {error}; install a tpuv7 runtime of this machine's "
+            f"kind, or set up the emulator with {SETUP}"
         ) from error
     if status := library.tpuRtInit():
         raise failed("tpuRtInit", status)

@@ -72,6 +72,7 @@ def test_a_runtime_for_another_machine(home: Callable[..., Path]) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert f"the runtime {path}/lib/libtpuv7_rt.so cannot be used: " in done.stderr
+    assert done.stderr.rstrip().endswith("or set up the emulator with `sophserve tpuv7 setup`")
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "4GiB", str(1 << 60)])
