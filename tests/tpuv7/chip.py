@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import ctypes
 
 import torch
 from torch import Tensor
 
+from device.tpuv7.accounts import Account, read_accounts
 from device.tpuv7.build import build_kernels
 from device.tpuv7.commands import Command, Launch, program
 from device.tpuv7.runtime import CORES, Runtime
-
-
-class Account(NamedTuple):
-    """What a launch did, over all cores: bytes moved, those of them moved while computing, the most local memory of a
-    lane in use, and multiplications and additions."""
-
-    bytes: int
-    overlapped: int
-    peak: int
-    operations: int
 
 
 class Chip:
@@ -47,13 +38,12 @@ class Chip:
 
     def run(self, commands: list[Command], cores: int = CORES, rows: int = 0) -> Account:
         """Launch a program and wait for it. rows: the most that each command works on."""
-        accounts = self.put(torch.zeros(cores, 8, dtype=torch.int64))
+        size = cores * ctypes.sizeof(Account)
+        accounts = self.put(torch.zeros(size, dtype=torch.uint8))
         content = torch.frombuffer(bytearray(program(commands)), dtype=torch.uint8)
         launch = Launch(self.put(content), accounts, len(commands), rows)
         self._runtime.launch(self._module, "run_program", bytes(launch), cores)
-        of_cores = self.get(accounts, (cores, 8), torch.int64)
-        moved, overlapped, _, operations, *_ = of_cores.sum(0).tolist()
-        return Account(moved, overlapped, int(of_cores[:, 2].max()), operations)
+        return read_accounts(bytes(self.get(accounts, (size,), torch.uint8).tolist()))
 
     def clear(self) -> None:
         """Forget all that was put."""
