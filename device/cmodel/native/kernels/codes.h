@@ -141,22 +141,26 @@ struct FusedProduct {
     static void run(int64_t, const typename Kind::X*, const uint32_t*, int64_t, float*) {}
 };
 
-// sums[rows][32] = packed rows times `inputs` inputs of a panel from `words` on, by the additions of Product<float>.
-template <class Code>
-struct FusedProduct<Product<float>, Code> {
-    static constexpr int MOST_ROWS = 4;  // of more rows the sums leave too few registers
+// A fused product by its run_block<R>, for up to MOST rows: of more the sums leave too few registers.
+template <class Fused, class X, int MOST>
+struct RowBlocks {
+    static constexpr int MOST_ROWS = MOST;
 
-    static void run(int64_t rows, const float* x, const uint32_t* words, int64_t inputs, float* sums) {
-        run_rows<MOST_ROWS>(rows, x, words, inputs, sums);
+    static void run(int64_t rows, const X* x, const uint32_t* words, int64_t inputs, float* sums) {
+        run_rows<MOST>(rows, x, words, inputs, sums);
     }
 
 private:
     template <int R>
-    static void run_rows(int64_t rows, const float* x, const uint32_t* words, int64_t inputs, float* sums) {
-        if (rows == R) return run_block<R>(x, words, inputs, sums);
+    static void run_rows(int64_t rows, const X* x, const uint32_t* words, int64_t inputs, float* sums) {
+        if (rows == R) return Fused::template run_block<R>(x, words, inputs, sums);
         if constexpr (R > 1) run_rows<R - 1>(rows, x, words, inputs, sums);
     }
+};
 
+// sums[rows][32] = packed rows times `inputs` inputs of a panel from `words` on, by the additions of Product<float>.
+template <class Code>
+struct FusedProduct<Product<float>, Code> : RowBlocks<FusedProduct<Product<float>, Code>, float, 4> {
     template <int R>
     static void run_block(const float* x, const uint32_t* words, int64_t inputs, float* sums) {
         constexpr int NV = R <= 2 ? 4 : 2, LINE = 64 / sizeof *words;
@@ -197,20 +201,7 @@ private:
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 // sums[rows][32] = packed rows times `inputs` inputs of a panel from `words` on, by the additions of BFloat16Product.
 template <class Code>
-struct FusedProduct<BFloat16Product, Code> {
-    static constexpr int MOST_ROWS = 12;
-
-    static void run(int64_t rows, const uint32_t* x, const uint32_t* words, int64_t inputs, float* sums) {
-        run_rows<MOST_ROWS>(rows, x, words, inputs, sums);
-    }
-
-private:
-    template <int R>
-    static void run_rows(int64_t rows, const uint32_t* x, const uint32_t* words, int64_t inputs, float* sums) {
-        if (rows == R) return run_block<R>(x, words, inputs, sums);
-        if constexpr (R > 1) run_rows<R - 1>(rows, x, words, inputs, sums);
-    }
-
+struct FusedProduct<BFloat16Product, Code> : RowBlocks<FusedProduct<BFloat16Product, Code>, uint32_t, 12> {
     template <int R>
     static void run_block(const uint32_t* x, const uint32_t* words, int64_t inputs, float* sums) {
         Vec sum[R][2];
