@@ -6,7 +6,7 @@ chip; everything else that torch is asked to do with them is done on the host, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -134,4 +134,5 @@ def _gathered(table: Any, indices: Sequence[Any]) -> Tensor | None:
     return gather_rows(table, rows.int())
 
 
-_host: Callable[[Any], Any] = lambda tensor: tensor.to_host() if isinstance(tensor, ChipTensor) else tensor  # noqa: E731
+def _host(tensor: Any) -> Any:
+    return tensor.to_host() if isinstance(tensor, ChipTensor) else tensor
