@@ -62,11 +62,12 @@ def test_what_is_interrupted_leaves_nothing(
 ) -> None:
     source = make_checkpoint("qwen2", hidden_size=512, intermediate_size=2048, num_hidden_layers=12)
     command = [sys.executable, "-m", "sophserve", "quantize", str(source), str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + 60
         while not list(tmp_path.iterdir()):
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.02)
         process.send_signal(number)
-        assert process.wait(30) == status
+        said = process.communicate(timeout=30)[1]
+        assert process.returncode == status, said
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
@@ -514,6 +516,27 @@ async def test_a_server_killed_while_it_makes_the_files(start_app: Any, tmp_path
     assert len(good) == 3 and len(bad) == 1 and batch.status == "completed"
     assert second.engine.prompts == [] and batch.request_counts.completed == 3
     assert len([file async for file in second.openai.files.list(purpose="batch_output")]) == 2
+
+
+async def test_a_server_that_stops_while_it_takes_a_batch_does_not_keep_it(
+    start_app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await start_app(batch_dir=str(tmp_path))
+    made = await begin(first.openai, texts(3))
+    taking, taken = threading.Event(), runner_module.lock
+
+    def slow(path: Path) -> int | None:
+        taking.set()
+        time.sleep(0.2)
+        return taken(path)
+
+    monkeypatch.setattr(runner_module, "lock", slow)
+    async with running(first):
+        assert await asyncio.to_thread(taking.wait, 10)
+    monkeypatch.setattr(runner_module, "lock", taken)
+    second = await start_app(batch_dir=str(tmp_path))
+    async with running(second):
+        assert (await until(second.openai, made.id)).status == "completed"
 
 
 async def test_two_servers_share_a_folder_but_no_batch(start_app: Any, tmp_path: Path) -> None:

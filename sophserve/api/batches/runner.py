@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from aiohttp import web
@@ -113,7 +114,7 @@ class Runner:
         held, gone = None, False
         try:
             try:
-                held = await asyncio.to_thread(lock, self.store.work(identity) / "lock")
+                held = await _locked(self.store.work(identity) / "lock")
             except FileNotFoundError:
                 gone = True
             if (held is not None or gone) and (kept := await asyncio.to_thread(self.store.batches.find, identity)):
@@ -156,7 +157,7 @@ class _Run:
                 return
             log.info("batch %s: %d lines for %s", batch.id, batch.request_counts.total, batch.endpoint)
             await self._answer()
-        await self._in_thread(self._publish)
+        await _in_thread(self._publish)
         counts = batch.request_counts
         found = counts.completed, counts.failed
         log.info("batch %s is %s: %d lines answered, %d failed", batch.id, batch.status, *found)
@@ -167,12 +168,12 @@ class _Run:
             batch = self._batch
             batch.status, batch.failed_at, batch.errors = "failed", _now(), BatchErrors(data=[problem])
             await self._save()
-            await self._in_thread(self._tidy)
+            await _in_thread(self._tidy)
 
     async def _validate(self) -> bool:
         """See that there is something to run; else the batch has failed."""
         batch = self._batch
-        count = await self._in_thread(lambda: count_lines(self._folder / "input.jsonl"))
+        count = await _in_thread(lambda: count_lines(self._folder / "input.jsonl"))
         problem = None
         if not count:
             problem = BatchError(code="empty_file", message="the file has no lines; give each request one")
@@ -190,7 +191,7 @@ class _Run:
     async def _answer(self) -> None:
         """Answer all lines, or fail them."""
         batch, folder = self._batch, self._folder
-        outputs = await self._in_thread(lambda: Outputs(folder / "output.jsonl", folder / "errors.jsonl"))
+        outputs = await _in_thread(lambda: Outputs(folder / "output.jsonl", folder / "errors.jsonl"))
         try:
             tag = f"batch_req_{batch.id.removeprefix('batch_')}"
             runner = self._runner
@@ -202,10 +203,10 @@ class _Run:
             finally:
                 looking.cancel()
                 await asyncio.gather(looking, return_exceptions=True)
-            await self._in_thread(outputs.flush)
+            await _in_thread(outputs.flush)
             self._count(outputs)
         finally:
-            await self._in_thread(outputs.close)
+            await _in_thread(outputs.close)
         self._kept.ending = _ENDINGS[job.stopped] if job.stopped else "completed"
         if not job.stopped:
             batch.status, batch.finalizing_at = "finalizing", _now()
@@ -272,16 +273,29 @@ class _Run:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _save(self) -> None:
-        await self._in_thread(lambda: self._store.batches.put(self._kept))
+        await _in_thread(lambda: self._store.batches.put(self._kept))
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Done to its end even if this is cancelled, for the lock must be held until then."""
-        task = asyncio.ensure_future(asyncio.to_thread(work))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Done to its end even if this is cancelled, for a lock must be held until then."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+async def _locked(path: Path) -> int | None:
+    """As lock; nobody who is cancelled has it."""
+    taken: list[int | None] = []
+    try:
+        await _in_thread(lambda: taken.append(lock(path)))
+    except asyncio.CancelledError:
+        if taken and taken[0] is not None:
+            os.close(taken[0])
+        raise
+    return taken[0]
 
 
 def _now() -> int:
