@@ -495,9 +495,10 @@ async def test_a_server_killed_while_it_makes_the_files(start_app: Any, tmp_path
         return call
 
     made = await begin(first.openai, b"x\n" + texts(3))
-    publish = runner_module._Run._publish
+    publish, begun = runner_module._Run._publish, threading.Event()
 
     def publish_cut(run: Any) -> None:
+        begun.set()
         store.add, store.batches.put = cut(store.add), cut(store.batches.put)
         store.files.put = cut(store.files.put)
         publish(run)
@@ -506,7 +507,7 @@ async def test_a_server_killed_while_it_makes_the_files(start_app: Any, tmp_path
         patch.setattr(runner_module._Run, "_publish", publish_cut)
         async with running(first):
             async with asyncio.timeout(10):
-                while left[0] and not store.batches.find(made.id).done:
+                while not begun.is_set() or (left[0] and not store.batches.find(made.id).done):
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(0.1)
     second = await start_app(batch_dir=str(tmp_path))
