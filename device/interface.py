@@ -12,15 +12,20 @@ result (`rms_norm` without a residual) or be overwritten by it where that is sai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from device.collectives.interface import Communicator
 from device.sample_params import SampleParams, SampleResult
+from device.step_inputs import AttentionMeta as AttentionMeta
+from device.step_inputs import CacheSpec as CacheSpec
+from device.step_inputs import GivenEmbeddings as GivenEmbeddings
+from device.step_inputs import KVCache as KVCache
+from device.step_inputs import Rope as Rope
+from device.step_inputs import Rotation as Rotation
+from device.step_inputs import StepInputs as StepInputs
 from device.weight_forms import CanonicalWeight as CanonicalWeight
 from device.weight_forms import DenseWeight as DenseWeight
 from device.weight_forms import ExpertsWeight as ExpertsWeight
@@ -31,7 +36,7 @@ from device.weight_forms import PackedExperts as PackedExperts
 from device.weight_forms import PackedLatentUp as PackedLatentUp
 from device.weight_forms import PackedWeight as PackedWeight
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
 Role = Literal[
     "qkv", "attention_output", "gate_up", "down", "head", "embedding", "router", "experts", "latent_up", "other"
 ]
@@ -44,104 +49,6 @@ class UnsupportedOperator(ValueError):
 
 class OutOfDeviceMemory(RuntimeError):
     """An allocation did not fit in the device's memory."""
-
-
-# --- attention -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Rope:
-    """Rotary position embedding (https://arxiv.org/abs/2104.09864) as tables over positions.
-
-    cos, sin: float32 `[positions, rotary_dim / 2]`, any attention factor already multiplied in. The first rotary_dim
-    channels of a head are rotated. Channel i pairs with i + rotary_dim / 2, or, when interleaved, 2i with 2i + 1.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    interleaved: bool = False
-
-
-class Rotation(NamedTuple):
-    """The rows of a Rope for the tokens of a batch: cos, sin float32 `[tokens, rotary_dim / 2]`."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-@dataclass(frozen=True)
-class AttentionMeta:
-    """Where the rows of one flat token batch belong. All tensors are int32.
-
-    Sequences stand one after the other, those with one new token (decodes) before those with more (prefills).
-
-    input_lengths: `[sequences]`, new tokens of each; they sum to tokens.
-    cached_lengths: `[sequences]`, tokens of each whose keys and values are in the cache already.
-    block_tables: `[sequences, max_blocks]`, block ids covering cached and new tokens; unused entries are 0.
-    slot_mapping: `[tokens]`, `block * block_size + offset` of each new token.
-    max_length: the largest input + cached length.
-    rotations: what was gathered of the ropes that the batch was prepared for.
-    """
-
-    input_lengths: Tensor
-    cached_lengths: Tensor
-    block_tables: Tensor
-    slot_mapping: Tensor
-    max_length: int
-    rotations: Mapping[Rope, Rotation] = field(default_factory=dict)
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """int32 `[tokens]`: each new token's position in its sequence."""
-        lengths = self.input_lengths.long()
-        starts = lengths.cumsum(0) - lengths
-        skipped = (self.cached_lengths - starts).repeat_interleave(lengths)
-        return (torch.arange(len(skipped), device=skipped.device) + skipped).int()
-
-    def rotation(self, rope: Rope, ops: Ops) -> Rotation:
-        """How each token is rotated. It is gathered now if the batch was not prepared for it."""
-        found = self.rotations.get(rope)
-        return found or Rotation(*(ops.embedding(self.positions, table) for table in (rope.cos, rope.sin)))
-
-
-@dataclass(frozen=True)
-class StepInputs(AttentionMeta):
-    """What all layers of a step share: on the host as a worker lays it out, in the device's own form once prepared.
-
-    ids, positions: int32 `[tokens]`.
-    """
-
-    ids: Tensor = field(kw_only=True)
-    positions: Tensor = field(kw_only=True)
-
-
-@dataclass(frozen=True)
-class CacheSpec:
-    """What one layer keeps of each token, on this rank: a key and a value in each of `heads` heads.
-
-    head_dims: channels of a key and of a value. replicated: other ranks keep the very same. latent: of latent
-    attention, for whose one head they are those of the latent and of the rotated key beside it.
-    """
-
-    heads: int
-    head_dims: tuple[int, int]
-    dtype: torch.dtype
-    replicated: bool = False
-    latent: bool = False
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes that one token takes."""
-        return self.heads * sum(self.head_dims) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class KVCache:
-    """Keys and values of one layer in blocks. To the outside `[blocks, block_size, kv_heads, head_dim]`; a device may
-    lay them out otherwise. Latent attention keeps `[blocks, block_size, 1, latent]` and `[..., rope_dim]` here."""
-
-    keys: Tensor
-    values: Tensor
 
 
 # --- the device ----------------------------------------------------------------------------------------------------
@@ -164,11 +71,26 @@ class Ops(Protocol):
         new residual (x itself without one).
         """
 
-    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias`: x `[tokens, in]`, bias `[out]`, returns `[tokens, out]` in x's dtype."""
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last dimension
+        (https://arxiv.org/abs/1607.06450); weight and bias `[hidden]`."""
 
-    def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
-        """`down(activation(gate) * up)`; gate_up stacks gate over up, `[2 * intermediate, hidden]`."""
+    def linear(
+        self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation: Activation | None = None
+    ) -> Tensor:
+        """`activation(x @ weight.T + bias)`: x `[tokens, in]`, bias `[out]`, returns `[tokens, out]` in x's dtype."""
+
+    def gated_mlp(
+        self,
+        x: Tensor,
+        gate_up: PackedWeight,
+        down: PackedWeight,
+        activation: Activation,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
+    ) -> Tensor:
+        """`down(activation(gate) * up) + down_bias`; gate_up stacks gate over up, `[2 * intermediate, hidden]`, and so
+        does its bias."""
 
     def paged_attention(
         self,
@@ -248,10 +170,19 @@ class Ops(Protocol):
         `[tokens, 1]` where they are given.
         """
 
-    def dense_attention(self, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float) -> Tensor:
+    def dense_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        segments: Sequence[int],
+        scale: float,
+        rotation: Rotation | None = None,
+    ) -> Tensor:
         """Attention in both directions within consecutive segments of the given lengths (vision towers).
 
-        q, k, v `[tokens, heads, head_dim]`; the lengths sum to tokens. Returns q's shape.
+        q, k, v `[tokens, heads, head_dim]`; the lengths sum to tokens. q and k are rotated first, channel i paired with
+        i + rotary_dim / 2. Returns q's shape.
         """
 
     def sample(self, logits: Tensor, params: SampleParams) -> SampleResult:

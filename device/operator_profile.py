@@ -139,7 +139,7 @@ def operator_cost(name: str, given: Mapping[str, Any], result: Any) -> tuple[int
         case "dense_attention":
             _, heads, size = given["q"].shape
             return moved, 4 * heads * size * sum(length * length for length in given["segments"])
-        case "rms_norm":
+        case "rms_norm" | "layer_norm":
             return moved, 4 * given["x"].numel()
     return moved, given["logits"].numel()
 

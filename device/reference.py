@@ -108,9 +108,11 @@ def dequantize(weight: CanonicalWeight) -> Tensor:
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """The activation function of a gated MLP, elementwise."""
+    """The activation function of an MLP, elementwise. quick_gelu: GELU as CLIP approximates it."""
     if activation == "silu":
         return F.silu(x)
+    if activation == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
@@ -172,18 +174,33 @@ class ReferenceOps:
         scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
         return (exact * scale * weight.float()).to(x.dtype), x
 
-    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        assert isinstance(weight, ReferenceWeight)
-        checks.check_linear("linear", x, weight, bias)
-        return _linear(x.float(), weight, bias).to(x.dtype)
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        checks.check_layer_norm(x, weight, bias)
+        return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
 
-    def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
+    def linear(
+        self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation: Activation | None = None
+    ) -> Tensor:
+        assert isinstance(weight, ReferenceWeight)
+        checks.check_linear("linear", x, weight, bias, activation)
+        y = _linear(x.float(), weight, bias)
+        return (y if activation is None else activate(y, activation)).to(x.dtype)
+
+    def gated_mlp(
+        self,
+        x: Tensor,
+        gate_up: PackedWeight,
+        down: PackedWeight,
+        activation: Activation,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
+    ) -> Tensor:
         """`down(activation(gate) * up)`, whose inner value is rounded to x's dtype as down's input."""
         assert isinstance(gate_up, ReferenceWeight) and isinstance(down, ReferenceWeight)
-        checks.check_gated_mlp(x, gate_up, down, activation)
-        gate, up = _linear(x.float(), gate_up).chunk(2, dim=-1)
+        checks.check_gated_mlp(x, gate_up, down, activation, gate_up_bias, down_bias)
+        gate, up = _linear(x.float(), gate_up, gate_up_bias).chunk(2, dim=-1)
         inner = (activate(gate, activation) * up).to(x.dtype)
-        return _linear(inner.float(), down).to(x.dtype)
+        return _linear(inner.float(), down, down_bias).to(x.dtype)
 
     def paged_attention(
         self,
@@ -303,8 +320,18 @@ class ReferenceOps:
             total += shared.float() * (1 if shared_logits is None else shared_logits.float().sigmoid())
         return total.to(x.dtype)
 
-    def dense_attention(self, q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], scale: float) -> Tensor:
-        checks.check_segments(q, k, v, segments)
+    def dense_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        segments: Sequence[int],
+        scale: float,
+        rotation: Rotation | None = None,
+    ) -> Tensor:
+        checks.check_segments(q, k, v, segments, rotation)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         out = torch.empty(q.shape)
         for rows in _consecutive(segments):
             scores = torch.einsum("qhd,khd->hqk", q[rows].float(), k[rows].float()) * scale

@@ -8,11 +8,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from device.interface import AttentionMeta, KVCache, PackedExperts, PackedLatentUp, PackedWeight, Rope
+from device.interface import AttentionMeta, KVCache, PackedExperts, PackedLatentUp, PackedWeight, Rope, Rotation
 from device.sample_params import SampleParams
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu")
 _PER_ROW = ("temperature", "top_k", "top_p", "min_p", "seeds", "positions", "repetition", "presence", "frequency")
 
 
@@ -55,9 +55,20 @@ def check_rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
         refuse("rms_norm", "residual {} does not have x's shape {}", residual, x)
 
 
-def check_linear(operator: str, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> None:
-    """x `[tokens, in_features]`, bias `[out_features]`."""
+def check_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """x `[..., hidden]`, weight and bias `[hidden]`."""
+    check_activations("layer_norm", x)
+    if x.dim() < 1 or not weight.shape == bias.shape == x.shape[-1:]:
+        refuse("layer_norm", "x {} does not fit weight {} and bias {}", x, weight, bias)
+
+
+def check_linear(
+    operator: str, x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation: str | None = None
+) -> None:
+    """x `[tokens, in_features]`, bias `[out_features]`, and a known activation or none."""
     check_activations(operator, x)
+    if activation is not None:
+        _check_activation(operator, activation)
     outputs, inputs = weight.out_features, weight.in_features
     if x.dim() != 2 or x.shape[1] != inputs:
         refuse(operator, "x {} does not fit a weight of {} x {}", x, outputs, inputs)
@@ -65,11 +76,24 @@ def check_linear(operator: str, x: Tensor, weight: PackedWeight, bias: Tensor | 
         refuse(operator, "bias {} does not fit {} outputs", bias, outputs)
 
 
-def check_gated_mlp(x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: str) -> None:
-    """gate_up twice as tall as down is wide, and a known activation."""
+def _check_activation(operator: str, activation: str) -> None:
     if activation not in ACTIVATIONS:
-        refuse("gated_mlp", "activation {!r} is none of {}", activation, ", ".join(ACTIVATIONS))
-    check_linear("gated_mlp", x, gate_up)
+        refuse(operator, "activation {!r} is none of {}", activation, ", ".join(ACTIVATIONS))
+
+
+def check_gated_mlp(
+    x: Tensor,
+    gate_up: PackedWeight,
+    down: PackedWeight,
+    activation: str,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+) -> None:
+    """gate_up twice as tall as down is wide, biases as long as the outputs, and a known activation."""
+    _check_activation("gated_mlp", activation)
+    check_linear("gated_mlp", x, gate_up, gate_up_bias)
+    if down_bias is not None and down_bias.shape != (down.out_features,):
+        refuse("gated_mlp", "bias {} does not fit {} outputs", down_bias, down.out_features)
     if gate_up.out_features != 2 * down.in_features:
         refuse("gated_mlp", "gate_up has {} outputs, down needs twice {}", gate_up.out_features, down.in_features)
 
@@ -175,8 +199,7 @@ def check_fused_experts(
     """As many ids as weights; a shared result for each row, and its logits only with it. See check_chosen, too."""
     name = "fused_experts"
     check_linear(name, x, experts)
-    if activation not in ACTIVATIONS:
-        refuse(name, "activation {!r} is none of {}", activation, ", ".join(ACTIVATIONS))
+    _check_activation(name, activation)
     if not (ids.dim() == 2 and ids.shape == weights.shape and len(ids) == len(x)):
         refuse(name, "x {}, ids {} and weights {} do not fit", x, ids, weights)
     if shared is not None and (shared.shape != x.shape or shared.dtype != x.dtype):
@@ -217,14 +240,17 @@ def check_sample(logits: Tensor, params: SampleParams) -> None:
             refuse("sample", "{} must be in [0, {}) and {} in [0, {})", names[0], rows, names[1], vocab)
 
 
-def check_segments(q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int]) -> None:
-    """All of one shape, and segment lengths that sum to tokens."""
+def check_segments(q: Tensor, k: Tensor, v: Tensor, segments: Sequence[int], rotation: Rotation | None = None) -> None:
+    """All of one shape, segment lengths that sum to tokens, and a rotation of each token that a head has room for."""
     name = "dense_attention"
     check_activations(name, q, k, v)
     if not (q.dim() == 3 and q.shape == k.shape == v.shape):
         refuse(name, "q {}, k {} and v {} must be [tokens, heads, head_dim], all of one shape", q, k, v)
     if sum(segments) != q.shape[0] or min(segments, default=0) < 0:
         refuse(name, "segments sum to {}, not to {} tokens", sum(segments), q.shape[0])
+    for turns in rotation or ():
+        if turns.dim() != 2 or len(turns) != len(q) or 2 * turns.shape[1] > q.shape[2]:
+            refuse(name, "a rotation {} does not fit q {}", turns, q)
 
 
 def _within(ids: Tensor, limit: int) -> bool:

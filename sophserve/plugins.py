@@ -58,6 +58,11 @@ class Hooks:
         sophserve.text.reasoning.ReasoningParser. Group sophserve.text."""
 
     @hookspec
+    def register_image_processors(self, register: Register) -> None:
+        """Call `register(name, processor_class)` for each name of config.json's `architectures` whose images the plugin
+        processes, a sophserve.media.processor.ImageProcessor. Group sophserve.text."""
+
+    @hookspec
     def register_devices(self, register: Register) -> None:
         """Call `register(name, device_class)` for each kind of device that the plugin drives."""
 
@@ -173,3 +178,5 @@ tool_parsers = partial(_collect, "register_tool_parsers", TEXT)
 """Parsers of tool calls by name."""
 reasoning_parsers = partial(_collect, "register_reasoning_parsers", TEXT)
 """Parsers of reasoning by name."""
+image_processors = partial(_collect, "register_image_processors", TEXT)
+"""Image processors by the name in config.json's `architectures`."""

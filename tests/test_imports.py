@@ -19,18 +19,20 @@ ALLOWED = {
     "device": ("device",),
     "model_plugins": (
         *("model_plugins", "device"),
-        *("sophserve.model", "sophserve.plugins", "sophserve.errors", "sophserve.config_rules"),
+        *("sophserve.model", "sophserve.media", "sophserve.plugins", "sophserve.errors", "sophserve.config_rules"),
+        "sophserve.link.images",
     ),
     "sophserve": ("sophserve", "device"),
 }
 # The rooms of sophserve, each with those that it may import. The files beside them belong to no room.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "api": ("engine", "link", "text"),
+    "api": ("engine", "link", "media", "text"),
     "bench": ("engine", "link", "measure", "text"),
     "chat": ("api", "engine"),
     "engine": ("grammar", "link", "text"),
     "grammar": ("text",),
     "link": (),
+    "media": ("link",),
     "measure": ("model",),
     "model": (),
     "text": (),

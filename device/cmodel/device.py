@@ -16,8 +16,9 @@ from device.cmodel.kernels import load_kernels, native_library
 from device.cmodel.kv_cache import native_cache, paired_cache
 from device.cmodel.latent import LatentUpPanels
 from device.cmodel.memory import host_memory
-from device.cmodel.ops import NativeOps, TorchOps
+from device.cmodel.ops import NativeOps
 from device.cmodel.threads import thread_count
+from device.cmodel.torch_ops import TorchOps
 from device.cmodel.weights import LAYOUT, QuantizedWeight, TorchWeight, pack
 from device.host import HostDevice
 from device.interface import (

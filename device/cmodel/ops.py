@@ -1,4 +1,4 @@
-"""The cmodel's operators: on the native kernels, or on torch's own where there is no native library."""
+"""The cmodel's operators on the native kernels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from device import shape_checks as checks
 from device.cmodel.experts import ExpertPanels
@@ -17,23 +16,6 @@ from device.cmodel.weights import PANEL, PanelWeight, QuantizedWeight, TorchWeig
 from device.interface import Activation, AttentionMeta, KVCache, PackedWeight, Rope
 from device.reference import ReferenceOps, activate
 from device.sample_params import SampleParams, SampleResult
-
-
-class TorchOps(ReferenceOps):
-    """What a host without the native library runs on: the reference, with products by torch's own kernels."""
-
-    def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
-        return super().embedding(ids, table.values if isinstance(table, TorchWeight) else table, first)
-
-    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        assert isinstance(weight, TorchWeight)
-        checks.check_linear("linear", x, weight, bias)
-        return F.linear(x, weight.values, bias)
-
-    def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
-        checks.check_gated_mlp(x, gate_up, down, activation)
-        gate, up = self.linear(x, gate_up).float().chunk(2, dim=-1)
-        return self.linear((activate(gate, activation) * up).to(x.dtype), down)
 
 
 class NativeOps(ReferenceOps):
@@ -100,13 +82,28 @@ class NativeOps(ReferenceOps):
         )
         return y, x if total is None else total
 
-    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-        checks.check_linear("linear", x, weight, bias)
+    def linear(
+        self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation: Activation | None = None
+    ) -> Tensor:
+        checks.check_linear("linear", x, weight, bias, activation)
+        if activation is not None:
+            return activate(self._linear(x, weight, bias, torch.float32), activation).to(x.dtype)
         return self._linear(x, weight, bias, x.dtype)
 
-    def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
-        checks.check_gated_mlp(x, gate_up, down, activation)
+    def gated_mlp(
+        self,
+        x: Tensor,
+        gate_up: PackedWeight,
+        down: PackedWeight,
+        activation: Activation,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
+    ) -> Tensor:
+        checks.check_gated_mlp(x, gate_up, down, activation, gate_up_bias, down_bias)
         intermediate = down.in_features
+        if gate_up_bias is not None or down_bias is not None or activation == "quick_gelu":
+            gate, up = self._linear(x, gate_up, gate_up_bias, torch.float32).chunk(2, dim=-1)
+            return self._linear((activate(gate, activation) * up).to(x.dtype), down, down_bias, x.dtype)
         if intermediate % PANEL == 0:
             inner = self._linear(x, gate_up, None, x.dtype, activation)
         else:

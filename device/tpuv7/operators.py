@@ -81,16 +81,30 @@ class ChipOps:
         )
         return out, x if total is None else total
 
-    def linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    def linear(
+        self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation: Activation | None = None
+    ) -> Tensor:
         assert isinstance(weight, ChipWeight)
-        checks.check_linear("linear", x, weight, bias)
+        checks.check_linear("linear", x, weight, bias, activation)
+        if activation is not None:
+            raise UnsupportedOperator("tpuv7 has activations in gated MLPs only, not of a plain product")
         return self._linear(self._activations("linear", x), weight, bias, None)
 
-    def gated_mlp(self, x: Tensor, gate_up: PackedWeight, down: PackedWeight, activation: Activation) -> Tensor:
+    def gated_mlp(
+        self,
+        x: Tensor,
+        gate_up: PackedWeight,
+        down: PackedWeight,
+        activation: Activation,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
+    ) -> Tensor:
         assert isinstance(gate_up, ChipWeight) and isinstance(down, ChipWeight)
-        checks.check_gated_mlp(x, gate_up, down, activation)
-        inner = self._linear(self._activations("gated_mlp", x), gate_up, None, activation)
-        return self._linear(inner, down, None, None)
+        checks.check_gated_mlp(x, gate_up, down, activation, gate_up_bias, down_bias)
+        if activation not in _ACTIVATIONS:
+            raise UnsupportedOperator(f"tpuv7 has no activation {activation}; there are {', '.join(_ACTIVATIONS)}")
+        inner = self._linear(self._activations("gated_mlp", x), gate_up, gate_up_bias, activation)
+        return self._linear(inner, down, down_bias, None)
 
     def paged_attention(
         self,

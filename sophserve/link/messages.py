@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from sophserve.config import EngineConfig
+from sophserve.link.images import EncodeImage, PlacedImage
 from sophserve.profile_format import ProfileOptions
 from sophserve.sampling import SamplingParams, StructuredOutput
 
@@ -33,7 +34,7 @@ class AddedRequest(msgspec.Struct, array_like=True):
     token_ids: int32 little-endian, prompt and what has been generated. computed: how many of them are in the KV cache.
     end_token_ids: the tokens that may not be chosen before params.min_tokens are there. bad_word_ids: token sequences
     that the answer must not contain. allowed: params.allowed_token_ids as bits. pooling: no token is wanted, but one
-    vector of the prompt's hidden states.
+    vector of the prompt's hidden states. images: in the order of their places.
     """
 
     id: int
@@ -46,6 +47,7 @@ class AddedRequest(msgspec.Struct, array_like=True):
     bad_word_ids: list[list[int]]
     allowed: bytes | None = None
     pooling: Pooling | None = None
+    images: list[PlacedImage] = []
 
 
 class ScheduledRequest(msgspec.Struct, array_like=True):
@@ -60,12 +62,15 @@ class ScheduledRequest(msgspec.Struct, array_like=True):
 
 
 class StepPlan(msgspec.Struct, array_like=True, tag="step"):
-    """One step: forget `dropped`, take `added`, compute `scheduled`, those with one token first."""
+    """One step: forget `dropped`, take `added`, forget the images with the digests in `forgotten`, encode `encoded`,
+    compute `scheduled`, those with one token first."""
 
     step: int
     dropped: list[int]
     added: list[AddedRequest]
     scheduled: list[ScheduledRequest]
+    encoded: list[EncodeImage] = []
+    forgotten: list[bytes] = []
 
 
 class CompileGrammar(msgspec.Struct, array_like=True, tag="grammar"):
@@ -145,10 +150,20 @@ class Progress(msgspec.Struct, array_like=True, tag="progress"):
     total: int = 0
 
 
+class EncoderInfo(msgspec.Struct, array_like=True):
+    """What encodes images. pieces: in which an image is encoded. cost: how many prompt tokens take as long as all
+    pieces of an image, for each of its placeholders. cache_tokens: placeholders whose embeddings are kept."""
+
+    pieces: int
+    cost: float
+    cache_tokens: int
+
+
 class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
     """The model is loaded; what the engine must know about it. Sizes in bytes; memory is that of rank 0's device, once
     the weights and the KV cache are there. prompt_logprobs_cost: how many prompt tokens take as long as one whose
-    logprobs are asked for. generates: whether it has a head, without which it only makes embeddings."""
+    logprobs are asked for. generates: whether it has a head, without which it only makes embeddings. encoder: of a
+    model that sees."""
 
     max_model_len: int
     vocab_size: int
@@ -162,6 +177,7 @@ class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
     total_memory: int = 0
     prompt_logprobs_cost: float = 1.0
     generates: bool = True
+    encoder: EncoderInfo | None = None
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag="failed"):

@@ -238,6 +238,8 @@ class CausalLM(Module, ABC, Generic[C]):
     def __call__(self, step: StepInputs) -> Tensor:
         """The last hidden states, normalised, `[tokens, hidden]`."""
         x, residual = self.embedding(step.ids), None
+        if step.given:
+            x[step.given.rows] = step.given.values
         for layer in self.layers:
             x, residual = layer(x, residual, step)
         return self.norm(x, residual)[0]

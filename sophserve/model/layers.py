@@ -21,7 +21,6 @@ from device.interface import (
     Rope,
     StepInputs,
 )
-from device.reference import activate
 from sophserve import fit
 from sophserve.errors import CheckpointError
 from sophserve.model.canonical import pad_rows, stack_tensors, stack_weights
@@ -38,6 +37,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
 }
 
 
@@ -168,9 +168,10 @@ class Linear(PackedModule):
             biases = [tensors[f"{prefix}bias"] for prefix in self._parts]
             self.bias = self._context.device.put(stack_tensors(biases, self._context.dtype))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """`[tokens, in_features]` to `[tokens, out_features]`, for a row split the sum over ranks."""
-        y = self._context.device.ops.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, activation: Activation | None = None) -> Tensor:
+        """`[tokens, in_features]` to `[tokens, out_features]`, for a row split the sum over ranks. activation: of each
+        of the results, which then must be whole."""
+        y = self._context.device.ops.linear(x, self.weight, self.bias, activation)
         return self._context.communicator.all_reduce(y) if self._shard == "row" else y
 
 
@@ -264,22 +265,58 @@ class GatedMLP(Module):
     ) -> None:
         self._context = context
         self._activation = activation(hidden_act)
-        self._bias = bias
         parts = {"gate": intermediate_size, "up": intermediate_size}
         self.gate_up = Linear(context, hidden_size, parts, bias=bias, shard="column", role="gate_up")
         self.down = Linear(context, intermediate_size, hidden_size, bias=bias, shard="row", role="down")
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[tokens, hidden]` to the same shape."""
-        if self._bias:
-            gate, up = self.gate_up(x).chunk(2, dim=-1)
-            return self.down((activate(gate.float(), self._activation) * up.float()).to(x.dtype))
         return self._context.communicator.all_reduce(self.partial(x))
 
     def partial(self, x: Tensor) -> Tensor:
-        """What this rank adds to the sum over ranks, of an MLP without biases."""
+        """What this rank adds to the sum over ranks."""
+        gate_up, down = self.gate_up, self.down
         ops = self._context.device.ops
-        return ops.gated_mlp(x, self.gate_up.weight, self.down.weight, self._activation)
+        return ops.gated_mlp(x, gate_up.weight, down.weight, self._activation, gate_up.bias, down.bias)
+
+
+class MLP(Module):
+    """`down(activation(up(x)))` with biases, split by inner features. out_size: of the result, by default x's."""
+
+    def __init__(
+        self, context: ModelContext, hidden_size: int, intermediate_size: int, hidden_act: str, out_size: int = 0
+    ) -> None:
+        self._activation = activation(hidden_act)
+        self.up = Linear(context, hidden_size, intermediate_size, bias=True, shard="column", role="gate_up")
+        self.down = Linear(context, intermediate_size, out_size or hidden_size, bias=True, shard="row", role="down")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[tokens, hidden]` to the same shape, or `[tokens, out_size]`."""
+        return self.down(self.up(x, self._activation))
+
+
+class LayerNorm(Module):
+    """Normalisation to mean 0 and variance 1 over the last `size` channels (https://arxiv.org/abs/1607.06450)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, context: ModelContext, size: int, eps: float) -> None:
+        self._context = context
+        self._size = size
+        self._eps = eps
+
+    def parameters(self) -> dict[str, ParameterSpec]:
+        """`weight` and `bias`, `[size]`."""
+        return {"weight": ParameterSpec((self._size,)), "bias": ParameterSpec((self._size,))}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        put, dtype = self._context.device.put, self._context.dtype
+        self.weight, self.bias = (put(stack_tensors([tensors[name]], dtype)) for name in ("weight", "bias"))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x normalised, of its shape."""
+        return self._context.device.ops.layer_norm(x, self.weight, self.bias, self._eps)
 
 
 class CachedModule(Module):

@@ -1,0 +1,1 @@
+"""Images: fetching, decoding, limits. Nothing here imports torch."""

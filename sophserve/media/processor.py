@@ -1,0 +1,41 @@
+"""What an architecture wants of an image. Works in the server and in the process that decodes, without torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sophserve.link.images import ImageShape
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Detail = Literal["auto", "low", "high"]
+
+
+class ImageProcessor(ABC):
+    """Makes images fit for one architecture, pixel for pixel as transformers' PIL processors do.
+
+    Made from config.json and preprocessor_config.json (empty where a checkpoint has none). placeholder: the text that
+    stands for one image in a rendered prompt; it becomes ImageShape.tokens tokens, each of id `placeholder_id`.
+    chat_template: of checkpoints that have none. settings: all that pixels depend on, in words.
+    Raises CheckpointError for a configuration that it does not obey.
+    """
+
+    placeholder: ClassVar[str]
+    chat_template: ClassVar[str | None] = None
+    placeholder_id: int
+    settings: str
+
+    @abstractmethod
+    def __init__(self, config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None: ...
+
+    @abstractmethod
+    def shape(self, width: int, height: int, detail: Detail) -> ImageShape:
+        """What becomes of an image of this size in pixels, in microseconds. Raises RequestError for one that cannot be
+        processed, such as one that is too narrow."""
+
+    @abstractmethod
+    def pixels(self, image: Image.Image, detail: Detail) -> bytes:
+        """The uint8 values of an RGB image, of the shape that `shape` gives for its size."""
