@@ -36,6 +36,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_num_batched_tokens: Annotated[int, Count("most tokens of one step, decodes and prefills")] = 2048
     block_size: Annotated[int, "tokens of one KV block"] = 16
     kv_cache_memory: Annotated[str, "such as 2GiB; auto: a share of the device's free memory"] = "auto"
+    encoder_cache_memory: Annotated[str, "for the embeddings of images, which later requests find there"] = "512MiB"
     enable_prefix_caching: Annotated[bool, "reuse KV blocks of equal prompt beginnings"] = True
     enable_chunked_prefill: Annotated[bool, "split long prompts over steps"] = True
     enforce_eager: Annotated[bool, "issue every operator anew at each step instead of replaying a recording"] = False
@@ -66,12 +67,17 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         _check(self, "0 or more", "max_restarts")
         # Every running request must be able to take a step.
         self.max_num_seqs = min(self.max_num_seqs, self.max_num_batched_tokens)
-        self.kv_cache_bytes  # noqa: B018 - raises for a malformed size
+        self.kv_cache_bytes, self.encoder_cache_bytes  # noqa: B018 - raises for a malformed size
 
     @property
     def kv_cache_bytes(self) -> int | None:
         """kv_cache_memory in bytes; None for auto."""
         return None if self.kv_cache_memory == "auto" else parse_size(self.kv_cache_memory)
+
+    @property
+    def encoder_cache_bytes(self) -> int:
+        """encoder_cache_memory in bytes."""
+        return parse_size(self.encoder_cache_memory)
 
 
 class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

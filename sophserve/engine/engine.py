@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from array import array
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +18,8 @@ from sophserve.engine.block_pool import root_key
 from sophserve.engine.output import OutputDelta
 from sophserve.engine.profile_session import Profiling
 from sophserve.engine.recovery import Recovery
-from sophserve.engine.request import Request
-from sophserve.engine.request_checks import bad_word_ids, check_input, check_request
+from sophserve.engine.request import Item, Request
+from sophserve.engine.request_checks import bad_word_ids, check_input, check_items, check_request
 from sophserve.engine.scheduler import Limits, Scheduler
 from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.engine.supervisor import Supervisor
@@ -92,6 +92,7 @@ class Engine:
             self.config.enable_prefix_caching,
             self.config.enable_chunked_prefill,
             self._info.prompt_logprobs_cost,
+            self._info.encoder,
         )
         self._scheduler = Scheduler(limits, self._info.num_blocks)
         self._recovery = Recovery(self._scheduler)
@@ -112,9 +113,10 @@ class Engine:
         await self.profiling.close()
         await self.workers.close(kill=False)
 
-    def check(self, prompt: list[int], params: SamplingParams) -> None:
+    def check(self, prompt: list[int], params: SamplingParams, items: Iterable[Item] = ()) -> None:
         """Raise RequestError for what could never be generated."""
         check_request(prompt, params, self.info)
+        check_items(items, self.info)
 
     async def generate(
         self,
@@ -126,19 +128,20 @@ class Engine:
         cache_salt: str = "",
         watcher: Watcher | None = None,
         background: bool = False,
+        items: Iterable[Item] = (),
     ) -> AsyncGenerator[OutputDelta, None]:
         """Generate one sequence; `index` keeps the seeds of several answers to one prompt apart.
 
         priority counts with the scheduling policy of that name: lower numbers go first. KV blocks are only shared
         between requests with the same cache_salt. watcher hears when the sequence begins and ends. One in the
-        background gives way to all that are not, whatever the policy.
+        background gives way to all that are not, whatever the policy. items: the images of the prompt, in order.
         `check` the prompt first, once for all its answers. Closing the iterator aborts the request at once. Raises
         RequestError for a form that cannot be kept to, RequestAborted when it was cancelled or waited too long,
         EngineDeadError when the worker is lost.
         """
         self._check_running()
         await self.compile(params.structured)
-        sequence = self._add(prompt, params, request_id, index, priority, cache_salt, background)
+        sequence = self._add(prompt, params, request_id, index, priority, cache_salt, background, items=items)
         sequence.watch(watcher)
         try:
             delta = OutputDelta()
@@ -217,6 +220,7 @@ class Engine:
         cache_salt: str,
         background: bool,
         pooling: Pooling | None = None,
+        items: Iterable[Item] = (),
     ) -> Sequence:
         self._check_running()  # again: it may have ended while the caller waited for something else
         room = max(1, self.info.max_model_len - len(prompt))
@@ -230,6 +234,7 @@ class Engine:
             max_tokens=room if params.max_tokens is None else max(1, min(room, params.max_tokens)),
             root_key=root_key(cache_salt),
             pooling=pooling,
+            items=list(items),
             priority=priority if self.config.scheduling_policy == "priority" else 0,
             background=background,
             bad_word_ids=bad_word_ids(self._tokenizer, params.bad_words),

@@ -124,12 +124,14 @@ class EngineMetrics:
         if not busy and (prompt, generation) == self._last[1:]:
             return None
         hit_rate = stats.prefix_hits / stats.prefix_queries if stats.prefix_queries else 0.0
-        return (
+        images = self._scheduler.images
+        line = (
             f"Avg prompt throughput: {(self.counts.prompt_tokens - prompt) / (now - then):.1f} tokens/s, "
             f"Avg generation throughput: {(self.counts.generation_tokens - generation) / (now - then):.1f} tokens/s, "
             f"Running: {len(scheduler.running)} reqs, Waiting: {len(scheduler.waiting)} reqs, "
             f"KV cache usage: {100 * self._cache_usage():.1f}%, Prefix cache hit rate: {100 * hit_rate:.1f}%"
         )
+        return line + (f", MM cache hit rate: {100 * images.hits / images.queries:.1f}%" if images.queries else "")
 
     def collect(self) -> Iterator[Metric]:
         """The counters and gauges as they stand, for the registry."""
@@ -142,6 +144,8 @@ class EngineMetrics:
         counters = {
             "vllm:prefix_cache_queries": ("Tokens looked up in the prefix cache.", stats.prefix_queries),
             "vllm:prefix_cache_hits": ("Tokens found in the prefix cache.", stats.prefix_hits),
+            "vllm:mm_cache_queries": ("Images that had to be encoded or found.", scheduler.images.queries),
+            "vllm:mm_cache_hits": ("Images that were encoded already.", scheduler.images.hits),
             "vllm:num_preemptions": ("Preempted sequences.", stats.preemptions),
             "vllm:prompt_tokens": ("Tokens of prompts.", counts.prompt_tokens),
             "vllm:prompt_tokens_cached": ("Tokens of prompts that the cache held.", counts.cached_tokens),

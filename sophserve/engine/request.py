@@ -9,18 +9,25 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from sophserve.engine.block_pool import BlockKey, block_key
+from sophserve.link.images import ImageShape, PlacedImage, SharedPixels
 from sophserve.link.messages import AddedRequest, Pooling
 from sophserve.sampling import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What is meant by `length` placeholder tokens of a prompt from position `start` on, such as an image. digest: the
-    SHA-256 of all that their embeddings depend on."""
+    """An image that placeholder tokens of a prompt stand for, from position `start` on. digest: the SHA-256 of all that
+    their embeddings depend on."""
 
     digest: bytes
     start: int
-    length: int
+    shape: ImageShape
+    pixels: SharedPixels
+
+    @property
+    def length(self) -> int:
+        """How many placeholders it has."""
+        return self.shape.tokens
 
     @property
     def end(self) -> int:
@@ -88,6 +95,15 @@ class Request:
         return len(self.prompt) + len(self.output) + self.pending - self.computed - self.scheduled
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether one token is left to be planned, and that is no part of an item."""
+        return self.to_compute == 1 and not (self.items and self.items[-1].end > self.planned)
+
+    def items_ahead(self) -> list[Item]:
+        """Those that have placeholders which no plan computes yet."""
+        return self.items[bisect_right(self.items, self.planned, key=lambda item: item.end) :]
+
+    @property
     def exhausted(self) -> bool:
         """Whether the plans already sent generate the last token that it may have."""
         return len(self.output) + self.pending >= self.max_tokens
@@ -114,6 +130,7 @@ class Request:
             self.bad_word_ids,
             self.params.allowed_mask,
             self.pooling,
+            [PlacedImage(item.digest, item.start, item.shape) for item in self.items],
         )
 
     def keys(self, block_size: int) -> list[BlockKey]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 
+from sophserve.engine.request import Item
 from sophserve.errors import ContextLengthError, RequestError
 from sophserve.link.messages import ModelInfo
 from sophserve.sampling import SamplingParams
@@ -57,6 +58,19 @@ def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo) ->
         ("allowed_token_ids", params.allowed_token_ids or []),
     ):
         check_ids(name, ids, info.vocab_size)
+
+
+def check_items(items: Iterable[Item], info: ModelInfo) -> None:
+    """Raise RequestError for images that can never be encoded."""
+    for number, item in enumerate(items, start=1):
+        if info.encoder is None:
+            raise RequestError("this model reads text only; leave images out", "messages")
+        if item.length > info.encoder.cache_tokens:
+            raise RequestError(
+                f"image {number} takes {item.length} tokens, and the encoder cache has room for "
+                f"{info.encoder.cache_tokens}; send a smaller one, or raise the server's --encoder-cache-memory",
+                "messages",
+            )
 
 
 def check_input(tokens: list[int], info: ModelInfo) -> None:

@@ -18,9 +18,10 @@ from heapq import heappop, heappush
 from math import inf
 
 from sophserve.engine.block_pool import BlockKey, BlockPool
+from sophserve.engine.encoder_cache import EncoderCache
 from sophserve.engine.request import Request
 from sophserve.engine.request_blocks import RequestBlocks
-from sophserve.link.messages import AddedRequest, ScheduledRequest, StepPlan
+from sophserve.link.messages import AddedRequest, EncoderInfo, ScheduledRequest, StepPlan
 
 # Tokens of the requests that one step takes in: a hundred answers to a long prompt in the cache compute little, but
 # finding and sending what each is made of takes time in which nothing else is done.
@@ -29,7 +30,8 @@ MOST_TAKEN_IN = 1 << 15
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a step: options, and of the model how many tokens one counts for whose prompt logprobs are wanted."""
+    """What bounds a step: options, and of the model how many tokens one counts for whose prompt logprobs are wanted;
+    encoder: what images take."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -37,6 +39,7 @@ class Limits:
     prefix_caching: bool = True
     chunked_prefill: bool = True
     prompt_logprobs_cost: float = 1.0
+    encoder: EncoderInfo | None = None
 
 
 @dataclass
@@ -71,6 +74,7 @@ class Scheduler:
         self.limits = limits
         self.stats = SchedulerStats()
         self.pool = BlockPool(num_blocks, self.stats.count_eviction)
+        self.images = EncoderCache(limits.encoder)
         self._blocks = RequestBlocks(self.pool, limits.block_size, limits.prefix_caching)
         self.running: dict[int, Request] = {}
         self.waiting: dict[int, Request] = {}
@@ -98,17 +102,18 @@ class Scheduler:
         step = _Step(self.limits.max_num_batched_tokens)
         for background in (False, True):
             self._fill(step, background, only)
-        if not step.decodes and not step.prefills:
+        if not step.decodes and not step.prefills and not self.images.has_work:
             return None
         scheduled = step.decodes + sorted(step.prefills, key=lambda entry: entry.count > 1)
         self._under_way.append({entry.id: entry.count for entry in scheduled})
         dropped, self._dropped = self._dropped, []
         self._step += 1
-        return StepPlan(self._step, dropped, step.added, scheduled)
+        return StepPlan(self._step, dropped, step.added, scheduled, *self.images.end_plan())
 
     def update(self, sampled: Mapping[int, list[int]]) -> None:
         """The oldest plan under way is done and gave these tokens by request, as in SampledTokens."""
         counts = self._under_way.popleft()
+        self.images.plan_done()
         for identity, tokens in sampled.items():
             if request := self.running.get(identity) or self.waiting.get(identity):  # or it has ended
                 request.output += tokens
@@ -130,6 +135,7 @@ class Scheduler:
             request.pending = 0
         self._under_way.clear()
         self._dropped.clear()
+        self.images.reset()
         self.pool.reset()
         return lost
 
@@ -139,20 +145,21 @@ class Scheduler:
         running = [only] if only else sorted(self.running.values(), key=lambda request: request.order)
         running = [request for request in running if request.background == background]
         for request in running:
-            if request.to_compute == 1 and step.budget >= 1 and not request.exhausted and request.id in self.running:
+            if request.is_decoding and step.budget >= 1 and not request.exhausted and request.id in self.running:
                 blocks = self._blocks_for_next_token(request)
                 if blocks is not None:
                     step.decodes.append(self._plan(request, 1, blocks))
                     step.budget -= 1
         for request in running:
-            if request.to_compute > 1 and step.budget >= 1 and request.id in self.running:
-                count, step.budget = self._chunk(request, step.budget)
+            if request.to_compute < 1 or request.is_decoding or step.budget < 1 or request.id not in self.running:
+                continue
+            if count := self._chunk(request, step):
                 step.prefills.append(self._plan(request, count, []))
         while step.budget >= 1 and step.room > 0 and (candidate := self._next_waiting(only)):
             if candidate.background != background or not self._admit(candidate, step.budget, not only):
                 break
             step.room -= candidate.known
-            count, step.budget = self._chunk(candidate, step.budget)
+            count = self._chunk(candidate, step)
             step.added.append(candidate.for_worker())
             step.prefills.append(self._plan(candidate, count, candidate.blocks.copy()))
 
@@ -167,12 +174,16 @@ class Scheduler:
             heappop(self._queue)
         return None
 
-    def _chunk(self, request: Request, budget: float) -> tuple[int, float]:
-        """How many tokens of a prompt to compute, and what of the budget is left then."""
+    def _chunk(self, request: Request, step: _Step) -> int:
+        """How many tokens of a prompt to compute; none while an image is being encoded. Takes both from the budget."""
         cost = 1.0 if request.params.prompt_logprobs is None else self.limits.prompt_logprobs_cost
-        most = int(max(1, budget / cost)) if self.limits.chunked_prefill else request.to_compute
-        count = min(request.to_compute, most)
-        return count, budget - count * cost
+        step.budget = self.images.encode(request, step.budget)
+        most = int(max(0 if self.images.has_work else 1, step.budget / cost))
+        if not self.limits.chunked_prefill:
+            most = request.to_compute
+        count = min(request.to_compute, most, self.images.reachable(request))
+        step.budget -= count * cost
+        return count
 
     def _plan(self, request: Request, count: int, new_blocks: list[int]) -> ScheduledRequest:
         request.scheduled += count
@@ -199,6 +210,7 @@ class Scheduler:
         """Take a request from the running ones, with all that it has there."""
         del self.running[request.id]
         self._blocks.release(request)
+        self.images.release(request)
         request.computed = request.scheduled = 0
         for counts in self._under_way:
             counts.pop(request.id, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from math import prod
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class SharedPixels:
         self.size = size
         self.descriptor = os.memfd_create("pixels", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, size)
+        weakref.finalize(self, os.close, self.descriptor)
 
     @property
     def path(self) -> str:
@@ -54,9 +56,6 @@ class SharedPixels:
     def write(self, content: bytes) -> None:
         """Fill it."""
         os.pwrite(self.descriptor, content, 0)
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
 
 
 def read_pixels(path: str, shape: ImageShape) -> mmap.mmap:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,10 +49,14 @@ class Pooler:
         return array("f", (self._sum / self._count).tolist()).tobytes()
 
 
+AxisPositions = Callable[[Sequence[int], int], tuple[Tensor, int] | None]
+"""VisionLanguageModel.axis_positions."""
+
+
 class RequestState:
     """A request on the worker: its tokens, how many of them are in the KV cache, and the blocks that it has there."""
 
-    def __init__(self, added: AddedRequest, vocab_size: int) -> None:
+    def __init__(self, added: AddedRequest, vocab_size: int, axis_positions: AxisPositions | None = None) -> None:
         self.id = added.id
         self.params = added.params
         self.seed = added.seed
@@ -60,6 +65,9 @@ class RequestState:
         self.tokens = array("i", added.token_ids)
         self.computed = added.computed
         self.pooler = Pooler(added.pooling) if added.pooling else None
+        self.images = added.images
+        # Where images make them differ: the prompt's positions on each axis, and how far on those behind it are.
+        self.axes, self.shift = _axes(added, axis_positions) if axis_positions and added.images else (None, 0)
         self.blocks = array("i")
         # Of structured output: what follows the answer, the mask that is being computed, whether that takes long.
         self.grammar: AnswerGrammar | None = None
@@ -101,9 +109,19 @@ class PooledChunk:
 
 
 @dataclass(frozen=True)
+class ImageRows:
+    """Rows of a batch from `first_row` on that stand for placeholders `first` to `end` of an image."""
+
+    digest: bytes
+    first_row: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
 class FlatBatch:
     """inputs: of the model, on the host, maybe of no tokens. sampled: the requests that get a token, from the rows in
-    sample_rows, int64. held: those that get one from logits that are there already."""
+    sample_rows, int64. held: those that get one from logits that are there already. images: what images stand for."""
 
     inputs: StepInputs
     sampled: list[RequestState]
@@ -111,14 +129,16 @@ class FlatBatch:
     prompt_chunks: list[PromptChunk]
     pooled_chunks: list[PooledChunk]
     held: list[RequestState]
+    images: list[ImageRows]
 
 
 class BatchBuilder:
-    """Holds the request states and turns each step plan into a flat batch."""
+    """Holds the request states and turns each step plan into a flat batch. axis_positions: of a model that sees."""
 
-    def __init__(self, block_size: int, vocab_size: int) -> None:
+    def __init__(self, block_size: int, vocab_size: int, axis_positions: AxisPositions | None = None) -> None:
         self.block_size = block_size
         self.vocab_size = vocab_size
+        self._axis_positions = axis_positions
         self.states: dict[int, RequestState] = {}
 
     def build(self, plan: StepPlan) -> FlatBatch:
@@ -126,12 +146,13 @@ class BatchBuilder:
         for identity in plan.dropped:
             self.states.pop(identity, None)
         for added in plan.added:
-            self.states[added.id] = RequestState(added, self.vocab_size)
+            self.states[added.id] = RequestState(added, self.vocab_size, self._axis_positions)
         # Arrays, not tensors: the model's weights have driven torch's code out of the caches, and a single operator
         # takes a hundred microseconds then.
         token_ids, positions, slots, sample_rows = array("i"), array("i"), array("i"), array("q")
         input_lengths, cached_lengths = array("i"), array("i")
         scheduled_states, sampled, chunks, pooled, held = [], [], [], [], []
+        images: list[ImageRows] = []
         for scheduled in plan.scheduled:
             state = self.states[scheduled.id]
             start, end = state.computed, state.computed + scheduled.count
@@ -139,11 +160,16 @@ class BatchBuilder:
             if state.held is not None:
                 held.append(state)
                 continue
+            if start == end:  # an image of it is being encoded
+                continue
             first_row = len(token_ids)
             if chunk := _prompt_chunk(state, first_row, start, end):
                 chunks.append(chunk)
+            images += _image_rows(state, first_row, start, end)
             token_ids += state.tokens[start:end]
-            positions.extend(range(start, end))
+            in_text = min(max(start, state.prompt_length), end)  # where the answer begins
+            positions.extend(range(start, in_text))
+            positions.extend(range(in_text + state.shift, end + state.shift))
             scheduled_states.append(state)
             input_lengths.append(scheduled.count)
             cached_lengths.append(start)
@@ -165,8 +191,9 @@ class BatchBuilder:
             longest,
             ids=as_tensor(token_ids),
             positions=as_tensor(positions),
+            axis_positions=_axis_positions(scheduled_states, input_lengths, positions),
         )
-        return FlatBatch(inputs, sampled, as_tensor(sample_rows), chunks, pooled, held)
+        return FlatBatch(inputs, sampled, as_tensor(sample_rows), chunks, pooled, held, images)
 
     def _slots(self, blocks: array[int], start: int, end: int) -> Iterator[int]:
         """Where the positions from start to end lie in the cache."""
@@ -185,6 +212,45 @@ class BatchBuilder:
             tables += blocks
             tables.frombytes(bytes((width - len(blocks)) * tables.itemsize))
         return tables
+
+
+def _axes(added: AddedRequest, axis_positions: AxisPositions) -> tuple[Tensor | None, int]:
+    """Positions of a prompt's tokens, int32 `[axes, tokens]`: those of a text go up by one on every axis, those of an
+    image as its model says, and the text goes on behind it. And what to add to an index behind the prompt."""
+    parts, index, position = [], 0, 0
+    for image in added.images:
+        found = axis_positions(image.shape.grid, image.shape.tokens)
+        if found is None:
+            return None, 0
+        offsets, advance = found
+        text = torch.arange(position, position + image.start - index, dtype=torch.int32)
+        position += len(text)
+        parts += [text.expand(len(offsets), -1), offsets.int() + position]
+        index, position = image.start + image.shape.tokens, position + advance
+    text = torch.arange(position, position + added.prompt_length - index, dtype=torch.int32)
+    return torch.cat([*parts, text.expand(len(parts[0]), -1)], 1), position - index
+
+
+def _axis_positions(states: list[RequestState], lengths: array[int], positions: array[int]) -> Tensor | None:
+    """The positions of a batch on each axis, int32 `[axes, tokens]`; None if they are the same on all, as `positions`
+    has them. computed of the states is what it is after this batch."""
+    found: Tensor | None = None
+    for state, length, row in zip(states, lengths, accumulate(lengths, initial=0), strict=False):
+        if state.axes is None or state.computed - length >= state.prompt_length:
+            continue
+        if found is None:
+            found = as_tensor(positions).repeat(len(state.axes), 1)
+        part = state.axes[:, state.computed - length : state.computed]
+        found[:, row : row + part.shape[1]] = part
+    return found
+
+
+def _image_rows(state: RequestState, first_row: int, start: int, end: int) -> Iterator[ImageRows]:
+    """Of the tokens from start to end, those that images stand for."""
+    for image in state.images:
+        first, last = max(start, image.start), min(end, image.start + image.shape.tokens)
+        if first < last:
+            yield ImageRows(image.digest, first_row + first - start, first - image.start, last - image.start)
 
 
 def as_tensor(values: array[Any]) -> Tensor:

@@ -37,7 +37,8 @@ class CapturedDecode:
         device cannot record."""
         given = batch.inputs
         rows = len(given.ids)
-        if self._refused or batch.prompt_chunks or not 0 < rows == len(batch.sampled) == len(given.input_lengths):
+        decodes = 0 < rows == len(batch.sampled) == len(given.input_lengths)
+        if self._refused or batch.prompt_chunks or batch.images or not decodes:
             return None
         if rows > self._size:
             self._record(rows)
@@ -45,7 +46,8 @@ class CapturedDecode:
                 return None
         mine = self._inputs
         mine.ids[:rows] = given.ids
-        mine.cached_lengths[:rows] = given.cached_lengths  # which are the positions
+        mine.cached_lengths[:rows] = given.cached_lengths
+        mine.positions[:rows] = given.positions
         mine.slot_mapping[:rows] = given.slot_mapping
         mine.block_tables[:rows, : given.block_tables.shape[1]] = given.block_tables
         return self._replay(rows)
@@ -55,8 +57,8 @@ class CapturedDecode:
         size = min(self._max_num_seqs, 1 << (rows - 1).bit_length())
         ones = torch.ones(size, dtype=torch.int32)
         tables = torch.zeros(size, self._max_blocks, dtype=torch.int32)
-        lengths = ones.clone()
-        self._inputs = StepInputs(ones, lengths, tables, ones.clone(), 0, ids=torch.zeros_like(ones), positions=lengths)
+        lengths, slots, ids, positions = (ones.clone() for _ in range(4))
+        self._inputs = StepInputs(ones, lengths, tables, slots, 0, ids=ids, positions=positions)
         replay = self._device.capture(self._step, size)
         if replay is None:
             self._refused = True

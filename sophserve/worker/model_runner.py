@@ -7,11 +7,12 @@ import os
 from array import array
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from device.interface import OutOfDeviceMemory
+from device.interface import GivenEmbeddings, OutOfDeviceMemory
 from sophserve.checkpoint import read_config
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError
@@ -33,10 +34,12 @@ from sophserve.model.decoder import CausalLM
 from sophserve.model.devices import open_device
 from sophserve.model.kv_memory import KV_SHARE, block_count, cached_layers, token_bytes
 from sophserve.model.loading import find_architecture, load_model
+from sophserve.model.vision import VisionLanguageModel
 from sophserve.sampling import StructuredOutput
 from sophserve.table import size
-from sophserve.worker.batch import BatchBuilder, FlatBatch, PooledChunk, RequestState
+from sophserve.worker.batch import BatchBuilder, FlatBatch, ImageRows, PooledChunk, RequestState
 from sophserve.worker.captured_decode import CapturedDecode
+from sophserve.worker.encoder import ImageEncoder, encoder_info
 from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tokens
 
 log = logging.getLogger(__name__)
@@ -96,9 +99,13 @@ class ModelRunner:
             prompt_logprobs_cost=prompt_logprobs_cost(self.model),
             generates=self.model.generates,
         )
+        self._images, axis_positions = None, None
+        if isinstance(self.model, VisionLanguageModel):
+            self.info.encoder = encoder_info(self.model, config)
+            self._images, axis_positions = ImageEncoder(self.model, beat), self.model.axis_positions
         first = self.communicator.rank == 0
         self._grammars = GrammarMasks(directory, self.model.vocab_size) if first else None
-        self._batches = BatchBuilder(config.block_size, self.model.vocab_size)
+        self._batches = BatchBuilder(config.block_size, self.model.vocab_size, axis_positions)
         eager = config.enforce_eager or os.environ.get("DISABLE_CACHE", "0") not in ("", "0")
         max_blocks = -(-max_model_len // config.block_size)
         self._captured = None
@@ -108,19 +115,30 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
+        if self._images:
+            self._images.run(plan.encoded, plan.forgotten)
         batch = self._batches.build(plan)
         states = batch.sampled + batch.held
         masks = self._grammars.begin(states) if self._grammars else {}
         prompts, embeddings = [], []
         logits = self._captured.logits(batch) if self._captured else None
         if logits is None and len(batch.inputs.ids):
-            hidden = self.model(self.device.prepare(batch.inputs, self.model.ropes))
+            inputs = replace(batch.inputs, given=self._given(batch.images))
+            hidden = self.model(self.device.prepare(inputs, self.model.ropes))
             prompts = self._prompt_logprobs(hidden, batch)
             embeddings = self._pooled(hidden, batch.pooled_chunks)
             if batch.sampled:
                 logits = self.model.logits(hidden[batch.sample_rows])
         sampled = self._sample(logits, states, masks) if states else []
         return StepResult(plan.step, sampled, prompts, embeddings)
+
+    def _given(self, images: list[ImageRows]) -> GivenEmbeddings | None:
+        """What images stand for in a batch."""
+        if not images or self._images is None:
+            return None
+        rows = [torch.arange(each.first_row, each.first_row + each.end - each.first) for each in images]
+        values = [self._images.rows(each.digest)[each.first : each.end] for each in images]
+        return GivenEmbeddings(torch.cat(rows), torch.cat(values))
 
     def compile_grammar(self, structured: StructuredOutput) -> None:
         """Begin to compile what a request that is on its way will need."""

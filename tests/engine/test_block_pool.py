@@ -9,6 +9,7 @@ import pytest
 
 from sophserve.engine.block_pool import BlockPool, block_key, root_key
 from sophserve.engine.request import Item, Request
+from sophserve.link.images import ImageShape, SharedPixels
 from sophserve.sampling import SamplingParams
 
 
@@ -31,7 +32,8 @@ def test_keys_do_not_depend_on_when_they_are_asked_for(monkeypatch: pytest.Monke
 
 
 def item(name: str, start: int, length: int) -> Item:
-    return Item(hashlib.sha256(name.encode()).digest(), start, length)
+    shape = ImageShape(length, (1,), ())
+    return Item(hashlib.sha256(name.encode()).digest(), start, shape, SharedPixels(1))
 
 
 def equal_blocks(*requests: Request) -> int:

@@ -10,12 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sophserve.engine.recovery import Recovery
-from sophserve.engine.request import Request
+from sophserve.engine.request import Item, Request
 from sophserve.engine.scheduler import Limits, Scheduler
-from sophserve.link.messages import StepPlan
+from sophserve.link.images import ImageShape, PlacedImage, SharedPixels
+from sophserve.link.messages import EncoderInfo, StepPlan
 from sophserve.sampling import SamplingParams
 
 VOCABULARY = 5  # few tokens, so that prefixes often repeat
+
+
+# How many placeholders the images of a simulation have.
+IMAGES = [1, 3, 3, 8]
+PIXELS = SharedPixels(1)
 
 
 def next_token(tokens: list[int]) -> int:
@@ -42,17 +48,19 @@ class SimulatedWorker:
         self.computed: dict[int, int] = {}
         self.tables: dict[int, list[int]] = {}
         self.slots: dict[int, tuple] = {}
+        self.images: dict[int, list[PlacedImage]] = {}
+        self.encoded: dict[bytes, tuple[int, int]] = {}  # pieces that are done, and placeholders
 
     def run(self, plan: StepPlan) -> dict[int, list[int]]:
         limits = self.limits
-        assert plan.scheduled
+        assert plan.scheduled or plan.encoded
         assert sum(entry.count for entry in plan.scheduled) <= limits.max_num_batched_tokens
         assert len(plan.scheduled) <= limits.max_num_seqs
         counts = [entry.count for entry in plan.scheduled]
         assert counts == sorted(counts, key=lambda count: count > 1), "single tokens come first"
         assert len({entry.id for entry in plan.scheduled}) == len(counts)
         for number in plan.dropped:
-            for held in (self.tokens, self.computed, self.tables):
+            for held in (self.tokens, self.computed, self.tables, self.images):
                 held.pop(number, None)
             self.held.discard(number)
         for added in plan.added:
@@ -60,14 +68,32 @@ class SimulatedWorker:
             self.tokens[added.id] = array("i", added.token_ids).tolist()
             self.computed[added.id] = added.computed
             self.tables[added.id] = []
+            self.images[added.id] = added.images
         assert len(self.tokens) <= limits.max_num_seqs
+        self._encode(plan)
         sampled = {}
         for entry in plan.scheduled:
             assert not entry.proposed
             self._compute(entry.id, entry.count, entry.new_blocks)
-            if self.computed[entry.id] == len(self.tokens[entry.id]):
+            if entry.count and self.computed[entry.id] == len(self.tokens[entry.id]):
                 sampled[entry.id] = self._sample(entry.id)
         return sampled
+
+    def _encode(self, plan: StepPlan) -> None:
+        for digest in plan.forgotten:
+            del self.encoded[digest]
+        if not plan.encoded:
+            return
+        info = self.limits.encoder
+        assert info
+        costs = [order.pieces * order.shape.tokens * info.cost / info.pieces for order in plan.encoded]
+        tokens = sum(entry.count for entry in plan.scheduled)
+        assert sum(costs) + tokens <= self.limits.max_num_batched_tokens or plan.encoded[0].pieces == 1
+        for order in plan.encoded:
+            done = self.encoded.get(order.digest, (0, 0))[0] + order.pieces
+            assert order.pieces > 0 and done <= info.pieces
+            self.encoded[order.digest] = done, order.shape.tokens
+        assert sum(tokens for _, tokens in self.encoded.values()) <= info.cache_tokens
 
     def _sample(self, number: int) -> list[int]:
         if self.with_surprises and self.with_surprises.random() < 0.1:
@@ -93,12 +119,17 @@ class SimulatedWorker:
             return
         start = self.computed[number]
         end = start + count
-        assert count > 0 and end <= len(tokens)
+        images = self.images[number]
+        assert (count > 0 or images) and end <= len(tokens)
+        for image in images:
+            if max(start, image.start) < min(end, image.start + image.shape.tokens):
+                assert self.limits.encoder and self.encoded[image.digest][0] == self.limits.encoder.pieces
         if not self.limits.chunked_prefill:
             assert end == len(tokens)
         for position in range(end):
             slot = table[position // size] * size + position % size
-            prefix = (self.salts[number], tuple(tokens[: position + 1]))
+            seen = tuple((image.digest, image.start) for image in images if image.start <= position)
+            prefix = (self.salts[number], tuple(tokens[: position + 1]), seen)
             if position < start:
                 assert self.slots[slot] == prefix, "the KV cache holds something else"
             else:
@@ -144,10 +175,25 @@ class Simulation:
         number = len(self.salts)
         self.salts[number] = self.random.choice([b"", b"", b"tenant"])
         request = make_request(number, prompt, self.random.randint(1, longest - length), self.salts[number])
+        if self.limits.encoder:
+            request.items = self.items(prompt)
         request.priority = self.random.randint(0, self.priorities)
         request.background = self.random.random() < self.background
         self.requests[number] = request
         self.scheduler.add(request)
+
+    def items(self, prompt: list[int]) -> list[Item]:
+        """Images here and there in a prompt, at times next to each other."""
+        found: list[Item] = []
+        start = self.random.randint(0, 5)
+        while start < len(prompt) and len(found) < 4:
+            which = self.random.randrange(len(IMAGES))
+            shape = ImageShape(IMAGES[which], (1,), ())
+            if start + shape.tokens <= len(prompt):
+                found.append(Item(b"%d" % which * 32, start, shape, PIXELS))
+                prompt[start : start + shape.tokens] = [1] * shape.tokens
+            start += shape.tokens + self.random.choice([0, 0, 1, 7])
+        return found
 
     def cancel(self) -> None:
         if self.requests:
@@ -222,6 +268,7 @@ class Simulation:
     priorities=st.sampled_from([0, 2]),
     surprises=st.booleans(),
     background=st.sampled_from([0.0, 0.5, 1.0]),
+    encoder=st.sampled_from([None, EncoderInfo(1, 0.0, 8), EncoderInfo(3, 0.5, 8), EncoderInfo(5, 20.0, 12)]),
 )
 def test_random_traffic(
     seed: int,
@@ -235,8 +282,16 @@ def test_random_traffic(
     priorities: int,
     surprises: bool,
     background: float,
+    encoder: EncoderInfo | None,
 ) -> None:
-    limits = Limits(max_num_seqs, max_num_seqs + extra_tokens + 1, block_size, prefix_caching, chunked_prefill)
+    limits = Limits(
+        max_num_seqs,
+        max_num_seqs + extra_tokens + 1,
+        block_size,
+        prefix_caching,
+        chunked_prefill,
+        encoder=encoder if chunked_prefill else None,
+    )
     simulation = Simulation(limits, num_blocks, depth, seed, priorities, surprises, background)
     for _ in range(200):
         chance = simulation.random.random()
