@@ -45,7 +45,6 @@ def quantize(argv: Sequence[str]) -> int:
     )
     given = parser.parse_args(argv)
     import signal
-    import sys
     from pathlib import Path
 
     from tqdm import tqdm
@@ -63,13 +62,21 @@ def quantize(argv: Sequence[str]) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        # Ctrl-C as an exception, so that nothing is left of what is half written.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        received: list[int] = []
+
+        def interrupt(number: int, _: object) -> None:
+            received.append(number)
+            raise KeyboardInterrupt
+
+        # As an exception, so that nothing is left of what is half written.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupt)
         try:
             known[given.method].value.convert(source, target, on_progress)
-        except KeyboardInterrupt:
-            return 130
+        except BaseException:
+            if not received:  # else it may be any, where a library had the exception pass through its own code
+                raise
+            return 128 + received[0]
     sizes = [sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in (source, target)]
     print(f"{target}: {sizes[1] / 2**20:.0f} MiB of weights, {100 * sizes[1] / sizes[0]:.0f}% of {source}'s")
     return 0
