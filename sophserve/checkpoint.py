@@ -82,6 +82,19 @@ def read_generation_config(directory: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def read_preprocessor_config(directory: Path) -> dict[str, Any]:
+    """How a checkpoint's images are processed: `image_processor` of processor_config.json, which transformers 5 writes
+    and prefers, or preprocessor_config.json; {} where there is neither. Raises CheckpointError."""
+    path = directory / "processor_config.json"
+    nested = read_json(path).get("image_processor") if path.is_file() else None
+    if nested is not None:
+        if not isinstance(nested, dict):
+            raise CheckpointError(f"{path}: image_processor must be an object, got {nested!r}")
+        return nested
+    path = directory / "preprocessor_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
 def quantization_config(directory: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The checkpoint's quantization_config, with its quant_method, wherever it is; None for a plain checkpoint."""
     for key in ("quantization_config", "compression_config"):

@@ -18,7 +18,7 @@ from torch import Tensor
 from device.collectives.interface import SingleRank
 from device.interface import Device
 from sophserve import fit
-from sophserve.checkpoint import read_config
+from sophserve.checkpoint import read_config, read_preprocessor_config
 from sophserve.errors import CheckpointError, ConfigError
 from sophserve.fit import MOST_RANKS, CannotSplit, choose_architecture, refuse_split
 from sophserve.model.config import unknown_keys
@@ -29,6 +29,7 @@ from sophserve.model.layers import PackedModule
 from sophserve.model.module import Module, ParameterSpec
 from sophserve.model.packed_weights import PackedWeights, WeightCache
 from sophserve.model.quantization import Scheme, find_scheme
+from sophserve.model.vision import Normalization, VisionLanguageModel
 from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors, unstack
 from sophserve.plugins import architectures
 
@@ -81,6 +82,8 @@ def load_model(
     config, generates = _with_its_head(model_class, config, stored)
     model = build_model(model_class, config, context)
     model.generates = generates
+    if isinstance(model, VisionLanguageModel):
+        model.normalization = Normalization.read(read_preprocessor_config(directory))
     source = directory, stored, read_tensors
     if scheme is None:
         load_weights(model, *source, on_progress=on_progress)

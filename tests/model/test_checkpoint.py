@@ -6,7 +6,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from sophserve.checkpoint import read_config, read_generation_config, read_pooling, resolve_model
+from sophserve.checkpoint import (
+    read_config,
+    read_generation_config,
+    read_pooling,
+    read_preprocessor_config,
+    resolve_model,
+)
 from sophserve.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
@@ -181,3 +187,18 @@ def test_pooling(tmp_path: Path) -> None:
         path.write_text(json.dumps(config))
         with pytest.raises(CheckpointError, match="--pooling last or mean"):
             read_pooling(tmp_path)
+
+
+def test_how_images_are_processed_is_found_where_transformers_finds_it(tmp_path):
+    """transformers 4 writes a file of its own; 5 writes the processor's, whose part goes before it."""
+    assert read_preprocessor_config(tmp_path) == {}
+    (tmp_path / "preprocessor_config.json").write_text('{"patch_size": 14}')
+    assert read_preprocessor_config(tmp_path) == {"patch_size": 14}
+    processor = tmp_path / "processor_config.json"
+    processor.write_text('{"processor_class": "LlavaNextProcessor", "patch_size": 16}')
+    assert read_preprocessor_config(tmp_path) == {"patch_size": 14}
+    processor.write_text('{"image_processor": {"patch_size": 15}}')
+    assert read_preprocessor_config(tmp_path) == {"patch_size": 15}
+    processor.write_text('{"image_processor": 3}')
+    with pytest.raises(CheckpointError, match="image_processor must be an object, got 3"):
+        read_preprocessor_config(tmp_path)
