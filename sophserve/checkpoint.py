@@ -20,6 +20,13 @@ _CONFIGURATION = ["config.json", "quantize_config.json", "quant_config.json"]
 # Folders hold other formats, but for 1_Pooling/config.json; consolidated files the same weights under other names.
 _NOT_DOWNLOADED = ["[!1]*/*", "1[!_]*/*", "1_Pooling/[!c]*", "consolidated*"]
 
+# What a config.json says of the whole model wins over what its text_config says of the same.
+_OF_THE_WHOLE = (
+    ("architectures", "model_type"), ("dtype", "torch_dtype"), ("quantization_config", "compression_config"),
+    ("tie_word_embeddings",), ("bos_token_id",), ("eos_token_id",), ("pad_token_id",), ("_name_or_path",),
+    ("transformers_version",), ("text_config",), ("vision_config",),
+)  # fmt: skip
+
 
 def resolve_model(model: str) -> Path:
     """The directory of a checkpoint: `model` itself, a shipped one, or where the Hub's model was downloaded to.
@@ -72,8 +79,18 @@ def _number(text: str) -> int | float:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json. Raises CheckpointError."""
-    return read_json(directory / "config.json")
+    """config.json. Of a model that reads more than text, the keys of its text_config stand at the top, too, where those
+    of other decoders are. Raises CheckpointError."""
+    return flattened(read_json(directory / "config.json"))
+
+
+def flattened(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the keys of its text_config, if it has one, beside the others."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return config
+    kept = [keys for keys in _OF_THE_WHOLE if any(config.get(key) is not None for key in keys)]
+    return config | {key: value for key, value in text.items() if not any(key in keys for keys in kept)}
 
 
 def read_generation_config(directory: Path) -> dict[str, Any]:

@@ -57,6 +57,17 @@ _BOOKKEEPING = frozenset({
 # fmt: on
 
 
+def parse_part(config_class: type[C], config: dict[str, Any], key: str) -> C:
+    """As parse_config, of an object in config.json, such as its vision_config."""
+    part = config.get(key)
+    if not isinstance(part, dict):
+        raise CheckpointError(f"config.json's {key} must be an object, got {reprlib.repr(part)}")
+    try:
+        return parse_config(config_class, {**part, "architectures": config.get("architectures")})
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace("config.json", f"config.json's {key}", 1)) from None
+
+
 def parse_config(config_class: type[C], config: dict[str, Any]) -> C:
     """The dataclass with the values of config.json, its fields named as the file's keys.
 
@@ -80,7 +91,8 @@ def parse_config(config_class: type[C], config: dict[str, Any]) -> C:
     optional = {name for name, hint in get_type_hints(config_class).items() if type(None) in get_args(hint)}
     values = {name: config[name] for name in known if name in config and (config[name] is not None or name in optional)}
     if "rope_parameters" in known:
-        values["rope_parameters"] = _rope_parameters(config)
+        longest = values.get("max_position_embeddings", known["max_position_embeddings"].default)
+        values["rope_parameters"] = _rope_parameters(config, longest)
     try:
         return msgspec.convert(values, config_class)
     except msgspec.ValidationError as error:
@@ -128,8 +140,9 @@ _ROPE_NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """One spelling for that of transformers 5 (rope_parameters) and of 4 (rope_theta, rope_scaling)."""
+def _rope_parameters(config: dict[str, Any], longest: Any) -> dict[str, Any]:
+    """One spelling for that of transformers 5 (rope_parameters) and of 4 (rope_theta, rope_scaling). longest: the
+    max_position_embeddings."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, dict):
         raise CheckpointError(f"config.json's rope_scaling must be an object or null, got {given!r}")
@@ -139,7 +152,6 @@ def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("rope_theta", "partial_rotary_factor"):
         if config.get(key) is not None:
             parameters.setdefault(key, config[key])
-    longest = config["max_position_embeddings"]
     trained = longest
     if parameters["rope_type"] in ("yarn", "llama3"):
         # Some files have the key beside rope_scaling; transformers lets that one win.

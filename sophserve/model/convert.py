@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import TensorSpec, safe_open, serialize_file
 from torch import Tensor
 
-from sophserve.checkpoint import INDEX, quantization_config, read_config
+from sophserve.checkpoint import INDEX, quantization_config, read_config, read_json
 from sophserve.errors import CheckpointError
 from sophserve.model.quantization import is_rounded
 from sophserve.model.weights import FLOATS, StoredTensor, find_tensors, unstack
@@ -86,7 +86,7 @@ def write_checkpoint(
         for path in source.iterdir():
             if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX, "config.json"):
                 shutil.copy(path, partial)
-        settings = read_config(source) | {"quantization_config": config}
+        settings = read_json(source / "config.json") | {"quantization_config": config}
         (partial / "config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False))
 
 

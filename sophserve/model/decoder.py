@@ -189,7 +189,7 @@ class CausalLM(Module, ABC, Generic[C]):
     config_class: the dataclass of config.json's keys that the architecture obeys.
     operators: names of the operators (device.interface.Ops) that it needs.
     checkpoint_names: where the tensors of a checkpoint go, without the last component (weight, bias). `{}` stands for
-        a number, such as the layer's.
+        a number, such as the layer's. Where files differ, several names lead to one place.
     tied: parameters whose tensor another parameter takes.
     ropes: those that its layers rotate by. generates: whether it has a head of its own or a tied one.
     """
@@ -201,7 +201,7 @@ class CausalLM(Module, ABC, Generic[C]):
     checkpoint_names: ClassVar[Mapping[str, str]] = DECODER_NAMES
 
     def __init__(self, config: dict[str, Any], context: ModelContext) -> None:
-        self.config: C = parse_config(self.config_class, config)  # type: ignore[assignment]
+        self.config: C = self.parse(config)
         self.context = context
         self._tensor_names = {target: name for name, target in self.checkpoint_names.items()}
         self.vocab_size = self.config.vocab_size
@@ -217,16 +217,21 @@ class CausalLM(Module, ABC, Generic[C]):
         self.norm = RMSNorm(context, self.config.hidden_size, self.config.rms_norm_eps)
 
     @classmethod
+    def parse(cls, config: dict[str, Any]) -> Any:
+        """What the architecture obeys of config.json, by its config_class. Raises CheckpointError."""
+        return parse_config(cls.config_class, config)
+
+    @classmethod
     def max_model_len(cls, config: dict[str, Any]) -> int:
         """The longest sequence, in tokens, that config.json allows."""
-        parsed = parse_config(cls.config_class, config)
+        parsed: DecoderConfig = cls.parse(config)
         return parsed.rope_parameters.context_length(parsed.max_position_embeddings)
 
     @property
     def token_flops(self) -> int:
         """Operations of the products that each token goes through, without the head."""
-        packed = (module for module in self.modules() if isinstance(module, PackedModule))
-        return sum(module.token_flops for module in packed if module is not self.head)
+        modules = (module for layer in self.layers for module in layer.modules())
+        return sum(module.token_flops for module in modules if isinstance(module, PackedModule))
 
     @abstractmethod
     def make_layer(self, index: int) -> Module:
@@ -256,11 +261,11 @@ class CausalLM(Module, ABC, Generic[C]):
         """The path of the parameter that a tensor of a checkpoint belongs to; None for one of no use here."""
         module, _, last = tensor.rpartition(".")
         numbers = _NUMBER.findall(module)
-        target = self.checkpoint_names.get(_NUMBER.sub("{}", module))
+        target = self.checkpoint_names.get(module) or self.checkpoint_names.get(_NUMBER.sub("{}", module))
         return f"{target.format(*numbers)}.{last}" if target else None
 
     def tensor_of(self, parameter: str) -> str:
-        """The name in a checkpoint of a parameter, the reverse of parameter_of."""
+        """The name in a checkpoint of a parameter, the reverse of parameter_of; of several the last."""
         module, _, last = parameter.rpartition(".")
         name = self._tensor_names.get(_NUMBER.sub("{}", module), module)
         return f"{name.format(*_NUMBER.findall(module))}.{last}"

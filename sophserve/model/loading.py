@@ -100,15 +100,18 @@ def _with_its_head(
     model_class: type[CausalLM], config: dict[str, Any], stored: dict[str, StoredTensor]
 ) -> tuple[dict[str, Any], bool]:
     """The config, which says of the head what the files hold, and whether the model has one."""
-    names = {target: name for name, target in model_class.checkpoint_names.items()}
-    has_head = any(name.startswith(f"{names.get('head')}.") for name in stored)
+    places: dict[tuple[str | None, str], StoredTensor] = {}
+    for name, tensor in stored.items():
+        layer, _, last = name.rpartition(".")
+        places[model_class.checkpoint_names.get(layer), last] = tensor
+    has_head = any(place == "head" for place, _ in places)
     if not config.get("tie_word_embeddings"):
         if has_head:
             return config, True
         # Then there is nothing to read for it, and what is tied takes no room.
         log.warning("the files hold no head: the model makes embeddings, and generates nothing")
         return config | {"tie_word_embeddings": True}, False
-    head, embedding = (stored.get(f"{names.get(part)}.weight") for part in ("head", "embedding"))
+    head, embedding = (places.get((part, "weight")) for part in ("head", "embedding"))
     # They differ after training that did not keep them tied.
     if has_head and embedding is not None and (head is None or _differ(head, embedding)):
         log.warning("config.json ties the head to the embedding, but the files hold another head, which is used")
@@ -245,18 +248,21 @@ def _unstacked(model: CausalLM, stored: Mapping[str, StoredTensor]) -> dict[str,
 
 def _choose_formats(model: CausalLM, scheme: Scheme, stored: Mapping[str, StoredTensor]) -> None:
     """Ask the scheme for the format of every linear weight."""
-    by_layer: dict[str, dict[str, StoredTensor]] = {}
+    by_place: dict[str, tuple[str, dict[str, StoredTensor]]] = {}
     for name, tensor in stored.items():
         layer, _, last = name.rpartition(".")
-        by_layer.setdefault(layer, {})[last] = tensor
+        place = model.parameter_of(name)
+        if place is not None:
+            by_place.setdefault(place.removesuffix(last), (layer, {}))[1][last] = tensor
     for path, module in model.named_modules():
         if not isinstance(module, PackedModule):
             continue
         for prefix in module.formats:
-            name = model.tensor_of(f"{path}.{prefix}weight").removesuffix(".weight")
+            place = f"{path}.{prefix}"
             # A tied head is read by the embedding, too.
-            if f"{path}.{prefix}weight" not in model.tied.values():
-                module.formats[prefix] = scheme.weight_format(name, by_layer.get(name, {}))
+            if f"{place}weight" not in model.tied.values():
+                name = model.tensor_of(f"{place}weight").removesuffix(".weight")
+                module.formats[prefix] = scheme.weight_format(*by_place.get(place, (name, {})))
 
 
 def _check_groups(model: CausalLM) -> None:

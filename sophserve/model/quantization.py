@@ -108,9 +108,12 @@ def read_settings(kind: type[S], config: Mapping[str, Any]) -> S:
         raise CheckpointError(f"the checkpoint's quantization config cannot be used: {error}") from None
 
 
-# The head, what says which experts a token goes through and how much they count, and of layers that predict further
-# tokens what is no layer of a decoder.
-_LEFT_PLAIN = re.compile(r"(.*\.)?(lm_head|gate|shared_expert_gate|embed_tokens|shared_head\.head|eh_proj)")
+# The head, what says which experts a token goes through and how much they count, of layers that predict further tokens
+# what is no layer of a decoder, and all that only images go through.
+_LEFT_PLAIN = re.compile(
+    r"(.*\.)?(lm_head|gate|shared_expert_gate|embed_tokens|shared_head\.head|eh_proj"
+    r"|(visual|vision_tower|vision_model|multi_modal_projector|mm_projector)(\..*)?)"
+)
 
 
 def is_left_plain(layer: str) -> bool:

@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 
 from sophserve.checkpoint import (
+    end_token_ids,
     read_config,
     read_generation_config,
     read_pooling,
@@ -202,3 +203,21 @@ def test_how_images_are_processed_is_found_where_transformers_finds_it(tmp_path)
     processor.write_text('{"image_processor": 3}')
     with pytest.raises(CheckpointError, match="image_processor must be an object, got 3"):
         read_preprocessor_config(tmp_path)
+
+
+def test_a_decoder_within_a_model_is_read_like_any_other(tmp_path):
+    """text_config has the decoder's keys; what is said of the whole model stands above it."""
+
+    def read(**config):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return read_config(tmp_path)
+
+    text = {"hidden_size": 64, "model_type": "llama", "dtype": "float32", "tie_word_embeddings": True}
+    config = read(architectures=["A"], model_type="b", torch_dtype="float16", hidden_size=1, text_config=text)
+    assert config["text_config"] == text
+    assert (config["hidden_size"], config["model_type"], config["tie_word_embeddings"]) == (64, "b", True)
+    assert config["torch_dtype"] == "float16" and "dtype" not in config
+    assert read(tie_word_embeddings=False, text_config=text)["tie_word_embeddings"] is False
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": None, "text_config": {"eos_token_id": [3, 4]}}))
+    assert end_token_ids(tmp_path, None) == [3, 4]
+    assert read(text_config=3) == {"text_config": 3}

@@ -9,7 +9,7 @@ from model_plugins.architectures.llama import LlamaConfig, LlamaForCausalLM
 from model_plugins.architectures.mistral import MistralConfig
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
 from sophserve.errors import CheckpointError
-from sophserve.model.config import parse_config, resolve_dtype, unknown_keys
+from sophserve.model.config import parse_config, parse_part, resolve_dtype, unknown_keys
 from sophserve.model.decoder import DecoderConfig, LayeredWindowConfig
 
 CONFIG = {
@@ -68,6 +68,7 @@ def test_missing_key_is_named(key):
         ({"sliding_window": 64}, "sliding_window to 64, which sophserve's LlamaForCausalLM does not implement"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
         ({"vision_config": {"depth": 32}}, "vision_config"),
+        ({"text_config": {"hidden_size": 32}}, "text_config"),
         ({"quantization_config": {}, "rope_theta": []}, "rope_theta"),
     ],
 )
@@ -197,3 +198,27 @@ def test_configs_of_real_checkpoints(name, longest):
     assert unknown_keys(Qwen2ForCausalLM.config_class, config) == []
     assert parse_config(LayeredWindowConfig, config).window(0) is None
     assert resolve_dtype(config, "auto") == torch.bfloat16
+
+
+def test_an_object_within_is_checked_like_the_whole():
+    @dataclass(frozen=True, kw_only=True)
+    class Tower:
+        hidden_size: int
+        depth: int = 3
+
+    def parse(given):
+        return parse_part(Tower, {"architectures": ["Seer"], "vision_config": given}, "vision_config")
+
+    assert parse({"hidden_size": 4, "depth": None, "initializer_range": 0.1}) == Tower(hidden_size=4)
+    for given, message in (
+        ({"depth": 3}, "config.json's vision_config has no hidden_size, which Seer needs"),
+        ({"hidden_size": 0}, "config.json's vision_config's hidden_size is 0"),
+        ({"hidden_size": 4, "depth": "x"}, "config.json's vision_config cannot be used"),
+        (
+            {"hidden_size": 4, "use_qk_norm": True},
+            "config.json's vision_config sets use_qk_norm to True, which .* Seer",
+        ),
+        (None, "config.json's vision_config must be an object, got None"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            parse(given)
