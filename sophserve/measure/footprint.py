@@ -58,14 +58,28 @@ class ExpertLayers(msgspec.Struct):
         return round(self.weight_bytes * (1 - (1 - self.top_k / self.count) ** rows))
 
 
+class ImageEncoding(msgspec.Struct):
+    """What encodes images, on one rank.
+
+    parameters: numbers of all ranks. weight_bytes: of this one. token_flops: operations for each placeholder of an
+    image of 1,024. cache_tokens: placeholders whose embeddings are kept, of token_bytes each.
+    """
+
+    parameters: int
+    weight_bytes: int
+    token_flops: int
+    token_bytes: int
+    cache_tokens: int
+
+
 class Footprint(msgspec.Struct, kw_only=True):
     """What rank 0 takes and does. Sizes in bytes; its products in operations, two for each multiplication.
 
     parameters: numbers of the whole model, of all ranks; active_parameters: those that a token is multiplied with.
-    step_bytes: weights that every step reads, which those of experts are not. product_flops: of the layers, for each
-    token; head_flops: of the head, for each row of logits. kv_budget: what the KV cache may take. num_blocks: its
-    blocks, 0 if there is no room. fewest_devices: by their memory, how many hold the weights and one sequence of
-    max_model_len tokens.
+    step_bytes: weights that every step reads, which those of experts and of what encodes images are not. product_flops:
+    of the layers, for each token; head_flops: of the head, for each row of logits. kv_budget: what the KV cache may
+    take. num_blocks: its blocks, 0 if there is no room. fewest_devices: by their memory, how many hold the weights and
+    one sequence of max_model_len tokens.
     """
 
     architecture: str
@@ -85,6 +99,7 @@ class Footprint(msgspec.Struct, kw_only=True):
     head_flops: int
     attention: list[Attention]
     experts: list[ExpertLayers] = []
+    encoding: ImageEncoding | None = None
     device_memory: int
     fewest_devices: dict[int, int] = {}
 

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from device.interface import Device, PackedWeight
 from sophserve.checkpoint import quantization_config, read_config
+from sophserve.config import EngineConfig
 from sophserve.errors import SophserveError
 from sophserve.fit import MOST_RANKS, CannotSplit, resolve_max_model_len
-from sophserve.measure.footprint import Attention, ExpertLayers, Footprint, FootprintRequest
+from sophserve.measure.footprint import Attention, ExpertLayers, Footprint, FootprintRequest, ImageEncoding
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
@@ -42,6 +43,7 @@ from sophserve.model.loading import (
 )
 from sophserve.model.module import Module
 from sophserve.model.quantization import Scheme, find_scheme, no_values
+from sophserve.model.vision import VisionLanguageModel
 from sophserve.model.weights import StoredTensor
 
 _NAMES = {
@@ -51,6 +53,10 @@ _NAMES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.int32: "I32",
 }
+
+
+# Of an image that stands for others.
+_PLACEHOLDERS = 1024
 
 
 class ShapesOf:
@@ -195,7 +201,7 @@ def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footpr
     if memory is None:
         memory = device.memory()[0]
         shared = config.tensor_parallel_size if device.uses_host_memory else 1
-    weights, experts = model.nbytes, _experts(model)
+    weights, experts, encoding = model.nbytes, _experts(model), _encoding(model, loader.shapes, config)
     left = max(0, memory - weights * shared)
     budget = config.kv_cache_bytes or int(left * KV_SHARE) // shared
     block_bytes = token_bytes(model) * config.block_size
@@ -213,7 +219,10 @@ def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footpr
         parameters=_count(loader.shapes),
         active_parameters=_active(loader.shapes),
         weight_bytes=weights,
-        step_bytes=weights - untied - sum(each.weight_bytes for each in experts),
+        step_bytes=weights
+        - untied
+        - sum(each.weight_bytes for each in experts)
+        - (encoding.weight_bytes if encoding else 0),
         kv_token_bytes=token_bytes(model),
         kv_budget=budget,
         num_blocks=block_count(budget, block_bytes, config, max_model_len) if budget <= left else 0,
@@ -221,6 +230,7 @@ def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footpr
         head_flops=model.head.token_flops,
         attention=_attention(model),
         experts=experts,
+        encoding=encoding,
         device_memory=memory,
         fewest_devices=fewest,
     )
@@ -236,7 +246,26 @@ def _active(model: CausalLM) -> int:
     """Those that a token is multiplied with: neither the embedding nor the experts that it does not go through."""
     experts = (module for module in model.modules() if isinstance(module, Experts))
     unused = sum(_count(each) * (each.count - each.top_k) // each.count for each in experts)
-    return _count(model) - _count(model.embedding) - unused
+    return _count(model) - _count(model.embedding) - _count(*_encoders(model)) - unused
+
+
+def _encoders(model: CausalLM) -> list[Module]:
+    """What encodes images: all that is no part of a decoder."""
+    decoder = {id(each) for each in (model.embedding, *model.layers, model.norm, model.head)}
+    return [child for _, child in model.children() if id(child) not in decoder]
+
+
+def _encoding(model: CausalLM, shapes: CausalLM, config: EngineConfig) -> ImageEncoding | None:
+    if not isinstance(model, VisionLanguageModel):
+        return None
+    token_bytes = model.config.hidden_size * model.context.dtype.itemsize
+    return ImageEncoding(
+        _count(*_encoders(shapes)),
+        sum(each.nbytes for each in _encoders(model)),
+        model.encoder_flops(_PLACEHOLDERS) // _PLACEHOLDERS,
+        token_bytes,
+        config.encoder_cache_bytes // token_bytes,
+    )
 
 
 def _experts(model: CausalLM) -> list[ExpertLayers]:

@@ -13,7 +13,7 @@ import msgspec
 from sophserve.checkpoint import resolve_config
 from sophserve.config import EngineConfig, parse_size, read_count
 from sophserve.errors import ConfigError
-from sophserve.measure.footprint import ExpertLayers, Footprint, FootprintRequest, measure
+from sophserve.measure.footprint import ExpertLayers, Footprint, FootprintRequest, ImageEncoding, measure
 from sophserve.options import CommandParser, add_engine_options, engine_config
 from sophserve.table import rows_of, size
 
@@ -53,6 +53,7 @@ OPTIONS = (
     "max_num_batched_tokens",
     "block_size",
     "kv_cache_memory",
+    "encoder_cache_memory",
 )
 LENGTHS = (1024, 4096, 16384)
 
@@ -183,6 +184,7 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
         f"devices          {ranks} with {size(found.device_memory)} each",
         f"parameters       {_parameters(found)}",
         *(_experts(each) for each in found.experts),
+        *([_encoding(found.encoding)] if found.encoding else []),
         f"weights          {size(found.weight_bytes)} a device, {found.weight_bytes} bytes",
         f"KV cache         {size(answer['kv_cache_bytes'])} a device ({share}): {answer['kv_cache_tokens']} tokens of "
         f"{size(found.kv_token_bytes)}",
@@ -215,7 +217,8 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
 
 
 def _parameters(found: Footprint) -> str:
-    active = f", of which a token is multiplied with {_number(found.active_parameters)}" if found.experts else ""
+    fewer = found.experts or found.encoding
+    active = f", of which a token is multiplied with {_number(found.active_parameters)}" if fewer else ""
     return f"{_number(found.parameters)}{active}"
 
 
@@ -226,6 +229,12 @@ def _number(count: int) -> str:
 def _experts(layers: ExpertLayers) -> str:
     held = f"{layers.held} of the {layers.intermediate_size} inner features of each are on a device"
     return f"experts          {layers.count} in {layers.layers} layers, {layers.top_k} for a token; {held}"
+
+
+def _encoding(encoding: ImageEncoding) -> str:
+    cache = f"{size(encoding.cache_tokens * encoding.token_bytes)} for {encoding.cache_tokens} tokens of images"
+    weights = f"{_number(encoding.parameters)} parameters, {size(encoding.weight_bytes)} of the weights of a device"
+    return f"image encoder    {weights}; its cache takes up to {cache}"
 
 
 def _problem(answer: dict[str, Any], found: Footprint, config: EngineConfig) -> str | None:
