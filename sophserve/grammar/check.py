@@ -9,9 +9,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import msgspec
+
 from sophserve.errors import GrammarTooLarge, RequestError, ServerBusy
-from sophserve.grammar.trial import Tried, Try
-from sophserve.grammar.trial_process import TrialProcess
+from sophserve.forks import Done
+from sophserve.forks_process import ATTEMPTS, OWN_FAULT, ForksProcess
+from sophserve.grammar.trial import WALL_SECONDS, Try
 from sophserve.sampling import StructuredOutput
 
 # Of a grammar as text.
@@ -23,10 +26,6 @@ _TOO_LARGE = "is too complex to be compiled; simplify it"
 # Tries at once: first ones, which are short, and second ones, which few grammars need.
 QUICK_TRIES = 2
 LONG_TRIES = 2
-# How a try ends that takes too much processor time or memory, or breaks the library.
-_OWN_FAULT = {signal.SIGPROF, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
-# So often a grammar is tried whose process ends for another reason.
-_ATTEMPTS = 2
 
 
 class Trial:
@@ -102,7 +101,8 @@ class GrammarCheck:
         self, directory: Path, vocab_size: int, announce: Callable[[StructuredOutput], None] = lambda _: None
     ) -> None:
         self._announce = announce
-        self._process = TrialProcess(directory, vocab_size)
+        arguments = [str(directory), str(vocab_size)]
+        self._process = ForksProcess("sophserve.grammar.trial", arguments, WALL_SECONDS, "grammars cannot be tried out")
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by digest: what is wrong, empty for nothing
         self._latest: StructuredOutput | None = None  # that was good: the answers to one request ask for the same one
         self._trials: dict[bytes, Trial] = {}
@@ -195,7 +195,8 @@ class GrammarCheck:
         quick = trial.quick
         try:
             trial.number = self._process.number()
-            tried = await self._process.attempt(Try(trial.number, quick, trial.structured))
+            order = msgspec.msgpack.encode(Try(quick, trial.structured))
+            tried = await self._process.attempt(trial.number, order)
         finally:
             trial.number = None
             self._running[quick].discard(trial)
@@ -203,20 +204,20 @@ class GrammarCheck:
             self._judge(trial, tried)
         self._start()
 
-    def _judge(self, trial: Trial, tried: Tried | None) -> None:
+    def _judge(self, trial: Trial, tried: Done | None) -> None:
         """What a try means; None is one that was lost with its process."""
         if tried is not None and tried.signal == 0:
-            self._settle(trial, tried.problem)
+            self._settle(trial, tried.answer.decode(errors="replace"))
         elif tried is not None and tried.signal == signal.SIGPROF and trial.quick:
             trial.quick = False
             self._waiting[False].add(trial)
-        elif tried is not None and tried.signal in _OWN_FAULT:
+        elif tried is not None and tried.signal in OWN_FAULT:
             self._settle(trial, f"the {trial.structured.kind} {_TOO_LARGE}")
         elif tried is not None and tried.signal == signal.SIGALRM:
             self._give_up(trial, "this machine is too busy to try the grammar out; try again later")
         else:
             trial.lost += 1
-            if trial.lost < _ATTEMPTS:
+            if trial.lost < ATTEMPTS:
                 self._waiting[trial.quick].add(trial)
             else:
                 self._give_up(trial, "the process that tries grammars out was killed; try again later")

@@ -40,13 +40,17 @@ class EncodeImage(msgspec.Struct, array_like=True, frozen=True):
 
 class SharedPixels:
     """The pixels of an image in memory without a name, which workers read by a path for as long as this object lives:
-    nothing is left of it when the server dies."""
+    nothing is left of it when the server dies. size: 0 for pixels that another process writes."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
         self.descriptor = os.memfd_create("pixels", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, size)
         weakref.finalize(self, os.close, self.descriptor)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return os.fstat(self.descriptor).st_size
 
     @property
     def path(self) -> str:

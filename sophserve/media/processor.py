@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sophserve.checkpoint import read_config, read_json
 from sophserve.link.images import ImageShape
+from sophserve.plugins import image_processors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,3 +42,18 @@ class ImageProcessor(ABC):
     @abstractmethod
     def pixels(self, image: Image.Image, detail: Detail) -> bytes:
         """The uint8 values of an RGB image, of the shape that `shape` gives for its size."""
+
+
+def architecture_that_sees(config: Mapping[str, Any]) -> str | None:
+    """The name in config.json's `architectures` for which an image processor is registered."""
+    names = config.get("architectures")
+    known = image_processors()
+    return next((name for name in names if name in known), None) if isinstance(names, list) else None
+
+
+def read_processor(directory: Path, architecture: str, changes: Mapping[str, Any]) -> ImageProcessor:
+    """The processor of a checkpoint. changes: laid over its preprocessor_config.json. Raises CheckpointError."""
+    path = directory / "preprocessor_config.json"
+    preprocessor = read_json(path) if path.is_file() else {}
+    made: ImageProcessor = image_processors()[architecture].value(read_config(directory), preprocessor | dict(changes))
+    return made

@@ -9,13 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 from signal import SIGALRM, SIGKILL, SIGPROF, SIGSEGV
 
+import msgspec
 import psutil
 import pytest
 
 from sophserve.errors import RequestError, ServerBusy
+from sophserve.forks import Done
 from sophserve.grammar import check as grammar_check
 from sophserve.grammar.check import MAX_CHARACTERS, GrammarCheck
-from sophserve.grammar.trial import Tried, Try
+from sophserve.grammar.trial import Try
 from sophserve.sampling import StructuredOutput
 
 
@@ -37,30 +39,30 @@ class FakeProcess:
     def __init__(self) -> None:
         self.begun: list[tuple[str, bool]] = []
         self.cancelled: list[int] = []
-        self._replies: dict[str, asyncio.Future[Tried | None]] = {}
+        self._replies: dict[str, asyncio.Future[Done | None]] = {}
         self._numbers: dict[int, str] = {}
 
     def number(self) -> int:
         return len(self.begun)
 
-    async def attempt(self, order: Try) -> Tried | None:
-        assert order.structured is not None
+    async def attempt(self, number: int, content: bytes) -> Done | None:
+        order = msgspec.msgpack.decode(content, type=Try)
         value = order.structured.value
         self.begun.append((value, order.quick))
-        self._numbers[order.number] = value
+        self._numbers[number] = value
         self._replies[value] = asyncio.get_running_loop().create_future()
         return await self._replies[value]
 
     async def answer(self, value: str, problem: str = "", signal: int = 0, lost: bool = False) -> None:
         """End the try of this grammar."""
         await soon(lambda: value in self._replies)
-        self._replies.pop(value).set_result(None if lost else Tried(0, problem, signal))
+        self._replies.pop(value).set_result(None if lost else Done(0, problem.encode(), signal))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
     def cancel(self, number: int) -> None:
         self.cancelled.append(number)
-        self._replies.pop(self._numbers[number]).set_result(Tried(number, signal=SIGKILL))
+        self._replies.pop(self._numbers[number]).set_result(Done(number, signal=SIGKILL))
 
     async def close(self) -> None:
         pass
