@@ -87,7 +87,7 @@ class Expected:
                 layer, _, last = model.tensor_of(f"{path}.{parameter}").rpartition(".")
                 expected: dict[str, Tensor] | None = None
                 is_packed = isinstance(module, PackedModule) and last == "weight"
-                if scheme and is_packed and f"{path}.{parameter}" not in model.tied.values():
+                if scheme and is_packed and len(spec.shape) == 2 and f"{path}.{parameter}" not in model.tied.values():
                     rows, columns = spec.shape
                     expected = scheme.expected(layer, (rows, columns), dtype)
                 for name, tensor in (expected or {last: no_values(spec.shape, dtype)}).items():

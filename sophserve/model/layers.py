@@ -281,14 +281,21 @@ class GatedMLP(Module):
 
 
 class MLP(Module):
-    """`down(activation(up(x)))` with biases, split by inner features. out_size: of the result, by default x's."""
+    """`down(activation(up(x)))`, split by inner features. out_size: of the result, by default x's."""
 
     def __init__(
-        self, context: ModelContext, hidden_size: int, intermediate_size: int, hidden_act: str, out_size: int = 0
+        self,
+        context: ModelContext,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str,
+        out_size: int = 0,
+        *,
+        bias: bool = True,
     ) -> None:
         self._activation = activation(hidden_act)
-        self.up = Linear(context, hidden_size, intermediate_size, bias=True, shard="column", role="gate_up")
-        self.down = Linear(context, intermediate_size, out_size or hidden_size, bias=True, shard="row", role="down")
+        self.up = Linear(context, hidden_size, intermediate_size, bias=bias, shard="column", role="gate_up")
+        self.down = Linear(context, intermediate_size, out_size or hidden_size, bias=bias, shard="row", role="down")
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[tokens, hidden]` to the same shape, or `[tokens, out_size]`."""

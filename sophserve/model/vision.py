@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from sophserve.errors import CheckpointError
+from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM, DecoderConfig
+from sophserve.model.layers import Linear
+from sophserve.model.module import Module, ParameterSpec
 
 C = TypeVar("C", bound=DecoderConfig)
 
@@ -60,10 +63,12 @@ class Normalization:
 class VisionLanguageModel(CausalLM[C]):
     """A decoder that is given the embeddings of images in place of those of their placeholder tokens.
 
+    encoder: all that only images go through.
     encoder_pieces: how many times `encode` yields for an image, whatever its size: the work is shared out evenly.
     normalization: of its pixels, as the checkpoint has it.
     """
 
+    encoder: Module
     encoder_pieces: int
     normalization = Normalization()
 
@@ -82,3 +87,19 @@ class VisionLanguageModel(CausalLM[C]):
         """Of ropes with sections: where an image's tokens are on each axis, int32 `[axes, placeholders]` from where it
         begins, and where the text goes on. None where they are counted as the tokens of a text."""
         return None
+
+
+class PatchEmbedding(Linear):
+    """A convolution over patches that do not overlap, as a product. kernel: channels and sizes of a patch, in the order
+    of its values; so is the weight on disk, `[hidden, *kernel]`."""
+
+    def __init__(self, context: ModelContext, kernel: Sequence[int], hidden_size: int) -> None:
+        super().__init__(context, math.prod(kernel), hidden_size)
+        self._shape = (hidden_size, *kernel)
+
+    def parameters(self) -> dict[str, ParameterSpec]:
+        """`weight`, `[hidden, *kernel]`."""
+        return {"weight": ParameterSpec(self._shape)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load({"weight": tensors["weight"].flatten(1)})

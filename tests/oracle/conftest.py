@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from torch import Tensor
 from device.cmodel.device import CmodelDevice
 from device.collectives.interface import Communicator, SingleRank
 from device.interface import Device, StepInputs
+from device.step_inputs import GivenEmbeddings
 from model_plugins.architectures.deepseek_v2 import DeepseekV2ForCausalLM
 from model_plugins.architectures.deepseek_v3 import DeepseekV3ForCausalLM
 from model_plugins.architectures.llama import LlamaForCausalLM
+from model_plugins.architectures.llava_next import LlavaNextForConditionalGeneration
 from model_plugins.architectures.mistral import MistralForCausalLM
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
 from model_plugins.architectures.qwen2_moe import Qwen2MoeForCausalLM
@@ -36,6 +38,7 @@ CLASSES = {
         DeepseekV2ForCausalLM,
         DeepseekV3ForCausalLM,
         LlamaForCausalLM,
+        LlavaNextForConditionalGeneration,
         MistralForCausalLM,
         Qwen2ForCausalLM,
         Qwen2MoeForCausalLM,
@@ -58,6 +61,32 @@ class PagedModel:
         self._free = torch.randperm(BLOCKS, generator=torch.Generator().manual_seed(1)).tolist()
         self._blocks: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
+        self._given: dict[int, list[tuple[int, Tensor]]] = {}
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor, grid: Sequence[int]) -> Tensor:
+        """The embeddings of an image, whose encoding is left after each piece."""
+        work = self.model.encode(pixels, grid)
+        for _ in range(self.model.encoder_pieces):
+            assert next(work) is None
+        with pytest.raises(StopIteration) as end:
+            next(work)
+        return end.value.value.clone()
+
+    def give(self, number: int, start: int, embeddings: Tensor) -> None:
+        """What stands for the tokens of a sequence from a position on."""
+        self._given.setdefault(number, []).append((start, embeddings))
+
+    def _given_rows(self, order: list[int], batch: dict[int, list[int]]) -> GivenEmbeddings | None:
+        rows, values, offset = [], [], 0
+        for number in order:
+            cached, count = self._lengths[number], len(batch[number])
+            for start, embeddings in self._given.get(number, []):
+                held = range(max(cached, start), min(cached + count, start + len(embeddings)))
+                rows += [offset + position - cached for position in held]
+                values += [embeddings[position - start] for position in held]
+            offset += count
+        return GivenEmbeddings(torch.tensor(rows), torch.stack(values)) if rows else None
 
     @torch.inference_mode()
     def step(self, batch: dict[int, list[int]]) -> dict[int, Tensor]:
@@ -83,6 +112,7 @@ class PagedModel:
             max_length=max(new + old for new, old in zip(counts, cached_lengths, strict=True)),
             ids=torch.tensor([token for number in order for token in batch[number]], dtype=torch.int32),
             positions=torch.cat(positions).int(),
+            given=self._given_rows(order, batch),
         )
         step = self.model.context.device.prepare(inputs, self.model.ropes)
         logits = self.model.logits(self.model(step)).float()
