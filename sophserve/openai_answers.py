@@ -44,8 +44,19 @@ class Answer(msgspec.Struct):
     error: Any = None
 
 
+class Architecture(msgspec.Struct):
+    input_modalities: list[str] | None = None
+
+
 class Model(msgspec.Struct):
     id: str
+    architecture: Architecture | None = None
+
+    @property
+    def sees(self) -> bool:
+        """Whether it takes pictures, as far as the server tells."""
+        modalities = self.architecture and self.architecture.input_modalities
+        return not modalities or "image" in modalities
 
 
 class Models(msgspec.Struct):

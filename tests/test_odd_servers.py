@@ -63,7 +63,8 @@ async def serve() -> AsyncIterator[Serve]:
 
 async def chat(url: str) -> str:
     async with Client(url) as client:
-        [client.model] = await client.models(lambda reason: None)
+        [model] = await client.models(lambda reason: None)
+        client.choose(model)
         return "".join([piece.content async for piece in client.stream([{"role": "user", "content": "Hi"}], {})])
 
 

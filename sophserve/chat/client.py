@@ -13,10 +13,10 @@ import msgspec
 
 from sophserve.errors import SophserveError
 from sophserve.http_client import event_data, key_header, redirection, what_failed
-from sophserve.openai_answers import Choice, Models, Part, PromptDetails, Usage, decode_answer, error_message
+from sophserve.openai_answers import Choice, Model, Models, Part, PromptDetails, Usage, decode_answer, error_message
 
 _MODELS_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 class ChatError(SophserveError):
@@ -48,6 +48,7 @@ class Client:
     ) -> None:
         self.url = url
         self.model = model or ""
+        self.blind = False  # whether the server says that the model takes no pictures
         self._headers = key_header(api_key)
         self._socket = socket
 
@@ -63,7 +64,7 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def models(self, waiting: Callable[[str], None]) -> list[str]:
+    async def models(self, waiting: Callable[[str], None]) -> list[Model]:
         """The server's models, once it is ready; waiting is told why it is not. Raises ChatError."""
         while True:
             async with await self._request("GET", "/v1/models", timeout=_MODELS_TIMEOUT) as response:
@@ -74,9 +75,13 @@ class Client:
             await asyncio.sleep(0.5)
         self._check(response, text)
         try:
-            return [model.id for model in msgspec.json.decode(text, type=Models).data]
+            return msgspec.json.decode(text, type=Models).data
         except msgspec.DecodeError:
             raise ChatError(f"{self.url}/v1/models is not a list of models; check --url") from None
+
+    def choose(self, model: Model) -> None:
+        """Ask this model from now on."""
+        self.model, self.blind = model.id, not model.sees
 
     async def stream(self, messages: list[Message], parameters: dict[str, Any]) -> AsyncGenerator[Piece, None]:
         """The answer as it comes. Closing the generator ends it on the server, too. Raises ChatError."""

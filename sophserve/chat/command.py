@@ -11,7 +11,7 @@ from typing import Any
 
 from sophserve.background import Background
 from sophserve.chat.client import ChatError, Client, NotListening
-from sophserve.chat.commands import COMMANDS, PARAMETERS, run
+from sophserve.chat.commands import COMMANDS, FILE_COMMANDS, PARAMETERS, run
 from sophserve.chat.conversation import Conversation
 from sophserve.chat.line_input import keep_history, piped_line, read_question, terminal_line
 from sophserve.chat.markup import DIM, RED, RESET, printable
@@ -81,13 +81,14 @@ async def _connect(stack: AsyncExitStack, given: dict[str, Any]) -> Client:
                 f"no server runs at {DEFAULT_URL}; give --url, or --model DIR or --model demo to load a model"
             ) from None
         return await _load(stack, given)
-    if name and name not in models:
+    known = {model.id: model for model in models}
+    if name and name not in known:
         if "url" not in given:
             return await _load(stack, given)
-        raise ChatError(f"the server has no model {name!r}; it has {', '.join(models)}")
+        raise ChatError(f"the server has no model {name!r}; it has {', '.join(known)}")
     if not models:
         raise ChatError(f"{client.url} serves no model")
-    client.model = name or models[0]
+    client.choose(known[name] if name else models[0])
     return client
 
 
@@ -97,7 +98,8 @@ async def _load(stack: AsyncExitStack, given: dict[str, Any]) -> Client:
     options = {name: given[name] for name in ("model", *ENGINE_OPTIONS) if name in given}
     socket = await stack.enter_async_context(local_model(engine_config(options)))
     client = await stack.enter_async_context(Client("http://localhost", socket=socket))
-    [client.model] = await client.models(_waiting)
+    [model] = await client.models(_waiting)
+    client.choose(model)
     return client
 
 
@@ -109,7 +111,7 @@ def _waiting(reason: str) -> None:
 
 
 def _typed(background: Background, session: Session) -> int:
-    keep_history(state_folder() / "chat_history", list(COMMANDS))
+    keep_history(state_folder() / "chat_history", list(COMMANDS), FILE_COMMANDS)
     session.store = Store(state_folder() / "chats")
     if session.styled:
         print(f"\r\x1b[K{DIM}{session.client.model} · /help lists the commands{RESET}")

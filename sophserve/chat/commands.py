@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sophserve.chat.client import ChatError
 from sophserve.chat.conversation import Conversation, FormatError, read, write
+from sophserve.chat.pictures import MOST_BYTES, megabytes, read_picture
 from sophserve.chat.session import Session
 from sophserve.chat.store import Store
 from sophserve.options import did_you_mean
@@ -61,6 +64,40 @@ def _set(session: Session, argument: str) -> str:
     return "\n".join(f"{key} = {value}" for key, value in shown.items()) or "all as the server has them"
 
 
+def _image(session: Session, argument: str) -> str:
+    if argument == "none":
+        session.images = []
+    elif argument:
+        return _add_images(session, _files(argument))
+    return "\n".join(each.name for each in session.images) or "no pictures go with the next question"
+
+
+def _add_images(session: Session, files: list[Path]) -> str:
+    if session.client.blind:
+        raise ChatError(f"the model {session.client.model} takes no pictures")
+    found = [read_picture(file) for file in files]
+    before = [image for message in session.conversation.path() for image in message.images]
+    size = sum(each.size for each in [*before, *session.images, *(picture for picture, _ in found)])
+    if size > MOST_BYTES:
+        raise ChatError(
+            f"the pictures of this conversation would have {megabytes(size)}, and {megabytes(MOST_BYTES)} fit into a "
+            "request; take smaller ones, or /clear"
+        )
+    session.images += [picture for picture, _ in found]
+    return "\n".join(f"{told}: goes with the next question" for _, told in found)
+
+
+def _files(argument: str) -> list[Path]:
+    """One file, as it is written, or several as a shell takes them. Raises ChatError."""
+    with suppress(OSError):
+        (file := _file(argument)).stat()
+        return [file]
+    try:
+        return [_file(each) for each in shlex.split(argument)]
+    except ValueError as error:
+        raise ChatError(f"cannot tell the files of {argument}: {str(error).lower()}") from None
+
+
 def _edit(session: Session, question: str) -> Done:
     if not question:
         raise ChatError("/edit wants the question that is to be asked instead")
@@ -85,7 +122,7 @@ def _branch(session: Session, number: str) -> str:
     rows = []
     for index, end in enumerate(ends, 1):
         path = Conversation(leaf=end.id, messages=conversation.messages).path()
-        said = " → ".join(_short(message.content) for message in path[-2:])
+        said = " → ".join(message.short(_SHOWN) for message in path[-2:])
         rows.append(f"{'*' if end.id == conversation.leaf else ' '}{index:>3}  {said}")
     return "\n".join(rows)
 
@@ -100,7 +137,8 @@ def _list(session: Session, words: str) -> str:
 
 
 def _open(session: Session, number: str) -> str:
-    session.conversation = _numbered(_store(session).all(), number, "/open")
+    store = _store(session)
+    session.conversation = store.complete(_numbered(store.all(), number, "/open"))
     return _last(session.conversation)
 
 
@@ -129,7 +167,8 @@ def _save(session: Session, path: str) -> str:
 
 
 def _save_all(session: Session, path: str) -> str:
-    conversations = _store(session).all()
+    store = _store(session)
+    conversations = [store.complete(each) for each in store.all()]
     _write(path, conversations)
     return f"saved {len(conversations)} conversations"
 
@@ -187,13 +226,8 @@ def _numbered(things: list[T], number: str, command: str) -> T:
 def _last(conversation: Conversation) -> str:
     """Where a conversation stands."""
     last = conversation.path()[-2:]
-    said = [f"{'>' if message.role == 'user' else ' '} {_short(message.content)}" for message in last]
+    said = [f"{'>' if message.role == 'user' else ' '} {message.short(_SHOWN)}" for message in last]
     return "\n".join([conversation.name(), *said])
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
 
 
 def _write(path: str, conversations: list[Conversation]) -> None:
@@ -206,7 +240,10 @@ def _write(path: str, conversations: list[Conversation]) -> None:
 def _file(path: str) -> Path:
     if not path:
         raise ChatError("name a file")
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ChatError(f"{path} begins with the name of no user") from None
 
 
 @dataclass(frozen=True)
@@ -218,11 +255,13 @@ class Command:
     run: Callable[[Session, str], Done]
 
 
+FILE_COMMANDS = ("/image", "/load", "/save", "/save-all")
 COMMANDS = {
     "/help": Command("", "this list", _help),
     "/clear": Command("", "begin a new conversation; the old one is kept", _clear),
     "/system": Command("[TEXT]", "set the system prompt, none for none, or show it", _system),
     "/set": Command("[NAME VALUE]", "set a sampling parameter, default to reset it; or show all", _set),
+    "/image": Command("[FILE]", "ask the next question about a picture, or several; none for none", _image),
     "/retry": Command("", "have the last question answered again", lambda session, _: session.ask_again()),
     "/edit": Command("TEXT", "ask this in place of the last question", _edit),
     "/undo": Command("", "go back to before the last question", _undo),

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 
+from sophserve.chat.pictures import Picture, is_data_url
 from sophserve.errors import SophserveError
 
 _TITLE_LENGTH = 60
@@ -37,12 +38,18 @@ class Message(msgspec.Struct, omit_defaults=True, kw_only=True):
     parent: str | msgspec.UnsetType | None = msgspec.UNSET
     role: Literal["user", "assistant", "system"]
     content: str
+    images: list[Picture] = []
     reasoning: str = ""
     model: str = ""
     finish: str | None = None
     stopped: bool = False
     error: str = ""
     stats: dict[str, float] = {}
+
+    def short(self, most: int) -> str:
+        """The names of its pictures and its text, in a line of so many characters."""
+        line = " ".join([*(f"[{picture.name}]" for picture in self.images), *self.content.split()])
+        return line if len(line) <= most else line[: most - 1].rstrip() + "…"
 
 
 class Conversation(msgspec.Struct, kw_only=True):
@@ -71,15 +78,19 @@ class Conversation(msgspec.Struct, kw_only=True):
         parents = {message.parent for message in self.messages}
         return [message for message in self.messages if message.id not in parents]
 
-    def add(self, role: Literal["user", "assistant"], content: str) -> Message:
-        message = Message(id=new_id(), parent=self.leaf, role=role, content=content)
+    def add(self, role: Literal["user", "assistant"], content: str, images: Sequence[Picture] = ()) -> Message:
+        message = Message(id=new_id(), parent=self.leaf, role=role, content=content, images=list(images))
         self.messages.append(message)
         self.leaf, self.updated = message.id, _now()
         return message
 
     def name(self) -> str:
         """The title: as the reader says, or as the conversation begins."""
-        first = (self.title or (self.messages[0].content if self.messages else "")).strip().partition("\n")[0] or "…"
+        first = self.title.strip()
+        if self.messages and not first:
+            begin = self.messages[0]
+            first = begin.content.strip() or (begin.images[0].name if begin.images else "")
+        first = first.partition("\n")[0] or "…"
         return first if len(first) <= _TITLE_LENGTH else first[: _TITLE_LENGTH - 1].rstrip() + "…"
 
     def holds(self, words: Sequence[str]) -> bool:
@@ -100,8 +111,9 @@ def write(conversations: list[Conversation]) -> str:
     return msgspec.json.format(msgspec.json.encode(file), indent=1).decode() + "\n"
 
 
-def read(text: str | bytes) -> list[Conversation]:
-    """The conversations in such a text, or in one with a single list of messages. Raises FormatError."""
+def read(text: str | bytes, is_picture: Callable[[str], bool] = is_data_url) -> list[Conversation]:
+    """The conversations in such a text, or in one with a single list of messages. is_picture: whether an image can have
+    a URL. Raises FormatError."""
     try:
         data = msgspec.json.decode(text)
         if isinstance(data, dict) and "messages" in data:
@@ -113,11 +125,11 @@ def read(text: str | bytes) -> list[Conversation]:
     except UnicodeDecodeError:
         raise FormatError("it is no text") from None
     for conversation in found:
-        _complete(conversation)
+        _complete(conversation, is_picture)
     return [conversation for conversation in found if conversation.messages]
 
 
-def _complete(conversation: Conversation) -> None:
+def _complete(conversation: Conversation, is_picture: Callable[[str], bool]) -> None:
     """Check how the messages hang together, and add what may be left out. Raises FormatError."""
     if not _ID.fullmatch(conversation.id):
         conversation.id = new_id()
@@ -136,6 +148,8 @@ def _complete(conversation: Conversation) -> None:
             message.parent = known[-1] if known else None
         if message.parent is not None and message.parent not in known:
             raise FormatError(f"the parent of {where} is no message before it")
+        if not all(is_picture(image.url) for image in message.images):
+            raise FormatError(f"the url of an image of {where} is not data:image/...;base64,...")
         known.append(message.id)
     if conversation.leaf is None and known:
         conversation.leaf = known[-1]

@@ -39,8 +39,20 @@ def terminal_line(more: bool) -> str:
     return input("\001\x1b[2m\002. \001\x1b[0m\002" if more else "\001\x1b[1;32m\002> \001\x1b[0m\002")
 
 
-def keep_history(path: Path, commands: Sequence[str]) -> None:
-    """Let the terminal's lines be edited, remembered in a file, and completed to commands."""
+def complete_file(beginning: str) -> list[str]:
+    """The files and folders whose paths begin so, hidden ones only if their dot is written."""
+    folder, _, start = beginning.rpartition("/")
+    try:
+        found = sorted(Path(f"{folder}/" if "/" in beginning else ".").expanduser().iterdir())
+    except (OSError, RuntimeError):  # no such folder, or none of such a user
+        return []
+    shown = [each for each in found if each.name.startswith(start) and (start or each.name[0] != ".")]
+    return [f"{beginning[: len(beginning) - len(start)]}{each.name}{'/' * each.is_dir()}" for each in shown]
+
+
+def keep_history(path: Path, commands: Sequence[str], files: Sequence[str]) -> None:
+    """Let the terminal's lines be edited, remembered in a file, and completed to commands, or behind those of `files`
+    to paths."""
     try:
         import atexit
         import readline
@@ -53,7 +65,12 @@ def keep_history(path: Path, commands: Sequence[str]) -> None:
             readline.write_history_file(path)
 
     def complete(text: str, number: int) -> str | None:
-        found = [name for name in commands if text and name.startswith(text)]
+        command, space, path = readline.get_line_buffer()[: readline.get_endidx()].partition(" ")
+        if space and command in files:
+            # What is completed begins behind the last space, which may be one of the path.
+            found = [name[len(path) - len(text) :] for name in complete_file(path)]
+        else:
+            found = [name for name in commands if text and name.startswith(text)]
         return found[number] if number < len(found) else None
 
     with suppress(OSError):  # the first time there is none

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Any, TextIO
 
 from sophserve.chat.client import ChatError, Client
 from sophserve.chat.conversation import Conversation, Message
 from sophserve.chat.markup import DIM, RESET, Markup, printable
+from sophserve.chat.pictures import Picture, as_content
 from sophserve.chat.store import Store, StoreError
 
 
@@ -53,7 +55,8 @@ class Stats:
 
 @dataclass
 class Session:
-    """A chat. Answers go to out, coloured and with their reasoning if styled; conversations go to the store."""
+    """A chat. Answers go to out, coloured and with their reasoning if styled; conversations go to the store. images: go
+    with the next question."""
 
     client: Client
     out: TextIO
@@ -62,32 +65,37 @@ class Session:
     store: Store | None = None
     stats: list[Stats] = field(default_factory=list)
     shows_stats: bool = True
+    images: list[Picture] = field(default_factory=list)
 
     async def ask(self, question: str) -> None:
         """Ask, and write the answer while it comes. Raises ChatError; the question is then taken back."""
-        await self._ask(self.conversation.leaf, question)
+        await self._ask(self.conversation.leaf, question, self.images)
 
     async def ask_again(self) -> None:
         """Have the last question answered again: a branch beside the last answer. Raises ChatError."""
         await self._ask(self.last_question().id)
 
     async def ask_instead(self, text: str) -> None:
-        """Ask something in place of the last question: a branch beside it. Raises ChatError."""
-        await self._ask(self.last_question().parent or None, text)
+        """Ask something in place of the last question, about its pictures as well: a branch beside it. Raises
+        ChatError."""
+        last = self.last_question()
+        await self._ask(last.parent or None, text, last.images + self.images)
 
-    async def _ask(self, leaf: str | None, question: str | None = None) -> None:
+    async def _ask(self, leaf: str | None, question: str | None = None, images: Sequence[Picture] = ()) -> None:
         """Answer the leaf, or a question below it. Without an answer everything is as it was before."""
         conversation = self.conversation
         before, count = conversation.leaf, len(conversation.messages)
         conversation.leaf = leaf
         if question is not None:
-            leaf = conversation.add("user", question).id
+            leaf = conversation.add("user", question, images).id
         try:
             await self._answer()
         finally:
             if conversation.leaf == leaf:
                 conversation.leaf = before
                 del conversation.messages[count:]
+            elif question is not None:
+                self.images = []
 
     def last_question(self) -> Message:
         """What was asked last. Raises ChatError."""
@@ -110,8 +118,11 @@ class Session:
         writer = _Writer(self.out, self.styled)
         stats, begun = Stats(), time.monotonic()
         self.stats.append(stats)
-        messages = [{"role": "system", "content": conversation.system}] if conversation.system else []
-        messages += [{"role": message.role, "content": message.content} for message in conversation.path()]
+        messages: list[dict[str, Any]] = []
+        if conversation.system:
+            messages.append({"role": "system", "content": conversation.system})
+        for each in conversation.path():
+            messages.append({"role": each.role, "content": as_content(each.content, each.images)})
         try:
             async with aclosing(self.client.stream(messages, conversation.parameters)) as pieces:
                 async for piece in pieces:

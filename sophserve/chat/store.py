@@ -1,18 +1,25 @@
-"""The conversations that are kept: a file for each, in the format of /save."""
+"""The conversations that are kept: a file for each, in the format of /save, and one for each picture, whose name stands
+in place of its data URL."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from sophserve.chat.conversation import Conversation, FormatError, new_id, read, write
+from sophserve.chat.pictures import Picture
 from sophserve.errors import SophserveError
 
 T = TypeVar("T")
+_PICTURE = re.compile("[0-9a-f]{64}")
 _DAYS = 30  # for which a deleted conversation can be brought back
 
 
@@ -26,20 +33,34 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._deleted = folder / "deleted"
+        self._pictures = folder / "pictures"
 
     def all(self) -> list[Conversation]:
-        """Every conversation, the last one first. Files that hold none are passed over. Raises StoreError."""
+        """Every conversation, the last one first, without what is in its pictures: see complete(). Files that hold none
+        are passed over. Raises StoreError."""
         files = self._try(lambda: sorted(self._folder.glob("*.json")))
         found = [conversation for file in files for conversation in self._read(file)]
         return sorted(found, key=lambda conversation: conversation.updated, reverse=True)
+
+    def complete(self, conversation: Conversation) -> Conversation:
+        """A conversation of all() with its pictures; those that are no longer there are left out."""
+        for message in conversation.messages:
+            message.images = [Picture(each.name, url) for each in message.images if (url := self._load(each.url))]
+        return conversation
 
     def keep(self, conversation: Conversation) -> None:
         """Write a conversation, with what another chat has added to it. Raises StoreError."""
         file = self._file(conversation)
         known = {message.id for message in conversation.messages}
         for kept in self._read(file) if file.exists() else []:
-            conversation.messages += [message for message in kept.messages if message.id not in known]
-        self._try(lambda: self._write(file, write([conversation])))
+            added = [message for message in kept.messages if message.id not in known]
+            conversation.messages += self.complete(replace(kept, messages=added)).messages
+
+        def put() -> None:
+            messages = [replace(message, images=self._put(message.images)) for message in conversation.messages]
+            self._write(file, write([replace(conversation, messages=messages)]).encode())
+
+        self._try(put)
 
     def add(self, conversations: list[Conversation]) -> None:
         """Keep conversations beside the others; one whose id is taken gets another. Raises StoreError."""
@@ -56,6 +77,7 @@ class Store:
             for old in self._deleted.glob("*.json"):
                 if old.stat().st_mtime < time.time() - _DAYS * 86400:
                     old.unlink()
+            self._sweep()
             file = self._deleted / f"{conversation.id}.json"
             self._file(conversation).replace(file)
             os.utime(file)
@@ -75,15 +97,41 @@ class Store:
 
     def _read(self, file: Path) -> list[Conversation]:
         try:
-            return read(file.read_bytes())
+            return read(file.read_bytes(), lambda url: _PICTURE.fullmatch(url) is not None)
         except (OSError, FormatError):
             return []
 
-    def _write(self, file: Path, text: str) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self._folder, delete=False) as new:  # mode 0600
-            new.write(text)
+    def _write(self, file: Path, content: bytes) -> None:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:  # mode 0600
+            new.write(content)
         Path(new.name).replace(file)
+
+    def _put(self, images: list[Picture]) -> list[Picture]:
+        """Keep pictures, each once, and name their files in place of their contents."""
+        found = []
+        for each in images:
+            name = hashlib.sha256(each.url.encode()).hexdigest()
+            if (file := self._pictures / name).exists():
+                os.utime(file)
+            else:
+                self._write(file, each.url.encode())
+            found.append(Picture(each.name, name))
+        return found
+
+    def _load(self, name: str) -> str:
+        try:
+            return (self._pictures / name).read_text()
+        except OSError:
+            return ""
+
+    def _sweep(self) -> None:
+        """Remove the pictures of no conversation. New ones stay: theirs may not be written yet."""
+        files = [*self._folder.glob("*.json"), *self._deleted.glob("*.json")]
+        used = {each.url for file in files for kept in self._read(file) for m in kept.messages for each in m.images}
+        for file in self._pictures.glob("*"):
+            if file.name not in used and file.stat().st_mtime < time.time() - 86400:
+                file.unlink()
 
     def _try(self, work: Callable[[], T]) -> T:
         try:

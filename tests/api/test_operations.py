@@ -8,11 +8,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from openai import APIStatusError
 from prometheus_client import CollectorRegistry
 
 from sophserve.errors import RequestAborted
+from sophserve.link.messages import EncoderInfo
 from sophserve.logs import JsonFormatter
 
 TEXT = "/v1/completions"
@@ -41,8 +43,20 @@ async def test_server_info(start_app: Any) -> None:
     assert info["engine_config"]["max_num_seqs"] == 7
     assert info["model"]["names"] == ["tiny", "org/tiny"] and info["model"]["max_model_len"] == 256
     assert info["memory"]["kv_cache_tokens"] == 16_000
+    assert info["limits"] == {"request_bytes": 32 * 2**20}
     assert info["sampling_defaults"] == {"top_k": 3}
     assert info["uptime"] >= 0 and info["version"][0].isdigit()
+
+
+async def test_what_a_model_reads(app: Any) -> None:
+    """In the form of OpenRouter's list and llama.cpp's (ggml-org/llama.cpp#22709)."""
+    for encoder, modalities in ((None, ["text"]), (EncoderInfo(1, 1.0, 4096), ["text", "image"])):
+        app.engine._info = msgspec.structs.replace(app.engine.info, encoder=encoder)
+        async with app.http.get("/v1/models") as response:
+            models = (await response.json())["data"]
+        assert [each["architecture"] for each in models] == [{"input_modalities": modalities}] * 2
+        async with app.http.get("/v1/models/tiny") as response:
+            assert await response.json() == models[0]
 
 
 async def live(app: Any) -> list[dict[str, Any]]:

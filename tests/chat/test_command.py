@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from PIL import Image
 
 from sophserve.chat.conversation import read
 from sophserve.options import parse as parse_server
@@ -197,6 +199,58 @@ def test_a_terminal(server: Any, tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
     [kept] = read(file.read_bytes())
     assert [each.content for each in kept.messages if each.role == "user"] == ["Hi", "Hi"]
+
+
+class Seeing(BaseHTTPRequestHandler):
+    """An OpenAI server with a model that sees and one that does not; it keeps what it is asked, and answers at once."""
+
+    asked: ClassVar[list[Any]] = []
+
+    def do_GET(self) -> None:
+        reads = {"sees": ["text", "image"], "reads": ["text"]}
+        self._answer({"data": [{"id": name, "architecture": {"input_modalities": reads[name]}} for name in reads]})
+
+    def do_POST(self) -> None:
+        Seeing.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"])
+        self._answer({"choices": [{"message": {"content": "A cat."}, "finish_reason": "stop"}]})
+
+    def _answer(self, content: Any) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def seeing() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Seeing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_pictures_of_any_server(seeing: str, tmp_path: Path) -> None:
+    file = tmp_path / "a cat.png"
+    Image.new("RGB", (5, 3), "red").save(file)
+    terminal = Terminal("--url", seeing, state=tmp_path)
+    terminal.until("sees.*" + PROMPT)
+    terminal.send(f"/image {tmp_path}/a c\t")
+    terminal.until("a cat.png")  # completed, whatever else it is a part of
+    terminal.send("\r")
+    terminal.until("a cat.png, 5 x 3, .*goes with the next question.*" + PROMPT)
+    terminal.send("What is this?\r")
+    terminal.until("A cat.*" + PROMPT)
+    url = f"data:image/png;base64,{b64encode(file.read_bytes()).decode()}"
+    image, text = {"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}
+    assert Seeing.asked[-1] == [{"role": "user", "content": [image, text]}]
+    terminal.send("\x04")
+    assert terminal.status() == 0
+    done = piped(f"/image {file}\n", "--url", seeing, "--model", "reads")
+    assert done.returncode == 1 and "error: the model reads takes no pictures" in done.stderr
 
 
 class Hanging(BaseHTTPRequestHandler):

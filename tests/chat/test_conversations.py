@@ -22,10 +22,10 @@ class Echo(Client):
 
     def __init__(self) -> None:
         super().__init__("http://nowhere", model="echo")
-        self.asked: list[list[dict[str, str]]] = []
+        self.asked: list[list[dict[str, Any]]] = []
         self.fails = False
 
-    async def stream(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> AsyncGenerator[Piece, None]:
+    async def stream(self, messages: list[dict[str, Any]], parameters: dict[str, Any]) -> AsyncGenerator[Piece, None]:
         self.asked.append(messages)
         if self.fails:
             raise ChatError("broken")

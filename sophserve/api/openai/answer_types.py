@@ -24,6 +24,12 @@ class ErrorBody(TypedDict):
     total: NotRequired[int]
 
 
+class Architecture(TypedDict):
+    """What a model reads, in the form of OpenRouter and llama.cpp."""
+
+    input_modalities: list[Literal["text", "image"]]
+
+
 class Model(TypedDict):
     """One name of the model."""
 
@@ -32,6 +38,7 @@ class Model(TypedDict):
     created: int
     owned_by: str
     max_model_len: int
+    architecture: Architecture
 
 
 class ModelList(TypedDict):

@@ -46,6 +46,12 @@ class MemoryTable(TypedDict):
     total: int
 
 
+class Limits(TypedDict):
+    """What clients may send: the size of a request's body."""
+
+    request_bytes: int
+
+
 class ServerInfo(TypedDict):
     """How the server is set up; keys are left out."""
 
@@ -53,6 +59,7 @@ class ServerInfo(TypedDict):
     uptime: float
     model: ModelFacts
     memory: MemoryTable
+    limits: Limits
     pooling: str
     sampling_defaults: dict[str, Any]
     engine_config: dict[str, Any]

@@ -72,4 +72,5 @@ def _model(served: ServedModel, name: str) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "sophserve",
         "max_model_len": served.engine.info.max_model_len,
+        "architecture": {"input_modalities": ["text", "image"] if served.engine.info.encoder else ["text"]},
     }

@@ -11,6 +11,7 @@ from aiohttp import web
 from sophserve.api.generation.served_model import SERVED_MODEL
 from sophserve.api.generation.tools import reasoning_parser, tool_parser
 from sophserve.api.http.body import json_response
+from sophserve.api.http.upload import MAX_BODY_BYTES
 from sophserve.link.messages import ModelInfo
 from sophserve.plugins import Registered
 from sophserve.version import VERSION
@@ -27,6 +28,7 @@ async def server_info(request: web.Request) -> web.Response:
         "uptime": round(time.monotonic() - served.started, 3),
         "model": _model(served.engine.info, served.model_names),
         "memory": _memory(served.engine.info),
+        "limits": {"request_bytes": MAX_BODY_BYTES},
         "pooling": served.pooling,
         "parsers": {"tool_calls": _name(tool_parser(served)), "reasoning": _name(reasoning_parser(served))},
         "sampling_defaults": served.sampling_defaults,

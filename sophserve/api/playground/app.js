@@ -1,5 +1,6 @@
 // The page: the list of conversations, the open one, and the panel.
 
+import { Attachments } from "./attachments.js";
 import { Chat } from "./chat.js";
 import { connectComposer } from "./composer.js";
 import { byId, make } from "./dom.js";
@@ -19,7 +20,10 @@ const SIDES = {
 connectSettings();
 const store = await Store.open();
 const status = new Status(show);
-const chat = new Chat(store, { model: () => status.model, ready: () => status.ready && settingsAreRight(), onshow: show, onopen: () => history.show() });
+const attachments = new Attachments(status, () => chat.sentPictures(), show);
+const chat = new Chat(store, attachments, {
+  model: () => status.model, ready: () => status.ready && settingsAreRight(), onshow: show, onopen: () => history.show(),
+});
 const history = new History(store, chat, closeList);
 chat.onerror = (error) => status.fail(error);
 store.onchange = (change) => {
@@ -31,7 +35,8 @@ function show() {
   byId("empty").hidden = chat.conversation.messages.length > 0 || !status.ready;
   byId("send").hidden = chat.running;
   byId("stop").hidden = !chat.running;
-  byId("send").disabled = !status.ready || !byId("input").value.trim();
+  byId("send").disabled = !status.ready || !(byId("input").value.trim() || attachments.pictures.length);
+  byId("attach").hidden = !status.sees;
 }
 
 function closeList() {
@@ -78,6 +83,7 @@ function speak() {
   byId("examples").replaceChildren(...examples);
   status.show();
   history.show();
+  attachments.show();
   chat.draw();
 }
 

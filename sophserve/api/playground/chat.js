@@ -1,23 +1,24 @@
 // The open conversation: asking, answering again, editing, going from branch to branch.
 
 import { read } from "./answers.js";
-import { loadDraft, saveDraft, setText } from "./composer.js";
+import { draftName, loadDraft, saveDraft, setText } from "./composer.js";
 import { absorb, add, newConversation, path, show, siblings } from "./conversation.js";
 import { byId } from "./dom.js";
 import { t } from "./language.js";
 import { load, save } from "./local.js";
 import { MessageView, keepingEnd } from "./messages.js";
 import { pass, tell, tellUnkept } from "./notice.js";
+import { dataUrl } from "./pictures.js";
 import { ServerError } from "./server.js";
 import { numbers, samplingFields, setSystem, system, systemMessages } from "./settings.js";
 
 const OPEN = "sophserve.open"; // in this tab
 const EVERY = 2000; // milliseconds between two times that a growing answer is kept
 
-/** ready() says whether a question can be sent now; onshow() is called when what can be done changes. */
+/** attachments: the pictures of the message that is being written; ready() says whether a question can be sent now; onshow() is called when what can be done changes. */
 export class Chat {
-  constructor(store, { model, ready, onshow, onopen }) {
-    Object.assign(this, { store, model, ready, onshow, onopen });
+  constructor(store, attachments, { model, ready, onshow, onopen }) {
+    Object.assign(this, { store, attachments, model, ready, onshow, onopen });
     this.conversation = newConversation();
     this.views = [];
     this.edits = new Map(); // what is being written in place of questions, by their ids
@@ -58,6 +59,7 @@ export class Chat {
     const { text, edits } = loadDraft(conversation);
     this.edits = edits;
     setText(text);
+    this.attachments.open(draftName(conversation));
     if (kept) setSystem(conversation.system);
     this.rebuild();
     byId("scroll").scrollTop = byId("scroll").scrollHeight;
@@ -89,20 +91,22 @@ export class Chat {
 
   /** Ask what is in the composer. */
   async send() {
+    await this.attachments.added;
     const content = byId("input").value.trim();
-    if (!content || this.running || !this.ready()) return;
+    if (!(content || this.attachments.pictures.length) || this.running || !this.ready()) return;
     setText("");
     this.keepDraft(); // that of a new conversation has another name than that of one with messages
-    await this.ask(this.conversation.leaf, content);
+    await this.ask(this.conversation.leaf, content, this.attachments.take());
   }
 
   /** Ask below a message. */
-  async ask(parent, content) {
-    const message = add(this.conversation, parent, { role: "user", content });
+  async ask(parent, content, images = []) {
+    const message = add(this.conversation, parent, { role: "user", content, ...(images.length && { images }) });
     this.own.add(message.id);
     pass();
     save(OPEN, this.conversation.id, "session");
     this.keepDraft();
+    this.attachments.open(draftName(this.conversation));
     await this.answer();
   }
 
@@ -133,9 +137,9 @@ export class Chat {
   /** Send a changed question: a branch beside the old one. */
   async resend(message) {
     const content = (this.edits.get(message.id) ?? "").trim();
-    if (!content || this.running || !this.ready()) return;
+    if (!(content || message.images) || this.running || !this.ready()) return;
     this.edits.delete(message.id);
-    await this.ask(message.parent, content);
+    await this.ask(message.parent, content, message.images);
   }
 
   showBranch(message, button) {
@@ -156,11 +160,8 @@ export class Chat {
     const history = path(conversation).filter(({ role, content }) => role === "user" || content);
     const asked = history.at(-1);
     Object.assign(conversation, { system: system(), parameters: numbers() });
-    const body = {
-      model: this.model(),
-      messages: [...systemMessages(), ...history.map(({ role, content }) => ({ role, content }))],
-      ...samplingFields(),
-    };
+    const before = systemMessages();
+    const body = { model: this.model(), ...samplingFields() };
     const fields = { role: "assistant", content: "", reasoning: "", tokens: [], model: this.model(), partial: true };
     const message = add(conversation, conversation.leaf, fields);
     this.own.add(message.id);
@@ -170,9 +171,11 @@ export class Chat {
     byId("scroll").scrollTop = byId("scroll").scrollHeight;
     this.keep(conversation, [asked]);
     try {
-      await read(body, message, control.signal, this.follow(conversation, message));
+      const messages = [...before, ...(await Promise.all(history.map(asSent)))];
+      await read({ ...body, messages }, message, control.signal, this.follow(conversation, message));
     } catch (error) {
       if (error.name === "AbortError") message.stopped = true;
+      else if (error instanceof UnreadPicture) message.error = error.message;
       else {
         message.error = error instanceof ServerError ? error.message : t("lost");
         this.onerror?.(error);
@@ -185,6 +188,11 @@ export class Chat {
       keepingEnd(() => this.draw());
     }
     await this.keep(conversation, [message]);
+  }
+
+  /** The pictures that go with the next message, as they are in the conversation before it. */
+  sentPictures() {
+    return path(this.conversation).flatMap(({ images = [] }) => images);
   }
 
   /** A function that draws a growing answer, once a frame, and keeps it now and then. */
@@ -255,4 +263,21 @@ export class Chat {
       }
     }
   }
+}
+
+/** A picture of the conversation is no longer what the browser kept. */
+class UnreadPicture extends Error {}
+
+/** A message as the server is told it. Throws UnreadPicture. */
+async function asSent({ role, content, images }) {
+  if (!images) return { role, content };
+  const part = async ({ name, file }) => {
+    try {
+      return { type: "image_url", image_url: { url: await dataUrl(file) } };
+    } catch (error) {
+      throw new UnreadPicture(t("broken_picture", { file: name, why: error.message }));
+    }
+  };
+  const parts = await Promise.all(images.map(part));
+  return { role, content: content ? [...parts, { type: "text", text: content }] : parts };
 }

@@ -4,7 +4,7 @@ import { byId, fitTo } from "./dom.js";
 import { load, save } from "./local.js";
 
 /** The name under which the drafts of a conversation are kept; new ones have one in common. */
-function draftName(conversation) {
+export function draftName(conversation) {
   return `sophserve.draft.${conversation.messages.length ? conversation.id : "new"}`;
 }
 

@@ -57,7 +57,7 @@ export function absorb(conversation, { title, messages }, own) {
 /** What a conversation is called: as the reader says, or as it begins. */
 export function titleOf({ title, messages }) {
   if (title) return title;
-  const [first = ""] = (messages[0]?.content ?? "").trim().split("\n");
+  const [first = ""] = (messages[0]?.content || messages[0]?.images?.[0].name || "").trim().split("\n");
   if (!first) return "…";
   return first.length > TITLE_LENGTH ? `${first.slice(0, TITLE_LENGTH - 1).trimEnd()}…` : first;
 }

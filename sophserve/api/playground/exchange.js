@@ -1,6 +1,7 @@
 // Conversations as JSON, the format that `sophserve chat` reads and writes, too.
 
 import { newConversation, newId } from "./conversation.js";
+import { dataUrl, fileOf } from "./pictures.js";
 
 const FORMAT = "sophserve.conversations";
 const PARAMETERS = [
@@ -11,12 +12,20 @@ const PARAMETERS = [
 /** What makes a text no file of conversations: a path into it, and what should be there. */
 export class FormatError extends Error {}
 
-/** The text of a file that holds these conversations. */
-export function write(conversations) {
-  const written = conversations.map(({ created, updated, ...rest }) => ({
-    ...rest, created: new Date(created).toISOString(), updated: new Date(updated).toISOString(),
-  }));
+/** The text of a file that holds these conversations, their pictures as data URLs. */
+export async function write(conversations) {
+  const written = await Promise.all(conversations.map(async ({ created, updated, messages, ...rest }) => ({
+    ...rest,
+    created: new Date(created).toISOString(),
+    updated: new Date(updated).toISOString(),
+    messages: await Promise.all(messages.map(writtenMessage)),
+  })));
   return `${JSON.stringify({ format: FORMAT, version: 1, conversations: written }, null, 1)}\n`;
+}
+
+async function writtenMessage({ images, ...rest }) {
+  if (!images) return rest;
+  return { ...rest, images: await Promise.all(images.map(async ({ name, file }) => ({ name, url: await dataUrl(file) }))) };
 }
 
 /** The conversations in such a text, or in one with a single list of `messages`. Throws FormatError. */
@@ -88,8 +97,18 @@ function message(given, where, before) {
   for (const name of ["reasoning", "finish", "error", "model"]) {
     if (given[name] !== undefined && given[name] !== null) found[name] = text(given, name, where);
   }
+  const images = given.images ?? [];
+  must(Array.isArray(images), `${where}images`, "[...]");
+  if (images.length) found.images = images.map((each, index) => image(each, `${where}images[${index}].`));
   if (given.stopped) found.stopped = true;
   const numbers = Object.entries(given.stats ?? {}).filter(([, value]) => typeof value === "number");
   if (numbers.length) found.stats = Object.fromEntries(numbers);
   return found;
+}
+
+function image(given, where) {
+  must(typeof given === "object" && given, where.slice(0, -1), "{...}");
+  const file = fileOf(text(given, "url", where));
+  must(file, `${where}url`, '"data:image/...;base64,..."');
+  return { name: text(given, "name", where, "image"), file };
 }

@@ -107,7 +107,7 @@ export class History {
 
   async save(id) {
     const kept = await this.store.get(id);
-    if (kept) download(titleOf(kept), [kept]);
+    if (kept) await download(titleOf(kept), [kept]);
   }
 
   /** Import files, all or none of them. */
@@ -216,8 +216,8 @@ function find(conversation, words) {
   };
 }
 
-function download(title, conversations) {
-  const url = URL.createObjectURL(new Blob([write(conversations)], { type: "application/json" }));
+async function download(title, conversations) {
+  const url = URL.createObjectURL(new Blob([await write(conversations)], { type: "application/json" }));
   const name = title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "") || "conversation";
   make("a", { href: url, download: `${name}.json` }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);

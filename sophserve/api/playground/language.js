@@ -42,6 +42,12 @@ const WORDS = {
     full: "This browser has no room left: the last messages are not kept. Export or delete some conversations.",
     unkept: "The last change could not be kept: {why}",
     gone: "This conversation was deleted in another tab.",
+    attach: "Add pictures", pictures: "Pictures", attached: "{file} was added.", detach: "Remove {file}",
+    detached: "{file} was removed.", blind: "The model {model} takes no pictures.",
+    no_picture: "{file} was not added: it is no PNG, JPEG, WebP, GIF or BMP picture.",
+    broken_picture: "{file} cannot be read as a picture: {why}",
+    large_picture: "{file} was not added: it has {n} MB, and this server takes pictures of up to {most} MB.",
+    large_request: "{file} was not added: with it the pictures of this conversation have {n} MB as they are sent, and this server takes up to {most} MB in a request.",
   },
   zh: {
     skip: "跳到输入框", new: "新对话", panel: "面板", language: "English", model: "模型",
@@ -78,6 +84,12 @@ const WORDS = {
     full: "浏览器存储空间已满：最后的消息未保存。请导出或删除一些对话。",
     unkept: "最后的更改未能保存：{why}",
     gone: "此对话已在另一标签页中删除。",
+    attach: "添加图片", pictures: "图片", attached: "已添加 {file}。", detach: "移除 {file}",
+    detached: "已移除 {file}。", blind: "模型 {model} 不接受图片。",
+    no_picture: "未添加 {file}：不是 PNG、JPEG、WebP、GIF 或 BMP 图片。",
+    broken_picture: "无法将 {file} 作为图片读取：{why}",
+    large_picture: "未添加 {file}：大小为 {n} MB，此服务器接受的图片不超过 {most} MB。",
+    large_request: "未添加 {file}：加上它，此对话的图片发送时共 {n} MB，此服务器每个请求不超过 {most} MB。",
   },
 };
 

@@ -3,6 +3,7 @@
 import { byId, copyButton, fitTo, make } from "./dom.js";
 import { number, t } from "./language.js";
 import { render } from "./markdown.js";
+import { thumbnail } from "./pictures.js";
 import { hideTip, tokenView } from "./tokens.js";
 
 /** One message of the open conversation, a Chat; siblings: the messages that were tried at its place, with it. */
@@ -18,6 +19,10 @@ export class MessageView {
     this.foot = make("div", { class: "foot" });
     const parts = [this.who, this.reasoning, this.text, this.foot];
     if (message.role === "user") parts.splice(1, 1);
+    if (message.images) {
+      this.pictures = make("ul", { class: "pictures" }, ...message.images.map((picture) => make("li", {}, thumbnail(picture))));
+      parts.splice(1, 0, this.pictures);
+    }
     this.element = make("article", { class: `message ${message.role === "user" ? "user" : "answer"}` }, ...parts);
   }
 
@@ -26,6 +31,7 @@ export class MessageView {
   show({ last, busy, growing }) {
     const { message } = this;
     this.who.textContent = t(message.role === "user" ? "you" : "assistant");
+    this.pictures?.setAttribute("aria-label", t("pictures"));
     this.element.classList.toggle("busy", growing);
     this.element.setAttribute("aria-busy", growing);
     this.reasoning.hidden = !message.reasoning;
@@ -55,13 +61,18 @@ export class MessageView {
         chat.edits.set(message.id, this.editor.value);
         chat.keepDraft();
         fitTo(this.editor);
-        this.sendButton.disabled = this.busy || !this.editor.value.trim();
+        this.sendButton.disabled = this.busy || this.isEmpty();
       });
       this.editor.addEventListener("keydown", (event) => this.editorKey(event));
       this.text.replaceChildren(this.editor);
       requestAnimationFrame(() => fitTo(this.editor));
     }
     this.busy = busy;
+  }
+
+  /** Whether there is nothing to send. */
+  isEmpty() {
+    return !(this.editor.value.trim() || this.message.images);
   }
 
   editorKey(event) {
@@ -82,7 +93,7 @@ export class MessageView {
     const buttons = [];
     if (this.editor) {
       buttons.push(button("cancel", () => chat.cancel(message)));
-      this.sendButton = button("send", () => chat.resend(message), busy || !this.editor.value.trim());
+      this.sendButton = button("send", () => chat.resend(message), busy || this.isEmpty());
       buttons.push(this.sendButton);
     } else {
       buttons.push(copyButton(t, () => message.content));

@@ -12,8 +12,11 @@ export class Status {
   constructor(onchange) {
     this.onchange = onchange;
     this.name = "connecting";
+    this.seeing = new Set(); // the models that take pictures
+    this.limits = {}; // bytes that a request and its pictures may have, as far as the server tells
     this.charts = new Charts(byId("charts"));
     byId("key").addEventListener("close", () => this.takeKey());
+    byId("model").addEventListener("change", onchange);
     byId("state").addEventListener("click", () => this.name === "locked" && this.askKey());
     this.watch();
   }
@@ -24,6 +27,11 @@ export class Status {
 
   get model() {
     return byId("model").value;
+  }
+
+  /** Whether the model takes pictures. */
+  get sees() {
+    return this.seeing.has(this.model);
   }
 
   async watch() {
@@ -54,6 +62,8 @@ export class Status {
     byId("model").replaceChildren(...data.map(({ id }) => make("option", { value: id, text: id })));
     if (data.some(({ id }) => id === chosen)) byId("model").value = chosen;
     byId("model").disabled = data.length < 2;
+    this.seeing = new Set(data.filter((model) => model.architecture?.input_modalities?.includes("image")).map(({ id }) => id));
+    if (this.seeing.size) this.limits = (await (await ask("server_info")).json()).limits ?? {};
   }
 
   fail(error) {
