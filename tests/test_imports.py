@@ -20,7 +20,7 @@ ALLOWED = {
     "model_plugins": (
         *("model_plugins", "device"),
         *("sophserve.model", "sophserve.media", "sophserve.plugins", "sophserve.errors", "sophserve.config_rules"),
-        "sophserve.link.images",
+        *("sophserve.checkpoint", "sophserve.link.images"),
     ),
     "sophserve": ("sophserve", "device"),
 }

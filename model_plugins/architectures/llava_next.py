@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from sophserve.config_rules import check_word
@@ -22,15 +23,25 @@ from sophserve.model.context import ModelContext
 from sophserve.model.decoder import DECODER_NAMES, Attention, CausalLM, DecoderConfig, DecoderLayer, Size
 from sophserve.model.layers import MLP, GatedMLP
 from sophserve.model.module import Module, ParameterSpec
-from sophserve.model.rope import RopeParameters
 from sophserve.model.vision import Encoding, VisionLanguageModel
 from sophserve.plugins import Register, hookimpl
 
-C = TypeVar("C", bound=DecoderConfig)
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaConfig(DecoderConfig):
+    """What texts of all forms obey, which are Llama but for a sliding window."""
+
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that a token sees; None for all."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlavaNextConfig(DecoderConfig):
+class LlavaNextConfig(LlavaConfig):
     """Of the text, what Llama's class of transformers has for keys that a text_config leaves out.
 
     vision_feature_layer: the hidden state of the tower that is taken, or several that are put side by side; 0 is that
@@ -43,12 +54,8 @@ class LlavaNextConfig(DecoderConfig):
     num_hidden_layers: Size = 32
     num_attention_heads: Size = 32
     num_key_value_heads: Size | None = None
-    head_dim: Size | None = None
     max_position_embeddings: Size = 2048
-    rms_norm_eps: float = 1e-6
-    rope_parameters: RopeParameters
-    attention_bias: bool = False
-    mlp_bias: bool = False
+    rms_norm_eps: Annotated[float, Meta(ge=0, le=1)] = 1e-6
 
     text_config: dict[str, Any]
     vision_config: dict[str, Any]
@@ -66,11 +73,6 @@ class LlavaNextConfig(DecoderConfig):
         if not self.use_image_newline_parameter:
             raise CheckpointError("config.json's use_image_newline_parameter is false, which is not supported")
 
-    @property
-    def window(self) -> int | None:
-        """Tokens that a token sees; None for all."""
-        return None
-
 
 @dataclass(frozen=True, kw_only=True)
 class LlavaNextMistralConfig(LlavaNextConfig):
@@ -86,6 +88,7 @@ class LlavaNextMistralConfig(LlavaNextConfig):
         return self.sliding_window
 
 
+C = TypeVar("C", bound=LlavaConfig)
 TEXTS = {"llama": LlavaNextConfig, "mistral": LlavaNextMistralConfig}
 
 
@@ -173,6 +176,14 @@ class LlavaModel(VisionLanguageModel[C]):
         self.encoder = self.make_encoder(config)
         self.encoder_pieces = len(self.encoder.tower.layers)
 
+    def make_layer(self, index: int) -> DecoderLayer:
+        config, bias = self.config, self.config.attention_bias
+        attention = Attention(self.context, config, self.rope, qkv_bias=bias, output_bias=bias, window=config.window)
+        mlp = GatedMLP(
+            self.context, config.hidden_size, config.intermediate_size, config.hidden_act, bias=config.mlp_bias
+        )
+        return DecoderLayer(self.context, config, attention, mlp)
+
     @abstractmethod
     def make_encoder(self, config: dict[str, Any]) -> LlavaEncoder:
         """That of a config.json."""
@@ -232,14 +243,6 @@ class LlavaNextForConditionalGeneration(LlavaModel[LlavaNextConfig]):
         if kind not in TEXTS:
             raise CheckpointError(f"config.json's text_config is of model_type {kind!r}; supported: {', '.join(TEXTS)}")
         return parse_config(TEXTS[kind], config)
-
-    def make_layer(self, index: int) -> DecoderLayer:
-        config, bias = self.config, self.config.attention_bias
-        attention = Attention(self.context, config, self.rope, qkv_bias=bias, output_bias=bias, window=config.window)
-        mlp = GatedMLP(
-            self.context, config.hidden_size, config.intermediate_size, config.hidden_act, bias=config.mlp_bias
-        )
-        return DecoderLayer(self.context, config, attention, mlp)
 
 
 @hookimpl

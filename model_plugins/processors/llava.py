@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sophserve.checkpoint import read_json
 from sophserve.errors import CheckpointError
 from sophserve.link.images import ImageShape
 from sophserve.media.processor import Detail, ImageProcessor
@@ -26,6 +28,41 @@ _TYPES = ("LlavaNextImageProcessor", "LlavaNextImageProcessorFast", "LlavaNextIm
 # Of preprocessor_config.json: what is done anyway, what the worker obeys, and what changes no pixel here, since images
 # are RGB and tiles have the size that they are resized to and cropped to.
 _SWITCHES = frozenset({"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"})
+
+# The towers that are known by their name.
+_CLIP_LARGE = {
+    "clip-vit-large-patch14-336": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+    }
+}
+VICUNA = """\
+{%- macro said(content) -%}
+{%- if content is string -%}{{ content }}{%- else -%}
+{%- for part in content if part.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
+{%- for part in content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{{- bos_token -}}
+{%- if messages[0].role == 'system' -%}
+{{- said(messages[0].content) + ' ' -}}
+{%- else -%}
+{{- "A chat between a curious user and an artificial intelligence assistant. " -}}
+{{- "The assistant gives helpful, detailed, and polite answers to the user's questions. " -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{{ 'USER: ' + said(message.content) + ' ' }}
+{%- elif message.role == 'assistant' -%}{{ 'ASSISTANT: ' + said(message.content) + eos_token }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+"""The conversation form vicuna_v1 of LLaVA's repository, whose images come before the text of a turn."""
 
 
 class Size(NamedTuple):
@@ -121,6 +158,42 @@ class LlavaNextProcessor(ImageProcessor):
         return max(self._pinpoints, key=worth)
 
 
+class LlavaLlamaProcessor(LlavaNextProcessor):
+    """The processor of LlavaLlamaForCausalLM, whose pinpoints are width and height. Its tokenizers know no placeholder:
+    prompts are cut where it stands."""
+
+    placeholder_id = 0
+    chat_template = VICUNA
+
+    def __init__(self, config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:
+        tower = tower_config(config)
+        self._prepare(
+            _whole("the tower's image_size", tower.get("image_size", 224), 1),
+            _whole("the tower's patch_size", tower.get("patch_size", 32), 1),
+            [Size(height, width) for width, height in _pinpoints(config.get("image_grid_pinpoints"))],
+            preprocessor,
+            (*_TYPES, "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
+        )
+
+
+def tower_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The vision_config of what a LlavaLlama's config.json has as mm_vision_tower, a folder or a name. Raises
+    CheckpointError for one that is not known."""
+    tower = config.get("mm_vision_tower")
+    path = Path(str(tower)).expanduser() / "config.json"
+    if path.is_file():
+        found = read_json(path)
+        vision = found.get("vision_config", found)
+        return vision if isinstance(vision, dict) else {}
+    known = _CLIP_LARGE.get(str(tower).rpartition("/")[2])
+    if known is None:
+        raise CheckpointError(
+            f"config.json's mm_vision_tower is {tower!r}, which is no folder with a config.json here; known by name: "
+            f"{', '.join(_CLIP_LARGE)}"
+        )
+    return known
+
+
 def _within(image: Size, target: Size) -> Size:
     """The size of an image that is made to fit in another one, in pixels."""
     by_width, by_height = target.width / image.width, target.height / image.height
@@ -167,14 +240,13 @@ def _filter(preprocessor: Mapping[str, Any], size: int, types: Sequence[str]) ->
     return int(number)
 
 
-def _pinpoints(given: Any, order: str = "hw") -> list[Size]:
-    """Those of config.json. order: of the two numbers of each."""
+def _pinpoints(given: Any) -> list[Size]:
+    """Those of config.json. Raises CheckpointError."""
     pairs = PINPOINTS if given is None else given
     if not isinstance(pairs, list) or not pairs or not all(isinstance(each, list) and len(each) == 2 for each in pairs):
         raise CheckpointError(f"config.json's image_grid_pinpoints must be a list of pairs of sizes, got {given!r}")
     name = "a side in config.json's image_grid_pinpoints"
-    sizes = [[_whole(name, side, 1) for side in each] for each in pairs]
-    return [Size(*(each if order == "hw" else reversed(each))) for each in sizes]
+    return [Size(*(_whole(name, side, 1) for side in each)) for each in pairs]
 
 
 def _whole(name: str, value: Any, least: int) -> int:
@@ -186,3 +258,4 @@ def _whole(name: str, value: Any, least: int) -> int:
 @hookimpl
 def register_image_processors(register: Register) -> None:
     register("LlavaNextForConditionalGeneration", LlavaNextProcessor)
+    register("LlavaLlamaForCausalLM", LlavaLlamaProcessor)

@@ -15,7 +15,7 @@ from sophserve.errors import CheckpointError
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM, DecoderConfig
 from sophserve.model.layers import Linear
-from sophserve.model.module import Module, ParameterSpec
+from sophserve.model.module import ParameterSpec
 
 C = TypeVar("C", bound=DecoderConfig)
 
@@ -63,12 +63,10 @@ class Normalization:
 class VisionLanguageModel(CausalLM[C]):
     """A decoder that is given the embeddings of images in place of those of their placeholder tokens.
 
-    encoder: all that only images go through.
     encoder_pieces: how many times `encode` yields for an image, whatever its size: the work is shared out evenly.
     normalization: of its pixels, as the checkpoint has it.
     """
 
-    encoder: Module
     encoder_pieces: int
     normalization = Normalization()
 

@@ -20,6 +20,7 @@ from device.step_inputs import GivenEmbeddings
 from model_plugins.architectures.deepseek_v2 import DeepseekV2ForCausalLM
 from model_plugins.architectures.deepseek_v3 import DeepseekV3ForCausalLM
 from model_plugins.architectures.llama import LlamaForCausalLM
+from model_plugins.architectures.llava_llama import LlavaLlamaForCausalLM
 from model_plugins.architectures.llava_next import LlavaNextForConditionalGeneration
 from model_plugins.architectures.mistral import MistralForCausalLM
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
@@ -38,6 +39,7 @@ CLASSES = {
         DeepseekV2ForCausalLM,
         DeepseekV3ForCausalLM,
         LlamaForCausalLM,
+        LlavaLlamaForCausalLM,
         LlavaNextForConditionalGeneration,
         MistralForCausalLM,
         Qwen2ForCausalLM,
