@@ -8,16 +8,21 @@ import os
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from sophserve.errors import ConfigError
 from sophserve.keys import ApiKey, Limits, read_keys
+from sophserve.media_domains import MediaDomain, read_domains
 
 
 class Count(str):
     """Describes an option that is a number of things: `read_count` reads it."""
+
+
+class JsonObject(str):
+    """Describes an option that is an object, written as JSON: `read_object` reads it."""
 
 
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +61,12 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         str | None, "where packed quantized weights are kept (default: .reorder_cache beside the model)"
     ] = None
     chat_template: Annotated[str | None, "a file with the chat template to use instead of the checkpoint's"] = None
+    limit_mm_per_prompt: Annotated[
+        dict[str, int], JsonObject('most images of one request, such as {"image": 8} (default: 16)')
+    ] = {}
+    mm_processor_kwargs: Annotated[
+        dict[str, Any], JsonObject('laid over preprocessor_config.json, such as {"max_pixels": 1003520}')
+    ] = {}
 
     def __post_init__(self) -> None:
         if self.device == "auto":
@@ -65,6 +76,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         _check(self, "at least 1", "max_num_batched_tokens", "block_size")
         _check(self, "above 0", "step_timeout", "load_timeout", "max_queue_time")
         _check(self, "0 or more", "max_restarts")
+        _check_images(self)
         # Every running request must be able to take a step.
         self.max_num_seqs = min(self.max_num_seqs, self.max_num_batched_tokens)
         self.kv_cache_bytes, self.encoder_cache_bytes  # noqa: B018 - raises for a malformed size
@@ -121,6 +133,18 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         int | None,
         Count("lines of batches that are answered at once, behind all other requests (default: half --max-num-seqs)"),
     ] = None
+    max_image_bytes: Annotated[str, "for one image as it is sent or fetched"] = "20MiB"
+    max_image_pixels: Annotated[int, Count("pixels that an image may have; decoding takes up to 32 bytes for each")] = (
+        1 << 26  # 8192 x 8192: phones take photos of up to 64 megapixels
+    )
+    image_memory: Annotated[
+        str, "for the images of all requests that wait or run, and to keep some of those before them"
+    ] = "1GiB"
+    image_timeout: Annotated[float, "seconds of processor time that decoding and resizing an image may take"] = 10.0
+    allowed_media_domains: Annotated[
+        list[str], "hosts, with their subdomains, that images may be fetched from by URL (default: none)"
+    ] = []
+    image_fetch_timeout: Annotated[float, "seconds that fetching an image may take"] = 10.0
     pooling: Annotated[
         Literal["auto", "last", "mean"],
         "what of a text is its embedding: the last token's state, or the mean; auto: as the checkpoint",
@@ -160,13 +184,15 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"--port must be between 0 and 65535, got {self.port}")
         per_key = ("max_concurrent_requests_per_key", "max_tokens_per_minute_per_key")
         _check(self, "0 or more", "max_queued_requests", "drain_timeout", "sse_keep_alive_interval")
-        _check(self, "at least 1", "max_connections", "batch_lines", *per_key)
+        _check(self, "at least 1", "max_connections", "batch_lines", "max_image_pixels", *per_key)
         _check(self, "above 0", "header_timeout", "body_timeout", "write_timeout", "keep_alive_timeout")
+        _check(self, "above 0", "image_timeout", "image_fetch_timeout")
         for name in ("api_key", "served_model_name", "allowed_origins"):
             if not all(getattr(self, name)):
                 raise ConfigError(f"{option(name)} is empty; give it a value or leave it out")
         self.response_store_bytes, self.upload_bytes, self.unread_bytes  # noqa: B018 - raise for a malformed size
-        self.file_bytes, self.batch_storage_bytes  # noqa: B018 - as well
+        self.file_bytes, self.batch_storage_bytes, self.image_bytes, self.image_memory_bytes  # noqa: B018 - as well
+        self.media_domains  # noqa: B018 - as well
         if self.batch_dir == "":
             raise ConfigError("--batch-dir is empty; give it a directory or leave it out")
         for name in ("ssl_keyfile", "ssl_ca_certs"):
@@ -189,6 +215,21 @@ class ServerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             max_tokens_per_minute=self.max_tokens_per_minute_per_key,
         )
         return read_keys(self.api_key, self.api_key_file, limits)
+
+    @property
+    def image_bytes(self) -> int:
+        """max_image_bytes in bytes."""
+        return parse_size(self.max_image_bytes)
+
+    @property
+    def image_memory_bytes(self) -> int:
+        """image_memory in bytes."""
+        return parse_size(self.image_memory)
+
+    @property
+    def media_domains(self) -> list[MediaDomain]:
+        """Those of allowed_media_domains."""
+        return read_domains(self.allowed_media_domains)
 
     @property
     def upload_bytes(self) -> int:
@@ -242,6 +283,24 @@ def _check(config: msgspec.Struct, rule: str, *names: str) -> None:
             raise ConfigError(f"{option(name)} must be {rule}, got {value}")
 
 
+# What workers do with pixels, as the checkpoint's own file has it.
+_OF_WORKERS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+
+
+def _check_images(config: EngineConfig) -> None:
+    """Raise ConfigError for what limit_mm_per_prompt and mm_processor_kwargs cannot say."""
+    for kind, most in config.limit_mm_per_prompt.items():
+        if kind != "image" and most != 0:
+            raise ConfigError(f"--limit-mm-per-prompt names {kind[:40]!r}; only images are taken beside text")
+        if most < 0:
+            raise ConfigError(f"--limit-mm-per-prompt must be 0 or more, got {most}")
+    for key in _OF_WORKERS:
+        if key in config.mm_processor_kwargs:
+            raise ConfigError(
+                f"--mm-processor-kwargs cannot change {key}; change it in the checkpoint's preprocessor_config.json"
+            )
+
+
 _NUMBER = r"(-?\d[\d_]*(?:\.\d+)?)\s*"
 _COUNT = re.compile(_NUMBER + "([kmgt]?)()", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(_NUMBER + "(?:([kmgt])(ib?|b?)|b?)", re.ASCII | re.IGNORECASE)
@@ -263,6 +322,14 @@ def read_count(text: str) -> int:
     if number is None or abs(number) > _MOST or number != int(number):
         raise ConfigError(f"{text!r} is no whole number; write it like 4096, 32k (32,000) or 32K (32,768)")
     return int(number)
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """A JSON object. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError):
+        raise ConfigError(f"{text[:80]!r} is no JSON object; write it like '{{\"image\": 8}}'") from None
 
 
 def _parse(text: str, form: re.Pattern[str]) -> Fraction | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import msgspec
 
 from sophserve.checkpoint import SHIPPED
-from sophserve.config import Count, EngineConfig, ServerConfig, option, read_count
+from sophserve.config import Count, EngineConfig, JsonObject, ServerConfig, option, read_count, read_object
 from sophserve.errors import ConfigError
 from sophserve.other_servers import NEEDLESS, SAME, answer, answer_command
 from sophserve.plugins import commands
@@ -80,6 +80,8 @@ def _convert(config: type[C], values: dict[str, Any], file: str | None) -> C:
     for name, value in given.items():
         if isinstance(value, str) and isinstance(about[name], Count):
             given[name] = read_count(value)
+        elif isinstance(value, str) and isinstance(about[name], JsonObject):
+            given[name] = read_object(value)
     try:
         return msgspec.convert(given, config)
     except msgspec.ValidationError as error:
@@ -202,6 +204,8 @@ def _add_option(group: argparse._ArgumentGroup, field: msgspec.structs.FieldInfo
         group.add_argument(name, choices=choices, help=f"{text} (default: {field.default})")
     elif typing.get_origin(kind) is list:
         group.add_argument(name, nargs="+", action="extend", metavar="TEXT", help=text)
+    elif isinstance(text, JsonObject):
+        group.add_argument(name, type=json_object, metavar="JSON", help=text)
     else:
         read = count if isinstance(text, Count) else kind
         if field.default not in (None, msgspec.NODEFAULT):
@@ -213,6 +217,14 @@ def count(text: str) -> int:
     """read_count, for argparse."""
     try:
         return read_count(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """read_object, for argparse."""
+    try:
+        return read_object(text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -88,11 +88,15 @@ _ANSWERS = {
     "--enable-lora-bias --enable-tower-connector-lora --default-mm-loras --specialize-active-lora "
     "--enable-prompt-adapter --prompt-adapters --max-prompt-adapters --max-prompt-adapter-token --lora --lora-scaled "
     "--lora-init-without-apply --control-vector",
-    "only text is served": "--limit-mm-per-prompt --enable-mm-embeds --media-io-kwargs --mm-processor-kwargs "
-    "--mm-processor-cache-gb --mm-processor-cache-type --mm-shm-cache-max-object-size-mb --mm-encoder-only "
-    "--mm-encoder-tp-mode --mm-encoder-attn-backend --skip-mm-profiling --video-pruning-rate "
-    "--allowed-local-media-path --allowed-media-domains --disable-chunked-mm-input --enable-prompt-embeds -mm "
-    "--mmproj --mmproj-url --no-mmproj --image-min-tokens --image-max-tokens",
+    "images alone are taken beside text, as files": "--enable-mm-embeds --video-pruning-rate --enable-prompt-embeds",
+    "images are sent with requests, or fetched from --allowed-media-domains": "--allowed-local-media-path",
+    "sizes of images are in the checkpoint's preprocessor_config.json, and --mm-processor-kwargs changes them": ""
+    "--media-io-kwargs --image-min-tokens --image-max-tokens",
+    "pictures are kept by themselves, their embeddings in --encoder-cache-memory": "--mm-processor-cache-gb "
+    "--mm-processor-cache-type --mm-shm-cache-max-object-size-mb",
+    "images are encoded by the model's own workers, in pieces between steps": "--mm-encoder-only "
+    "--mm-encoder-tp-mode --mm-encoder-attn-backend --skip-mm-profiling --disable-chunked-mm-input",
+    "a model that sees is one checkpoint, with its vision tower": "-mm --mmproj --mmproj-url --no-mmproj",
     "speculative decoding is not there": "--speculative-config --speculative-model --speculative-model-quantization "
     "--num-speculative-tokens --speculative-disable-mqa-scorer --speculative-draft-tensor-parallel-size "
     "--speculative-max-model-len --speculative-disable-by-batch-size --ngram-prompt-lookup-max "

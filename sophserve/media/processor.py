@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sophserve.checkpoint import read_config, read_json
+from sophserve.checkpoint import read_config, read_preprocessor_config
 from sophserve.link.images import ImageShape
 from sophserve.plugins import image_processors
 
@@ -53,7 +53,6 @@ def architecture_that_sees(config: Mapping[str, Any]) -> str | None:
 
 def read_processor(directory: Path, architecture: str, changes: Mapping[str, Any]) -> ImageProcessor:
     """The processor of a checkpoint. changes: laid over its preprocessor_config.json. Raises CheckpointError."""
-    path = directory / "preprocessor_config.json"
-    preprocessor = read_json(path) if path.is_file() else {}
-    made: ImageProcessor = image_processors()[architecture].value(read_config(directory), preprocessor | dict(changes))
+    preprocessor = read_preprocessor_config(directory) | dict(changes)
+    made: ImageProcessor = image_processors()[architecture].value(read_config(directory), preprocessor)
     return made

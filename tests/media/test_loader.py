@@ -94,6 +94,23 @@ async def test_little_is_kept(loader: ImageLoader) -> None:
     assert not loader._kept._pictures and loader._kept._bytes == 0
 
 
+async def test_all_images_together_have_a_limit(make_loader: MakeLoader) -> None:
+    loader = make_loader(memory=100_000)
+    held = []
+    for number in range(4):  # 30,000 bytes each: what is only kept gives way
+        held = [await loader.load([source(encoded(picture((100, 100), number)))])]
+    assert loader._bytes == 3 * 30_000 and len(loader._kept._pictures) == 3
+    for number in (2, 1):
+        held.append(await loader.load([source(encoded(picture((100, 100), number)))]))
+    with pytest.raises(ServerBusy, match=r"would take \d+ bytes, of 100000 that they may \(--image-memory\)"):
+        await loader.load([source(encoded(picture((100, 100), 9)))])
+    held.clear()
+    await loader.load([source(encoded(picture((100, 100), 9)))])
+    while loader._kept.drop():
+        pass
+    assert loader._bytes == 0
+
+
 async def test_limits_name_both_numbers(make_loader: MakeLoader) -> None:
     path = "messages[0].content[1]"
     data = encoded(picture())
