@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         key = json.dumps([kind, dtype, max_shard_size, overrides], sort_keys=True)
         if key not in made:
             directory = tmp_path_factory.mktemp(kind)
-            _save_tokenizer(directory)
+            save_tokenizer(directory)
             _save_model(directory, kind, dtype, max_shard_size, overrides)
             made[key] = directory
         return made[key]
@@ -151,7 +152,8 @@ def _save_model(directory: Path, kind: str, dtype: str, max_shard_size: str, ove
     (directory / "generation_config.json").write_text(json.dumps(generation))
 
 
-def _save_tokenizer(directory: Path) -> None:
+def save_tokenizer(directory: Path, special: list[str] | None = None, template: str | None = None) -> None:
+    """tokenizer.json and tokenizer_config.json, with further special tokens and another chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -159,7 +161,7 @@ def _save_tokenizer(directory: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+        vocab_size=512, special_tokens=SPECIAL_TOKENS + (special or []), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -170,12 +172,26 @@ def _save_tokenizer(directory: Path) -> None:
         "pad_token": "<|endoftext|>",
         "model_max_length": 256,
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": template or CHAT_TEMPLATE,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def make_seeing_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`make_seeing_checkpoint("qwen2_5_vl")`: as make_checkpoint, of a model that sees; also "llava_next"."""
+    from tests.seeing import save_seeing_checkpoint
+
+    @cache
+    def make(kind: str) -> Path:
+        directory = tmp_path_factory.mktemp(kind)
+        save_seeing_checkpoint(directory, kind)
+        return directory
+
+    return make
 
 
 @pytest.fixture(scope="session")
