@@ -32,6 +32,7 @@ from sophserve.model.context import ModelContext
 from sophserve.model.decoder import CausalLM
 from sophserve.model.kv_memory import cached_layers
 from sophserve.model.loading import load_model
+from tests.oracle.llava import save_llava
 
 CLASSES = {
     c.__name__: c
@@ -197,3 +198,43 @@ def changed(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..
 
 def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in (values | changes).items() if value is not None}
+
+
+@pytest.fixture(scope="session")
+def make_llava(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_llava("mistral", text={...}, vision={...}, **config)`: a directory as transformers writes it."""
+    made: dict[str, Path] = {}
+
+    def make(
+        kind: str = "llama", text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **config: Any
+    ) -> Path:
+        key = json.dumps([kind, text, vision, config], sort_keys=True)
+        if key not in made:
+            made[key] = save_llava(tmp_path_factory.mktemp("llava"), kind, text or {}, vision or {}, config)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def renamed(tmp_path: Path) -> Callable[..., Path]:
+    """`renamed(directory, rename, tensors, config)`: a copy with other names, further tensors and other keys."""
+
+    def copy(
+        directory: Path,
+        rename: Callable[[str], str],
+        tensors: dict[str, Tensor] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> Path:
+        target = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(directory, target)
+        path = target / "model.safetensors"
+        found = {rename(name): tensor for name, tensor in load_file(path).items()} | (tensors or {})
+        save_file(found, path, metadata={"format": "pt"})
+        settings = json.loads((target / "config.json").read_text())
+        for key, value in (config or {}).items():
+            settings[key] = settings[key] | value if isinstance(value, dict) else value
+        (target / "config.json").write_text(json.dumps(settings))
+        return target
+
+    return copy

@@ -1,0 +1,120 @@
+"""A tiny LLaVA-NeXT, ours and transformers', for tests."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+from model_plugins.processors.llava import LlavaNextProcessor
+from sophserve.checkpoint import read_config, read_preprocessor_config
+
+TILE, PATCH, IMAGE_TOKEN = 56, 14, 500
+PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": TILE,
+    "patch_size": PATCH,
+}
+TEXT = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.2,
+}
+# Width and height: squares, primes, portraits, one pixel, panoramas, each pinpoint, one off of it.
+
+
+# Width and height.
+SIZES = [(28, 28), (1, 1), (300, 1), (97, 89), (53, 211), (112, 56), (56, 168), (113, 111), (640, 480)]
+
+
+def picture(width, height):
+    values = torch.randint(
+        0, 256, (width * height * 3,), dtype=torch.uint8, generator=torch.Generator().manual_seed(width)
+    )
+    return Image.frombytes("RGB", (width, height), bytes(values.tolist()))
+
+
+def transformers_processor(tile=TILE, pinpoints=PINPOINTS, **settings):
+    from transformers import LlavaNextImageProcessorPil
+
+    return LlavaNextImageProcessorPil(
+        size={"shortest_edge": tile},
+        crop_size={"height": tile, "width": tile},
+        image_grid_pinpoints=pinpoints,
+        **settings,
+    )
+
+
+def tensor_of(processor, image, detail="auto"):
+    """What the server makes of an image, as the worker sees it, and its grid."""
+    shape = processor.shape(*image.size, detail)
+    values = processor.pixels(image, detail)
+    return torch.frombuffer(bytearray(values), dtype=torch.uint8).view(shape.pixels), shape
+
+
+def save_llava(directory, kind, text, vision, config):
+    import transformers
+
+    texts = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}
+    settings = {"image_grid_pinpoints": PINPOINTS, "image_token_index": IMAGE_TOKEN} | config
+    torch.manual_seed(0)
+    model = transformers.LlavaNextForConditionalGeneration(
+        transformers.LlavaNextConfig(
+            text_config=texts[kind](**TEXT | text),
+            vision_config=transformers.CLIPVisionConfig(**VISION | vision),
+            **settings,
+        )
+    )
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim == 1 and "newline" not in name:
+            tensor += 0.2 * torch.randn_like(tensor)
+        elif "vision_tower" in name or "projector" in name:
+            tensor += 0.15 * torch.randn_like(tensor)
+    model.save_pretrained(directory)
+    transformers_processor(pinpoints=settings["image_grid_pinpoints"]).save_pretrained(directory)
+    return directory
+
+
+def transformers_llava(directory):
+    from transformers import LlavaNextForConditionalGeneration
+
+    return LlavaNextForConditionalGeneration.from_pretrained(directory, attn_implementation="eager").eval()
+
+
+def prompt_of(counts):
+    """Text before, between and after images of so many tokens, and where these begin."""
+    ids, starts = [7, 8, 9], []
+    for number, count in enumerate(counts):
+        starts.append(len(ids))
+        ids += [IMAGE_TOKEN] * count + [20 + number, 30]
+    return ids, starts
+
+
+class Seeing:
+    """A model and its processor."""
+
+    def __init__(self, directory, open_model, dtype=torch.float32, processor=LlavaNextProcessor, **more):
+        self.processor = processor(read_config(directory), read_preprocessor_config(directory))
+        self.ours = open_model(directory, dtype, max_positions=1024, **more)
+
+    def logprobs(self, images, chunk=10_000):
+        tensors = [tensor_of(self.processor, image) for image in images]
+        ids, starts = prompt_of([shape.tokens for _, shape in tensors])
+        number = len(self.ours._lengths)
+        for start, (pixels, shape) in zip(starts, tensors, strict=True):
+            self.ours.give(number, start, self.ours.encode(pixels, shape.grid))
+        return ids, self.ours.logprobs(ids, chunk)
+
+
+@torch.inference_mode()
+def their_logprobs(theirs, images, ids, pinpoints=PINPOINTS):
+    made = transformers_processor(pinpoints=pinpoints)(images, return_tensors="pt")
+    return theirs(torch.tensor([ids]), **made).logits[0].float().log_softmax(-1)
