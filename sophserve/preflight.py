@@ -130,7 +130,7 @@ def _decoder(settings: dict[str, Any], architectures: Names, name: str) -> Decod
         return None
     scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default" if isinstance(scaling, dict) else None
-    context = size("max_position_embeddings") if kind in ("default", "llama3") else None
+    context = size("max_position_embeddings") if kind in ("default", "llama3", "mrope") else None
     return Decoder(**found, inner=tuple(each for each in inner if each is not None), context=context)
 
 

@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "llama": "Llama",
     "mistral": "Mistral",
     "qwen2": "Qwen2",
+    "qwen2_5_vl": "Qwen2_5_VL",
     "qwen2_moe": "Qwen2Moe",
     "qwen3": "Qwen3",
     "qwen3_moe": "Qwen3Moe",
@@ -70,8 +71,36 @@ SHAPES: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 1.5,
     },
     "deepseek_v3": {**DEEPSEEK, "n_shared_experts": 1, "routed_scaling_factor": 2.5},
+    "qwen2_5_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}},
 }
 """What some kinds have beyond SHAPE."""
+
+TOWERS = {
+    # Windows of four squares, which borders of images cut, and one layer without.
+    "qwen2_5_vl": {
+        "depth": 3,
+        "hidden_size": 64,
+        "intermediate_size": 72,
+        "num_heads": 4,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+        "initializer_range": 0.2,
+    },
+}
+"""The vision_config of kinds that see. SHAPES has what their text has beyond SHAPE."""
+
+IMAGE_TOKENS = {
+    "qwen2_5_vl": {
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+    },
+}
+"""Tokens that their tokenizers have behind SPECIAL_TOKENS, by the keys of config.json for them."""
+
+IMAGE_PROCESSORS = {"qwen2_5_vl": "Qwen2VLImageProcessorPil"}
+"""By whose class transformers processes their images."""
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -80,6 +109,23 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+QWEN_IMAGES = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['content'] is string %}{{- message['content'] }}
+{%- else %}
+{%- for part in message['content'] %}
+{%- if part['type'] == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+{%- else %}{{- part['text'] }}{%- endif %}
+{%- endfor %}
+{%- endif %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+IMAGE_TEMPLATES = {"qwen2_5_vl": QWEN_IMAGES}
+"""The chat templates of kinds that see."""
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
@@ -113,7 +159,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     """`make_checkpoint("qwen2", **config overrides)`: a directory with random float32 weights and a tokenizer.
 
     Also takes dtype="bfloat16" and max_shard_size="50KB". Equal calls in one session give the same directory, which
-    tests must not change.
+    tests must not change. Of kinds that see, overrides are the text's but for vision_config and tie_word_embeddings.
     """
     made: dict[str, Path] = {}
 
@@ -121,7 +167,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         key = json.dumps([kind, dtype, max_shard_size, overrides], sort_keys=True)
         if key not in made:
             directory = tmp_path_factory.mktemp(kind)
-            save_tokenizer(directory)
+            save_tokenizer(directory, list(IMAGE_TOKENS.get(kind, {}).values()), IMAGE_TEMPLATES.get(kind))
             _save_model(directory, kind, dtype, max_shard_size, overrides)
             made[key] = directory
         return made[key]
@@ -135,11 +181,16 @@ def _save_model(directory: Path, kind: str, dtype: str, max_shard_size: str, ove
 
     name = ARCHITECTURES[kind]
     ids = {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 0}
-    config = getattr(transformers, f"{name}Config")(
-        **{"vocab_size": 512, **SHAPE, **SHAPES.get(kind, {}), **ids, **overrides}
-    )
+    settings = {"vocab_size": 512, **SHAPE, **SHAPES.get(kind, {}), **ids, **overrides}
+    if kind in TOWERS:
+        vision, tied = settings.pop("vision_config", {}), settings.pop("tie_word_embeddings", False)
+        tokens = {key: len(SPECIAL_TOKENS) + place for place, key in enumerate(IMAGE_TOKENS[kind])}
+        vision = TOWERS[kind] | {"out_hidden_size": settings["hidden_size"]} | vision
+        settings = {"text_config": settings, "vision_config": vision, "tie_word_embeddings": tied, **ids, **tokens}
+    config = getattr(transformers, f"{name}Config")(**settings)
     torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    head = "ForConditionalGeneration" if kind in TOWERS else "ForCausalLM"
+    model = getattr(transformers, f"{name}{head}")(config)
     for part, tensor in model.state_dict().items():
         if tensor.ndim == 1:
             # Norms are made as ones and biases as zeros, which would hide a mistake with them.
@@ -148,6 +199,8 @@ def _save_model(directory: Path, kind: str, dtype: str, max_shard_size: str, ove
             # Experts whose probabilities are far apart, for whom rounding errors change no choice.
             tensor *= 2
     model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
+    if kind in IMAGE_PROCESSORS:
+        getattr(transformers, IMAGE_PROCESSORS[kind])().save_pretrained(directory)
     generation = {"eos_token_id": [2, 0], "pad_token_id": 0, "do_sample": True, "temperature": 0.7, "top_p": 0.8}
     (directory / "generation_config.json").write_text(json.dumps(generation))
 

@@ -113,6 +113,16 @@ def pad_rows(weight: CanonicalWeight, count: int) -> CanonicalWeight:
     return replace(weight, **by_output)
 
 
+def take_rows(weight: CanonicalWeight, rows: Tensor) -> CanonicalWeight:
+    """The weight with these of its outputs, in this order; rows int64 `[outputs]`."""
+    chosen: dict[str, Any] = {
+        name: getattr(weight, name).view(torch.uint8)[rows].view(getattr(weight, name).dtype)
+        for name in _BY_OUTPUT
+        if hasattr(weight, name)
+    }
+    return replace(weight, **chosen)
+
+
 def int_weight(codes: Tensor, scales: Tensor, zeros: Tensor, groups: Tensor, bits: int) -> IntWeight:
     """A weight whose inputs belong to groups in any way.
 

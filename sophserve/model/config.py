@@ -56,6 +56,7 @@ _BOOKKEEPING = frozenset({
     "tokenizer_class", "tokenizer_model_max_length", "tokenizer_padding_side", "torch_dtype",
     "transformers_version", "tune_mm_mlp_adapter", "tune_mm_vision_resampler", "unfreeze_mm_vision_tower",
     "unk_token_id", "use_bfloat16", "use_bias", "use_cache", "use_flash_attention", "use_flash_attn", "use_mm_proj",
+    "video_token_id", "vision_end_token_id", "vision_start_token_id", "vision_token_id",
 })
 # fmt: on
 

@@ -28,7 +28,8 @@ class RopeParameters:
     """config.json's `rope_parameters` (in older files `rope_theta` and `rope_scaling`), by the names of the file.
 
     original_max_position_embeddings: the context length in tokens that the model was trained with before scaling.
-    0 stands for what the file does not give.
+    mrope_section: how many of the angles go by each of a position's three axes (M-RoPE). 0 stands for what the file
+    does not give.
     """
 
     rope_type: str = "default"
@@ -44,6 +45,7 @@ class RopeParameters:
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     truncate: bool = True
+    mrope_section: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rope_type not in _FREQUENCIES:
@@ -53,6 +55,8 @@ class RopeParameters:
         for name in _NEEDED[self.rope_type]:
             if not getattr(self, name):
                 raise CheckpointError(f"config.json has no {name}, which rope_type {self.rope_type!r} needs")
+        if self.mrope_section and self.rope_type == "dynamic":
+            raise CheckpointError("config.json has an mrope_section, which does not go with rope_type 'dynamic'")
 
     def context_length(self, max_position_embeddings: int) -> int:
         """Tokens that the scaling reaches. llama3 counts its factor in max_position_embeddings already."""
@@ -70,11 +74,17 @@ def make_rope(parameters: RopeParameters, head_dim: int, max_positions: int) -> 
         raise CheckpointError(
             f"config.json asks to rotate {rotary_dim} channels of a head of {head_dim}; it takes at least two pairs"
         )
+    sections = parameters.mrope_section
+    if sections and (len(sections) != 3 or min(sections) < 0 or sum(sections) != rotary_dim // 2):
+        raise CheckpointError(
+            f"config.json's mrope_section is {list(sections)}; it must be three numbers whose sum is half of the "
+            f"{rotary_dim} channels that are rotated"
+        )
     frequencies = _FREQUENCIES[parameters.rope_type](parameters, rotary_dim, max_positions)
     angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
     scale = _attention_factor(parameters)
     exact = angles.double()
-    return Rope(exact.cos().float() * scale, exact.sin().float() * scale)
+    return Rope(exact.cos().float() * scale, exact.sin().float() * scale, sections=sections)
 
 
 def _powers(base: float | Tensor, dim: int) -> Tensor:
@@ -157,6 +167,7 @@ _FREQUENCIES: dict[str, Callable[[RopeParameters, int, int], Tensor]] = {
     "dynamic": _dynamic,
     "linear": _linear,
     "llama3": _llama3,
+    "mrope": _default,
     "yarn": _yarn,
 }
 
@@ -165,5 +176,6 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "dynamic": ("factor", "original_max_position_embeddings"),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "mrope": ("mrope_section",),
     "yarn": ("factor", "original_max_position_embeddings"),
 }

@@ -24,6 +24,7 @@ from model_plugins.architectures.llava_llama import LlavaLlamaForCausalLM
 from model_plugins.architectures.llava_next import LlavaNextForConditionalGeneration
 from model_plugins.architectures.mistral import MistralForCausalLM
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
+from model_plugins.architectures.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from model_plugins.architectures.qwen2_moe import Qwen2MoeForCausalLM
 from model_plugins.architectures.qwen3 import Qwen3ForCausalLM
 from model_plugins.architectures.qwen3_moe import Qwen3MoeForCausalLM
@@ -43,6 +44,7 @@ CLASSES = {
         LlavaLlamaForCausalLM,
         LlavaNextForConditionalGeneration,
         MistralForCausalLM,
+        Qwen2_5_VLForConditionalGeneration,
         Qwen2ForCausalLM,
         Qwen2MoeForCausalLM,
         Qwen3ForCausalLM,
@@ -65,6 +67,7 @@ class PagedModel:
         self._blocks: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
         self._given: dict[int, list[tuple[int, Tensor]]] = {}
+        self._places: dict[int, list[tuple[int, Tensor, int]]] = {}
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, grid: Sequence[int]) -> Tensor:
@@ -76,9 +79,21 @@ class PagedModel:
             next(work)
         return end.value.value.clone()
 
-    def give(self, number: int, start: int, embeddings: Tensor) -> None:
-        """What stands for the tokens of a sequence from a position on."""
+    def give(self, number: int, start: int, embeddings: Tensor, grid: Sequence[int] = ()) -> None:
+        """What stands for the tokens of a sequence from an index on, in the order of these."""
         self._given.setdefault(number, []).append((start, embeddings))
+        if (places := self.model.axis_positions(grid, len(embeddings))) is not None:
+            self._places.setdefault(number, []).append((start, *places))
+
+    def positions(self, number: int, length: int) -> Tensor:
+        """Of the first tokens of a sequence on each axis, int32 `[axes, length]`."""
+        parts, index, position = [], 0, 0
+        for start, offsets, advance in self._places.get(number, []):
+            position += start - index
+            parts += [torch.arange(position + index - start, position).expand(3, -1), offsets + position]
+            index, position = start + offsets.shape[1], position + advance
+        parts.append(torch.arange(position, position + max(0, length - index)).expand(3, -1))
+        return torch.cat(parts, 1)[:, :length].int()
 
     def _given_rows(self, order: list[int], batch: dict[int, list[int]]) -> GivenEmbeddings | None:
         rows, values, offset = [], [], 0
@@ -103,7 +118,7 @@ class PagedModel:
             while len(blocks) * BLOCK_SIZE < length:
                 blocks.append(self._free.pop())
             tables.append(torch.tensor(blocks, dtype=torch.int32))
-            positions.append(torch.arange(cached, length))
+            positions.append(self.positions(number, length)[:, cached:])
             slots += [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(cached, length)]
         counts = [len(batch[number]) for number in order]
         cached_lengths = [self._lengths[number] for number in order]
@@ -114,7 +129,8 @@ class PagedModel:
             slot_mapping=torch.tensor(slots, dtype=torch.int32),
             max_length=max(new + old for new, old in zip(counts, cached_lengths, strict=True)),
             ids=torch.tensor([token for number in order for token in batch[number]], dtype=torch.int32),
-            positions=torch.cat(positions).int(),
+            positions=torch.cat(positions, 1)[0].contiguous(),
+            axis_positions=torch.cat(positions, 1) if self._places else None,
             given=self._given_rows(order, batch),
         )
         step = self.model.context.device.prepare(inputs, self.model.ropes)

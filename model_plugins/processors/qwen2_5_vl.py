@@ -1,0 +1,145 @@
+"""Qwen2.5-VL's images: of nearly their own size and shape, in squares of patches, within a range of pixels.
+
+Pixel for pixel as transformers' Qwen2VLImageProcessorPil.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil, floor, sqrt
+from typing import TYPE_CHECKING, Any
+
+from sophserve.errors import CheckpointError, RequestError
+from sophserve.link.images import ImageShape
+from sophserve.media.processor import Detail, ImageProcessor
+from sophserve.plugins import Register, hookimpl
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# How many times one side of an image can be as long as the other.
+MOST_RATIO = 200
+# As many pixels an image has at most if little detail is asked for.
+LOW_PIXELS = 512 * 512
+
+_WHERE = "preprocessor_config.json's"
+_TYPES = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil", "Qwen2_5_VLImageProcessor")
+# What is done anyway, and what the worker obeys.
+_SWITCHES = frozenset({"do_resize", "do_convert_rgb", "do_rescale", "do_normalize"})
+# Pillow's numbers of its filters.
+_FILTERS = range(6)
+_BICUBIC = 3
+
+
+class Qwen2_5_VLProcessor(ImageProcessor):
+    """The processor of Qwen2_5_VLForConditionalGeneration.
+
+    An ImageShape has the pixels `[height, width, 3]`. Its grid are times, of which there is one, and rows and columns
+    of patches.
+    """
+
+    placeholder = "<|image_pad|>"
+
+    def __init__(self, config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:
+        vision = config.get("vision_config")
+        if not isinstance(vision, dict):
+            raise CheckpointError(f"config.json's vision_config must be an object, got {vision!r}")
+        self.placeholder_id = _whole("config.json's image_token_id", config.get("image_token_id", 151655), 0)
+        self._patch = _of_both("patch_size", vision.get("patch_size", 14), preprocessor)
+        self._merge = _of_both("merge_size", vision.get("spatial_merge_size", 2), preprocessor)
+        _of_both("temporal_patch_size", vision.get("temporal_patch_size", 2), preprocessor)
+        self._least, self._most = _pixel_range(preprocessor)
+        self._filter = _filter(preprocessor)
+        self.settings = (
+            f"squares of {self._merge} patches of {self._patch}, {self._least} to {self._most} pixels, filter "
+            f"{self._filter}"
+        )
+
+    def shape(self, width: int, height: int, detail: Detail) -> ImageShape:
+        longer, shorter = max(width, height), min(width, height)
+        if longer > MOST_RATIO * shorter:
+            raise RequestError(
+                f"has {width} x {height} pixels, one side {longer / shorter:.1f} times as long as the other; at most "
+                f"{MOST_RATIO} times are possible"
+            )
+        height, width = self._size(height, width, detail)
+        rows, columns = height // self._patch, width // self._patch
+        return ImageShape(rows * columns // self._merge**2, (height, width, 3), (1, rows, columns))
+
+    def pixels(self, image: Image.Image, detail: Detail) -> bytes:
+        height, width = self._size(image.height, image.width, detail)
+        return image.resize((width, height), self._filter).tobytes()
+
+    def _size(self, height: int, width: int, detail: Detail) -> tuple[int, int]:
+        """The height and width in whole squares that come near those of an image, with a number of pixels that is in
+        the range."""
+        square, least, most = self._patch * self._merge, self._least, self._most
+        if detail == "low":
+            least, most = min(least, LOW_PIXELS), min(most, LOW_PIXELS)
+        # What is exactly between two goes to the even one.
+        rows, columns = round(height / square), round(width / square)
+        if rows * columns * square**2 > most:
+            scale = sqrt(height * width / most)
+            rows, columns = (max(1, floor(side / scale / square)) for side in (height, width))
+        elif rows * columns * square**2 < least:
+            scale = sqrt(least / (height * width))
+            rows, columns = (ceil(side * scale / square) for side in (height, width))
+        return rows * square, columns * square
+
+
+def _pixel_range(preprocessor: Mapping[str, Any]) -> tuple[int, int]:
+    """The fewest and the most pixels of an image: `size`, whose values min_pixels and max_pixels replace."""
+    size = preprocessor.get("size")
+    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280} if size is None else size
+    if not isinstance(size, dict):
+        raise CheckpointError(f"{_WHERE} size must be an object, got {size!r}")
+    size = dict(size)
+    for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        if preprocessor.get(key) is not None:
+            size.pop(key, None)
+            size[edge] = preprocessor[key]
+    if set(size) != {"shortest_edge", "longest_edge"}:
+        raise CheckpointError(
+            f"{_WHERE} size has {', '.join(map(str, size)) or 'nothing'}; it must have shortest_edge and longest_edge, "
+            "or give min_pixels and max_pixels beside it"
+        )
+    least, most = (_whole(f"{_WHERE} {edge} of size", size[edge], 1) for edge in ("shortest_edge", "longest_edge"))
+    return least, most
+
+
+def _filter(preprocessor: Mapping[str, Any]) -> int:
+    """The number of the filter to resize with. Raises CheckpointError for what is not obeyed."""
+    kind = preprocessor.get("image_processor_type")
+    if kind is not None and kind not in _TYPES:
+        raise CheckpointError(f"{_WHERE} image_processor_type is {kind!r}; supported: {', '.join(_TYPES)}")
+    if preprocessor.get("do_resize") is False:
+        raise CheckpointError(f"{_WHERE} do_resize is false, which is not supported")
+    for key, value in preprocessor.items():
+        if key.startswith("do_") and value and key not in _SWITCHES:
+            raise CheckpointError(f"{_WHERE} {key} is {value!r}, which is not supported")
+    number = preprocessor.get("resample")
+    number = _BICUBIC if number is None else number
+    if type(number) is not int or number not in _FILTERS:
+        raise CheckpointError(
+            f"{_WHERE} resample is {number!r}; it must be the number of a filter, 0 to {_FILTERS[-1]}"
+        )
+    return number
+
+
+def _of_both(key: str, model: Any, preprocessor: Mapping[str, Any]) -> int:
+    """A size that the model has, and its processor must have too, if it says any."""
+    size = _whole(f"config.json's {key}", model, 1)
+    if preprocessor.get(key) not in (None, size):
+        raise CheckpointError(f"{_WHERE} {key} is {preprocessor[key]!r}, but the model was made for {size}")
+    return size
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if type(value) is not int or not least <= value < 1 << 31:
+        raise CheckpointError(f"{name} is {value!r}; it must be a whole number from {least}")
+    return value
+
+
+@hookimpl
+def register_image_processors(register: Register) -> None:
+    register("Qwen2_5_VLForConditionalGeneration", Qwen2_5_VLProcessor)
