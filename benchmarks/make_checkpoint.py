@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 1e6}
 QWEN2: dict[str, Any] = {"model_type": "qwen2", "tie_word_embeddings": True, "rope_parameters": DEFAULT_ROPE}
@@ -153,6 +153,42 @@ SHAPES: dict[str, dict[str, Any]] = {
         "topk_group": 4,
     },
 }
+# Real towers and projectors before decoders that fit anywhere.
+SHAPES |= {
+    "qwen2.5-vl-mini": {
+        "model_type": "qwen2_5_vl",
+        "tie_word_embeddings": True,
+        "text_config": SHAPES["qwen2-0.5b"]
+        | {"model_type": "qwen2_5_vl_text", "rope_parameters": DEFAULT_ROPE | {"mrope_section": [8, 12, 12]}},
+        "vision_config": {"hidden_size": 1280, "out_hidden_size": 896, "tokens_per_second": 2},
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+    },
+    "llava-next-mini": {
+        "model_type": "llava_next",
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": 32064,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 32,
+            "max_position_embeddings": 4096,
+        },
+        "image_token_index": 32000,
+    },
+}
+PREPROCESSORS: dict[str, dict[str, Any]] = {
+    "qwen2.5-vl-mini": {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056},
+    "llava-next-mini": {
+        "image_processor_type": "LlavaNextImageProcessor",
+        "size": {"shortest_edge": 336},
+        "crop_size": {"height": 336, "width": 336},
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    },
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -175,12 +211,16 @@ def main() -> None:
     torch.manual_seed(0)
     quantized = "gptq" if options.gptq else "fp8" if options.fp8 else None
     save(SHAPES[options.shape], options.directory, getattr(torch, options.dtype), quantized)
+    if options.shape in PREPROCESSORS:
+        settings = json.dumps(PREPROCESSORS[options.shape], indent=2)
+        (options.directory / "preprocessor_config.json").write_text(settings)
     if options.tokenizer:
         for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
             if (options.tokenizer / name).exists():
                 shutil.copy(options.tokenizer / name, options.directory)
     else:
-        train_tokenizer(options.directory, SHAPES[options.shape]["vocab_size"])
+        shape = SHAPES[options.shape]
+        train_tokenizer(options.directory, shape.get("text_config", shape)["vocab_size"])
     size = sum(path.stat().st_size for path in options.directory.iterdir())
     print(f"{options.directory}: {options.shape}, {size / 2**20:.0f} MiB")
 
@@ -190,7 +230,8 @@ def save(shape: dict[str, Any], directory: Path, dtype: torch.dtype, quantized: 
     directory.mkdir(parents=True, exist_ok=True)
     config = AutoConfig.for_model(**shape)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        sees = "vision_config" in shape or "image_token_index" in shape
+        model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_config(config)
     files: dict[str, dict[str, torch.Size]] = {}
     for name, size in names_on_disk(model):
         file = f"model-{name.split('.')[2]}.safetensors" if ".layers." in name else "model-rest.safetensors"
@@ -199,7 +240,7 @@ def save(shape: dict[str, Any], directory: Path, dtype: torch.dtype, quantized: 
     for file, sizes in files.items():
         tensors: dict[str, Tensor] = {}
         for name, size in sizes.items():
-            tensors |= make_tensors(name, size, dtype, quantized, config.hidden_size)
+            tensors |= make_tensors(name, size, dtype, quantized, config.get_text_config().hidden_size)
         save_file(tensors, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
