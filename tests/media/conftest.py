@@ -14,11 +14,11 @@ from typing import Any
 import psutil
 import pytest
 from PIL import Image
+
+from sophserve import plugins
 from sophserve.media.limits import MediaLimits
 from sophserve.media.loader import ImageLoader, Picture
 from sophserve.media.source import ImageSource
-
-from sophserve import plugins
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = """

@@ -7,12 +7,12 @@ import hashlib
 
 import pytest
 from PIL import Image
-from sophserve.media.limits import MediaLimits
-from sophserve.media.loader import ImageLoader, image_loader
 
 from sophserve.errors import CheckpointError, RequestError, ServerBusy
 from sophserve.link.images import read_pixels
 from sophserve.media import loader as loading
+from sophserve.media.limits import MediaLimits
+from sophserve.media.loader import ImageLoader, image_loader
 from tests.media.conftest import MakeLoader, decoded, decoders, encoded, seen, soon, source
 
 

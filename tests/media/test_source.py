@@ -7,9 +7,9 @@ import textwrap
 from urllib.parse import quote
 
 import pytest
-from sophserve.media.source import ImageSource, image_source
 
 from sophserve.errors import RequestError
+from sophserve.media.source import ImageSource, image_source
 
 DATA = bytes(range(256)) + b"\xfb\xef\xff?"
 TEXT = base64.b64encode(DATA).decode()
