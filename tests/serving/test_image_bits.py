@@ -23,7 +23,7 @@ from sophserve.media.processor import ImageProcessor
 from sophserve.plugins import image_processors
 
 PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=3)
-MODELS = ["llava_next"]
+MODELS = ["qwen2_5_vl", "llava_next"]
 Prompt = tuple[list[int], list[Item]]
 
 
