@@ -315,7 +315,6 @@ def test_domains_are_read() -> None:
         "*.a.b",
         "*",
         "me@a.b",
-        "a.b:",
         "a.b:0",
         "a.b:99999",
         "127.1",
