@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,24 +16,30 @@ import msgspec
 from tqdm import tqdm
 
 from sophserve.background import Background
-from sophserve.checkpoint import read_generation_config, resolve_model
+from sophserve.checkpoint import read_config, read_generation_config, resolve_model
+from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta
 from sophserve.errors import ConfigError, SophserveError
+from sophserve.image_prompt import template_with_images
 from sophserve.link.messages import TokenLogprob
-from sophserve.llm_prompts import EnginePrompt, Prompt, engine_prompt, listed
+from sophserve.llm_prompts import EnginePrompt, Message, Prompt, chat_prompt, engine_prompt, listed
+from sophserve.media.limits import media_limits
+from sophserve.media.loader import ImageLoader, image_loader
 from sophserve.options import engine_config
 from sophserve.preflight import check
 from sophserve.profile_format import ProfileOptions
 from sophserve.sampling import SamplingParams, sampling_defaults
-from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.json_schema import prepared_form
 from sophserve.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-Message = dict[str, Any]
+# Bytes: images of Pillow's come uncompressed.
+_LARGEST_IMAGE = 1 << 30
+
+MakePrompt = Callable[[], Awaitable[EnginePrompt]]
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class AsyncLLM:
         directory = resolve_model(config.model)
         check(config, directory)
         self.engine = Engine(config, directory)
+        self._images: ImageLoader | None = None
         self.engine.start_worker()
 
     async def start(self) -> None:
@@ -102,16 +109,21 @@ class AsyncLLM:
         try:
             directory, override = self.engine.directory, self.engine.config.chat_template
             self.tokenizer = await asyncio.to_thread(Tokenizer.from_directory, directory)
-            template = Path(override) if override else None
-            self.chat_template = ChatTemplate.from_directory(directory, self.tokenizer, template)
+            limits = media_limits(self.engine.config, ServerConfig())
+            limits = msgspec.structs.replace(limits, bytes=_LARGEST_IMAGE, memory=None)
+            self._images = await asyncio.to_thread(image_loader, directory, read_config(directory), limits)
+            processor = self._images.processor if self._images else None
+            self.chat_template = template_with_images(directory, self.tokenizer, override, processor)
             await self.engine.start(self.tokenizer)
         except BaseException:
-            await self.engine.close()
+            await self.close()
             raise
 
     async def close(self) -> None:
         """Abort what runs and stop the worker."""
         await self.engine.close()
+        if self._images:
+            await self._images.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -152,21 +164,23 @@ class AsyncLLM:
         request_id: str | None = None,
         **template_options: Any,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """`generate` for a conversation; template_options go to the chat template."""
+        """`generate` for a conversation; template_options go to the chat template. Images are parts of type image_url,
+        or image_pil with an image of Pillow's."""
         return self._outputs(partial(self._conversation, messages, **template_options), sampling_params, request_id)
 
-    def _prompt(self, prompt: Prompt) -> EnginePrompt:
-        return engine_prompt(prompt, self.tokenizer)
+    async def _prompt(self, prompt: Prompt) -> EnginePrompt:
+        return await engine_prompt(prompt, self.tokenizer, self._images)
 
-    def _conversation(self, messages: list[Message], **template_options: Any) -> EnginePrompt:
-        text = self.chat_template.render(messages, **template_options)
-        continued = bool(template_options.get("continue_final_message"))
-        return EnginePrompt(text, self.tokenizer.encode(text, add_special_tokens=False), begins_text=not continued)
+    async def _conversation(self, messages: list[Message], **template_options: Any) -> EnginePrompt:
+        return await chat_prompt(messages, self.chat_template, self.tokenizer, self._images, **template_options)
 
     async def _outputs(
-        self, prompt: Callable[[], EnginePrompt], sampling_params: SamplingParams | None, request_id: str | None
+        self,
+        prompt: MakePrompt,
+        sampling_params: SamplingParams | None,
+        request_id: str | None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        async with aclosing(self._answers(prompt(), sampling_params, request_id)) as answers:
+        async with aclosing(self._answers(await prompt(), sampling_params, request_id)) as answers:
             async for answer in answers:
                 yield answer.output()
 
@@ -182,9 +196,16 @@ class AsyncLLM:
             if not_kept:
                 log.warning("not kept to: %s", ", ".join(not_kept))
         answers = _Answers(request_id or uuid4().hex, prompt.text, prompt.token_ids, params.n, self.tokenizer)
-        self.engine.check(prompt.token_ids, params)
+        self.engine.check(prompt.token_ids, params, prompt.items)
         sources = [
-            self.engine.generate(prompt.token_ids, params, answers.request_id, index, cache_salt=prompt.cache_salt)
+            self.engine.generate(
+                prompt.token_ids,
+                params,
+                answers.request_id,
+                index,
+                cache_salt=prompt.cache_salt,
+                items=prompt.items,
+            )
             for index in range(params.n)
         ]
         async with aclosing(interleave(sources)) as deltas:
@@ -264,8 +285,8 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Answer all prompts (texts, token ids, or vLLM's dictionaries of them) together, in their order. Raises
-        RequestError for what cannot be generated."""
+        """Answer all prompts (texts, token ids, or vLLM's dictionaries of them, also with images) together, in their
+        order. Raises RequestError for what cannot be generated."""
         each = [partial(self._llm._prompt, prompt) for prompt in listed(prompts)]
         return self._answer(each, sampling_params, use_tqdm)
 
@@ -314,7 +335,7 @@ class LLM:
 
     def _answer(
         self,
-        prompts: Sequence[Callable[[], EnginePrompt]],
+        prompts: Sequence[MakePrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
@@ -333,12 +354,15 @@ class LLM:
 
 
 async def _gather(
-    llm: AsyncLLM, prompts: Sequence[Callable[[], EnginePrompt]], params: list[SamplingParams | None], use_tqdm: bool
+    llm: AsyncLLM,
+    prompts: Sequence[MakePrompt],
+    params: list[SamplingParams | None],
+    use_tqdm: bool,
 ) -> list[RequestOutput]:
     with tqdm(total=len(prompts), unit="prompt", disable=not use_tqdm) as bar:
 
-        async def last(prompt: Callable[[], EnginePrompt], sampling_params: SamplingParams | None) -> RequestOutput:
-            async with aclosing(llm._answers(prompt(), sampling_params)) as answers:
+        async def last(prompt: MakePrompt, sampling_params: SamplingParams | None) -> RequestOutput:
+            async with aclosing(llm._answers(await prompt(), sampling_params)) as answers:
                 async for answer in answers:
                     whole = answer
             bar.update()

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sophserve import LLM, SamplingParams, TextPrompt, TokensPrompt
 from sophserve.errors import RequestError
 from tests.api.test_goes_on import PROMPT, sentencepiece
+
+PIXEL = Image.new("RGB", (1, 1))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,13 @@ def test_prompts_with_a_salt_share_no_blocks(llm: LLM) -> None:
     [
         ({}, "prompt", "needs the key 'prompt' or 'prompt_token_ids'"),
         ({"prompt": None, "cache_salt": "x"}, "prompt", "needs the key"),
-        ({"prompt": "Hi", "multi_modal_data": {"image": b""}}, "multi_modal_data", "not supported"),
+        (
+            {"prompt": "Hi", "multi_modal_data": {"image": b""}},
+            "multi_modal_data['image'][0]",
+            "must be a Pillow image",
+        ),
+        ({"prompt": "Hi", "multi_modal_data": {"image": PIXEL}}, "multi_modal_data['image'][0]", "sees no images"),
+        ({"prompt": "Hi", "multi_modal_data": {"audio": [1]}}, "multi_modal_data", "only images"),
         ({"prompt_embeds": [1.0]}, "prompt_embeds", "not supported"),
         ({"promt": "Hi"}, "promt", "not supported"),
         ({"prompt": ["Hi"]}, "prompt", "must be a text, got list"),
@@ -95,7 +104,10 @@ def test_prompt_logprobs_without_an_answer(llm: LLM) -> None:
 def test_a_chat_begins_a_text_unless_it_goes_on(llm: LLM) -> None:
     """With tokenizers that put a space before a text, only the latter is to begin with one."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It is"}]
-    conversation = llm._llm._conversation
+
+    def conversation(*given: Any, **options: Any) -> Any:
+        return llm._background.run(llm._llm._conversation(*given, **options))
+
     assert conversation(turns[:1]).begins_text
     assert not conversation(turns, add_generation_prompt=False, continue_final_message=True).begins_text
 

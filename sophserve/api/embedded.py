@@ -34,4 +34,4 @@ async def embedded(config: EngineConfig, options: ServerConfig) -> AsyncIterator
     finally:
         await runner.cleanup()
         await engine.close()
-        served.texts.close()
+        await served.close()

@@ -28,7 +28,7 @@ from sophserve.api.http.budget import give_freed_memory_back
 from sophserve.api.http.connections import Runner
 from sophserve.api.http.listener import Listener, bind, connection_limit, raise_descriptor_limit
 from sophserve.api.http.tls import renew, ssl_context
-from sophserve.checkpoint import read_generation_config, read_pooling
+from sophserve.checkpoint import read_config, read_generation_config, read_pooling
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
 from sophserve.errors import CheckpointError, ConfigError, EngineDeadError
@@ -105,7 +105,7 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
             listener.close()
         await runner.cleanup()
         await engine.close()
-        served.texts.close()
+        await served.close()
         if config.uds and listener:
             Path(config.uds).unlink(missing_ok=True)
 
@@ -171,8 +171,10 @@ async def load(served: ServedModel) -> None:
 
 def _load_text(served: ServedModel) -> None:
     from sophserve import plugins
+    from sophserve.image_prompt import template_with_images
+    from sophserve.media.limits import media_limits
+    from sophserve.media.loader import image_loader
     from sophserve.text.bound import characters_per_token
-    from sophserve.text.chat_template import ChatTemplate
     from sophserve.text.tokenizer import Tokenizer
 
     plugins.tool_parsers(), plugins.reasoning_parsers()  # one that does not load must not fail a request
@@ -187,9 +189,11 @@ def _load_text(served: ServedModel) -> None:
     served.pooling = "mean" if (read_pooling(directory) if pooling == "auto" else pooling) == "mean" else "last"
     served.tokenizer = Tokenizer.from_directory(directory)
     served.characters_per_token = characters_per_token(served.tokenizer)
-    template = served.engine.config.chat_template
-    served.chat_template = ChatTemplate.from_directory(
-        directory, served.tokenizer, Path(template) if template else None
+    limits = media_limits(served.engine.config, served.config)
+    served.images = image_loader(directory, read_config(directory), limits)
+    processor = served.images.processor if served.images else None
+    served.chat_template = template_with_images(
+        directory, served.tokenizer, served.engine.config.chat_template, processor
     )
 
 

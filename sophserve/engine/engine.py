@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from array import array
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -113,9 +113,9 @@ class Engine:
         await self.profiling.close()
         await self.workers.close(kill=False)
 
-    def check(self, prompt: list[int], params: SamplingParams, items: Iterable[Item] = ()) -> None:
+    def check(self, prompt: list[int], params: SamplingParams, items: Collection[Item] = ()) -> None:
         """Raise RequestError for what could never be generated."""
-        check_request(prompt, params, self.info)
+        check_request(prompt, params, self.info, sum(item.length for item in items))
         check_items(items, self.info)
 
     async def generate(

@@ -24,9 +24,11 @@ def _bad_word_ids(tokenizer: Tokenizer, words: tuple[str, ...]) -> list[list[int
     return [list(ids) for ids in dict.fromkeys(tuple(tokenizer.encode(text, False)) for text in texts)]
 
 
-def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo) -> None:
-    """Raise RequestError for what could never be generated."""
+def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo, image_tokens: int = 0) -> None:
+    """Raise RequestError for what could never be generated. image_tokens: how many of the prompt's are images."""
     longest = info.max_model_len
+    smaller = " or send fewer or smaller images" if image_tokens else ""
+    images = f" ({image_tokens} of them for images)" if image_tokens else ""
     if not info.generates:
         raise RequestError("this model has no head, so it only makes embeddings; use /v1/embeddings", "model")
     if not prompt:
@@ -36,7 +38,7 @@ def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo) ->
         needs = ", and the answer needs at least one" if least else ""
         raise ContextLengthError(
             longest,
-            f"the prompt has {len(prompt)} tokens{needs}; shorten the prompt",
+            f"the prompt has {len(prompt)} tokens{images}{needs}; shorten the prompt{smaller}",
             "prompt",
             len(prompt),
             longest - least,
@@ -45,8 +47,8 @@ def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo) ->
         if count is not None and len(prompt) + count > longest:
             raise ContextLengthError(
                 longest,
-                f"you requested {len(prompt) + count} tokens ({len(prompt)} in the prompt, {count} by {name}); shorten "
-                f"the prompt or lower {name} to at most {longest - len(prompt)}",
+                f"you requested {len(prompt) + count} tokens ({len(prompt)} in the prompt{images}, {count} by {name}); "
+                f"shorten the prompt or lower {name} to at most {longest - len(prompt)}",
                 name,
                 len(prompt),
                 longest - 1,

@@ -24,11 +24,13 @@ MOST_SECONDS = 5.0
 
 class Rendered(NamedTuple):
     """A conversation as a template renders it. left_out: the fields of messages that it has no place for. continued:
-    the text that the prompt ends with, for the model to go on with it; empty for a new message."""
+    the text that the prompt ends with, for the model to go on with it; empty for a new message. images: what the
+    parts of type image have under "image", in the order of their placeholders."""
 
     prompt: str
     left_out: list[str]
     continued: str
+    images: list[Any]
 
 
 class ChatTemplate:
@@ -36,17 +38,29 @@ class ChatTemplate:
 
     templates: sources by name. "tool_use" is taken for requests with tools, if there is one, "default" for all
     others; none at all makes render refuse. special_tokens: further variables, such as `{"bos_token": "<s>"}`.
+    placeholder: what stands for an image in a prompt of a model that sees.
     Raises CheckpointError for a template that does not compile.
     """
 
-    def __init__(self, templates: dict[str, str], special_tokens: dict[str, str]) -> None:
+    def __init__(
+        self, templates: dict[str, str], special_tokens: dict[str, str], placeholder: str | None = None
+    ) -> None:
         self._sources = templates
+        self._placeholder = placeholder
         self._templates = {name: _compile(name, source) for name, source in templates.items()}
         self._special_tokens = special_tokens
 
     @classmethod
-    def from_directory(cls, directory: Path, tokenizer: Tokenizer, override: Path | str | None = None) -> ChatTemplate:
-        """The template in the file override, or those of a checkpoint. Raises CheckpointError and ConfigError.
+    def from_directory(
+        cls,
+        directory: Path,
+        tokenizer: Tokenizer,
+        override: Path | str | None = None,
+        placeholder: str | None = None,
+        usual: str | None = None,
+    ) -> ChatTemplate:
+        """The template in the file override, or those of a checkpoint, or the usual one. Raises CheckpointError and
+        ConfigError.
 
         A checkpoint has them in chat_template.jinja (and additional_chat_templates/NAME.jinja) or in
         tokenizer_config.json. A chat_template.json is the one of a model that sees more than text; it is taken
@@ -57,7 +71,7 @@ class ChatTemplate:
                 templates = {"default": Path(override).read_text(encoding="utf-8")}
             except (OSError, ValueError) as error:
                 raise ConfigError(f"cannot read the chat template {override} (--chat-template): {error}") from None
-            return cls(templates, tokenizer.special_tokens)._learned()
+            return cls(templates, tokenizer.special_tokens, placeholder)._learned()
         config = directory / "tokenizer_config.json"
         templates = _from_files(directory) or _from_config(config, tokenizer.config.get("chat_template"))
         path = directory / "chat_template.json"
@@ -66,7 +80,9 @@ class ChatTemplate:
             if "default" in templates and "default" in found:
                 templates = {"tool_use": templates["default"]} | templates
             templates |= found
-        return cls(templates, tokenizer.special_tokens)._learned()
+        if usual is not None:
+            templates = {"default": usual} | templates
+        return cls(templates, tokenizer.special_tokens, placeholder)._learned()
 
     def render(self, messages: list[Message], /, **options: Any) -> str:
         """The prompt alone of what `rendered` makes."""
@@ -85,15 +101,16 @@ class ChatTemplate:
     ) -> Rendered:
         """The prompt, special tokens included: encode it with add_special_tokens=False.
 
-        messages, tools and documents are as in an OpenAI request; roles, an order of turns or forms of content that the
-        template does not take are changed to those that it does. continue_final_message leaves the last message open,
-        for the model to go on with it. kwargs are further variables of the template. Raises RequestError.
+        messages, tools and documents are as in an OpenAI request, but that an image is a part of type image; roles, an
+        order of turns or forms of content that the template does not take are changed to those that it does.
+        continue_final_message leaves the last message open, for the model to go on with it. kwargs are further
+        variables of the template. Raises RequestError.
         """
         if not messages:
             raise RequestError("messages must hold at least one message", "messages")
         template = self._choose(bool(tools))
         habits = self._habits[template]
-        prepared = habits.fitted(modern(messages))
+        prepared, images = habits.fitted(modern(messages))
         left_out = habits.left_out(prepared)
         final_text = ""
         if continue_final_message:
@@ -110,7 +127,8 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         text = _render(template, self._special_tokens | kwargs | variables)
-        return Rendered(_cut_at_mark(text, final_text) if continue_final_message else text, left_out, final_text)
+        text = _cut_at_mark(text, final_text) if continue_final_message else text
+        return Rendered(text, left_out, final_text, images)
 
     @property
     def shows_tools(self) -> bool:
@@ -137,9 +155,17 @@ class ChatTemplate:
     @cached_property
     def _habits(self) -> dict[Template, TemplateHabits]:
         return {
-            template: TemplateHabits(self._sources[name], partial(self._probe, template))
+            template: TemplateHabits(
+                self._sources[name], partial(self._probe, template), self._placeholder, lambda: self._written_image
+            )
             for name, template in self._templates.items()
         }
+
+    @cached_property
+    def _written_image(self) -> str:
+        """What stands for an image where a template itself has nothing for it."""
+        found = (self._habits[template].written_image for _, template in sorted(self._templates.items()))
+        return next(filter(None, found), self._placeholder or "")
 
     def _learned(self) -> ChatTemplate:
         """Itself, once it knows the habits of its templates, which the first request need not wait for then."""
@@ -219,11 +245,11 @@ def _mark_end(message: Message) -> tuple[Message, str]:
     if isinstance(content, str):
         return message | {"content": content + mark}, content
     parts = content if isinstance(content, list) else []
-    for index, part in reversed(list(enumerate(parts))):
+    for index, part in list(enumerate(parts))[-1:]:
         if isinstance(part, dict) and isinstance(part.get("text"), str):
             marked = part | {"text": part["text"] + mark}
             return message | {"content": [*parts[:index], marked, *parts[index + 1 :]]}, part["text"]
-    raise RequestError("continue_final_message needs a last message with text in its content", "messages")
+    raise RequestError("continue_final_message needs a last message with text at its end", "messages")
 
 
 def _cut_at_mark(text: str, final_text: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 from sophserve.errors import RequestError
 from sophserve.text.call_history import CallForms, with_short_ids
-from sophserve.text.turns import Message, Order, modern, text_of, text_part
+from sophserve.text.turns import Message, Order, is_image, modern, text_of, text_part
 
 _WORD = "probe of a template"
 _TOOL = "probe_of_a_template"
@@ -30,12 +31,22 @@ class _Forms(NamedTuple):
 
 
 class TemplateHabits:
-    """Those of one template. source: its text. render: makes a prompt of messages and tools, or raises RequestError."""
+    """Those of one template. source: its text. render: makes a prompt of messages and tools, or raises RequestError.
+    placeholder: what stands for an image in its prompts. instead: what to write where it has nothing for an image."""
 
-    def __init__(self, source: str, render: Callable[[list[Message], list[Any]], str]) -> None:
+    def __init__(
+        self,
+        source: str,
+        render: Callable[[list[Message], list[Any]], str],
+        placeholder: str | None = None,
+        instead: Callable[[], str] = str,
+    ) -> None:
         self._source = source
         self._render = render
+        self._placeholder = placeholder
+        self._instead = instead
         self._forms = lru_cache(_MOST_ROLES)(self._find_forms)
+        self._shows_images = lru_cache(_MOST_ROLES)(self._find_images)
 
     @cached_property
     def _calls(self) -> CallForms:
@@ -46,10 +57,13 @@ class TemplateHabits:
         self.fitted([self._said(role, "x") for role in _ROLES])
         self.left_out([self._called("f1") | {"name": "x", "content": "x"}])
         _ = self.shows_tools
+        if self._placeholder:
+            self.fitted([{"role": role, "content": [{"type": "image"}, text_part("x")]} for role in _ROLES])
 
-    def fitted(self, messages: list[Message]) -> list[Message]:
-        """Messages, as `modern` makes them, in the roles, the order and the forms that the template takes. Raises
-        RequestError for a role that it would leave out, and for content that is no text where it takes only text."""
+    def fitted(self, messages: list[Message]) -> tuple[list[Message], list[Any]]:
+        """Messages, as `modern` makes them, in the roles, the order and the forms that the template takes; and what
+        their images have under "image", in the order in which they will come out. Raises RequestError for a role that
+        it would leave out, and for content that is no text where it takes only text."""
         if any("tool_call_id" in message or message.get("tool_calls") for message in messages):
             messages = messages if self._calls.long_ids else with_short_ids(messages)
         for index, message in enumerate(messages):
@@ -57,7 +71,8 @@ class TemplateHabits:
                 messages[index] = message | {"tool_calls": self._calls.fitted(calls)}
             self._check(message, f"messages[{index}].content")
             messages[index] = messages[index] | {"role": self._role(message["role"], index)}
-        return list(map(self._shaped, self._order.fitted(messages)))
+        ordered = self._order.fitted(messages)
+        return list(map(self._shaped, ordered)), [part.get("image") for part in chain(*map(_images, ordered))]
 
     def left_out(self, messages: list[Message]) -> list[str]:
         """The fields of fitted messages that do not come out."""
@@ -123,6 +138,8 @@ class TemplateHabits:
         if not isinstance(content, list) or self._forms(message["role"]).parts:
             return
         for part in content:
+            if self._placeholder and is_image(part):
+                continue
             if not isinstance(part, dict) or not isinstance(part.get("text"), str):
                 kind = part.get("type", "unknown") if isinstance(part, dict) else type(part).__name__
                 raise RequestError(f"{path} has a part of type {kind}; this model takes only text", "messages")
@@ -131,8 +148,12 @@ class TemplateHabits:
         role, content = message["role"], message.get("content")
         forms = self._forms(role)
         if isinstance(content, list):
+            if self._placeholder and _images(message):
+                if self._shows_images(role):
+                    return message | {"content": [{"type": "image"} if is_image(part) else part for part in content]}
+                content = [text_part(self._instead()) if is_image(part) else part for part in content]
             if forms.parts:
-                return message
+                return message | {"content": content}
             content = text_of(content, role)
         if not isinstance(content, str):
             return message
@@ -146,6 +167,26 @@ class TemplateHabits:
             self._comes_out(role, parts[:1], words[:1]),
             self._comes_out(role, parts, words),
         )
+
+    @cached_property
+    def written_image(self) -> str | None:
+        """What it writes for an image between two texts; None if it writes nothing there."""
+        before, after = (f"{_WORD} {number}" for number in range(2))
+        content = [text_part(before), {"type": "image"}, text_part(after)]
+        try:
+            text = self._render(modern([{"role": "user", "content": content}]), [])
+        except TemplateTooSlow:
+            raise
+        except RequestError:
+            return None
+        between = text.partition(before)[2].partition(after)[0]
+        return between if after in text and (self._placeholder or _WORD) in between else None
+
+    def _find_images(self, role: str) -> bool:
+        """Whether an image comes out among texts."""
+        words = [f"{_WORD} {number}" for number in range(2)]
+        content = [text_part(words[0]), {"type": "image"}, text_part(words[1])]
+        return self._comes_out(role, content, [*words, self._placeholder or _WORD])
 
     def _comes_out(self, role: str, content: Any, words: list[str]) -> bool:
         message: Message = {"role": role, "content": content}
@@ -242,6 +283,11 @@ class TemplateHabits:
 def _is_named(message: Message) -> bool:
     """The name of a function whose result it is says nothing that the call does not."""
     return "name" in message and message["role"] != "tool"
+
+
+def _images(message: Message) -> list[Any]:
+    content = message.get("content")
+    return list(filter(is_image, content)) if isinstance(content, list) else []
 
 
 def _says(message: Message) -> bool:

@@ -86,6 +86,11 @@ def text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
+def is_image(part: Any) -> bool:
+    """Whether a part of a content stands for an image."""
+    return isinstance(part, dict) and part.get("type") == "image"
+
+
 @dataclass(frozen=True)
 class Order:
     """Which orders of turns a chat template takes; the others are changed to ones that it does.

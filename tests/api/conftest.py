@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from sophserve.api.startup import make_runner
 from sophserve.config import EngineConfig, ServerConfig
 from sophserve.engine.engine import Engine
 from sophserve.engine.output import OutputDelta
-from sophserve.engine.request import Request
+from sophserve.engine.request import Item, Request
 from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.grammar.check import GrammarCheck
 from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler
-from sophserve.link.messages import ModelInfo, PromptLogprobs, SampledTokens, TokenLogprob
+from sophserve.link.messages import EncoderInfo, ModelInfo, PromptLogprobs, SampledTokens, TokenLogprob
 from sophserve.sampling import SamplingParams
 from sophserve.text.bound import characters_per_token
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
+from tests.api.images import PLACEHOLDER, TEMPLATE, Loader
 from tests.api.openai_schema import Judge
 
 CONTEXT = 256
@@ -65,6 +66,7 @@ class FakeEngine(Engine):
         self.params: list[SamplingParams] = []
         self.scheduling: list[tuple[int, str]] = []
         self.prompts: list[list[int]] = []
+        self.items: list[list[Item]] = []
         self.background: list[bool] = []
         self.running = 0
         self.started = False
@@ -102,8 +104,10 @@ class FakeEngine(Engine):
         cache_salt: str = "",
         watcher: Watcher | None = None,
         background: bool = False,
+        items: Iterable[Item] = (),
     ) -> AsyncGenerator[OutputDelta, None]:
         self.params.append(params)
+        self.items.append(list(items))
         self.scheduling.append((priority, cache_salt))
         self.background.append(background)
         self.prompts.append(prompt)
@@ -261,6 +265,17 @@ def openai_schema() -> Judge:
 async def app(start_app: StartApp) -> App:
     """An application with default options."""
     return await start_app()
+
+
+@pytest.fixture
+async def seeing(start_app: StartApp) -> App:
+    """One over a model that sees."""
+    app = await start_app()
+    app.engine.info.encoder = EncoderInfo(pieces=1, cost=1.0, cache_tokens=100)
+    app.serving.images = Loader()  # type: ignore[assignment]
+    template = ChatTemplate({"default": TEMPLATE}, app.tokenizer.special_tokens, PLACEHOLDER)
+    app.serving.chat_template = template
+    return app
 
 
 @pytest.fixture

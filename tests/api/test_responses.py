@@ -167,8 +167,8 @@ async def test_input_tokens(app: Any) -> None:
         ({"input": [{"content": "Hi"}]}, "input[0].role", "missing"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-            "input[0].content[0]",
-            "input_image",
+            "input[0].content[0].image_url",
+            "sees no images",
         ),
         ({"background": True, "store": False}, "background", "needs store"),
         ({"temperature": -1}, "temperature", "between 0"),

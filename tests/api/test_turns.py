@@ -348,7 +348,7 @@ async def test_every_block_of_anthropic_is_known(app: Any) -> None:
     from anthropic.types.beta import BetaContentBlockParam
 
     app.serving.chat_template = ChatTemplate({"default": FREE}, {})
-    refused = {"image"}
+    refused = {"image": "this model sees no images"}
     for kind in get_args(BetaContentBlockParam)[:-1]:  # the last one are those of answers, of the same types
         hints = get_type_hints(kind)
         [name] = get_args(hints["type"])
@@ -356,13 +356,13 @@ async def test_every_block_of_anthropic_is_known(app: Any) -> None:
         assert names - {"stop_reason"} <= set(Block.__struct_fields__) | nested_fields.WITHOUT_EFFECT, name
         block: dict[str, Any] = {"type": name, "text": "WORD", "content": "WORD", "thinking": "WORD", "name": "WORD"}
         block |= {"id": "i", "tool_use_id": "i", "input": {}, "source": "WORD"}
-        if name == "document":
-            block["source"] = {"type": "text", "data": "WORD"}
+        if name in ("document", "image"):
+            block["source"] = {"type": "text" if name == "document" else "base64", "data": "WORD"}
         body = {"messages": [user("a"), {"role": "assistant", "content": [block]}, user("b")], "max_tokens": 1}
         async with app.http.post("/v1/messages", json=body) as response:
             answer, warning = await response.json(), response.headers.get("X-Sophserve-Warnings", "")
         if name in refused:
-            assert response.status == 400 and repr(name) in answer["error"]["message"]
+            assert response.status == 400 and refused[name] in answer["error"]["message"]
         else:
             assert response.status == 200, answer
             assert "WORD" in app.prompt or name in warning or name == "thinking"
@@ -424,7 +424,7 @@ async def test_what_openais_own_tools_did(app: Any) -> None:
         ({"type": "computer_call_output", "call_id": "c", "output": {"type": "computer_screenshot"}}, "would be lost"),
         ({"type": "shell_call_output", "output": "x"}, "input[1].call_id: is missing"),
         ({"type": "custom_tool_call", "call_id": "c"}, "input[1].name: is missing"),
-        ({"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image"}]}, "input_image"),
+        ({"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file"}]}, "input_file"),
     ],
 )
 async def test_items_whose_meaning_would_be_lost(app: Any, item: dict[str, Any], words: str) -> None:

@@ -103,7 +103,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     served.check_model(body.model)
     _warn(body)
     async with served.admitted(1):
-        count = await served.texts.run(lambda: prompt_length(served, _as_chat(body)))
+        count = await prompt_length(served, lambda: _as_chat(body))
         return json_response({"input_tokens": count}, warn_unknown(unknown))
 
 

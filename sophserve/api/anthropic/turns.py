@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from sophserve.api.generation.request_bodies import ContentPart, Message, required
+from sophserve.api.generation.content import ContentPart, ImagePart, content_part
+from sophserve.api.generation.request_bodies import Message, required
 from sophserve.errors import RequestError
 
 _CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
@@ -26,7 +27,8 @@ _SAY_NOTHING = frozenset(
 
 
 class Source(msgspec.Struct):
-    """Of a document: type text with its data, or content with blocks. Others are files."""
+    """Of an image: type base64 with its data, or url. Of a document: type text with its data, or content with blocks.
+    Others are files."""
 
     type: str
     data: str | None = None
@@ -36,9 +38,9 @@ class Source(msgspec.Struct):
 
 
 class Block(msgspec.Struct):
-    """A part of a turn: text, a document or a result of a search, thinking, a call of a tool, or what it gave.
-    `is_error` and `signature` are of no use to a chat template. input: as it is written. content: of a result of
-    Anthropic's own tools an object, or several."""
+    """A part of a turn: text, an image, a document or a result of a search, thinking, a call of a tool, or what it
+    gave. `is_error` and `signature` are of no use to a chat template. input: as it is written. content: of a result
+    of Anthropic's own tools an object, or several."""
 
     type: str
     text: str | None = None
@@ -93,16 +95,17 @@ def messages_of(turn: Turn, path: str) -> Iterator[Message]:
         elif block.type == "thinking":
             thoughts.append(block.thinking or "")
         elif block.type not in _SAY_NOTHING:
-            parts.append(_part(block, where))
+            parts += _parts(block, where)
     if parts or calls or not turn.content:
         yield said()
 
 
 def spoken(content: str | list[Block], path: str) -> str | list[ContentPart]:
-    """A content of text, documents and results of searches. Raises RequestError for other blocks."""
+    """A content of text, images, documents and results of searches. Raises RequestError for other blocks."""
     if isinstance(content, str):
         return content
-    return [_part(block, f"{path}[{index}]") for index, block in enumerate(content) if block.type not in _SAY_NOTHING]
+    said = ((f"{path}[{index}]", block) for index, block in enumerate(content) if block.type not in _SAY_NOTHING)
+    return [part for where, block in said for part in _parts(block, where)]
 
 
 def left_out(turns: list[Turn]) -> list[str]:
@@ -117,28 +120,37 @@ def _arguments(written: msgspec.Raw) -> str:
     return "{}" if text in ("", "null") else text
 
 
-def _part(block: Block, path: str) -> ContentPart:
-    """What is said in a block."""
+def _parts(block: Block, path: str) -> list[ContentPart]:
+    """What is said in a block, and the images in it."""
     match block:
-        case Block(type="text", text=str(text)) | Block(type="compaction", content=str(text)):
-            return ContentPart("text", text)
+        case Block(type="compaction", content=str(text)):
+            return [ContentPart("text", text)]
         case Block(type="document", source=Source(type="text", data=str(text))):
-            return _titled(block, text)
+            return _titled(block, [], text)
         case Block(type="document", source=Source(type="content", content=str() | list() as content)):
-            return _titled(block, _text(spoken(content, f"{path}.source.content")))
+            return _titled(block, [], spoken(content, f"{path}.source.content"))
         case Block(type="search_result", source=str(source)):
-            return _titled(block, source, _text(spoken(_blocks(block.content or "", path), f"{path}.content")))
+            return _titled(block, [source], spoken(_blocks(block.content or "", path), f"{path}.content"))
     if block.type == "document":
         raise RequestError(f"{path}: documents are read from a source of type text or content; send the text", path)
-    raise RequestError(f"{path}: this model reads blocks of type text only, got {block.type[:64]!r}", path)
+    return [content_part(block, path, called="blocks")]
 
 
-def _titled(block: Block, *texts: str) -> ContentPart:
-    return ContentPart("text", "\n".join(filter(None, [block.title, block.context, *texts])))
+def _titled(block: Block, head: list[str], content: str | list[ContentPart]) -> list[ContentPart]:
+    """One text of all, but for images between."""
+    texts: list[str | None] = [block.title, block.context, *head]
+    parts: list[ContentPart] = []
+    for part in [ContentPart("text", content)] if isinstance(content, str) else content:
+        if isinstance(part, ImagePart):
+            parts += [*_joined(texts), part]
+            texts = []
+        else:
+            texts.append(part.text)
+    return parts + (_joined(texts) if texts or not parts else [])
 
 
-def _text(content: str | list[ContentPart]) -> str:
-    return content if isinstance(content, str) else "\n".join(part.text or "" for part in content)
+def _joined(texts: list[str | None]) -> list[ContentPart]:
+    return [ContentPart("text", "\n".join(filter(None, texts)))]
 
 
 def _result(block: Block, path: str) -> str | list[ContentPart]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from msgspec.structs import replace
@@ -17,6 +18,7 @@ from sophserve.api.generation.tools import ToolUse, reasoning_parser
 from sophserve.api.http.body import NOT_IN_PROMPT, NOT_KEPT, warn_of
 from sophserve.api.http.request_record import name_request
 from sophserve.errors import RequestError
+from sophserve.image_prompt import ImagePrompt
 from sophserve.sampling import SamplingParams, StructuredOutput, Thought
 from sophserve.text.answer_events import AnswerParser, Event
 from sophserve.text.detokenizer import decode_in_slices
@@ -58,10 +60,12 @@ class Chat:
         """What the engine is asked for, under an id with this prefix. Raises RequestError."""
         body = self.body
         identity = name_request(prefix, body.request_id)
+        await self._prompt.load()
         prompt = await self._served.texts.run(self._bind)
         warn_of(NOT_IN_PROMPT, self._prompt.left_out)
         await self._check_form()
-        return Generation(identity, [prompt], [self.params], body.priority or 0, body.cache_salt or "")
+        salt = body.cache_salt or ""
+        return Generation(identity, [prompt.ids], [self.params], body.priority or 0, salt, [prompt.items])
 
     def parser(self) -> AnswerParser:
         """A new parser, for one answer."""
@@ -74,14 +78,14 @@ class Chat:
         """A new id of a tool call. prefix: what it begins with, where the format leaves that free."""
         return (self._use.parser or ToolParser).call_id(prefix)
 
-    def _bind(self) -> list[int]:
+    def _bind(self) -> ImagePrompt:
         """Make the prompt, and fit all that depends on it."""
         engine, body = self._served.engine, self.body
         prompt = self._prompt.tokens()
-        params = fitted(self.params, body, prompt, engine.info.max_model_len)
+        params = fitted(self.params, body, prompt.ids, engine.info.max_model_len)
         structured, shown = self._form(params), self._shown_token_ids()
         if self._reasoning:
-            self._thought = self._thought_of(self._reasoning, prompt, bool(structured))
+            self._thought = self._thought_of(self._reasoning, prompt.ids, bool(structured))
         self.params = replace(
             params,
             structured=structured,
@@ -89,7 +93,7 @@ class Chat:
             shown_token_ids=shown,
             begins_text=not body.continue_final_message,
         )
-        engine.check(prompt, self.params)
+        engine.check(prompt.ids, self.params, prompt.items)
         return prompt
 
     async def _check_form(self) -> None:
@@ -145,10 +149,17 @@ def parsed(parser: AnswerParser, text: str, finish_reason: str | None) -> list[E
     return parser.feed(text) + (parser.finish(cut=finish_reason != "stop") if finish_reason else [])
 
 
-def prompt_length(served: ServedModel, body: ChatRequest) -> int:
+async def prompt_length(served: ServedModel, make: Callable[[], ChatRequest]) -> int:
     """How many tokens the prompt of a chat request has, even of one that is too long. Raises RequestError."""
-    ToolUse(served, body)
-    return len(ChatPrompt(served, body).tokens(bounded=False))
+
+    def checked() -> ChatPrompt:
+        body = make()
+        ToolUse(served, body)
+        return ChatPrompt(served, body)
+
+    prompt = await served.texts.run(checked)
+    await prompt.load()
+    return len((await served.texts.run(partial(prompt.tokens, bounded=False))).ids)
 
 
 def _logprobs(body: ChatRequest) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -13,6 +13,8 @@ import msgspec
 from sophserve.api.generation.request_bodies import GenerationRequest
 from sophserve.api.generation.served_model import ServedModel
 from sophserve.errors import ContextLengthError, RequestError
+from sophserve.image_prompt import ImagePrompt, image_prompt
+from sophserve.media.loader import Picture
 from sophserve.sampling import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,21 @@ def _each(work: Callable[[str | list[int]], T], items: list[str | list[int]]) ->
 def encode(served: ServedModel, text: str, add_special_tokens: bool, bounded: bool = True) -> list[int]:
     """Token ids of a text. Raises RequestError for one that is too long; if bounded, for one that cannot fit in the
     context."""
+    _check_length(served, text, bounded)
+    return served.tokenizer.encode(text, add_special_tokens)
+
+
+def encode_with_images(
+    served: ServedModel, text: str, pictures: Sequence[Picture], add_special_tokens: bool, bounded: bool = True
+) -> ImagePrompt:
+    """The same of a text with a placeholder for each picture, where the model sees."""
+    if served.images is None:
+        return ImagePrompt(encode(served, text, add_special_tokens, bounded))
+    _check_length(served, text, bounded)
+    return image_prompt(text, pictures, served.tokenizer, served.images.processor, add_special_tokens)
+
+
+def _check_length(served: ServedModel, text: str, bounded: bool) -> None:
     longest, per_token = served.engine.info.max_model_len, served.characters_per_token
     if bounded and per_token and len(text) > longest * per_token:
         least = math.ceil(len(text) / per_token)
@@ -72,7 +89,6 @@ def encode(served: ServedModel, text: str, add_special_tokens: bool, bounded: bo
     if len(text) > most:
         problem = f"the prompt has {len(text)} characters; at most {most} are possible"
         raise ContextLengthError(longest, problem, "prompt", 0, longest) if bounded else RequestError(problem, "prompt")
-    return served.tokenizer.encode(text, add_special_tokens)
 
 
 def log_prompts(

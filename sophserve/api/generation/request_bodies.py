@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
+from sophserve.api.generation.content import ContentPart
 from sophserve.errors import RequestError
 
 
@@ -114,14 +114,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     guided_grammar: str | None = None
 
 
-class ContentPart(msgspec.Struct, omit_defaults=True):
-    """One part of a message."""
-
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-
-
 class Message(msgspec.Struct, omit_defaults=True):
     """One turn. Which roles there are is up to the chat template. function_call is OpenAI's older form of tool_calls,
     audio names a recording that only OpenAI's servers have."""
@@ -164,32 +156,6 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     best_of: int | None = None
     echo: bool | None = None
     logprobs: int | None = None
-
-
-class Entry(Protocol):
-    """An entry of a message's content in any API."""
-
-    type: str
-    text: str | None
-
-
-def text_part(entry: Entry, path: str, types: tuple[str, ...] = ("text",), called: str = "parts") -> ContentPart:
-    """An entry as chat completions have it. types: those that hold text, the first one being the usual; called: what
-    the API calls entries. Raises RequestError for another one."""
-    if entry.type == "refusal" and (said := getattr(entry, "refusal", None)) is not None:
-        return ContentPart("text", said)
-    if entry.type not in types or entry.text is None:
-        raise RequestError(f"{path}: this model reads {called} of type {types[0]} only, got {entry.type!r}", path)
-    return ContentPart("text", entry.text)
-
-
-def text_parts(
-    content: str | Sequence[Entry], path: str, types: tuple[str, ...] = ("text",), called: str = "parts"
-) -> str | list[ContentPart]:
-    """A content as chat completions have it, as text_part does."""
-    if isinstance(content, str):
-        return content
-    return [text_part(entry, f"{path}[{index}]", types, called) for index, entry in enumerate(content)]
 
 
 def required(entry: msgspec.Struct, name: str, path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,9 @@ from sophserve.api.http.request_record import Record, current_record
 from sophserve.engine.engine import Engine
 from sophserve.engine.interleave import interleave
 from sophserve.engine.output import OutputDelta
+from sophserve.engine.request import Item
 from sophserve.errors import EngineDeadError, RequestAborted
+from sophserve.image_prompt import image_tokens, without_images
 from sophserve.sampling import SamplingParams
 
 # Whose logprobs are worded at once.
@@ -44,14 +46,15 @@ def engine_errors(engine: Engine) -> Iterator[None]:
 @dataclass
 class Generation:
     """What to generate: params.n answers to every prompt, each prompt with its own params. Answer i of prompt p is
-    choice `p * n + i`. priority and cache_salt: see Engine.generate. output_tokens: those that have come;
-    reasoning_tokens: those of them that belong to a thought."""
+    choice `p * n + i`. priority and cache_salt: see Engine.generate. items: the images of every prompt, empty where
+    none has any. output_tokens: those that have come; reasoning_tokens: those of them that belong to a thought."""
 
     id: str
     prompts: list[list[int]]
     params: list[SamplingParams]
     priority: int = 0
     cache_salt: str = ""
+    items: Sequence[Sequence[Item]] = ()
     output_tokens: int = 0
     reasoning_tokens: int = 0
     _cached: dict[int, int] = field(default_factory=dict)  # by the first choice of each prompt
@@ -67,6 +70,11 @@ class Generation:
         return sum(map(len, self.prompts))
 
     @property
+    def image_tokens(self) -> int:
+        """Those of them that stand for images."""
+        return sum(map(image_tokens, self.items))
+
+    @property
     def cached_tokens(self) -> int:
         """Prompt tokens whose keys and values were there already."""
         return sum(self._cached.values())
@@ -77,22 +85,28 @@ class Generation:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.output_tokens,
             "total_tokens": self.prompt_tokens + self.output_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens, **self.image_details()},
             "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
+
+    def image_details(self) -> dict[str, int]:
+        """What a usage says of images, where there are any."""
+        images = self.image_tokens
+        return {"text_tokens": self.prompt_tokens - images, "image_tokens": images} if images else {}
 
     async def deltas(self, served: ServedModel) -> AsyncGenerator[tuple[int, OutputDelta], None]:
         """What every choice gains, as it comes, counted here and in the request's record. Closing the iterator aborts
         all. Raises ApiError if the engine ends an answer before it is complete."""
         record, engine = current_record.get(), served.engine
-        log_prompts(served, self.id, self.prompts, self.params[0])
-        record.prompt_tokens = self.prompt_tokens
+        items = self.items or [()] * len(self.prompts)
+        log_prompts(served, self.id, list(map(without_images, self.prompts, items)), self.params[0])
+        record.prompt_tokens, record.image_tokens = self.prompt_tokens, self.image_tokens
         record.spend(record.prompt_tokens)
         priority = self.priority + record.priority
         place = record.answers if isinstance(record.answers, Place) else None
         answers = [
-            engine.generate(prompt, params, self.id, index, priority, self.cache_salt, place, record.background)
-            for prompt, params in zip(self.prompts, self.params, strict=True)
+            engine.generate(prompt, params, self.id, index, priority, self.cache_salt, place, record.background, shown)
+            for prompt, params, shown in zip(self.prompts, self.params, items, strict=True)
             for index in range(self.n)
         ]
         with engine_errors(engine):

@@ -17,6 +17,7 @@ from sophserve.api.http.text_threads import TextThreads
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
 from sophserve.link.messages import Pooling
+from sophserve.media.loader import ImageLoader
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
 
@@ -25,7 +26,8 @@ class ServedModel:
     """One model being served. The fields above the constructor are set while loading, before the engine is ready.
 
     sampling_defaults: fields of SamplingParams that the checkpoint sets. characters_per_token: how many characters of
-    a text one token stands for at most, None where unknown. pooling: how embeddings are made.
+    a text one token stands for at most, None where unknown. pooling: how embeddings are made. images: None for a model
+    that sees none.
     """
 
     tokenizer: Tokenizer
@@ -33,6 +35,7 @@ class ServedModel:
     sampling_defaults: dict[str, Any]
     characters_per_token: int | None
     pooling: Pooling = "last"
+    images: ImageLoader | None = None
 
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self.engine = engine
@@ -94,6 +97,12 @@ class ServedModel:
                 for deadline in self._deadlines:
                     if not deadline.expired():
                         deadline.reschedule(NOW)
+
+    async def close(self) -> None:
+        """End its threads and processes."""
+        self.texts.close()
+        if self.images:
+            await self.images.close()
 
     def check_model(self, name: str | None) -> str:
         """The name to answer with. Raises ApiError for a name that is not served."""

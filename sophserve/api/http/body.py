@@ -37,7 +37,8 @@ _NOTED = frozenset({
 # An answer that silently left these out would be a wrong one. Some are fields of one kind of request only.
 _UNSUPPORTED = frozenset({
     "audio", "best_of", "chat_template", "function_call", "functions", "grammar", "json_schema", "logprob_token_ids",
-    "modalities", "moderation", "prompt_embeds", "regex", "suffix", "use_beam_search", "web_search_options",
+    "media_io_kwargs", "mm_processor_kwargs", "modalities", "moderation", "multi_modal_data", "prompt_embeds", "regex",
+    "suffix", "use_beam_search", "web_search_options",
 })
 # fmt: on
 WITHOUT_EFFECT = "without effect"

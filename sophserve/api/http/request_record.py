@@ -46,6 +46,7 @@ class Record:
     answers: Answers | None = None
     uploading: bool = False
     prompt_tokens: int = 0
+    image_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
     queue_time: float = 0.0
@@ -75,6 +76,8 @@ class Record:
             found["key"] = self.account.key.name
         if self.prompt_tokens:
             found |= {"prompt": self.prompt_tokens, "cached": self.cached_tokens, "output": self.output_tokens}
+        if self.image_tokens:
+            found["images"] = self.image_tokens
         if self.first_output is not None:
             found["queue"] = round(self.queue_time, 4)
             found["first_token"] = round(self.first_output - self.started, 4)

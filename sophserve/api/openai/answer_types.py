@@ -49,9 +49,11 @@ class ModelList(TypedDict):
 
 
 class PromptDetails(TypedDict):
-    """Tokens that were in the prefix cache."""
+    """Tokens that were in the prefix cache. Of a prompt with images, those of texts and of images."""
 
     cached_tokens: int
+    text_tokens: NotRequired[int]
+    image_tokens: NotRequired[int]
 
 
 class CompletionDetails(TypedDict):

@@ -8,6 +8,8 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
+from sophserve.api.generation.chat_prompt import source_of
+from sophserve.api.generation.content import image_parts
 from sophserve.api.generation.served_model import SERVED_MODEL
 from sophserve.api.http.body import json_response, read_body, read_query, warn_unknown
 from sophserve.api.http.errors import ApiError
@@ -117,11 +119,15 @@ def _conversation(request: web.Request) -> Conversation:
 async def _checked(request: web.Request, items: list[Item], before: Items) -> Items:
     """Items as they are kept. Raises RequestError for some that no response could go on from."""
 
+    served = request.app[SERVED_MODEL]
+
     def work() -> Items:
-        conversation_of(items)
+        for message in conversation_of(items, "items"):
+            for part in image_parts(message.content):
+                source_of(part, served)
         return kept_items(items, before)
 
-    return await request.app[SERVED_MODEL].texts.run(work)
+    return await served.texts.run(work)
 
 
 def _store(request: web.Request, conversation: Conversation) -> None:

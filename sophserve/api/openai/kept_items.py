@@ -88,11 +88,25 @@ def _complete(item: Item) -> dict[str, Any]:
             more = {"type": "output_text", "annotations": [], "logprobs": []}
         else:
             more = {"type": "input_text"}
-        fields["content"] = [part | more if "text" in part else part for part in parts]
+        fields["content"] = [part | more if "text" in part else _complete_image(part) for part in parts]
     elif item.type == "reasoning":
         fields.setdefault("summary", [])
     elif item.type == "function_call":
         fields.setdefault("arguments", "{}")
+    if isinstance(output := fields.get("output"), list):
+        fields["output"] = [_complete_image(part) if isinstance(part, dict) else part for part in output]
     if item.type != "reasoning":
         fields.setdefault("status", "completed")
     return fields
+
+
+def _complete_image(part: dict[str, Any]) -> dict[str, Any]:
+    """A part that is an image, also as chat completions have it, as responses do."""
+    match part:
+        case {"type": "image_url" | "input_image", "image_url": {"url": url} as given}:
+            detail = given.get("detail") or part.get("detail")
+        case {"type": "image_url" | "input_image", "image_url": str(url)}:
+            detail = part.get("detail")
+        case _:
+            return part
+    return {"type": "input_image", "image_url": url, "detail": detail or "auto"}

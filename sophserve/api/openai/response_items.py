@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from sophserve.api.generation.request_bodies import ContentPart, Message, required, text_parts
+from sophserve.api.generation.content import ContentPart, content_parts
+from sophserve.api.generation.request_bodies import Message, required
 from sophserve.errors import RequestError
 
 _TEXTS = ("input_text", "output_text", "text")
@@ -62,13 +63,13 @@ class Item(msgspec.Struct, kw_only=True):
             self.call_id = self.call_id or self.id
 
 
-def conversation_of(given: str | list[Item]) -> list[Message]:
-    """Input as messages. Raises RequestError."""
+def conversation_of(given: str | list[Item], name: str = "input") -> list[Message]:
+    """Items as messages. name: of the field that they are in. Raises RequestError."""
     if isinstance(given, str):
         return [Message("user", given)]
     messages: list[Message] = []
     for index, item in enumerate(given):
-        path = f"input[{index}]"
+        path = f"{name}[{index}]"
         if item.type == "message":
             _add_message(messages, item, path)
         elif item.type == "reasoning":
@@ -95,7 +96,7 @@ def _add_message(messages: list[Message], item: Item, path: str) -> None:
     if item.role is None or item.content is None:
         missing = "role" if item.role is None else "content"
         raise RequestError(f"{path}.{missing}: is missing", f"{path}.{missing}")
-    content = text_parts(item.content, f"{path}.content", _TEXTS)
+    content = content_parts(item.content, f"{path}.content", _TEXTS)
     last = messages[-1] if messages else None
     if last and item.role == last.role == "assistant" and last.content is None and not last.tool_calls:
         last.content = content
@@ -139,7 +140,7 @@ def _result(item: Item, path: str) -> str | list[ContentPart]:
             parts = msgspec.convert(given, list[ContentPart])
         except msgspec.ValidationError as error:
             raise RequestError(f"{path}.output: {error}", f"{path}.output") from None
-        return text_parts(parts, f"{path}.output", _TEXTS)
+        return content_parts(parts, f"{path}.output", _TEXTS)
     return given if isinstance(given, str) else _json(given)
 
 

@@ -219,7 +219,11 @@ class ResponseWriter(PartWriter):
         return {
             "input_tokens": used.prompt_tokens,
             # Every prompt is kept in the cache as it is computed; none is written for its own sake, and paid for.
-            "input_tokens_details": {"cached_tokens": used.cached_tokens, "cache_write_tokens": 0},
+            "input_tokens_details": {
+                "cached_tokens": used.cached_tokens,
+                "cache_write_tokens": 0,
+                **used.image_details(),
+            },
             "output_tokens": used.output_tokens,
             "output_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
             "total_tokens": used.prompt_tokens + used.output_tokens,

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from sophserve.api.generation.answer_pump import Reply, send_answer
 from sophserve.api.generation.chat import Chat, prompt_length
+from sophserve.api.generation.content import image_parts
 from sophserve.api.generation.request_bodies import ChatRequest, Message
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.api.http.body import (
@@ -100,13 +101,13 @@ async def count_input_tokens(request: web.Request) -> web.Response:
     warn_of(WITHOUT_EFFECT, [name for name, given in idle.items() if given])
     before = _before(request.app[STORE], body)
 
-    def work() -> int:
+    def asked() -> ChatRequest:
         chat = _as_chat(served, body, _messages(before, body))
         chat.chat_template_kwargs = body.chat_template_kwargs
-        return prompt_length(served, chat)
+        return chat
 
     async with served.admitted(1):
-        count = await served.texts.run(work)
+        count = await prompt_length(served, asked)
         return json_response({"object": "response.input_tokens", "input_tokens": count}, warn_unknown(unknown))
 
 
@@ -136,7 +137,7 @@ def _chat_of(served: ServedModel, body: ResponsesRequest, before: Items) -> tupl
 
 def _messages(before: Items, body: InputRequest) -> list[Message]:
     """The whole conversation. Raises RequestError."""
-    return conversation_of(items_of(before)) + conversation_of(body.input)
+    return conversation_of(items_of(before), "conversation") + conversation_of(body.input)
 
 
 def _before(store: ResponseStore, body: InputRequest) -> Items:
@@ -177,6 +178,8 @@ def _as_chat(served: ServedModel, body: InputRequest, conversation: list[Message
 def _one_system_message(messages: list[Message]) -> list[Message]:
     """The system messages at the beginning become one: most templates take no second one."""
     count = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
+    if any(image_parts(message.content) for message in messages[:count]):
+        return messages
     texts = [
         message.content if isinstance(message.content, str) else "\n".join(part.text or "" for part in message.content)
         for message in messages[:count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -57,8 +58,8 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
     if sum(given is not None for given in (body.prompt, body.content, body.messages)) != 1:
         raise RequestError("give one of prompt, messages and content", "prompt")
 
-    def work() -> dict[str, Any]:
-        tokens = _tokens(served, body)
+    def work(chat: ChatPrompt | None) -> dict[str, Any]:
+        tokens = chat.tokens(bounded=False).ids if chat else _tokens(served, body)
         entry = served.tokenizer.vocabulary_entry
         return {
             "count": len(tokens),
@@ -68,7 +69,10 @@ async def tokenize(request: web.Request) -> web.StreamResponse:
         }
 
     async with served.admitted(1):
-        answer = await served.texts.run(work)
+        chat = await served.texts.run(lambda: _chat(served, body)) if body.messages is not None else None
+        if chat:
+            await chat.load()
+        answer = await served.texts.run(partial(work, chat))
     return await respond_json(request, answer, warn_unknown(unknown))
 
 
@@ -117,8 +121,6 @@ async def apply_template(request: web.Request) -> web.StreamResponse:
 
 
 def _tokens(served: ServedModel, body: TokenizeRequest) -> list[int]:
-    if body.messages is not None:
-        return _chat(served, body).tokens(bounded=False)
     if body.prompt is not None:
         return encode(served, body.prompt, body.add_special_tokens is not False, bounded=False)
     return encode(served, body.content or "", bool(body.add_special), bounded=False)
