@@ -13,6 +13,7 @@ from sophserve import fit
 from sophserve.checkpoint import quantization_config, read_config
 from sophserve.config import EngineConfig
 from sophserve.config_rules import check_routing, check_sizes
+from sophserve.plugins import image_processors
 from sophserve.registered import Names, registered
 
 OWN = "sophserve"
@@ -26,7 +27,8 @@ Size = Callable[..., int | None]
 @dataclass(frozen=True)
 class Decoder:
     """The sizes of a decoder by config.json. inner: the inner features of its MLPs, in the order of the layers. latent:
-    channels that latent attention keeps of a token, on every rank; 0 where keys and values of heads are kept."""
+    channels that latent attention keeps of a token, on every rank; 0 where keys and values of heads are kept. sees:
+    whether there is more to be split, which the architecture must know."""
 
     layers: int
     heads: int
@@ -35,6 +37,7 @@ class Decoder:
     inner: tuple[int, ...]
     latent: int
     vocabulary: int
+    sees: bool
     context: int | None  # None where the positions are scaled in a way that the architecture must know
 
     def split(self, ranks: int) -> int:
@@ -97,6 +100,8 @@ def _check_sizes(config: EngineConfig, decoder: Decoder, max_model_len: int | No
     try:
         channels = decoder.split(config.tensor_parallel_size)
     except fit.CannotSplit as error:
+        if decoder.sees:
+            return
         fit.refuse_split(error, filter(decoder.splits, range(1, fit.MOST_RANKS + 1)))
     budget = config.kv_cache_bytes
     if budget is not None and max_model_len is not None:
@@ -131,7 +136,8 @@ def _decoder(settings: dict[str, Any], architectures: Names, name: str) -> Decod
     scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default" if isinstance(scaling, dict) else None
     context = size("max_position_embeddings") if kind in ("default", "llama3", "mrope") else None
-    return Decoder(**found, inner=tuple(each for each in inner if each is not None), context=context)
+    known_inner = tuple(each for each in inner if each is not None)
+    return Decoder(**found, inner=known_inner, sees=name in image_processors(), context=context)
 
 
 def _head_sizes(size: Size) -> dict[str, int | None]:

@@ -262,3 +262,40 @@ def test_another_architecture_s_sizes_are_left_to_it(
 ) -> None:
     monkeypatch.setattr("sophserve.preflight.OWN", "another")
     check(EngineConfig(model="x", tensor_parallel_size=3, max_model_len=10**6), make_checkpoint("qwen2"))
+
+
+@pytest.mark.parametrize("kind", ["llava_next", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    ("fields", "options", "words"),
+    [
+        ({}, {}, None),
+        ({}, {"tensor_parallel_size": 2}, None),
+        ({"num_key_value_heads": None, "head_dim": None}, {"tensor_parallel_size": 2}, None),
+        ({"hidden_size": 0}, {}, "config.json's hidden_size is 0"),
+        ({"num_hidden_layers": 10**12}, {}, "config.json's num_hidden_layers is 1000000000000"),
+        ({"max_position_embeddings": 32}, {}, "--max-model-len is 64, but the model's context is 32"),
+        ({"dtype": "int8"}, {}, "config.json's dtype 'int8' cannot be run"),
+        ({}, {"tensor_parallel_size": 3}, "left to the worker: --tensor-parallel-size can be 1, 2"),
+        ({"intermediate_size": 90}, {"tensor_parallel_size": 4}, "left to the worker: 90 columns of a projection"),
+    ],
+)
+def test_a_decoder_within_a_model(
+    make_seeing_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    kind: str,
+    fields: dict[str, Any],
+    options: dict[str, Any],
+    words: str | None,
+) -> None:
+    """What its text_config says is checked as that of any other is, or left to the worker, who knows the tower."""
+    source = make_seeing_checkpoint(kind)
+    text = json.loads((source / "config.json").read_text())["text_config"] | fields
+    nested = {"text_config": {key: value for key, value in text.items() if value is not None}, "dtype": None}
+    config = EngineConfig(model="x", max_model_len=64, **options)
+    directory = changed(source, tmp_path / "model", **nested)
+    said, of_model = refusal(partial(check, config, directory)), of_worker(directory, config)
+    if words and words.startswith("left to the worker: "):
+        assert said is None and of_model and words.removeprefix("left to the worker: ") in of_model
+    else:
+        assert said == of_model
+        assert said is None if words is None else said is not None and words in said

@@ -28,6 +28,8 @@ _TYPES = ("LlavaNextImageProcessor", "LlavaNextImageProcessorFast", "LlavaNextIm
 # Of preprocessor_config.json: what is done anyway, what the worker obeys, and what changes no pixel here, since images
 # are RGB and tiles have the size that they are resized to and cropped to.
 _SWITCHES = frozenset({"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"})
+# What processors of other models resize by.
+_OTHERS = frozenset({"min_pixels", "max_pixels", "max_image_size", "max_dynamic_patch", "size_divisor", "pad_size"})
 
 # The towers that are known by their name.
 _CLIP_LARGE = {
@@ -230,7 +232,11 @@ def _filter(preprocessor: Mapping[str, Any], size: int, types: Sequence[str]) ->
         sides = list(given.values()) if isinstance(given, dict) else [given]
         if given is not None and (not sides or any(side not in (None, size) for side in sides)):
             raise CheckpointError(f"{where} {key} is {given!r}, but the tower of this model sees {size} pixels")
-    unknown = [key for key in preprocessor if key.startswith("do_") and preprocessor[key] and key not in _SWITCHES]
+    unknown = [
+        key
+        for key, value in preprocessor.items()
+        if value and (key in _OTHERS or (key.startswith("do_") and key not in _SWITCHES))
+    ]
     if unknown:
         raise CheckpointError(f"{where} {unknown[0]} is {preprocessor[unknown[0]]!r}, which is not supported")
     number = preprocessor.get("resample")

@@ -28,9 +28,6 @@ TEXT = {
     "max_position_embeddings": 1024,
     "initializer_range": 0.2,
 }
-# Width and height: squares, primes, portraits, one pixel, panoramas, each pinpoint, one off of it.
-
-
 # Width and height.
 SIZES = [(28, 28), (1, 1), (300, 1), (97, 89), (53, 211), (112, 56), (56, 168), (113, 111), (640, 480)]
 

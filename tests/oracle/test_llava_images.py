@@ -76,6 +76,7 @@ def test_little_detail_is_the_whole_image_alone():
         ({}, {"crop_size": 224}, "crop_size is 224"),
         ({}, {"resample": 9}, "resample is 9; it must be the number of a filter, 0 to 5"),
         ({}, {"do_flip_channel_order": True}, "do_flip_channel_order is True, which is not supported"),
+        ({}, {"max_pixels": 50176}, "max_pixels is 50176, which is not supported"),
         ({}, {"image_processor_type": "SiglipImageProcessor"}, "image_processor_type is 'SiglipImageProcessor'"),
     ],
 )
