@@ -5,6 +5,7 @@ from __future__ import annotations
 from ctypes import Structure, c_float, c_int64, c_void_p
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 
@@ -60,8 +61,13 @@ KERNELS = {
     "rms_norm": _structure(
         "dtype *x x_stride heads head_stride *residual *weight weight_dtype rows size ~eps *y *total", "rows"
     ),
+    "layer_norm": _structure("dtype *x x_stride *weight *bias weight_dtype rows size ~eps *y", "rows"),
     "paged_attention": _structure(_ATTENTION, "tokens", "sequences"),
     "paged_latent_attention": _structure(_ATTENTION + " nope_dim out_dim *up_keys *up_values", "tokens", "sequences"),
+    "dense_attention": _structure(
+        "dtype *q *k *v q_stride k_stride v_stride tokens heads head_dim segments *lengths *cos *sin rope_half "
+        "~scale *out"
+    ),
     "sample": _structure(
         "dtype *logits stride rows vocab *temperature *top_k *top_p *min_p *seeds *positions "
         "*repetition *presence *frequency *penalty_rows *penalty_ids *output_counts penalties "
@@ -73,3 +79,21 @@ KERNELS = {
     "broadcast": _structure("*group *data bytes source"),
 }
 """The structure of each kernel."""
+
+
+def as_type(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A tensor in one piece."""
+    # Asked first: a conversion that does nothing costs microseconds all the same.
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(dtype).contiguous()
+
+
+def as_int32(tensor: Tensor) -> Tensor:
+    """A tensor of whole numbers in one piece."""
+    return tensor if tensor.dtype == torch.int32 and tensor.is_contiguous() else tensor.int().contiguous()
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x `[rows, channels]` with a row's channels side by side."""
+    return x if x.stride(1) == 1 else x.contiguous()

@@ -15,17 +15,16 @@ from device.cmodel.ops import NativeOps
 from device.cmodel.weights import CODES
 from device.interface import CommandRecord, Ops
 from device.operator_profile import OperatorRecorder, seen_positions
-from device.reference import ReferenceOps
 
 _ITEM_BYTES = {number: dtype.itemsize for dtype, number in DTYPES.items()}
 _CODE_BITS = {CODES[4]: 4, CODES["float8"]: 8, CODES[8]: 8}
 
 
 class KernelProfile(OperatorRecorder):
-    """Notes the kernels that run in this process, and the operators that have none, until it is closed."""
+    """Notes the kernels that run in this process, or operators of a device without kernels, until it is closed."""
 
     def __init__(self, ops: Ops, operators: Iterable[str], detailed: bool) -> None:
-        super().__init__(ops, [name for name in operators if not _has_kernel(ops, name)])
+        super().__init__(ops, [] if isinstance(ops, NativeOps) else operators)
         self._detailed = detailed
         self._replays: list[tuple[Calls, Array[c_int64]]] = []
         Kernel.intercept = self._call
@@ -57,10 +56,6 @@ class KernelProfile(OperatorRecorder):
         cost = _COSTS[kernel.name](arguments)
         detail = _detail(arguments) if self._detailed else ""
         return CommandRecord(_label(kernel.name, arguments), start, end - start, *cost, detail)
-
-
-def _has_kernel(ops: Ops, name: str) -> bool:
-    return isinstance(ops, NativeOps) and getattr(NativeOps, name) is not getattr(ReferenceOps, name)
 
 
 def _label(name: str, a: Any) -> str:
@@ -116,6 +111,11 @@ def _rms_norm(a: Any) -> tuple[int, int]:
     return values * tensors * _ITEM_BYTES[a.dtype] + a.size * _ITEM_BYTES[a.weight_dtype], 4 * values
 
 
+def _layer_norm(a: Any) -> tuple[int, int]:
+    values = a.rows * a.size
+    return 2 * values * _ITEM_BYTES[a.dtype] + 2 * a.size * _ITEM_BYTES[a.weight_dtype], 7 * values
+
+
 def _paged_attention(a: Any) -> tuple[int, int]:
     numbers = c_int32 * a.sequences
     lengths, cached = numbers.from_address(a.input_lengths), numbers.from_address(a.cached_lengths)
@@ -139,6 +139,13 @@ def _paged_latent_attention(a: Any) -> tuple[int, int]:
     return moved * _ITEM_BYTES[a.dtype], operations
 
 
+def _dense_attention(a: Any) -> tuple[int, int]:
+    pairs = sum(length * length for length in (c_int32 * a.segments).from_address(a.lengths))
+    width = a.heads * a.head_dim
+    turns = 8 * a.tokens * a.rope_half
+    return 4 * a.tokens * width * _ITEM_BYTES[a.dtype] + turns, 4 * pairs * width
+
+
 def _packing(a: Any) -> tuple[int, int]:
     return sum(tensor.nbytes for tensor in a.tensors), 0
 
@@ -157,8 +164,10 @@ _COSTS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "route_experts": _route_experts,
     "fused_experts": _fused_experts,
     "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm,
     "paged_attention": _paged_attention,
     "paged_latent_attention": _paged_latent_attention,
+    "dense_attention": _dense_attention,
     "sample": _sample,
     "embedding": lambda a: (a.rows * (4 + 2 * a.row_bytes), 0),
     # Of collectives what this rank gives and takes; a group's size is not among their parameters.

@@ -17,13 +17,13 @@ import device.cmodel
 from device.cmodel.arguments import KERNELS, Arguments
 from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 12
+ABI_VERSION = 13
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
-ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+ACTIVATIONS = {None: 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "quick_gelu": 4}
 SCORINGS = {"softmax": 0, "sigmoid": 1}
 _BAD_ARGUMENT, _NO_MEMORY = 1, 2
 

@@ -7,7 +7,7 @@ import torch
 
 from device.cmodel.device import CmodelDevice
 from device.cmodel.kernels import Kernel
-from device.interface import CacheSpec, DenseWeight, ExpertsWeight, IntWeight
+from device.interface import CacheSpec, DenseWeight, ExpertsWeight, IntWeight, Rotation
 from device.operator_profile import OperatorProfile, operator_cost, seen_positions
 from device.reference import ReferenceOps, visible
 
@@ -37,13 +37,15 @@ def test_kernels_and_what_they_had_to_do(profiled):
     profiled.ops.linear(x, weight, torch.ones(64))
     profiled.ops.linear(torch.ones(3, 64), quantized)
     profiled.ops.rms_norm(x, torch.ones(32), 1e-6, x)
-    linear, int4, norm = records = profiled.profile_records()
+    profiled.ops.layer_norm(x, torch.ones(32), torch.ones(32), 1e-6)
+    linear, int4, norm, layer_norm = records = profiled.profile_records()
     check_order(records)
     assert linear[0] == "linear 64x32" and linear[3:] == (4 * (3 * 32 + 64 * 32 + 64 + 3 * 64), 2 * 3 * 64 * 32, "")
     assert int4[0] == "quantized_linear 64x64"
     # Zero points are one byte a group, for they are not the middle of the codes.
     assert int4[3:] == (4 * 2 * 3 * 64 + 64 * 64 // 2 + 64 * 1 * 5, 2 * 3 * 64 * 64, "")
     assert norm[0] == "rms_norm" and norm[3:] == (4 * (4 * 3 * 32 + 32), 4 * 3 * 32, "")
+    assert layer_norm[0] == "layer_norm" and layer_norm[3:] == (4 * (2 * 3 * 32 + 2 * 32), 7 * 3 * 32, "")
     assert profiled.profile_records() == []
 
 
@@ -95,12 +97,14 @@ def test_a_replay_is_noted_command_by_command(native, decode_inputs, make_rope, 
     assert attention.bytes == 4 * 64 * (read + 3 * rows) and attention.operations == 2 * 2 * 32 * read
 
 
-def test_operators_without_a_kernel_are_one_record_each(profiled):
-    q = torch.randn(6, 2, 8)
+def test_dense_attention_counts_the_pairs_of_each_segment(profiled):
+    q, turns = torch.randn(6, 2, 8), torch.ones(6, 3)
     profiled.ops.dense_attention(q, q, q, [2, 4], 1.0)
-    (attention,) = records = profiled.profile_records()
-    assert names(records) == ["dense_attention"]
-    assert attention[3:5] == (4 * 4 * 6 * 16, 4 * 16 * (4 + 16))
+    profiled.ops.dense_attention(q, q, q, [2, 4], 1.0, Rotation(turns, turns))
+    plain, rotated = records = profiled.profile_records()
+    assert names(records) == ["dense_attention"] * 2
+    assert plain[3:5] == (4 * 4 * 6 * 16, 4 * 16 * (4 + 16))
+    assert rotated[3:5] == (plain.bytes + 2 * 4 * 6 * 3, plain.operations)
 
 
 def test_experts_count_those_that_have_rows(monkeypatch):

@@ -198,12 +198,42 @@ CMODEL_INLINE void store_some(T* to, Vec v, int64_t count) {
     }
 }
 
+// Lanes [low, high), and `other` in those outside.
+CMODEL_INLINE Vec lanes_between(Vec v, int64_t low, int64_t high, float other) {
+    Int lane;
+    for (int i = 0; i < LANES; ++i) lane[i] = i;
+    Int inside = (lane >= (int32_t)clamp(low, 0, LANES)) & (lane < (int32_t)clamp(high, 0, LANES));
+    return inside ? v : set1(other);
+}
+
 // count elements to float32, and back.
 template <class From, class To>
 CMODEL_INLINE void convert(const From* from, To* to, int64_t count) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
     if (i < count) store_part(to + i, load_part(from + i, count - i), count - i);
+}
+
+// An EDGE x EDGE square of elements of one size, each row a vector, with its rows as columns. Three times the rows of its
+// halves are taken by turns, element by element.
+constexpr int EDGE = 8;
+template <class Row>
+CMODEL_INLINE void transpose(Row (&rows)[EDGE]) {
+#if defined(__clang__)
+#define CMODEL_MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+    typedef decltype(Row{} == Row{}) Picks;
+#define CMODEL_MIX(a, b, ...) __builtin_shuffle(a, b, Picks{__VA_ARGS__})
+#endif
+    for (int round = 0; round < 3; ++round) {
+        Row mixed[EDGE];
+        for (int i = 0; i < EDGE / 2; ++i) {
+            mixed[2 * i] = CMODEL_MIX(rows[i], rows[i + EDGE / 2], 0, 8, 1, 9, 2, 10, 3, 11);
+            mixed[2 * i + 1] = CMODEL_MIX(rows[i], rows[i + EDGE / 2], 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        for (int i = 0; i < EDGE; ++i) rows[i] = mixed[i];
+    }
+#undef CMODEL_MIX
 }
 
 // Whether any lane of a comparison is true.
@@ -223,6 +253,10 @@ CMODEL_INLINE bool any(Int mask) {
 CMODEL_INLINE float sum(Vec v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)v);
+#elif defined(__AVX2__)
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 #else
     float lanes[LANES];
     store(lanes, v);
@@ -235,6 +269,10 @@ CMODEL_INLINE float sum(Vec v) {
 CMODEL_INLINE float largest(Vec v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)v);
+#elif defined(__AVX2__)
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 #else
     float result = v[0];
     for (int i = 1; i < LANES; ++i) result = most(result, v[i]);

@@ -1,4 +1,4 @@
-// What attention is asked for, and the paged cache that it reads and writes.
+// What attention over a paged cache is asked for, and that cache.
 #pragma once
 
 #include "../simd.h"
@@ -34,7 +34,7 @@ struct Attention {
     void* out;                                 // [tokens, heads, v_dim]
 };
 
-bool valid(const Attention& a) {
+inline bool valid(const Attention& a) {
     int64_t tokens = 0;
     for (int64_t s = 0; s < a.sequences; ++s) {
         int64_t length = int64_t{a.input_lengths[s]} + a.cached_lengths[s];
@@ -60,7 +60,13 @@ void rotate(const Attention& a, const T* x, int64_t dim, int64_t token, float* f
     const float *cos = a.cos + token * a.rope_half, *sin = a.sin + token * a.rope_half;
     int64_t half = a.rope_half, apart = a.interleaved ? 1 : half, step = a.interleaved ? 2 : 1;
     convert(x, floats, dim);
-    for (int64_t i = 0; i < half; ++i) {
+    int64_t done = 0;
+    for (; !a.interleaved && done + LANES <= half; done += LANES) {
+        Vec first = load(floats + done), second = load(floats + half + done), c = load(cos + done), s = load(sin + done);
+        store(floats + done, first * c - second * s);
+        store(floats + half + done, second * c + first * s);
+    }
+    for (int64_t i = done; i < half; ++i) {
         float first = floats[i * step], second = floats[i * step + apart];
         floats[i * step] = first * cos[i] - second * sin[i];
         floats[i * step + apart] = second * cos[i] + first * sin[i];
@@ -113,6 +119,7 @@ private:
 template <class T>
 struct PagedCache {
     using Element = T;
+    static constexpr bool CAUSAL = true;
     const Attention& a;
     int64_t lines = ceil_div((a.head_dim + a.v_dim) * int64_t{sizeof(T)}, 64);  // cache lines of one position
 

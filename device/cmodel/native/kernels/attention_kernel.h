@@ -1,4 +1,4 @@
-// Causal attention over a paged cache: rows of queries with tiles of positions.
+// Attention: rows of queries with tiles of positions.
 //
 // For a query row and head the softmax runs online over tiles of TILE positions, which begin at multiples of TILE
 // (https://arxiv.org/abs/2205.14135), in spans of SPAN positions that are merged in order. Every product is one chain
@@ -22,6 +22,7 @@ constexpr int64_t ITEMS_OF_THREAD = 4;  // with fewer than these, threads share 
 constexpr float INFINITE = __builtin_huge_valf();
 
 // A cache knows:
+//   CAUSAL                      whether a row sees what comes before it in its sequence, or all of that
 //   write(token, row, turned)   puts what is new of a token into its slot; row and turned are [head_dim] of scratch
 //   set_query(tile, r, ...)     gives the tile the query of its row r
 //   result(token, head)         where the result goes, [v_dim]
@@ -86,9 +87,7 @@ struct AttentionKernel {
         Vec v[TILE / LANES], best = set1(-INFINITE), total = {};
         for (int i = 0; i < TILE / LANES; ++i) v[i] = load(scores + i * LANES) * scale;
         if (low > 0 || high < TILE) {
-            for (int64_t i = 0; i < TILE; ++i) {
-                if (i < low || i >= high) v[i / LANES][i % LANES] = -INFINITE;
-            }
+            for (int i = 0; i < TILE / LANES; ++i) v[i] = lanes_between(v[i], low - i * LANES, high - i * LANES, -INFINITE);
         }
         for (Vec each : v) best = best < each ? each : best;
         float highest = most(to.peak[row], largest(best));
@@ -120,11 +119,12 @@ struct AttentionKernel {
         const int32_t* table = a.block_tables + piece.sequence * a.table_width;
         for (; start < end; start += TILE) {
             int64_t count = least(TILE, end - start);
-            LineFetch next = cache.fetch(table, piece.kv_head, start + TILE, piece.end);
+            auto next = cache.fetch(table, piece.kv_head, start + TILE, piece.end);
             cache.load_tile(table, piece.kv_head, start, count, tile, next);
             tile.score();
             for (int64_t r = 0; r < piece.lanes; ++r) {
-                int64_t at = piece.position + r / group, low = a.window > 0 ? at - a.window + 1 - start : 0;
+                int64_t at = Cache::CAUSAL ? piece.position + r / group : piece.end - 1;
+                int64_t low = a.window > 0 ? at - a.window + 1 - start : 0;
                 next.some(ceil_div(TILE * cache.lines, 2 * piece.lanes));
                 if (low >= count || at < start) {
                     for (int64_t i = 0; i < TILE; i += LANES) tile.keep(r, i, Vec{});  // it sees nothing of this tile
@@ -202,18 +202,20 @@ struct AttentionKernel {
         return plan;
     }
 
-    Piece piece_of(const Plan& plan, int64_t item) const {
-        int64_t index = item / a.kv_heads, sequence = 0, beyond = a.sequences;
+    // Pieces are numbered by sequence and rows, those of one number by head.
+    Piece piece_of(const Plan& plan, int64_t index, int64_t kv_head) const {
+        int64_t sequence = 0, beyond = a.sequences;
         while (beyond - sequence > 1) {
             int64_t middle = (sequence + beyond) / 2;
             (plan.pieces[middle] <= index ? sequence : beyond) = middle;
         }
-        int64_t first = plan.first(sequence) + (index - plan.pieces[sequence]) * item_rows;
-        int64_t rows = least(item_rows, plan.last(sequence) - first);
-        int64_t position = a.cached_lengths[sequence] + first;
+        int64_t first = plan.first(sequence), rows = plan.last(sequence) - first;
+        int64_t pieces = plan.pieces[sequence + 1] - plan.pieces[sequence], part = index - plan.pieces[sequence];
+        int64_t row = first + rows * part / pieces, count = first + rows * (part + 1) / pieces - row;
+        int64_t position = a.cached_lengths[sequence] + row;
         int64_t seen = a.window > 0 ? most<int64_t>(0, position - a.window + 1) : 0;
-        return {sequence, item % a.kv_heads, plan.tokens[sequence] + first, position,
-                rows * group, seen / TILE * TILE, position + rows};
+        int64_t end = Cache::CAUSAL ? position + count : a.cached_lengths[sequence] + a.input_lengths[sequence];
+        return {sequence, kv_head, plan.tokens[sequence] + row, position, count * group, seen / TILE * TILE, end};
     }
 
     // How a call is worked on, and in what memory.
@@ -244,7 +246,7 @@ struct AttentionKernel {
         };
         parallel_for(layout.items * layout.spans, [&](int64_t index, int worker) {
             int64_t item = index / layout.spans, span = index % layout.spans;
-            Piece piece = piece_of(plan, item);
+            Piece piece = piece_of(plan, item / a.kv_heads, item % a.kv_heads);
             if (span >= piece.spans()) return;
             Workspace w = workspace(workers + layout.worker * worker);
             Tile tile(w.tile, piece.lanes, a.head_dim, a.v_dim);
@@ -254,7 +256,7 @@ struct AttentionKernel {
             Tile::end();
         });
         for (int64_t item = 0; item < layout.items; ++item) {
-            Piece piece = piece_of(plan, item);
+            Piece piece = piece_of(plan, item / a.kv_heads, item % a.kv_heads);
             for (int64_t span = 1; span < piece.spans(); ++span) {
                 merge(partial(item, 0), partial(item, span), group);
             }
@@ -264,7 +266,6 @@ struct AttentionKernel {
 
     // Of tokens [begin, end), before which all others have been written that they see. memory: layout.bytes of it.
     void run(const Layout& layout, int64_t begin, int64_t end, char* memory) const {
-        Plan plan = plan_of(begin, end, (int64_t*)memory);
         char* workers = memory + layout.lists;
         parallel_for(ceil_div(end - begin, WRITE_TOKENS), [&](int64_t item, int worker) {
             int64_t first = begin + item * WRITE_TOKENS;
@@ -273,11 +274,22 @@ struct AttentionKernel {
                 cache.write(t, w.row, w.turned);
             }
         });
+        attend_tokens(layout, begin, end, memory);
+    }
+
+    // The same where all have been written.
+    void attend_tokens(const Layout& layout, int64_t begin, int64_t end, char* memory) const {
+        Plan plan = plan_of(begin, end, (int64_t*)memory);
+        char* workers = memory + layout.lists;
         if (layout.share && end - begin == a.tokens) return run_spans(plan, layout, workers);
         // The longest rows are the last ones of the last sequences: they go first, so that no thread is left with one.
-        int64_t items = plan.pieces[a.sequences] * a.kv_heads;
+        // A head's keys and values are read by all pieces before the next one's where all see the same.
+        int64_t pieces = plan.pieces[a.sequences], items = pieces * a.kv_heads;
         parallel_for(items, [&](int64_t item, int worker) {
-            attend_piece(piece_of(plan, items - 1 - item), workspace(workers + layout.worker * worker));
+            int64_t i = items - 1 - item;
+            Piece piece = Cache::CAUSAL ? piece_of(plan, i / a.kv_heads, i % a.kv_heads)
+                                        : piece_of(plan, i % pieces, i / pieces);
+            attend_piece(piece, workspace(workers + layout.worker * worker));
         });
     }
 };

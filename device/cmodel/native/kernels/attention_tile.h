@@ -138,7 +138,7 @@ public:
 
     void score() {
         using Product = TileProduct<FloatStep, false, Dense<float>>;
-        Product{head_dim_, queries_, head_dim_, {keys_, TILE}, scores_, TILE}.run(rows_, TILE);
+        Product{head_dim_, queries_, head_dim_, {keys_, TILE}, scores_, TILE}.run(rows_, round_up(count_, LANES));
     }
 
     float* scores(int64_t row) { return scores_ + row * TILE; }

@@ -13,6 +13,7 @@ namespace {
 template <class T>
 struct LatentCache {
     using Element = T;
+    static constexpr bool CAUSAL = true;
     const Attention& a;
     int64_t nope_dim;  // of q [tokens, heads, nope_dim + rope_dim]
     T* latents;        // [tokens, heads, v_dim]: queries in latent space, which results take the place of

@@ -18,7 +18,7 @@ struct Linear {
     int64_t x_stride;
     int64_t rows, out;
     Weight weight;     // dense ones in x's dtype or float32
-    const void* bias;  // [out] in x's dtype, or null
+    const void* bias;  // [out] in x's dtype, or null; added before the activation
     void* y;           // [rows, out], or [rows, out / 2] when gated
     int64_t y_dtype;
     int64_t gated;     // y = activation(first half of the outputs) * second half; a half is whole panels
@@ -114,7 +114,7 @@ CMODEL_EXPORT(pack_linear)(const PackLinear& a) {
     return BAD_ARGUMENT;
 }
 
-// y = x times the packed weight, plus bias.
+// y = activation(x times the packed weight, plus bias).
 CMODEL_EXPORT(linear)(const Linear& a) {
     if (a.gated != 0 && a.out % (2 * PANEL) != 0) return BAD_ARGUMENT;
     if (a.rows == 0) return DONE;

@@ -22,7 +22,7 @@ struct Weight {
 };
 
 // The numbers are those of device/cmodel/kernels.py.
-enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2 };
+enum Activation { NONE = 0, SILU = 1, GELU = 2, GELU_TANH = 3, QUICK_GELU = 4 };
 
 // Rows of x times packed weights.
 struct Multiplication {
@@ -34,7 +34,7 @@ struct Multiplication {
     int64_t width;           // elements of a row of y
     int64_t gated;           // a weight is two halves of whole panels: y = activation(the first's product) * the second's
     int64_t activation;
-    const void* bias;        // [width], or null
+    const void* bias;        // of each output of the weight, added before the activation; or null
     void* y;
     int64_t y_dtype;
     const int32_t* y_rows;   // where each row goes in y; null: in order
@@ -79,11 +79,22 @@ CMODEL_INLINE Vec erfc(Vec x) {
 }
 
 CMODEL_INLINE Vec activate(Vec x, Activation activation) {
+    if (activation == NONE) return x;
     if (activation == SILU) return x * sigmoid(x);
+    if (activation == QUICK_GELU) return x * sigmoid(1.702f * x);
     if (activation == GELU_TANH) return x * sigmoid(1.5957691216f * fma(x * x * x, set1(0.044715f), x));
     Vec magnitude = x < 0.f ? -x : x;
     Vec beyond = 0.5f * x * erfc(magnitude * 0.70710678f);
     return x < 0.f ? beyond : x - beyond;
+}
+
+// The bias of some outputs as float32; without one, `to` stays as it is.
+inline void read_bias(const Multiplication& a, int64_t first, int64_t count, float* to) {
+    if (a.bias == nullptr) return;
+    with_type(a.dtype, [&](auto t) {
+        convert((const decltype(t)*)a.bias + first, to, count);
+        return DONE;
+    });
 }
 
 // Finish the sums of some panels, [panel][half, when gated][padded rows][32], row by row.
@@ -92,19 +103,16 @@ void write(const Multiplication& a, const float* c, const Blocks& blocks, int64_
            int64_t panels) {
     int64_t halves = a.gated ? 2 : 1, size = blocks.padded() * PANEL;
     int64_t column = panel * PANEL, count = least(panels * PANEL, a.width - column);
-    float bias[MOST_PANELS * PANEL] = {};
-    if (a.bias != nullptr) {
-        if (a.dtype == BFLOAT16) convert((const BFloat16*)a.bias + column, bias, count);
-        if (a.dtype == FLOAT16) convert((const Float16*)a.bias + column, bias, count);
-        if (a.dtype == FLOAT32) convert((const float*)a.bias + column, bias, count);
-    }
+    float bias[MOST_PANELS * PANEL] = {}, *up_bias = bias + MOST_PANELS * PANEL / 2;
+    read_bias(a, column, count, bias);
+    if (a.gated) read_bias(a, a.width + column, count, up_bias);
     for (int64_t r = 0; r < blocks.rows; ++r, c += PANEL) {
         int64_t row = a.y_rows == nullptr ? first_row + r : a.y_rows[first_row + r];
         T* y = (T*)a.y + row * a.width + column;
         for (int64_t i = 0; i < count; i += LANES) {
             const float* sums = c + i / PANEL * halves * size + i % PANEL;
-            Vec v = load(sums);
-            v = a.gated ? activate(v, (Activation)a.activation) * load(sums + size) : v + load(bias + i);
+            Vec v = activate(load(sums) + load(bias + i), (Activation)a.activation);
+            if (a.gated) v *= load(sums + size) + load(up_bias + i);
             store_some(y + i, v, count - i);
         }
     }
