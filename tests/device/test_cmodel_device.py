@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from device.cmodel import kernels, memory, ops
+from device.cmodel import kernels, memory
 from device.cmodel.device import CmodelDevice
 from device.cmodel.threads import thread_count
+from device.cmodel.torch_ops import TorchOps
 from device.interface import CacheSpec, DenseWeight, Device, IntWeight, OutOfDeviceMemory
 from device.reference import ReferenceOps
 
@@ -57,7 +58,7 @@ def test_fast_exec_off_computes_with_the_reference(monkeypatch):
 def test_without_the_library_torch_computes_and_the_log_says_what_to_do(monkeypatch, make_meta, make_rope):
     monkeypatch.setattr(kernels, "native_library", lambda: None)
     device = CmodelDevice()
-    assert type(device.ops) is ops.TorchOps
+    assert type(device.ops) is TorchOps
     assert "install a C++ compiler such as g++ and reinstall" in device.describe()
     torch.manual_seed(0)
     x, bias = torch.randn(5, 64), torch.randn(96)
