@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -21,14 +22,14 @@ import uvloop
 from sophserve.bench import load_report
 from sophserve.bench.load_client import PATHS, Client, LoadError, Prompt, Target
 from sophserve.bench.load_metrics import Report, parse_slo, summarize
-from sophserve.bench.load_prompts import Vocabulary, random_prompts, read_prompts
+from sophserve.bench.load_prompts import IMAGE_FORMATS, Vocabulary, random_prompts, read_prompts, with_images
 from sophserve.bench.load_run import LoadRun, arrivals
 from sophserve.bench.load_scenarios import SCENARIOS, render_answers, save_logs
 from sophserve.errors import ConfigError
 from sophserve.http_client import server_address
 from sophserve.options import CommandParser, add_switch
 
-DATASETS = ("random", "shared-prefix", "file")
+DATASETS = ("random", "shared-prefix", "random-image", "file")
 CONCURRENCY = 8
 REQUESTS = 100
 LONGEST_PROMPT = 10_000_000
@@ -46,6 +47,8 @@ class Options(Target):
     input_length: int = 128
     output_length: int | None = None
     prefix_length: int = 512
+    image_size: tuple[int, int] = (512, 512)
+    image_format: str = "jpeg"
     rate: float | None = None
     burstiness: float = 1.0
     concurrency: int | None = None
@@ -72,6 +75,13 @@ def _number(kind: type[int] | type[float], least: str = "above 0") -> Callable[[
     return read
 
 
+def _size(text: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text.strip().lower())
+    if sides is None:
+        raise argparse.ArgumentTypeError("expected WIDTHxHEIGHT in pixels, such as 672x336")
+    return int(sides[1]), int(sides[2])
+
+
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -93,7 +103,7 @@ def parse(argv: Sequence[str]) -> Options:
     add("--api-key", metavar="TEXT", help="default: SOPHSERVE_API_KEY")
     add("--endpoint", choices=tuple(PATHS), help=f"default: {Options.endpoint}")
     add_switch(group, "--stream", "stream the answers; without it only whole latencies are seen (default: on)")
-    add_switch(group, "--ignore-eos", "answers of full length (default: on for random and shared-prefix)")
+    add_switch(group, "--ignore-eos", "answers of full length (default: on, but for files)")
     add("--temperature", type=_number(float, "0 or more"), metavar="N", help="default: 0")
     add("--extra-body", type=_object, metavar="JSON", help="further fields of every request")
     add("--timeout", type=positive, metavar="S", help=f"of a request (default: {Options.timeout:g})")
@@ -104,6 +114,8 @@ def parse(argv: Sequence[str]) -> Options:
     add("--input-length", type=count, metavar="N", help=f"tokens (default: {Options.input_length})")
     add("--output-length", type=count, metavar="N", help="tokens (default: 128, or the scenario's)")
     add("--prefix-length", type=count, metavar="N", help="tokens that all prompts share (default: 512)")
+    add("--image-size", type=_size, metavar="WxH", help="pixels of random images (default: 512x512)")
+    add("--image-format", choices=IMAGE_FORMATS, help=f"default: {Options.image_format}")
     add("--seed", type=int, metavar="N", help="of prompts and arrivals (default: a new one, shown)")
     add = parser.add_argument_group("load").add_argument
     add("--rate", "--request-rate", type=positive, metavar="N", help="requests a second (default: no waiting)")
@@ -126,10 +138,12 @@ def _check(options: Options, given: set[str]) -> None:
     unused = {"dataset_path"} if options.dataset != "file" else {"input_length"}
     if options.dataset != "shared-prefix":
         unused.add("prefix_length")
+    if options.dataset != "random-image":
+        unused |= {"image_size", "image_format"}
     where = f"--dataset {options.dataset}"
     if options.scenario is not None:
         load = {"rate", "burstiness", "concurrency", "num_requests", "duration"}
-        unused, where = {"dataset", "dataset_path", "input_length", "prefix_length", *load}, "--scenario"
+        unused, where = {*unused, "dataset", "dataset_path", "input_length", "prefix_length", *load}, "--scenario"
     if wrong := [each.name for each in fields(Options) if each.name in unused & given]:
         raise ConfigError(f"--{wrong[0].replace('_', '-')} has no meaning with {where}")
     for name in ("input_length", "prefix_length"):
@@ -137,6 +151,8 @@ def _check(options: Options, given: set[str]) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be at most {LONGEST_PROMPT}")
     if options.dataset == "file" and options.dataset_path is None:
         raise ConfigError("--dataset file needs --dataset-path FILE")
+    if options.dataset == "random-image" and options.endpoint != "chat":
+        raise ConfigError("--dataset random-image needs --endpoint chat")
     if "burstiness" in given and options.rate is None:
         raise ConfigError("--burstiness needs --rate")
     slo = parse_slo(options.slo)
@@ -189,7 +205,13 @@ async def _prompts(options: Options, client: Client, chance: random.Random) -> t
         return islice(cycle(lines), total), total
     prefix = options.prefix_length if options.dataset == "shared-prefix" else 0
     vocabulary = await Vocabulary.of(client)
-    return islice(random_prompts(vocabulary, chance, prefix, options.input_length, output), total), total
+    prompts = random_prompts(vocabulary, chance, prefix, options.input_length, output)
+    if options.dataset != "random-image":
+        return islice(prompts, total), total
+    prompts = with_images(prompts, chance, options.image_size, options.image_format)
+    await client.prompt_tokens(replace(next(prompts), max_tokens=1))  # fails where the model does not see
+    # Images take a while to make: they are there before the clock runs, where it is known how many there will be.
+    return (prompts if total is None else list(islice(prompts, total))), total
 
 
 async def _scenario(options: Options) -> int:
@@ -214,6 +236,8 @@ async def _scenario(options: Options) -> int:
 def _describe(options: Options, limit: int | None) -> str:
     output = options.output_length or 128
     dataset = options.dataset_path or f"{options.dataset} {options.input_length} to {output} tokens"
+    if options.dataset == "random-image":
+        dataset += f" with {options.image_format} of {options.image_size[0]} x {options.image_size[1]}"
     pace = "" if options.rate is None else f", {options.rate:g} requests/s"
     return f"{dataset}{pace}{'' if limit is None else f', {limit} at once'}, seed {options.seed}"
 

@@ -1,11 +1,14 @@
-"""The prompts of a load: random ones of a length in tokens, ones that begin alike, or those of a file."""
+"""The prompts of a load: random ones of a length in tokens, ones that begin alike, ones about random images, those of a
+file."""
 
 from __future__ import annotations
 
 import random
+from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ import msgspec
 
 from sophserve.bench.load_client import Client, Prompt
 from sophserve.errors import ConfigError
+
+IMAGE_FORMATS = ("jpeg", "png")
 
 
 def read_text(name: str) -> str:
@@ -58,6 +63,24 @@ def random_prompts(
     prefix = vocabulary.draw(prefix_length, chance) if prefix_length else []
     while True:
         yield vocabulary.prompt([*prefix, *vocabulary.draw(input_length, chance)], output_length)
+
+
+def with_images(prompts: Iterator[Prompt], chance: random.Random, size: tuple[int, int], kind: str) -> Iterator[Prompt]:
+    """The prompts, each about a random image of its own, of that size and one of IMAGE_FORMATS."""
+    for prompt in prompts:
+        image = {"type": "image_url", "image_url": {"url": _image_url(chance, size, kind)}}
+        content = [image, {"type": "text", "text": prompt.content}]
+        yield replace(prompt, content=[{"role": "user", "content": content}])
+
+
+def _image_url(chance: random.Random, size: tuple[int, int], kind: str) -> str:
+    from PIL import Image
+
+    # Soft colours, as much like a photo as what compresses: noise would take as many bytes as pixels.
+    colors = Image.frombytes("RGB", (16, 16), chance.randbytes(3 * 16 * 16))
+    file = BytesIO()
+    colors.resize(size, Image.Resampling.BICUBIC).save(file, kind, compress_level=1)
+    return f"data:image/{kind};base64,{b64encode(file.getvalue()).decode()}"
 
 
 class _Line(msgspec.Struct):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
 import signal
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from PIL import Image
 
 from sophserve.bench import load
 from sophserve.bench.load_client import Client, LoadError, Prompt, Target
@@ -325,3 +328,41 @@ async def test_a_scenario_with_failures_fails(
     # The scripted server always claims two tokens of the cache.
     assert await fake.load("--scenario prefix-caching") == 1
     assert "FAIL: later questions found only" in capsys.readouterr().out
+
+
+async def test_images_of_their_own(fake: Fake) -> None:
+    """Each request has another one, all are what the options say, and the same seed makes the same ones."""
+
+    def images(bodies: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
+        [*messages] = [body["messages"][0] for body in bodies]
+        assert all(len(message["content"][1]["text"].split()) == 20 for message in messages)
+        urls = [message["content"][0]["image_url"]["url"].partition(";base64,") for message in messages]
+        return [(kind, b64decode(data)) for kind, _, data in urls]
+
+    options = "--dataset random-image --image-size 40x30 --input-length 20 --output-length 2 --seed 5"
+    for more, kind in (("--num-requests 6", "jpeg"), ("--image-format png --duration 0.2 --rate 20", "png")):
+        fake.bodies.clear()
+        assert await fake.load(f"{options} {more}") == 0
+        sent = [body for body in fake.bodies if isinstance(body["messages"][0]["content"], list)]
+        found = images(sent)
+        assert len(found) > 2 and len(set(found)) == len(found) and sent[0]["max_tokens"] == 1
+        assert {name for name, _ in found} == {f"data:image/{kind}"}
+        for _, content in found:
+            with Image.open(io.BytesIO(content)) as image:
+                assert (image.size, image.format, image.mode) == ((40, 30), kind.upper(), "RGB")
+        if kind == "jpeg":
+            fake.bodies.clear()
+            await fake.load(f"{options} {more}")
+            again = images([body for body in fake.bodies if isinstance(body["messages"][0]["content"], list)])
+            assert set(again) == set(found) and len(found) == 7
+
+
+async def test_a_model_that_sees_nothing_is_told_of_at_once(fake: Fake) -> None:
+    async def blind(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if isinstance(body["messages"][0]["content"], list):
+            return web.json_response({"error": {"message": "this model takes no images"}}, status=400)
+        return await fake.stream(request, body)
+
+    fake.answer = blind
+    with pytest.raises(LoadError, match="HTTP 400: this model takes no images"):
+        await fake.load("--dataset random-image")
