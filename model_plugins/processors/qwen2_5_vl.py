@@ -45,9 +45,9 @@ class Qwen2_5_VLProcessor(ImageProcessor):
         if not isinstance(vision, dict):
             raise CheckpointError(f"config.json's vision_config must be an object, got {vision!r}")
         self.placeholder_id = _whole("config.json's image_token_id", config.get("image_token_id", 151655), 0)
-        self._patch = _of_both("patch_size", vision.get("patch_size", 14), preprocessor)
-        self._merge = _of_both("merge_size", vision.get("spatial_merge_size", 2), preprocessor)
-        _of_both("temporal_patch_size", vision.get("temporal_patch_size", 2), preprocessor)
+        self._patch = _shared_size("patch_size", "patch_size", 14, vision, preprocessor)
+        self._merge = _shared_size("spatial_merge_size", "merge_size", 2, vision, preprocessor)
+        _shared_size("temporal_patch_size", "temporal_patch_size", 2, vision, preprocessor)
         self._least, self._most = _pixel_range(preprocessor)
         self._filter = _filter(preprocessor)
         self.settings = (
@@ -126,11 +126,11 @@ def _filter(preprocessor: Mapping[str, Any]) -> int:
     return number
 
 
-def _of_both(key: str, model: Any, preprocessor: Mapping[str, Any]) -> int:
-    """A size that the model has, and its processor must have too, if it says any."""
-    size = _whole(f"config.json's {key}", model, 1)
-    if preprocessor.get(key) not in (None, size):
-        raise CheckpointError(f"{_WHERE} {key} is {preprocessor[key]!r}, but the model was made for {size}")
+def _shared_size(key: str, own: str, usual: int, vision: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> int:
+    """A size that the model has, and its processor under a key of its own if it says it at all."""
+    size = _whole(f"{key} of config.json's vision_config", vision.get(key, usual), 1)
+    if preprocessor.get(own) not in (None, size):
+        raise CheckpointError(f"{_WHERE} {own} is {preprocessor[own]!r}, but the model was made for {size}")
     return size
 
 

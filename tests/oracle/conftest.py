@@ -85,6 +85,12 @@ class PagedModel:
         if (places := self.model.axis_positions(grid, len(embeddings))) is not None:
             self._places.setdefault(number, []).append((start, *places))
 
+    def forget(self, number: int) -> None:
+        """Give the blocks of a sequence back."""
+        self._free += self._blocks.pop(number, [])
+        self._given.pop(number, None)
+        self._places.pop(number, None)
+
     def positions(self, number: int, length: int) -> Tensor:
         """Of the first tokens of a sequence on each axis, int32 `[axes, length]`."""
         parts, index, position = [], 0, 0

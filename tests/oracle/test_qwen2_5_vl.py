@@ -1,126 +1,16 @@
-"""Qwen2.5-VL against transformers: pixels, numbers of tokens, positions, logprobs and greedy tokens."""
+"""Qwen2.5-VL against transformers: positions, logprobs and greedy tokens."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
-from model_plugins.processors.qwen2_5_vl import Qwen2_5_VLProcessor
-from sophserve.checkpoint import read_config, read_preprocessor_config
-from sophserve.link.images import ImageShape
-from sophserve.model.vision import Normalization
-
-IMAGE = 5
-CONFIG = {"vision_config": {"patch_size": 14, "spatial_merge_size": 2}}
-# Width and height: whole squares, odd, prime, portraits, panoramas within what is possible, halves, huge.
-SIZES = [
-    *[(28, 28), (56, 56), (1, 1), (1, 200), (200, 1), (27, 29), (13, 17), (97, 89), (89, 97), (53, 211), (211, 53)],
-    *[(42, 42), (70, 70), (98, 42), (14, 2800), (2800, 14), (1000, 5), (5, 999), (640, 480), (480, 640), (613, 617)],
-    *[(1001, 1003), (1002, 1001), (1024, 1024), (1920, 1080), (1080, 1920), (3001, 17), (2500, 2500), (4001, 300)],
-]
-
-
-class Seen(NamedTuple):
-    """What a worker is given of an image."""
-
-    pixels: Tensor
-    shape: ImageShape
-
-
-def picture(width, height):
-    generator = torch.Generator().manual_seed(width * 10007 + height)
-    values = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator)
-    return Image.fromarray(values.numpy())
-
-
-def processed(processor, image, detail="auto"):
-    shape = processor.shape(*image.size, detail)
-    pixels = torch.frombuffer(bytearray(processor.pixels(image, detail)), dtype=torch.uint8)
-    return Seen(pixels.view(shape.pixels), shape)
-
-
-def in_patches(values, grid):
-    """Normalised `[height, width, 3]` as transformers orders it: patches of a square, then squares."""
-    _, rows, columns = grid
-    height, _, channels = values.shape
-    size = height // rows
-    cut = values.view(rows // 2, 2, size, columns // 2, 2, size, channels).permute(0, 3, 1, 4, 6, 2, 5)
-    return cut[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, 2, -1, -1).reshape(rows * columns, -1)
-
-
-@pytest.mark.parametrize(
-    ("settings", "sizes"),
-    [
-        ({}, SIZES),
-        ({"min_pixels": 3136, "max_pixels": 12845056}, [(2500, 2500), (4001, 300), (97, 89)]),
-        ({"size": {"shortest_edge": 50176, "longest_edge": 60000}}, SIZES[:20]),
-        ({"size": {"min_pixels": 1, "max_pixels": 2}, "min_pixels": 784, "max_pixels": 50176}, SIZES[:20]),
-        ({"size": {"shortest_edge": 1, "longest_edge": 2}, "max_pixels": 9999, "resample": 2}, SIZES[:9]),
-        ({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.1], "rescale_factor": 0.005}, SIZES[:3]),
-        ({"do_rescale": False, "do_normalize": False, "resample": 0}, SIZES[:3]),
-    ],
-)
-def test_pixels_equal_those_of_transformers(settings, sizes):
-    from transformers import Qwen2VLImageProcessorPil
-
-    theirs = Qwen2VLImageProcessorPil(**settings)
-    processor, normalization = Qwen2_5_VLProcessor(CONFIG, settings), Normalization.read(settings)
-    for size in sizes:
-        image = picture(*size)
-        expected = theirs(image, return_tensors="pt")
-        seen = processed(processor, image)
-        assert [list(seen.shape.grid)] == expected["image_grid_thw"].tolist(), size
-        assert seen.shape.tokens == len(expected["pixel_values"]) // 4
-        assert torch.equal(in_patches(normalization(seen.pixels), seen.shape.grid), expected["pixel_values"]), size
-
-
-def transformers_model(directory):
-    from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
-
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, attn_implementation="eager")
-    model.generation_config = GenerationConfig(
-        max_new_tokens=COUNT, do_sample=False, pad_token_id=0, suppress_tokens=[IMAGE]
-    )
-    return model.eval()
-
-
-class Seer:
-    """A checkpoint, ours and theirs."""
-
-    def __init__(self, directory, open_model, **options):
-        from transformers import Qwen2VLImageProcessorPil
-
-        self.theirs = transformers_model(directory)
-        self.their_processor = Qwen2VLImageProcessorPil.from_pretrained(directory)
-        self.processor = Qwen2_5_VLProcessor(read_config(directory), read_preprocessor_config(directory))
-        self.ours = open_model(directory, max_positions=4096, **options)
-
-    def prompt(self, parts):
-        """Token ids of texts, given as counts, and images, and what transformers takes."""
-        ids, images, generator = [], [], torch.Generator().manual_seed(5)
-        for part in parts:
-            if isinstance(part, int):
-                ids += torch.randint(9, 512, (part,), generator=generator).tolist()
-            else:
-                images.append((len(ids), processed(self.processor, part)))
-                ids += [IMAGE] * images[-1][1].shape.tokens
-        tokens = torch.tensor([ids])
-        inputs = {"input_ids": tokens, "mm_token_type_ids": (tokens == IMAGE).int()}
-        if images:
-            inputs |= self.their_processor([part for part in parts if not isinstance(part, int)], return_tensors="pt")
-        return ids, images, inputs
-
-    def give(self, images):
-        """The number of a new sequence with these images."""
-        number = max(self.ours._lengths, default=-1) + 1
-        for start, seen in images:
-            self.ours.give(number, start, self.ours.encode(seen.pixels, seen.shape.grid), seen.shape.grid)
-        return number
-
+from model_plugins.architectures.qwen2_5_vl import window_order
+from sophserve.errors import CheckpointError, ConfigError
+from tests.oracle.qwen2_5_vl import IMAGE, Seer, their_logprobs, transformers_model
+from tests.oracle.test_tensor_parallel import Group, ThreadRank
 
 PROMPTS = {
     "before": [(97, 89), 12],
@@ -130,48 +20,166 @@ PROMPTS = {
     "panorama": [2, (300, 21), 4],
     "several": [4, (97, 89), 3, (56, 140), 2, (112, 112), 6, (200, 1), 5],
     "windows": [1, (113, 173), 9],
-    "large": [5, (320, 240), 5],
+    "large": [5, (640, 480), 5],
     "text": [60],
 }
-COUNT = 12
-# As the 3B and the 7B model.
-KINDS = {"tied": {"tie_word_embeddings": True, "num_key_value_heads": 1}, "untied": {"num_hidden_layers": 2}}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+KINDS = {
+    "tied, as 3B": {"tie_word_embeddings": True, "num_key_value_heads": 1},
+    "untied, as 7B": {"num_hidden_layers": 2, "vision_config": {"depth": 4, "fullatt_block_indexes": [1, 3]}},
+    # 80 channels of a head and windows of 64 patches in the tower, 128 channels and usual sections in the text.
+    "heads of real sizes": {
+        "hidden_size": 256,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "initializer_range": 0.1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        "vision_config": {"hidden_size": 160, "num_heads": 2, "intermediate_size": 100, "window_size": 112},
+    },
+    "yarn": {"rope_parameters": YARN | {"mrope_section": [2, 3, 3]}},
+    "other tower": {"vision_config": {"hidden_act": "gelu", "window_size": 90, "fullatt_block_indexes": []}},
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def seer(request, make_checkpoint, open_model):
+def both(request, make_checkpoint, open_model):
     directory = make_checkpoint("qwen2_5_vl", max_position_embeddings=4096, **KINDS[request.param])
-    return Seer(directory, open_model)
+    return Seer(directory, open_model), transformers_model(directory)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_answers_equal_those_of_transformers(kind, seer):
-    parts = [part if isinstance(part, int) else picture(*part) for part in PROMPTS[kind]]
-    ids, images, inputs = seer.prompt(parts)
-    generated = seer.theirs.generate(**inputs)[0].tolist()
-    whole = inputs | {
-        "input_ids": torch.tensor([generated]),
-        "mm_token_type_ids": (torch.tensor([generated]) == IMAGE).int(),
-    }
-    expected = seer.theirs(**whole).logits[0].log_softmax(-1)
-    positions, _ = seer.theirs.model.get_rope_index(
-        whole["input_ids"], whole["mm_token_type_ids"], inputs.get("image_grid_thw")
-    )
-    cuts = {
-        "whole": [len(generated)],
-        "chunks": [13] * (len(generated) // 13) + [len(generated) % 13],
-        "decoded": [len(ids)] + [1] * (len(generated) - len(ids)),
-    }
-    for cut in cuts.values():
-        number, start, rows = seer.give(images), 0, []
-        assert torch.equal(seer.ours.positions(number, len(generated)).long(), positions[:, 0])
-        for count in filter(None, cut):
-            rows.append(seer.ours.step({number: generated[start : start + count]})[number])
-            start += count
-        assert (torch.cat(rows).log_softmax(-1) - expected).abs().max() < 2e-4
+def test_answers_equal_those_of_transformers(kind, both):
+    seer, theirs = both
+    prompt = seer.prompt(*PROMPTS[kind])
+    ids, text = prompt.ids, theirs.generate(**prompt.inputs)[0].tolist()
+    expected = their_logprobs(theirs, prompt, text)
+    cuts = ([len(text)], [13] * -(-len(text) // 13), [len(ids)] + [1] * (len(text) - len(ids)))
+    rows = [seer.logprobs(prompt, cut, text) for cut in cuts]
+    assert all(torch.equal(each, rows[0]) for each in rows)
+    assert (rows[0] - expected).abs().max() < 1e-3
     # transformers' generate() goes on from each axis by itself behind an image at the end; its forward() does not.
     if kind != "behind":
-        chosen = expected[len(ids) - 1 : -1].index_fill(1, torch.tensor([IMAGE]), -torch.inf)
-        assert chosen.argmax(-1).tolist() == generated[len(ids) :]
+        chosen = rows[0][len(ids) - 1 : -1].index_fill(1, torch.tensor([IMAGE]), -torch.inf)
+        assert chosen.argmax(-1).tolist() == text[len(ids) :]
+    # A test of logits that are all alike would prove nothing.
     assert expected.exp().max(-1).values.mean() > 0.03
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_positions_equal_those_of_transformers(kind, both):
+    seer, theirs = both
+    prompt = seer.prompt(*PROMPTS[kind])
+    inputs = {key: prompt.inputs.get(key) for key in ("input_ids", "mm_token_type_ids", "image_grid_thw")}
+    expected, delta = theirs.model.get_rope_index(**inputs)
+    number, length = seer.give(prompt.images), len(prompt.ids)
+    assert torch.equal(seer.ours.positions(number, length).long(), expected[:, 0])
+    assert (seer.ours.positions(number, length + 1)[:, -1] == length + delta.item()).all()
+    seer.ours.forget(number)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 5])
+def test_windows_are_those_of_transformers(side):
+    from transformers.vision_utils import get_vision_window_index
+
+    for rows, columns in ((1, 1), (1, 20), (8, 8), (5, 7), (13, 4), (2, 3)):
+        grid = torch.tensor([[1, 2 * rows, 2 * columns]])
+        expected, ends = get_vision_window_index(grid, 2, side * 28, 14)
+        order, counts = window_order(rows, columns, side)
+        assert torch.equal(order, expected)
+        assert (4 * torch.tensor([0, *counts]).cumsum(0)).tolist() == ends.tolist()
+
+
+def test_several_images_each_in_its_place(make_checkpoint, open_model):
+    seer = Seer(make_checkpoint("qwen2_5_vl", max_position_embeddings=4096), open_model)
+    prompt = seer.prompt(4, (97, 89), 3, (90, 95), 5)
+    (first, one), (second, other) = prompt.images
+    assert one.shape == other.shape
+    swapped = prompt._replace(images=[(first, other), (second, one)])
+    ours = seer.logprobs(prompt)
+    assert (seer.logprobs(swapped)[-1] - ours[-1]).abs().max() > 0.01
+    for chunk in (1, 7, 16):
+        assert torch.equal(seer.logprobs(prompt, [chunk] * -(-len(ours) // chunk)), ours)
+
+
+def test_half_precision_is_as_good_as_transformers(make_checkpoint, open_model):
+    directory = make_checkpoint("qwen2_5_vl", max_position_embeddings=4096)
+    seer, exact = Seer(directory, open_model, torch.bfloat16), transformers_model(directory)
+    prompt = seer.prompt(5, (320, 240), 20)
+    expected = their_logprobs(exact, prompt)
+    theirs = (their_logprobs(exact.bfloat16(), prompt) - expected).abs().mean()
+    assert (seer.logprobs(prompt) - expected).abs().mean() < 1.25 * theirs
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_compute_the_whole(ranks, make_checkpoint, open_model):
+    directory = make_checkpoint("qwen2_5_vl", max_position_embeddings=4096)
+    seer = Seer(directory, open_model)
+    prompt = seer.prompt(5, (113, 173), 7)
+    whole, group = seer.logprobs(prompt), Group(ranks)
+
+    def run(rank):
+        return Seer(directory, open_model, communicator=ThreadRank(group, rank)).logprobs(prompt)
+
+    with ThreadPoolExecutor(ranks) as pool:
+        results = list(pool.map(run, range(ranks)))
+    for result in results:
+        assert torch.equal(result, results[0])
+        assert (result - whole).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "things"),
+    [
+        ({"num_heads": 2}, "2 attention heads of 32 channels cannot be split between 4 ranks; .* can be 1, 2 "),
+        ({"intermediate_size": 70}, "70 columns of a projection cannot be split between 4 ranks; .* can be 1, 2 "),
+    ],
+)
+def test_a_tower_that_ranks_cannot_share_is_refused(change, things, make_checkpoint, open_model):
+    directory = make_checkpoint("qwen2_5_vl", vision_config=change)
+    with pytest.raises(ConfigError, match=things):
+        open_model(directory, communicator=ThreadRank(Group(4), 0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"out_hidden_size": 32}, "out_hidden_size of 32, but the text's hidden_size is 64"),
+        ({"num_heads": 32}, "32 num_heads in a hidden_size of 64; each needs a multiple of 4 channels"),
+        ({"window_size": 27}, "window_size of 27; it must be at least .* 28"),
+        ({"in_channels": 4}, "4 in_channels; images have 3"),
+        ({"hidden_act": "tanh"}, "hidden_act 'tanh' is not supported"),
+        ({"patch_size": [14, 14]}, "vision_config cannot be used: .*patch_size"),
+        ({"depth": 0}, "vision_config cannot be used: .*depth"),
+        ({"use_qk_norm": True}, "vision_config sets use_qk_norm to True"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters .*; supported: axial"),
+        ({"rope_parameters": {"rope_type": "axial", "factor": 2}}, "rope_parameters .*; supported: axial"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters .*; supported: axial"),
+    ],
+)
+def test_what_cannot_be_obeyed_is_refused_by_name(change, message, make_checkpoint, renamed, open_model):
+    copy = renamed(make_checkpoint("qwen2_5_vl"), lambda name: name, {}, {"vision_config": change})
+    with pytest.raises(CheckpointError, match=message):
+        open_model(copy)
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        (
+            {"mrope_section": [2, 3, 2]},
+            r"mrope_section is \[2, 3, 2\]; it must be three numbers whose sum is half of the 16",
+        ),
+        ({"mrope_section": [4, 4]}, r"mrope_section is \[4, 4\]"),
+        ({"mrope_section": [9, 1, -2]}, r"mrope_section is \[9, 1, -2\]"),
+        ({"mrope_section": [2, 3, 3], "mrope_interleaved": True}, "have mrope_interleaved, which"),
+        ({"type": "mrope"}, "has no mrope_section, which rope_type 'mrope' needs"),
+        ({"rope_type": "dynamic", "factor": 2.0, "mrope_section": [2, 3, 3]}, "does not go with rope_type 'dynamic'"),
+        ({}, r"mrope_section is \[16, 24, 24\]"),
+    ],
+)
+def test_sections_of_another_size_are_refused(rope, message, make_checkpoint, renamed, open_model):
+    text = {"rope_parameters": rope}
+    copy = renamed(make_checkpoint("qwen2_5_vl"), lambda name: name, {}, {"text_config": text})
+    with pytest.raises(CheckpointError, match=message):
+        open_model(copy)
