@@ -23,12 +23,12 @@ from sophserve.engine.request import Item, Request
 from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.grammar.check import GrammarCheck
 from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler
-from sophserve.link.messages import EncoderInfo, ModelInfo, PromptLogprobs, SampledTokens, TokenLogprob
+from sophserve.link.messages import ModelInfo, PromptLogprobs, SampledTokens, TokenLogprob
 from sophserve.sampling import SamplingParams
 from sophserve.text.bound import characters_per_token
 from sophserve.text.chat_template import ChatTemplate
 from sophserve.text.tokenizer import Tokenizer
-from tests.api.images import PLACEHOLDER, TEMPLATE, Loader
+from tests.api.images import let_see
 from tests.api.openai_schema import Judge
 
 CONTEXT = 256
@@ -271,10 +271,7 @@ async def app(start_app: StartApp) -> App:
 async def seeing(start_app: StartApp) -> App:
     """One over a model that sees."""
     app = await start_app()
-    app.engine.info.encoder = EncoderInfo(pieces=1, cost=1.0, cache_tokens=100)
-    app.serving.images = Loader()  # type: ignore[assignment]
-    template = ChatTemplate({"default": TEMPLATE}, app.tokenizer.special_tokens, PLACEHOLDER)
-    app.serving.chat_template = template
+    let_see(app)
     return app
 
 

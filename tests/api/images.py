@@ -10,9 +10,11 @@ from typing import Any
 
 from sophserve.errors import RequestError
 from sophserve.link.images import ImageShape, SharedPixels
+from sophserve.link.messages import EncoderInfo
 from sophserve.media.loader import Picture
 from sophserve.media.processor import Detail, ImageProcessor
 from sophserve.media.source import ImageSource
+from sophserve.text.chat_template import ChatTemplate
 
 PLACEHOLDER = "<|endoftext|>"
 """A special token of the test checkpoints, which their chat template writes nowhere."""
@@ -81,3 +83,10 @@ class Loader:
 def digest_of(url: str, detail: str = "auto") -> bytes:
     """That of a picture."""
     return sha256(base64.b64decode(url.partition(",")[2]) + detail.encode()).digest()
+
+
+def let_see(app: Any) -> None:
+    """Make the application one over a model that sees."""
+    app.engine.info.encoder = EncoderInfo(pieces=1, cost=1.0, cache_tokens=100)
+    app.serving.images = Loader()
+    app.serving.chat_template = ChatTemplate({"default": TEMPLATE}, app.tokenizer.special_tokens, PLACEHOLDER)

@@ -25,6 +25,7 @@ from sophserve.api.batches import runner as runner_module
 from sophserve.api.batches.runner import RUNNER
 from sophserve.api.batches.store import BATCH_STORE
 from sophserve.api.generation.places import Places
+from tests.api.images import digest_of, let_see, picture
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -659,3 +660,18 @@ async def test_a_stopping_server_leaves_its_batches(app: Any) -> None:
     kept = store.batches.find(made.id)
     assert kept.batch.status == "in_progress" and kept.batch.request_counts.failed == 0
     assert msgspec.json.decode((store.batches.folder / f"{made.id}.json").read_bytes())["batch"]["id"] == made.id
+
+
+async def test_lines_with_images(app: Any) -> None:
+    """Each as over HTTP, with what is wrong with its image."""
+    let_see(app)
+    bodies = [
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}], "max_tokens": 2}
+        for url in (picture("a"), "data:image/png;base64,!!")
+    ]
+    lines = b"".join(line(str(number), body, CHAT) for number, body in enumerate(bodies))
+    made = await begin(app.openai, lines, endpoint=CHAT)
+    [good], [bad] = await outputs(app.openai, await until(app.openai, made.id))
+    assert good["response"]["body"]["usage"]["prompt_tokens_details"]["image_tokens"] == 3
+    assert "messages[0].content[0].image_url.url: the image is not valid base64" in str(bad)
+    assert [item.digest for items in app.engine.items for item in items] == [digest_of(picture("a"))]

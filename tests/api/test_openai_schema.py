@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from sophserve.errors import EngineDeadError
-from sophserve.link.messages import EncoderInfo
 from sophserve.text.chat_template import ChatTemplate
-from tests.api.images import PLACEHOLDER, Loader
+from tests.api.images import PLACEHOLDER, let_see
 from tests.api.openai_schema import Judge
 
 CHAT, TEXT, RESPONSES, EMBEDDINGS = (
@@ -192,7 +191,7 @@ async def test_what_is_left_out_is_there(app: Any, openai_schema: Judge) -> None
 @pytest.mark.parametrize("path", SCHEMAS)
 async def test_openai_s_own_examples(app: Any, openai_schema: Judge, path: str) -> None:
     """All but those with files, which no model reads here."""
-    app.serving.images, app.engine.info.encoder = Loader(), EncoderInfo(1, 1.0, 100)
+    let_see(app)
     app.serving.chat_template = ChatTemplate({"default": TEMPLATE}, {}, PLACEHOLDER)
     app.engine.text, examples = "Yes.", list(openai_schema.examples(path.removeprefix("/v1")))
     for body in examples:

@@ -131,6 +131,42 @@ def test_continuing_a_message_that_ends_with_an_image(qwen: str) -> None:
             assert template.rendered(messages, **options).prompt.endswith("<|vision_end|>x")
 
 
+def test_qwen_with_tools(shared_data: Path, tmp_path: Path) -> None:
+    """Its template for tools is the tokenizer's, which knows no images: each stands between the marks all the same."""
+    (tmp_path / "tokenizer.json").symlink_to(shared_data / "qwen2.5" / "tokenizer.json")
+    for name in ("tokenizer_config.json", "chat_template.json", "config.json"):
+        (tmp_path / name).symlink_to(shared_data / "qwen2.5-vl" / name)
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    template = ChatTemplate.from_directory(tmp_path, tokenizer, placeholder="<|image_pad|>")
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        user(text("look"), image("a")),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": [text("seen:"), image("b")]},
+    ]
+    mark = "<|vision_start|><|image_pad|><|vision_end|>"
+    found = template.rendered(messages, tools=[tool])
+    assert "# Tools" in found.prompt and found.images == ["a", "b"]
+    assert f"<|im_start|>user\nlook\n{mark}<|im_end|>\n" in found.prompt
+    assert f"<tool_response>\nseen:{mark}\n</tool_response>" in found.prompt
+    pad = tokenizer.special_id("<|image_pad|>")
+    assert pad is not None and len(tokens_between(tokenizer, found.prompt, "<|image_pad|>", pad, False)) == 3
+
+
+def test_llava_s_own_way_of_cutting_prompts(train_sentencepiece: Callable[..., Path]) -> None:
+    """Each piece between images is tokenized as a text of its own, the beginning's token only before the first one:
+    LLaVA's tokenizer_image_token."""
+    from sentencepiece import SentencePieceProcessor
+
+    directory = train_sentencepiece("bpe", byte_fallback=True, config={"legacy": True})
+    theirs, ours = SentencePieceProcessor(str(directory / "tokenizer.model")), Tokenizer.from_directory(directory)
+    prompt = "A chat. USER: <image>\n<image>\nWhat is <image><image> this? ASSISTANT:"
+    pieces = [theirs.encode(piece) for piece in prompt.split("<image>")]
+    assert tokens_between(ours, f"<s>{prompt}", "<image>", 0, False) == [[1, *pieces[0]], *pieces[1:]]
+    assert tokens_between(ours, prompt, "<image>", 0, True) == [[1, *pieces[0]], *pieces[1:]]
+
+
 def test_what_stands_between_placeholders(make_checkpoint: Callable[..., Path]) -> None:
     """A special token is found among ids; what is no token is cut out of the text, as LLaVA's own code does."""
     tokenizer = Tokenizer.from_directory(make_checkpoint())
