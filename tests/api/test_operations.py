@@ -33,7 +33,12 @@ async def test_ping(start_app: Any) -> None:
 
 async def test_server_info(start_app: Any) -> None:
     app = await start_app(
-        engine={"max_num_seqs": 7}, defaults={"top_k": 3}, api_key=["hush"], ssl_certfile="c", ssl_keyfile="whisper"
+        engine={"max_num_seqs": 7, "limit_mm_per_prompt": {"image": 3}},
+        defaults={"top_k": 3},
+        max_image_bytes="1000",
+        api_key=["hush"],
+        ssl_certfile="c",
+        ssl_keyfile="whisper",
     )
     async with app.http.get("/server_info", headers={"Authorization": "Bearer hush"}) as response:
         assert response.status == 200
@@ -43,7 +48,7 @@ async def test_server_info(start_app: Any) -> None:
     assert info["engine_config"]["max_num_seqs"] == 7
     assert info["model"]["names"] == ["tiny", "org/tiny"] and info["model"]["max_model_len"] == 256
     assert info["memory"]["kv_cache_tokens"] == 16_000
-    assert info["limits"] == {"request_bytes": 32 * 2**20}
+    assert info["limits"] == {"request_bytes": 32 * 2**20, "images": 3, "image_bytes": 1000}
     assert info["sampling_defaults"] == {"top_k": 3}
     assert info["uptime"] >= 0 and info["version"][0].isdigit()
 
@@ -57,6 +62,9 @@ async def test_what_a_model_reads(app: Any) -> None:
         assert [each["architecture"] for each in models] == [{"input_modalities": modalities}] * 2
         async with app.http.get("/v1/models/tiny") as response:
             assert await response.json() == models[0]
+    app.engine.config.limit_mm_per_prompt = {"image": 0}
+    async with app.http.get("/v1/models/tiny") as response:
+        assert (await response.json())["architecture"] == {"input_modalities": ["text"]}
 
 
 async def live(app: Any) -> list[dict[str, Any]]:

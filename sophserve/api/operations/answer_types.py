@@ -47,9 +47,11 @@ class MemoryTable(TypedDict):
 
 
 class Limits(TypedDict):
-    """What clients may send: the size of a request's body."""
+    """What clients may send: the size of a request's body, and how many images in it of what size each."""
 
     request_bytes: int
+    images: int
+    image_bytes: int
 
 
 class ServerInfo(TypedDict):

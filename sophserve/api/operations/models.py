@@ -11,6 +11,7 @@ from aiohttp import web
 from sophserve.api.anthropic.error_envelope import speaks_anthropic
 from sophserve.api.generation.served_model import SERVED_MODEL, ServedModel
 from sophserve.errors import RequestError
+from sophserve.media.limits import media_limits
 
 _LONGEST_PAGE = 1000
 
@@ -72,5 +73,10 @@ def _model(served: ServedModel, name: str) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "sophserve",
         "max_model_len": served.engine.info.max_model_len,
-        "architecture": {"input_modalities": ["text", "image"] if served.engine.info.encoder else ["text"]},
+        "architecture": {"input_modalities": ["text", "image"] if _takes_images(served) else ["text"]},
     }
+
+
+def _takes_images(served: ServedModel) -> bool:
+    most = media_limits(served.engine.config, served.config).images
+    return served.engine.info.encoder is not None and most > 0

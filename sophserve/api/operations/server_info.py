@@ -13,6 +13,7 @@ from sophserve.api.generation.tools import reasoning_parser, tool_parser
 from sophserve.api.http.body import json_response
 from sophserve.api.http.upload import MAX_BODY_BYTES
 from sophserve.link.messages import ModelInfo
+from sophserve.media.limits import media_limits
 from sophserve.plugins import Registered
 from sophserve.version import VERSION
 
@@ -20,6 +21,7 @@ from sophserve.version import VERSION
 async def server_info(request: web.Request) -> web.Response:
     """The options in effect, the model and its memory. Keys and the paths of keys are left out."""
     served = request.app[SERVED_MODEL]
+    images = media_limits(served.engine.config, served.config)
     server: dict[str, Any] = msgspec.to_builtins(served.config)
     server["api_key"] = bool(served.config.keys)
     del server["ssl_keyfile"], server["api_key_file"]
@@ -28,7 +30,7 @@ async def server_info(request: web.Request) -> web.Response:
         "uptime": round(time.monotonic() - served.started, 3),
         "model": _model(served.engine.info, served.model_names),
         "memory": _memory(served.engine.info),
-        "limits": {"request_bytes": MAX_BODY_BYTES},
+        "limits": {"request_bytes": MAX_BODY_BYTES, "images": images.images, "image_bytes": images.bytes},
         "pooling": served.pooling,
         "parsers": {"tool_calls": _name(tool_parser(served)), "reasoning": _name(reasoning_parser(served))},
         "sampling_defaults": served.sampling_defaults,

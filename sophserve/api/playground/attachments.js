@@ -53,7 +53,7 @@ export class Attachments {
   }
 
   async addOne(pictures, file) {
-    const wrong = TYPES.includes(file.type) ? this.tooLarge(pictures, file) : t("no_picture", { file: file.name });
+    const wrong = TYPES.includes(file.type) ? this.tooMuch(pictures, file) : t("no_picture", { file: file.name });
     if (wrong) return tell(wrong, { error: true });
     try {
       pictures.push(await readPicture(file));
@@ -66,11 +66,13 @@ export class Attachments {
   }
 
   /** Why a file is more than the server takes; empty if it is not. */
-  tooLarge(pictures, file) {
-    const { image_bytes: most = Infinity, request_bytes: room = Infinity } = this.status.limits;
+  tooMuch(pictures, file) {
+    const { image_bytes: most = Infinity, images: count = Infinity, request_bytes: room = Infinity } = this.status.limits;
+    const others = [...this.sent(), ...pictures];
+    if (others.length >= count) return t("many_pictures", { file: file.name, n: others.length + 1, most: count });
     const told = (name, size, limit) => t(name, { file: file.name, n: megabytes(size), most: megabytes(limit) });
     if (file.size > most) return told("large_picture", file.size, most);
-    const size = encodedSize([...this.sent(), ...pictures, { file }]);
+    const size = encodedSize([...others, { file }]);
     return size > room ? told("large_request", size, room) : "";
   }
 

@@ -6,29 +6,30 @@ import asyncio
 import io
 import json
 from base64 import b64decode, b64encode
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from PIL import Image
 
 from sophserve.chat.conversation import read
+from sophserve.link.images import ImageShape, SharedPixels
 from sophserve.link.messages import EncoderInfo
+from sophserve.media.loader import Picture
+from sophserve.media.source import ImageSource
+from sophserve.text.chat_template import ChatTemplate
+from tests.api.images import PLACEHOLDER, TEMPLATE, Loader
 from tests.api.page.test_conversations import OPEN, answered, ask, import_file, ready, reload, titles
 
 ENTER, TAB = "\ue007", "\ue004"
-# What the page asks is noted, and asked without the pictures: the model of these tests reads text.
+# What the page asks is noted.
 RECORD = """
 window.asked = [];
 const real = window.fetch;
 window.fetch = (path, options) => {
-  if (path !== "v1/chat/completions") return real(path, options);
-  const body = JSON.parse(options.body);
-  window.asked.push(body.messages);
-  const text = (content) => Array.isArray(content) ? content.find(({type}) => type === "text")?.text ?? "?" : content;
-  const messages = body.messages.map(({role, content}) => ({role, content: text(content)}));
-  return real(path, {...options, body: JSON.stringify({...body, messages})});
+  if (path === "v1/chat/completions") window.asked.push(JSON.parse(options.body).messages);
+  return real(path, options);
 };
 """
 # Lets go of files over the page, or pastes them: [name, type, base64].
@@ -47,10 +48,20 @@ return [event.defaultPrevented, document.querySelector("#composer").className];
 """
 
 
+class AnyPicture(Loader):
+    """Takes every file for a picture of three tokens."""
+
+    def _picture(self, source: ImageSource) -> Picture:
+        assert source.data is not None
+        return Picture(sha256(source.data).digest(), ImageShape(3, (1, 1, 3), (1,)), SharedPixels(3))
+
+
 @pytest.fixture
 def seeing(served: Any) -> Any:
     """An application whose model takes pictures."""
-    served.engine._info = msgspec.structs.replace(served.engine.info, encoder=EncoderInfo(1, 1.0, 4096))
+    served.engine.info.encoder = EncoderInfo(pieces=1, cost=1.0, cache_tokens=4096)
+    served.serving.images = AnyPicture()
+    served.serving.chat_template = ChatTemplate({"default": TEMPLATE}, served.tokenizer.special_tokens, PLACEHOLDER)
     return served
 
 
@@ -116,7 +127,7 @@ async def colors(page: Any, selector: str) -> list[list[int]]:
     return list(await page.run(script, selector))
 
 
-async def test_pictures_are_sent_as_they_are_in_every_turn(page: Any, tmp_path: Path) -> None:
+async def test_pictures_are_sent_as_they_are_in_every_turn(seeing: Any, page: Any, tmp_path: Path) -> None:
     red, blue = draw(), draw("JPEG", (3000, 2000), "blue")
     (tmp_path / "a cat.png").write_bytes(red)
     (tmp_path / "dog.jpg").write_bytes(blue)
@@ -143,6 +154,7 @@ async def test_pictures_are_sent_as_they_are_in_every_turn(page: Any, tmp_path: 
     await page.look("light", 1360)
     await ask(page, "And now?")
     assert await asked(page) == [first, "Yes, of course.", "And now?"]
+    assert [item.digest for item in seeing.engine.items[-1]] == [sha256(content).digest() for content in (red, blue)]
     # An edit is about the same pictures.
     await page.click(".user .do-edit")
     await page.type("\ue003" * 20, ENTER)
@@ -237,6 +249,8 @@ async def test_what_is_refused(seeing: Any, page: Any, monkeypatch: pytest.Monke
     await page.shot("picture-refused")
     await page.assert_readable()
     # As much as the server takes, told with both numbers.
+    seeing.serving.config.max_image_bytes = "1MB"
+    seeing.engine.config.limit_mm_per_prompt = {"image": 2}
     monkeypatch.setattr("sophserve.api.operations.server_info.MAX_BODY_BYTES", 300_000)
     await reload(page)
     await page.run(RECORD)
@@ -246,9 +260,12 @@ async def test_what_is_refused(seeing: Any, page: Any, monkeypatch: pytest.Monke
     await give(page, "drop", ("f.bmp", "image/bmp", noise(300)))
     await until_told(page, "f.bmp was not added", "have 0.34 MB", "up to 0.30 MB")
     await until_attached(page, 0)
+    await give(page, "drop", ("g.bmp", "image/bmp", noise(1200)))
+    await until_told(page, "g.bmp was not added", "has 1.44 MB", "up to 1.00 MB")
     await page.click("#new")
-    await give(page, "drop", ("f.bmp", "image/bmp", noise(300)))
-    await until_attached(page, 1)
+    await give(page, "drop", ("f.bmp", "image/bmp", noise(300)), *[("h.png", "image/png", draw())] * 2)
+    await until_told(page, "h.png was not added", "has 3 pictures", "up to 2 in a request")
+    await until_attached(page, 2)
 
 
 async def test_only_for_a_model_that_sees(served: Any, open_page: Any) -> None:
