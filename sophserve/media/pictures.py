@@ -117,7 +117,7 @@ def _grey(image: Image.Image) -> Image.Image:
     values = [value >> 8 for value in range(1 << 16)]
     if (transparent := image.info.get("transparency")) is not None:
         values[transparent & 0xFFFF] = 255
-    return image.point(values, "L").convert("RGB")
+    return image.convert("I").point(values, "L").convert("RGB")
 
 
 def _mend_transparent_value(image: Image.Image, bits: int) -> None:
