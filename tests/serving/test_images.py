@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -256,3 +258,22 @@ def test_embedded(directory: Path, theirs: tuple[list[int], list[int]]) -> None:
                 llm.generate({"prompt": one, "multi_modal_data": wrong}, params, **before)  # type: ignore[typeddict-item]
         with pytest.raises(RequestError, match=r"messages\[0\]\.content\[0\]: an image is"):
             llm.chat([{"role": "user", "content": [{"type": "image"}]}], params, **before)
+
+
+def test_the_chat_and_the_load_bring_pictures(server: Any, client: OpenAI, tmp_path: Path) -> None:
+    """`/image` asks what the API's own client asks; `random-image` has every request answered."""
+    PICTURES[0].save(tmp_path / "one.png")
+    url = {"url": data_url(PICTURES[0])}
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": url}, {"type": "text", "text": "What?"}]}
+    said = client.chat.completions.create(model="tiny", messages=[message], **GREEDY)  # type: ignore
+
+    def run(command: str, asked: str, *options: str) -> str:
+        arguments = [sys.executable, "-m", "sophserve", command, "--url", server.url, *options]
+        done = subprocess.run(arguments, input=asked, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    asked = f"/image {tmp_path}/one.png\nWhat?\n"
+    assert run("chat", asked, "--temperature", "0", "--max-tokens", "8") == f"{said.choices[0].message.content}\n"
+    options = ("--dataset", "random-image", "--image-size", "90x70", "--input-length", "8", "--output-length", "4")
+    assert "completed      3 in" in run("load", "", *options, "--num-requests", "3")
