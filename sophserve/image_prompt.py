@@ -63,6 +63,12 @@ def image_prompt(
     return ImagePrompt(ids, tuple(items))
 
 
+def lacks_opening(rendered: str, tokenizer: Tokenizer, processor: ImageProcessor | None) -> bool:
+    """Whether the tokenizer is to add its special tokens to a rendered conversation: as transformers' processors, of a
+    model that sees, unless the template has begun with one. Those of LLaVA-NeXT leave it out."""
+    return processor is not None and not (tokenizer.bos_token and rendered.startswith(tokenizer.bos_token))
+
+
 def cut_prompt(prompt: ImagePrompt, most: int, side: str) -> ImagePrompt:
     """The last `most` tokens, or with side right the first ones. An image that would be cut through is left out."""
     ids, items = prompt

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, SupportsIndex, TypedDict, ca
 
 from sophserve.engine.request import Item
 from sophserve.errors import RequestError
-from sophserve.image_prompt import ImagePrompt, image_prompt
+from sophserve.image_prompt import ImagePrompt, image_prompt, lacks_opening
 from sophserve.media.loader import ImageLoader
 from sophserve.media.source import ImageSource, image_source
 from sophserve.text.chat_template import ChatTemplate
@@ -110,7 +110,8 @@ async def chat_prompt(
     numbered = [_numbered(message, f"messages[{index}]", sources) for index, message in enumerate(messages)]
     rendered = template.rendered(numbered, **options)
     shown = [sources[number] for number in rendered.images]
-    prompt = await _with_images(rendered.prompt, shown, tokenizer, images, add_special_tokens=False)
+    special = lacks_opening(rendered.prompt, tokenizer, images.processor if images else None)
+    prompt = await _with_images(rendered.prompt, shown, tokenizer, images, special)
     begins_text = not options.get("continue_final_message")
     return EnginePrompt(rendered.prompt, prompt.ids, begins_text=begins_text, items=prompt.items)
 

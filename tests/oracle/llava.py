@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from model_plugins.processors.llava import LlavaNextProcessor
 from sophserve.checkpoint import read_config, read_preprocessor_config
@@ -115,3 +118,49 @@ class Seeing:
 def their_logprobs(theirs, images, ids, pinpoints=PINPOINTS):
     made = transformers_processor(pinpoints=pinpoints)(images, return_tensors="pt")
     return theirs(torch.tensor([ids]), **made).logits[0].float().log_softmax(-1)
+
+
+LLAMA_KEYS = {
+    "architectures": ["LlavaLlamaForCausalLM"],
+    "model_type": "llava_llama",
+    "freeze_mm_mlp_adapter": False,
+    "image_aspect_ratio": "anyres",
+    "image_crop_resolution": 224,
+    "mm_hidden_size": 32,
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_resampler_type": None,
+    "mm_use_im_patch_token": False,
+    "mm_use_im_start_end": False,
+    "mm_vision_select_feature": "patch",
+    "mm_vision_select_layer": -2,
+    "tokenizer_padding_side": "right",
+    "tune_mm_mlp_adapter": False,
+    "unfreeze_mm_vision_tower": True,
+    "use_mm_proj": True,
+}
+
+
+def save_original(source, target, tower, changes=None):
+    """Write a checkpoint as LLaVA's own repository defines it, and the configuration of its tower into a folder."""
+    config = json.loads((source / "config.json").read_text())
+    tower.mkdir()
+    target.mkdir()
+    (tower / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": config["vision_config"]}))
+    swapped = [[width, height] for height, width in config["image_grid_pinpoints"]]
+    own = {"mm_vision_tower": str(tower), "image_grid_pinpoints": swapped}
+    (target / "config.json").write_text(json.dumps(config["text_config"] | LLAMA_KEYS | own | (changes or {})))
+    names = {
+        "language_model.model.": "model.",
+        "language_model.lm_head.": "lm_head.",
+        "vision_tower.": "model.vision_tower.vision_tower.vision_model.",
+        "multi_modal_projector.linear_1.": "model.mm_projector.0.",
+        "multi_modal_projector.linear_2.": "model.mm_projector.2.",
+        "image_newline": "model.image_newline",
+    }
+    tensors = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        prefix = next(prefix for prefix in names if name.startswith(prefix))
+        tensors[names[prefix] + name.removeprefix(prefix)] = tensor
+    tensors["model.vision_tower.vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})

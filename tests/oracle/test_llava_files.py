@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from model_plugins.processors.llava import LlavaLlamaProcessor
 from sophserve.config import EngineConfig
@@ -15,7 +14,7 @@ from sophserve.errors import CheckpointError
 from sophserve.measure.footprint import FootprintRequest
 from sophserve.measure.footprint_process import footprint
 from sophserve.plugins import quantizations
-from tests.oracle.llava import SIZES, Seeing, picture, tensor_of, their_logprobs, transformers_llava
+from tests.oracle.llava import SIZES, Seeing, picture, save_original, tensor_of, their_logprobs, transformers_llava
 from tests.oracle.test_quantization import FORMATS, awq, compressed, gptq, quantize
 
 # What the versions of transformers put before the names of each part, in place of what 5.24 does.
@@ -50,55 +49,13 @@ def test_tensors_without_a_place_are_named(make_llava, renamed, open_model):
         open_model(lacking)
 
 
-LLAMA_KEYS = {
-    "architectures": ["LlavaLlamaForCausalLM"],
-    "model_type": "llava_llama",
-    "freeze_mm_mlp_adapter": False,
-    "image_aspect_ratio": "anyres",
-    "image_crop_resolution": 224,
-    "mm_hidden_size": 32,
-    "mm_patch_merge_type": "spatial_unpad",
-    "mm_projector_type": "mlp2x_gelu",
-    "mm_resampler_type": None,
-    "mm_use_im_patch_token": False,
-    "mm_use_im_start_end": False,
-    "mm_vision_select_feature": "patch",
-    "mm_vision_select_layer": -2,
-    "tokenizer_padding_side": "right",
-    "tune_mm_mlp_adapter": False,
-    "unfreeze_mm_vision_tower": True,
-    "use_mm_proj": True,
-}
-
-
 @pytest.fixture
 def make_original(make_llava, tmp_path):
-    """A checkpoint and the same as LLaVA's own repository defines it, beside the folder of its tower."""
+    """A checkpoint and the same in the layout of LLaVA's own repository, with other keys of config.json."""
 
     def make(**changes):
-        source = make_llava()
-        config = json.loads((source / "config.json").read_text())
-        tower, target = tmp_path / "tower", tmp_path / "original"
-        tower.mkdir()
-        target.mkdir()
-        (tower / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": config["vision_config"]}))
-        swapped = [[width, height] for height, width in config["image_grid_pinpoints"]]
-        own = {"mm_vision_tower": str(tower), "image_grid_pinpoints": swapped}
-        (target / "config.json").write_text(json.dumps(config["text_config"] | LLAMA_KEYS | own | changes))
-        names = {
-            "language_model.model.": "model.",
-            "language_model.lm_head.": "lm_head.",
-            "vision_tower.": "model.vision_tower.vision_tower.vision_model.",
-            "multi_modal_projector.linear_1.": "model.mm_projector.0.",
-            "multi_modal_projector.linear_2.": "model.mm_projector.2.",
-            "image_newline": "model.image_newline",
-        }
-        tensors = {}
-        for name, tensor in load_file(source / "model.safetensors").items():
-            prefix = next(prefix for prefix in names if name.startswith(prefix))
-            tensors[names[prefix] + name.removeprefix(prefix)] = tensor
-        tensors["model.vision_tower.vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
-        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+        source, target = make_llava(), tmp_path / "original"
+        save_original(source, target, tmp_path / "tower", changes)
         return source, target
 
     return make

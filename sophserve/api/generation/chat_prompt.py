@@ -14,7 +14,7 @@ from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.generation.tools import tool_parser
 from sophserve.api.http.body import warn_of
 from sophserve.errors import CheckpointError, RequestError
-from sophserve.image_prompt import ImagePrompt, cut_prompt
+from sophserve.image_prompt import ImagePrompt, cut_prompt, lacks_opening
 from sophserve.media.loader import Picture
 from sophserve.media.source import ImageSource, image_source
 from sophserve.text.chat_template import ChatTemplate
@@ -54,7 +54,9 @@ class ChatPrompt:
         bounded = bounded and body.truncate_prompt_tokens is None
         text = self.text()
         pictures = [self._pictures[number] for number in self._order]
-        prompt = encode_with_images(served, text, pictures, bool(body.add_special_tokens), bounded)
+        processor = served.images.processor if served.images else None
+        special = bool(body.add_special_tokens) or lacks_opening(text, served.tokenizer, processor)
+        prompt = encode_with_images(served, text, pictures, special, bounded)
         most = len(truncated(prompt.ids, body, served.engine.info.max_model_len))
         if most < len(prompt.ids):
             whole, prompt = prompt, cut_prompt(prompt, most, body.truncation_side or "left")
