@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -13,6 +14,9 @@ from sophserve.media.processor import Detail
 # OpenAI's "original" is for models that would make an image smaller even at "high".
 _DETAILS: dict[str, Detail] = {"auto": "auto", "low": "low", "high": "high", "original": "high"}
 _URL = re.compile(r"([a-z][a-z0-9+.-]*):", re.ASCII | re.IGNORECASE)
+# Characters that are decoded at once; and more than padding takes, with its characters escaped and line breaks between.
+_SLICE = 1 << 20
+_LONGEST_END = 16
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
@@ -53,11 +57,31 @@ def image_source(given: str, path: str, detail: str | None = None) -> ImageSourc
 def _decoded(encoded: str, path: str) -> bytes:
     """The bytes of base64, also of its form for URLs, with line breaks or without padding."""
     try:
-        digits = unquote_to_bytes(encoded) if "%" in encoded else encoded.encode("ascii")
-        digits = b"".join(digits.split()).rstrip(b"=").translate(_STANDARD)
-        data = binascii.a2b_base64(digits + b"=" * (-len(digits) % 4), strict_mode=True)
+        data = b"".join(_pieces(encoded.rstrip()))
     except ValueError:  # of a character, or of a length that no padding makes whole
         raise RequestError(f"{path}: the image is not valid base64", path) from None
     if not data:
         raise RequestError(f"{path}: the image is empty", path)
     return data
+
+
+def _pieces(encoded: str) -> Iterator[bytes]:
+    """What base64 says, a slice at a time, for the calls that decode let nothing else run. Raises ValueError."""
+    pending, start = b"", 0
+    while start < len(encoded):
+        end = start + _SLICE
+        while "%" in encoded[end - 2 : end]:  # an escape is not cut apart
+            end += 1
+        piece = encoded[start:end]
+        start = end if end + _LONGEST_END < len(encoded) else len(encoded)
+        piece += encoded[end:start]
+        digits = unquote_to_bytes(piece) if "%" in piece else piece.encode("ascii")
+        digits = pending + b"".join(digits.split()).translate(_STANDARD)
+        if start == len(encoded):
+            digits = digits.rstrip(b"=")
+            digits += b"=" * (-len(digits) % 4)
+        elif b"=" in digits:
+            raise ValueError("padding before the end")
+        whole = len(digits) - len(digits) % 4
+        pending = digits[whole:]
+        yield binascii.a2b_base64(digits[:whole], strict_mode=True)

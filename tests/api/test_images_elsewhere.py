@@ -88,6 +88,9 @@ async def test_images_of_conversations(seeing: Any, openai_schema: Judge) -> Non
     async with seeing.http.get(f"/v1/conversations/{conversation.id}/items?limit=100") as response:
         listed = await response.json()
     assert not openai_schema.problems("ConversationItemList", listed)
+    large = base64.b64encode(b"1 " + b"x" * 200_000).decode()
+    status, _ = await seeing.post("/v1/conversations", {"items": [user(given(large))]})
+    assert status == 200
     status, error = await seeing.post("/v1/conversations", {"items": [user(given("ftp://x"))]})
     assert (status, error["error"]["param"]) == (400, "items[0].content[0].image_url")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import textwrap
+from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
 
 from sophserve.errors import RequestError
+from sophserve.media import source
 from sophserve.media.source import ImageSource, image_source
 
 DATA = bytes(range(256)) + b"\xfb\xef\xff?"
@@ -33,6 +35,23 @@ PATH = "messages[0].content[1].image_url"
 )
 def test_base64_in_any_form(given: str) -> None:
     assert image_source(given, PATH) == ImageSource(PATH, "auto", DATA, None)
+
+
+@pytest.mark.parametrize(
+    "escape", [str, lambda text: quote(text, safe=""), lambda text: "\n".join(textwrap.wrap(text, 7))]
+)
+def test_base64_in_slices(monkeypatch: pytest.MonkeyPatch, escape: Callable[[str], str]) -> None:
+    """Wherever they end: in an escape, in padding, in a line."""
+    for length in range(1, 40):
+        text = escape(base64.b64encode(DATA[:length] + b"\xfb").decode())
+        for size in range(4, 20):
+            monkeypatch.setattr(source, "_SLICE", size)
+            assert image_source(f"data:;base64,{text}", PATH).data == DATA[:length] + b"\xfb"
+    for wrong in ("aaa=aaaaaaaaaaaaaaaa", "aa==" * 8, "aaaaaaaaaaaaa", "aaaaaaaa!aaaaaaaaaaa"):
+        for size in range(4, 24):
+            monkeypatch.setattr(source, "_SLICE", size)
+            with pytest.raises(RequestError, match="not valid base64"):
+                image_source(wrong, PATH)
 
 
 def test_urls_are_kept_for_later() -> None:

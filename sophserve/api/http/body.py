@@ -51,7 +51,7 @@ _MOST_FIELDS = 10_000
 _NEUTRAL: dict[str, Any] = {"best_of": 1, "modalities": ["text"]}
 
 # Bytes that a field may have. What a conversation or a prompt is made of is only bounded together, with the body.
-_WITHOUT_LIMIT = frozenset({"messages", "prompt", "input", "content", "tokens", "documents"})
+_WITHOUT_LIMIT = frozenset({"messages", "prompt", "input", "items", "content", "tokens", "documents"})
 _MOST_BYTES = {
     **dict.fromkeys(("system", "instructions"), 1 << 22),
     **dict.fromkeys(("response_format", "structured_outputs", "guided_decoding", "output_config", "text"), 1 << 21),
