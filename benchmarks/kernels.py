@@ -37,6 +37,7 @@ from device.interface import (
     Float8Weight,
     IntWeight,
     PackedWeight,
+    Rotation,
     UnsupportedOperator,
 )
 from device.sample_params import SampleParams
@@ -53,6 +54,13 @@ SHAPES = {
 }
 # Experts, inner features, hidden size, experts of a token
 EXPERTS = {"32 of 512": (32, 512, 1024, 4), "64 of 768": (64, 768, 2048, 6)}
+# Segments of equal length, heads, their size, and whether q and k are rotated
+TOWERS = {
+    "CLIP-L, 5 x 577": ([577] * 5, 16, 64, False),
+    "Qwen2.5-VL, 64 x 64": ([64] * 64, 16, 80, True),
+    "Qwen2.5-VL, 1024": ([1024], 16, 80, True),
+    "Qwen2.5-VL, 4096": ([4096], 16, 80, True),
+}
 ROWS = [1, 2, 4, 8, 16, 64, 128, 512, 1024]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 14, 2, 64, 16
@@ -301,6 +309,22 @@ def attention_cases(device: CmodelDevice) -> Iterator[Case]:
         yield attention_case(device, 1, new, 0)
 
 
+def tower_cases(device: CmodelDevice) -> Iterator[Case]:
+    """Attention of vision towers: CLIP-L over an image in five tiles, and Qwen2.5-VL over windows and whole images."""
+    for name, (segments, heads, dim, rotated) in TOWERS.items():
+        tokens, shape = sum(segments), (len(segments), segments[0], heads, dim)
+        size = 4.0 * tokens * heads * dim * 2
+        qkvs = [torch.randn(tokens, 3, heads, dim).bfloat16().unbind(1) for _ in range(copies(size))]
+        angles = torch.rand(tokens, dim // 2) * 100
+        rotation = Rotation(angles.cos(), angles.sin()) if rotated else None
+        ours = rotate(device.ops.dense_attention, [(*qkv, segments, dim**-0.5, rotation) for qkv in qkvs])
+        # Torch's are rotated already.
+        dense = [tuple(x.reshape(shape).transpose(1, 2).contiguous() for x in qkv) for qkv in qkvs]
+        torchs = rotate(F.scaled_dot_product_attention, dense)
+        operations = 4.0 * heads * dim * sum(length * length for length in segments)
+        yield Case("dense_attention", name, "bfloat16", ours, torchs, size, operations)
+
+
 def norm_cases(device: CmodelDevice) -> Iterator[Case]:
     """Rows that exceed the caches together; one read and one write of each."""
     for hidden, rows in itertools.product((896, 3584), (1, 16, 1024)):
@@ -392,6 +416,7 @@ def main() -> None:
         "quantized": lambda: quantized_cases(device, shapes, options.rows),
         "experts": lambda: expert_cases(device, options.rows),
         "attention": lambda: attention_cases(device),
+        "dense_attention": lambda: tower_cases(device),
         "rms_norm": lambda: norm_cases(device),
         "sample": lambda: sample_cases(device),
     }

@@ -249,6 +249,17 @@ CMODEL_INLINE bool any(Int mask) {
 #endif
 }
 
+// Lane by lane a < b ? b : a, which compilers do not always make one instruction of.
+CMODEL_INLINE Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_max_ps((__m512)b, (__m512)a);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_max_ps((__m256)b, (__m256)a);
+#else
+    return a < b ? b : a;
+#endif
+}
+
 // The sum and the largest of a vector's lanes; halves are added to each other.
 CMODEL_INLINE float sum(Vec v) {
 #if defined(__AVX512F__)
@@ -307,7 +318,7 @@ CMODEL_INLINE Vec exp2(Vec x) {
     Vec n = (Vec)_mm512_roundscale_ps((__m512)low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
     constexpr float MAGIC = 0x1.8p23f;  // adding it rounds to an integer, which is then in the low bits
-    Vec low = x < -126.f ? set1(-126.f) : x;
+    Vec low = larger(x, set1(-126.f));
     Vec shifted = low + MAGIC;
     Vec n = shifted - MAGIC;
 #endif

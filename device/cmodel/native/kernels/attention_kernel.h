@@ -89,7 +89,7 @@ struct AttentionKernel {
         if (low > 0 || high < TILE) {
             for (int i = 0; i < TILE / LANES; ++i) v[i] = lanes_between(v[i], low - i * LANES, high - i * LANES, -INFINITE);
         }
-        for (Vec each : v) best = best < each ? each : best;
+        for (Vec each : v) best = larger(best, each);
         float highest = most(to.peak[row], largest(best));
         float factor = highest == to.peak[row] ? 1.f : exp2(set1(to.peak[row] - highest))[0];
         for (int i = 0; i < TILE / LANES; ++i) total += tile.keep(row, i * LANES, exp2(v[i] - highest));
@@ -202,16 +202,20 @@ struct AttentionKernel {
         return plan;
     }
 
-    // Pieces are numbered by sequence and rows, those of one number by head.
-    Piece piece_of(const Plan& plan, int64_t index, int64_t kv_head) const {
-        int64_t sequence = 0, beyond = a.sequences;
+    // Pieces are in the order of sequences; in a sequence in that of rows, or of heads where all rows see the same, so
+    // that the keys and values of one are read by all of its rows before the next one's.
+    Piece piece_of(const Plan& plan, int64_t item) const {
+        int64_t index = item / a.kv_heads, sequence = 0, beyond = a.sequences;
         while (beyond - sequence > 1) {
             int64_t middle = (sequence + beyond) / 2;
             (plan.pieces[middle] <= index ? sequence : beyond) = middle;
         }
+        int64_t parts = plan.pieces[sequence + 1] - plan.pieces[sequence];
+        item -= plan.pieces[sequence] * a.kv_heads;
+        int64_t part = Cache::CAUSAL ? item / a.kv_heads : item % parts;
+        int64_t kv_head = Cache::CAUSAL ? item % a.kv_heads : item / parts;
         int64_t first = plan.first(sequence), rows = plan.last(sequence) - first;
-        int64_t pieces = plan.pieces[sequence + 1] - plan.pieces[sequence], part = index - plan.pieces[sequence];
-        int64_t row = first + rows * part / pieces, count = first + rows * (part + 1) / pieces - row;
+        int64_t row = first + rows * part / parts, count = first + rows * (part + 1) / parts - row;
         int64_t position = a.cached_lengths[sequence] + row;
         int64_t seen = a.window > 0 ? most<int64_t>(0, position - a.window + 1) : 0;
         int64_t end = Cache::CAUSAL ? position + count : a.cached_lengths[sequence] + a.input_lengths[sequence];
@@ -246,7 +250,7 @@ struct AttentionKernel {
         };
         parallel_for(layout.items * layout.spans, [&](int64_t index, int worker) {
             int64_t item = index / layout.spans, span = index % layout.spans;
-            Piece piece = piece_of(plan, item / a.kv_heads, item % a.kv_heads);
+            Piece piece = piece_of(plan, item);
             if (span >= piece.spans()) return;
             Workspace w = workspace(workers + layout.worker * worker);
             Tile tile(w.tile, piece.lanes, a.head_dim, a.v_dim);
@@ -256,7 +260,7 @@ struct AttentionKernel {
             Tile::end();
         });
         for (int64_t item = 0; item < layout.items; ++item) {
-            Piece piece = piece_of(plan, item / a.kv_heads, item % a.kv_heads);
+            Piece piece = piece_of(plan, item);
             for (int64_t span = 1; span < piece.spans(); ++span) {
                 merge(partial(item, 0), partial(item, span), group);
             }
@@ -283,13 +287,9 @@ struct AttentionKernel {
         char* workers = memory + layout.lists;
         if (layout.share && end - begin == a.tokens) return run_spans(plan, layout, workers);
         // The longest rows are the last ones of the last sequences: they go first, so that no thread is left with one.
-        // A head's keys and values are read by all pieces before the next one's where all see the same.
-        int64_t pieces = plan.pieces[a.sequences], items = pieces * a.kv_heads;
+        int64_t items = plan.pieces[a.sequences] * a.kv_heads;
         parallel_for(items, [&](int64_t item, int worker) {
-            int64_t i = items - 1 - item;
-            Piece piece = Cache::CAUSAL ? piece_of(plan, i / a.kv_heads, i % a.kv_heads)
-                                        : piece_of(plan, i % pieces, i / pieces);
-            attend_piece(piece, workspace(workers + layout.worker * worker));
+            attend_piece(piece_of(plan, items - 1 - item), workspace(workers + layout.worker * worker));
         });
     }
 };

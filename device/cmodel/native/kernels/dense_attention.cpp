@@ -1,7 +1,7 @@
 // Attention in both directions within segments, as vision towers compute it.
 //
-// Keys and values are first put side by side, head by head and tile by tile, the keys rotated; then segments are sequences
-// whose rows see all of theirs. A row's bits depend on its segment alone.
+// First q, k and v are rotated and put where they are read in order; then segments are sequences whose rows see all of
+// theirs. A row's bits depend on its segment alone.
 
 #include "attention_kernel.h"
 #include "attention_pairs.h"
@@ -9,6 +9,8 @@
 
 namespace CMODEL_ISA {
 namespace {
+
+constexpr int64_t HEADS_OF_ITEM = 8;  // that are prepared together
 
 struct DenseAttention {
     int64_t dtype;
@@ -27,8 +29,8 @@ struct Span {
     int64_t first, count;
 };
 
-// Of Attention, keys are [heads][tiles][head_dim][positions of the tile] and values [heads][tokens][head_dim]; the block
-// table of a sequence holds its first token.
+// Of Attention, keys are [heads][tiles][head_dim][positions of the tile] and values [heads][tokens][head_dim]; queries stand
+// where their results will; the block table of a sequence holds its first token.
 template <class T>
 struct DenseCache {
     using Element = T;
@@ -44,33 +46,26 @@ struct DenseCache {
     T* keys(int64_t head, int64_t token) const { return (T*)a.keys + (head * a.tokens + token) * a.head_dim; }
     T* values(int64_t head, int64_t token) const { return (T*)a.values + (head * a.tokens + token) * a.head_dim; }
 
-    // Of one head; floats and turned: [head_dim] and [TILE][head_dim] of scratch.
-    void write(const Span& span, int64_t head, float* floats, T* turned) const {
-        const T* k = (const T*)a.k + span.first * a.k_stride + head * a.head_dim;
-        const T* v = (const T*)a.v + span.first * a.v_stride + head * a.head_dim;
-        int64_t stride = a.k_stride;
-        if (a.cos != nullptr) {
-            for (int64_t i = 0; i < span.count; ++i) {
-                rotate(a, k + i * stride, a.head_dim, span.first + i, floats, turned + i * a.head_dim);
-            }
-            k = turned;
-            stride = a.head_dim;
-        }
-        transpose_rows(k, stride, span.count, keys(head, span.first));
-        T* to = values(head, span.first);
+    // Of heads [head, end); floats [head_dim] and turned [HEADS_OF_ITEM][TILE][head_dim] are scratch. Rows of q, k and v
+    // are read as they stand in memory, for their heads are far from each other's.
+    void write(const Span& span, int64_t head, int64_t end, float* floats, T* turned) const {
+        int64_t dim = a.head_dim, bytes = dim * int64_t{sizeof(T)};
         for (int64_t i = 0; i < span.count; ++i) {
-            std::memcpy(to + i * a.head_dim, v + i * a.v_stride, a.head_dim * sizeof(T));
+            int64_t token = span.first + i;
+            const T *q = (const T*)a.q + token * a.q_stride, *k = (const T*)a.k + token * a.k_stride;
+            const T* v = (const T*)a.v + token * a.v_stride;
+            for (int64_t h = head; h < end; ++h) put(q + h * dim, token, floats, result(token, h));
+            for (int64_t h = head; h < end; ++h) put(k + h * dim, token, floats, turned + ((h - head) * TILE + i) * dim);
+            for (int64_t h = head; h < end; ++h) std::memcpy(values(h, token), v + h * dim, bytes);
+        }
+        for (int64_t h = head; h < end; ++h) {
+            transpose_rows(turned + (h - head) * TILE * dim, span.count, keys(h, span.first));
         }
     }
 
     template <class Tile>
-    void set_query(Tile& tile, int64_t r, int64_t token, int64_t head, float* row, T* turned) const {
-        const T* q = (const T*)a.q + token * a.q_stride + head * a.head_dim;
-        if (a.cos != nullptr) {
-            rotate(a, q, a.head_dim, token, row, turned);
-            q = turned;
-        }
-        tile.set_query(r, q);
+    void set_query(Tile& tile, int64_t r, int64_t token, int64_t head, float*, T*) const {
+        tile.set_query(r, result(token, head));
     }
 
     T* result(int64_t token, int64_t head) const { return (T*)a.out + (token * a.heads + head) * a.head_dim; }
@@ -84,26 +79,34 @@ struct DenseCache {
     }
 
 private:
-    // [head_dim][count] of [count] rows.
-    void transpose_rows(const T* rows, int64_t stride, int64_t count, T* to) const {
+    void put(const T* x, int64_t token, float* floats, T* to) const {
+        if (a.cos == nullptr) {
+            std::memcpy(to, x, a.head_dim * sizeof(T));
+        } else {
+            rotate(a, x, a.head_dim, token, floats, to);
+        }
+    }
+
+    // [head_dim][count] of [count][head_dim].
+    void transpose_rows(const T* rows, int64_t count, T* to) const {
         typedef decltype(bits_of(T{})) Square __attribute__((vector_size(EDGE * sizeof(T))));
-        int64_t whole_rows = count / EDGE * EDGE, whole = a.head_dim / EDGE * EDGE;
+        int64_t dim = a.head_dim, whole_rows = count / EDGE * EDGE, whole = dim / EDGE * EDGE;
         for (int64_t i = 0; i < whole_rows; i += EDGE) {
             for (int64_t d = 0; d < whole; d += EDGE) {
                 Square square[EDGE];
-                for (int r = 0; r < EDGE; ++r) std::memcpy(&square[r], rows + (i + r) * stride + d, sizeof square[r]);
+                for (int r = 0; r < EDGE; ++r) std::memcpy(&square[r], rows + (i + r) * dim + d, sizeof square[r]);
                 transpose(square);
                 for (int r = 0; r < EDGE; ++r) std::memcpy(to + (d + r) * count + i, &square[r], sizeof square[r]);
             }
         }
         for (int64_t i = 0; i < count; ++i) {
-            for (int64_t d = i < whole_rows ? whole : 0; d < a.head_dim; ++d) to[d * count + i] = rows[i * stride + d];
+            for (int64_t d = i < whole_rows ? whole : 0; d < dim; ++d) to[d * count + i] = rows[i * dim + d];
         }
     }
 
-    static uint16_t bits_of(BFloat16 value) { return value.bits; }
-    static uint16_t bits_of(Float16 value) { return value.bits; }
-    static uint32_t bits_of(float) { return 0; }
+    static uint16_t bits_of(BFloat16);
+    static uint16_t bits_of(Float16);
+    static uint32_t bits_of(float);
 };
 
 // Lists that describe the segments.
@@ -149,14 +152,16 @@ int attend(const DenseAttention& d) {
     auto layout = kernel.layout();
     int64_t kept = round_up(d.tokens * d.heads * d.head_dim * int64_t{sizeof(T)}, 64);
     int64_t floats = round_up(d.head_dim * int64_t{sizeof(float)}, 64);
-    int64_t worker = floats + round_up(TILE * d.head_dim * int64_t{sizeof(T)}, 64);
+    int64_t worker = floats + round_up(HEADS_OF_ITEM * TILE * d.head_dim * int64_t{sizeof(T)}, 64);
     char* memory = (char*)cmodel::scratch(2 * kept + most(layout.bytes, worker * thread_count()));
     if (memory == nullptr) return NO_MEMORY;
     a.keys = memory, a.values = memory + kept, memory += 2 * kept;
 
-    parallel_for(segments.count * d.heads, [&](int64_t item, int index) {
+    int64_t groups = ceil_div(d.heads, HEADS_OF_ITEM);
+    parallel_for(segments.count * groups, [&](int64_t item, int index) {
         char* mine = memory + worker * index;
-        kernel.cache.write(segments.spans[item / d.heads], item % d.heads, (float*)mine, (T*)(mine + floats));
+        int64_t head = item % groups * HEADS_OF_ITEM, end = least(d.heads, head + HEADS_OF_ITEM);
+        kernel.cache.write(segments.spans[item / groups], head, end, (float*)mine, (T*)(mine + floats));
     });
     kernel.attend_tokens(layout, 0, d.tokens, memory);
     return DONE;
