@@ -10,6 +10,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from model_plugins.processors.settings import WHERE, check_steps, resampling, whole
 from sophserve.checkpoint import read_json
 from sophserve.errors import CheckpointError
 from sophserve.link.images import ImageShape
@@ -19,9 +20,6 @@ from sophserve.plugins import Register, hookimpl
 if TYPE_CHECKING:
     from PIL import Image
 
-# Pillow's numbers of its filters.
-_FILTERS = range(6)
-_BICUBIC = 3
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 """Height and width of what tiles may cover, where config.json does not say."""
 _TYPES = ("LlavaNextImageProcessor", "LlavaNextImageProcessorFast", "LlavaNextImageProcessorPil")
@@ -83,16 +81,17 @@ class LlavaNextProcessor(ImageProcessor):
     """
 
     placeholder = "<image>"
+    changeable = frozenset({"resample"})
 
     def __init__(self, config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:
         vision = config.get("vision_config")
         if not isinstance(vision, dict):
             raise CheckpointError(f"config.json's vision_config must be an object, got {vision!r}")
         token = config.get("image_token_index", config.get("image_token_id", 32000))
-        self.placeholder_id = _whole("config.json's image_token_index", token, 0)
+        self.placeholder_id = whole("config.json's image_token_index", token, 0)
         self._prepare(
-            _whole("config.json's image_size", vision.get("image_size", 224), 1),
-            _whole("config.json's patch_size", vision.get("patch_size", 32), 1),
+            whole("config.json's image_size", vision.get("image_size", 224), 1),
+            whole("config.json's patch_size", vision.get("patch_size", 32), 1),
             _pinpoints(config.get("image_grid_pinpoints")),
             preprocessor,
         )
@@ -136,7 +135,7 @@ class LlavaNextProcessor(ImageProcessor):
         )
 
     def pixels(self, image: Image.Image, detail: Detail) -> bytes:
-        size, resample = self._size, _resampling(self._filter)
+        size, resample = self._size, self._filter
         tiles = [image.resize((size, size), resample)]
         if detail != "low":
             best = self._best(Size(image.height, image.width))
@@ -170,8 +169,8 @@ class LlavaLlamaProcessor(LlavaNextProcessor):
     def __init__(self, config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:
         tower = tower_config(config)
         self._prepare(
-            _whole("the tower's image_size", tower.get("image_size", 224), 1),
-            _whole("the tower's patch_size", tower.get("patch_size", 32), 1),
+            whole("the tower's image_size", tower.get("image_size", 224), 1),
+            whole("the tower's patch_size", tower.get("patch_size", 32), 1),
             [Size(height, width) for width, height in _pinpoints(config.get("image_grid_pinpoints"))],
             preprocessor,
             (*_TYPES, "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
@@ -214,36 +213,19 @@ def _padding(image: Size, patches: Size) -> tuple[int, int]:
     return 0, (patches.width - shown) // 2
 
 
-def _resampling(number: int) -> Image.Resampling:
-    from PIL import Image
-
-    return Image.Resampling(number)
-
-
 def _filter(preprocessor: Mapping[str, Any], size: int, types: Sequence[str]) -> int:
     """The number of the filter that a preprocessor_config.json resizes with. Raises CheckpointError for what it says
     that is not obeyed."""
-    where = "preprocessor_config.json's"
-    kind = preprocessor.get("image_processor_type")
-    if kind is not None and kind not in types:
-        raise CheckpointError(f"{where} image_processor_type is {kind!r}; supported: {', '.join(types)}")
+    check_steps(preprocessor, types, _SWITCHES)
     for key in ("size", "crop_size"):
         given = preprocessor.get(key)
         sides = list(given.values()) if isinstance(given, dict) else [given]
         if given is not None and (not sides or any(side not in (None, size) for side in sides)):
-            raise CheckpointError(f"{where} {key} is {given!r}, but the tower of this model sees {size} pixels")
-    unknown = [
-        key
-        for key, value in preprocessor.items()
-        if value and (key in _OTHERS or (key.startswith("do_") and key not in _SWITCHES))
-    ]
+            raise CheckpointError(f"{WHERE} {key} is {given!r}, but the tower of this model sees {size} pixels")
+    unknown = [key for key, value in preprocessor.items() if value and key in _OTHERS]
     if unknown:
-        raise CheckpointError(f"{where} {unknown[0]} is {preprocessor[unknown[0]]!r}, which is not supported")
-    number = preprocessor.get("resample")
-    number = _BICUBIC if number is None else number
-    if number not in _FILTERS or isinstance(number, bool):
-        raise CheckpointError(f"{where} resample is {number!r}; it must be the number of a filter, 0 to {_FILTERS[-1]}")
-    return int(number)
+        raise CheckpointError(f"{WHERE} {unknown[0]} is {preprocessor[unknown[0]]!r}, which is not supported")
+    return resampling(preprocessor)
 
 
 def _pinpoints(given: Any) -> list[Size]:
@@ -252,13 +234,7 @@ def _pinpoints(given: Any) -> list[Size]:
     if not isinstance(pairs, list) or not pairs or not all(isinstance(each, list) and len(each) == 2 for each in pairs):
         raise CheckpointError(f"config.json's image_grid_pinpoints must be a list of pairs of sizes, got {given!r}")
     name = "a side in config.json's image_grid_pinpoints"
-    return [Size(*(_whole(name, side, 1) for side in each)) for each in pairs]
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 1 << 20:
-        raise CheckpointError(f"{name} is {value!r}; it must be a whole number from {least} to {1 << 20}")
-    return value
+    return [Size(*(whole(name, side, 1) for side in each)) for each in pairs]
 
 
 @hookimpl

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from math import ceil, floor, sqrt
 from typing import TYPE_CHECKING, Any
 
+from model_plugins.processors.settings import WHERE, check_steps, resampling, whole
 from sophserve.errors import CheckpointError, RequestError
 from sophserve.link.images import ImageShape
 from sophserve.media.processor import Detail, ImageProcessor
@@ -22,13 +23,9 @@ MOST_RATIO = 200
 # As many pixels an image has at most if little detail is asked for.
 LOW_PIXELS = 512 * 512
 
-_WHERE = "preprocessor_config.json's"
 _TYPES = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil", "Qwen2_5_VLImageProcessor")
 # What is done anyway, and what the worker obeys.
-_SWITCHES = frozenset({"do_resize", "do_convert_rgb", "do_rescale", "do_normalize"})
-# Pillow's numbers of its filters.
-_FILTERS = range(6)
-_BICUBIC = 3
+_STEPS = frozenset({"do_resize", "do_convert_rgb", "do_rescale", "do_normalize"})
 
 
 class Qwen2_5_VLProcessor(ImageProcessor):
@@ -39,17 +36,21 @@ class Qwen2_5_VLProcessor(ImageProcessor):
     """
 
     placeholder = "<|image_pad|>"
+    changeable = frozenset({"min_pixels", "max_pixels", "resample"})
 
     def __init__(self, config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:
         vision = config.get("vision_config")
         if not isinstance(vision, dict):
             raise CheckpointError(f"config.json's vision_config must be an object, got {vision!r}")
-        self.placeholder_id = _whole("config.json's image_token_id", config.get("image_token_id", 151655), 0)
+        self.placeholder_id = whole("config.json's image_token_id", config.get("image_token_id", 151655), 0)
         self._patch = _shared_size("patch_size", "patch_size", 14, vision, preprocessor)
         self._merge = _shared_size("spatial_merge_size", "merge_size", 2, vision, preprocessor)
         _shared_size("temporal_patch_size", "temporal_patch_size", 2, vision, preprocessor)
         self._least, self._most = _pixel_range(preprocessor)
-        self._filter = _filter(preprocessor)
+        check_steps(preprocessor, _TYPES, _STEPS)
+        if preprocessor.get("do_resize") is False:
+            raise CheckpointError(f"{WHERE} do_resize is false, which is not supported")
+        self._filter = resampling(preprocessor)
         self.settings = (
             f"squares of {self._merge} patches of {self._patch}, {self._least} to {self._most} pixels, filter "
             f"{self._filter}"
@@ -92,7 +93,7 @@ def _pixel_range(preprocessor: Mapping[str, Any]) -> tuple[int, int]:
     size = preprocessor.get("size")
     size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280} if size is None else size
     if not isinstance(size, dict):
-        raise CheckpointError(f"{_WHERE} size must be an object, got {size!r}")
+        raise CheckpointError(f"{WHERE} size must be an object, got {size!r}")
     size = dict(size)
     for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
         if preprocessor.get(key) is not None:
@@ -100,44 +101,21 @@ def _pixel_range(preprocessor: Mapping[str, Any]) -> tuple[int, int]:
             size[edge] = preprocessor[key]
     if set(size) != {"shortest_edge", "longest_edge"}:
         raise CheckpointError(
-            f"{_WHERE} size has {', '.join(map(str, size)) or 'nothing'}; it must have shortest_edge and longest_edge, "
+            f"{WHERE} size has {', '.join(map(str, size)) or 'nothing'}; it must have shortest_edge and longest_edge, "
             "or give min_pixels and max_pixels beside it"
         )
-    least, most = (_whole(f"{_WHERE} {edge} of size", size[edge], 1) for edge in ("shortest_edge", "longest_edge"))
+    least, most = (
+        whole(f"{WHERE} {edge} of size", size[edge], 1, 1 << 32) for edge in ("shortest_edge", "longest_edge")
+    )
     return least, most
-
-
-def _filter(preprocessor: Mapping[str, Any]) -> int:
-    """The number of the filter to resize with. Raises CheckpointError for what is not obeyed."""
-    kind = preprocessor.get("image_processor_type")
-    if kind is not None and kind not in _TYPES:
-        raise CheckpointError(f"{_WHERE} image_processor_type is {kind!r}; supported: {', '.join(_TYPES)}")
-    if preprocessor.get("do_resize") is False:
-        raise CheckpointError(f"{_WHERE} do_resize is false, which is not supported")
-    for key, value in preprocessor.items():
-        if key.startswith("do_") and value and key not in _SWITCHES:
-            raise CheckpointError(f"{_WHERE} {key} is {value!r}, which is not supported")
-    number = preprocessor.get("resample")
-    number = _BICUBIC if number is None else number
-    if type(number) is not int or number not in _FILTERS:
-        raise CheckpointError(
-            f"{_WHERE} resample is {number!r}; it must be the number of a filter, 0 to {_FILTERS[-1]}"
-        )
-    return number
 
 
 def _shared_size(key: str, own: str, usual: int, vision: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> int:
     """A size that the model has, and its processor under a key of its own if it says it at all."""
-    size = _whole(f"{key} of config.json's vision_config", vision.get(key, usual), 1)
+    size = whole(f"{key} of config.json's vision_config", vision.get(key, usual), 1)
     if preprocessor.get(own) not in (None, size):
-        raise CheckpointError(f"{_WHERE} {own} is {preprocessor[own]!r}, but the model was made for {size}")
+        raise CheckpointError(f"{WHERE} {own} is {preprocessor[own]!r}, but the model was made for {size}")
     return size
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if type(value) is not int or not least <= value < 1 << 31:
-        raise CheckpointError(f"{name} is {value!r}; it must be a whole number from {least}")
-    return value
 
 
 @hookimpl

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sophserve.checkpoint import read_config, read_preprocessor_config
+from sophserve.errors import ConfigError
 from sophserve.link.images import ImageShape
 from sophserve.plugins import image_processors
 
@@ -22,12 +23,14 @@ class ImageProcessor(ABC):
 
     Made from config.json and preprocessor_config.json (empty where a checkpoint has none). placeholder: the text that
     stands for one image in a rendered prompt; it becomes ImageShape.tokens tokens, each of id `placeholder_id`.
-    chat_template: of checkpoints that have none. settings: all that pixels depend on, in words.
+    chat_template: of checkpoints that have none. changeable: keys of preprocessor_config.json that an option may lay
+    others over; None for any. settings: all that pixels depend on, in words.
     Raises CheckpointError for a configuration that it does not obey.
     """
 
     placeholder: ClassVar[str]
     chat_template: ClassVar[str | None] = None
+    changeable: ClassVar[frozenset[str] | None] = None
     placeholder_id: int
     settings: str
 
@@ -52,7 +55,14 @@ def architecture_that_sees(config: Mapping[str, Any]) -> str | None:
 
 
 def read_processor(directory: Path, architecture: str, changes: Mapping[str, Any]) -> ImageProcessor:
-    """The processor of a checkpoint. changes: laid over its preprocessor_config.json. Raises CheckpointError."""
-    preprocessor = read_preprocessor_config(directory) | dict(changes)
-    made: ImageProcessor = image_processors()[architecture].value(read_config(directory), preprocessor)
-    return made
+    """The processor of a checkpoint. changes: laid over its preprocessor_config.json. Raises CheckpointError, or
+    ConfigError for changes that would change nothing."""
+    processor_class: type[ImageProcessor] = image_processors()[architecture].value
+    known = processor_class.changeable
+    for key in changes:
+        if known is not None and key not in known:
+            raise ConfigError(
+                f"--mm-processor-kwargs has {key[:40]!r}, which images of {architecture} do not take; they take: "
+                f"{', '.join(sorted(known))}"
+            )
+    return processor_class(read_config(directory), read_preprocessor_config(directory) | dict(changes))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from model_plugins.processors.qwen2_5_vl import LOW_PIXELS, Qwen2_5_VLProcessor
-from sophserve.errors import CheckpointError, RequestError
+from sophserve.errors import CheckpointError, ConfigError, RequestError
+from sophserve.media.processor import read_processor
 from sophserve.model.vision import Normalization
 from tests.oracle.qwen2_5_vl import picture, processed
 
@@ -132,3 +133,13 @@ def test_settings_that_cannot_be_obeyed_are_refused_by_name(settings, message):
 def test_configs_that_cannot_be_obeyed_are_refused_by_name(config, message):
     with pytest.raises(CheckpointError, match=message):
         Qwen2_5_VLProcessor(config, {})
+
+
+def test_options_change_what_pixels_depend_on_and_nothing_else(make_checkpoint):
+    directory, name = make_checkpoint("qwen2_5_vl"), "Qwen2_5_VLForConditionalGeneration"
+    changed = read_processor(directory, name, {"max_pixels": 7840})
+    assert changed.shape(500, 500, "auto").pixels == (84, 84, 3)
+    # Beside min_pixels and max_pixels of a file, size would change nothing; what is misspelt never does.
+    for key in ("size", "max_pixel"):
+        with pytest.raises(ConfigError, match=f"'{key}', which images .* they take: max_pixels, min_pixels, resample"):
+            read_processor(directory, name, {key: 7840})
