@@ -180,9 +180,15 @@ SHAPES |= {
         "image_token_index": 32000,
     },
 }
+CLIP_PIXELS = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 PREPROCESSORS: dict[str, dict[str, Any]] = {
-    "qwen2.5-vl-mini": {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056},
-    "llava-next-mini": {
+    "qwen2.5-vl-mini": CLIP_PIXELS
+    | {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056},
+    "llava-next-mini": CLIP_PIXELS
+    | {
         "image_processor_type": "LlavaNextImageProcessor",
         "size": {"shortest_edge": 336},
         "crop_size": {"height": 336, "width": 336},
@@ -257,13 +263,25 @@ def names_on_disk(model: torch.nn.Module) -> Iterator[tuple[str, torch.Size]]:
             continue
         prefix, stacked, part = name.rpartition(".experts.")
         if not stacked:
-            yield name, tensor.shape
+            yield _as_published(name, model.config.model_type), tensor.shape
             continue
         outputs, inputs = tensor.shape[1:]
         size = torch.Size([outputs // 2 if part == "gate_up_proj" else outputs, inputs])
         for expert in range(tensor.shape[0]):
             for each in ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,):
                 yield f"{prefix}.experts.{expert}.{each}.weight", size
+
+
+def _as_published(name: str, model_type: str) -> str:
+    """The name that a model's files have where it is published."""
+    if model_type == "qwen2_5_vl":
+        return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+    if model_type == "llava_next" and name == "lm_head.weight":
+        return "language_model.lm_head.weight"
+    if model_type == "llava_next":
+        name = name.removeprefix("model.").replace("language_model.", "language_model.model.")
+        return name.replace("vision_tower.", "vision_tower.vision_model.")
+    return name
 
 
 def make_tensors(

@@ -46,6 +46,11 @@ class ForksProcess:
         """Whether there has been one."""
         return self._process is not None
 
+    async def start(self) -> None:
+        """Start the process ahead of the first job. What is wrong with it, that one hears."""
+        with suppress(OSError):
+            await self._running()
+
     def number(self) -> int:
         """One for a job that has had none before."""
         return next(self._numbers)

@@ -17,6 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sophserve import plugins
 from tests.conftest import Server
@@ -37,6 +38,8 @@ SHORTER = {
     "--input-length 4096": "--input-length 256",
     "benchmarks/kernels.py": "benchmarks/kernels.py --seconds 0.01 --dtypes bfloat16",
 }
+# Of models that see.
+IMAGES = "docs/images.md"
 # What may be missing where the tests run, and how to see it in a command.
 NEEDED = {
     "curl": (r"^curl ", lambda: shutil.which("curl")),
@@ -92,12 +95,13 @@ class Reader:
         self.shared: Server | None = None
         self.own: Server | None = None
         shutil.copytree(ROOT / "benchmarks", directory / "benchmarks")
+        Image.new("RGB", (64, 48), "orange").save(directory / "cat.png")
         (directory / "prompts.jsonl").write_text('{"prompt": "Hello", "max_tokens": 4}\n' * 3)
 
     @property
     def url(self) -> str:
         if self.own is None and self.shared is None:
-            self.shared = self.start("--model", "demo")
+            self.shared = self.start("--model", str(self._model("VL")) if self.page == IMAGES else "demo")
         return (self.own or self.shared).url
 
     def start(self, *options: str, **environment: str) -> Server:
@@ -191,7 +195,7 @@ class Reader:
         """A copy, since some is kept beside it. Those of documented names are as their names say."""
         path = self.directory / "data" / name
         if not path.exists():
-            kind = "arcee" if "AFM" in name or name == "tiny-checkpoint" else "qwen2"
+            kind = "qwen2_5_vl" if "VL" in name else "arcee" if "AFM" in name or name == "tiny-checkpoint" else "qwen2"
             source = self.checkpoint(kind, max_position_embeddings=8192)
             if "GPTQ" in name:
                 plugins.quantizations()["gptq"].value.convert(source, path, lambda done, total: None)

@@ -179,6 +179,9 @@ def test_the_server_does_not_load_torch() -> None:
     loaded = done.stdout.split()
     assert "sophserve.api.startup" in loaded
     assert not {"torch", "numpy", "safetensors", "device", "model_plugins"} & set(loaded)
+    script = "import sys, sophserve.api.startup, sophserve.media.loader\nprint(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "PIL" not in done.stdout.split(), "only the process that decodes images needs Pillow"
 
 
 def test_the_command_line_answers_without_heavy_imports() -> None:

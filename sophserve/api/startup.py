@@ -167,6 +167,8 @@ async def load(served: ServedModel) -> None:
     with _progress_shown(served.engine):
         await asyncio.to_thread(_load_text, served)
         await served.engine.start(served.tokenizer, served.model_names[0])
+        if served.images:
+            await served.images.start()
 
 
 def _load_text(served: ServedModel) -> None:

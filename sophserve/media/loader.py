@@ -86,7 +86,7 @@ class _Decoding:
 
 class ImageLoader:
     """Loads the images of requests to one model. Raises CheckpointError for a checkpoint whose images cannot be
-    processed. No process is started before the first image."""
+    processed. No process runs before `start` or the first image."""
 
     def __init__(self, directory: Path, architecture: str, limits: MediaLimits) -> None:
         self.limits = limits
@@ -100,6 +100,10 @@ class ImageLoader:
         self._kept = Kept(_KEPT_PICTURES, _KEPT_BYTES)
         self._decoding: dict[Key, _Decoding] = {}
         self._bytes = 0  # of encoded images that are being loaded, and of all pixels
+
+    async def start(self) -> None:
+        """Start the process that decodes, so that the first image does not wait for it."""
+        await self._process.start()
 
     async def load(self, sources: Sequence[ImageSource]) -> list[Picture]:
         """The pictures of one request, in order. Raises RequestError for what cannot be one, ServerBusy when that
