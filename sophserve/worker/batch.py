@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +129,7 @@ class FlatBatch:
     prompt_chunks: list[PromptChunk]
     pooled_chunks: list[PooledChunk]
     held: list[RequestState]
-    images: list[ImageRows]
+    images: list[ImageRows] = field(default_factory=list)
 
 
 class BatchBuilder:

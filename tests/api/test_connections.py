@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from sophserve.api.http.listener import Listener, bind, connection_limit
 from sophserve.api.http.upload import _Upload
 from sophserve.config import ServerConfig
 from sophserve.engine.output import OutputDelta
-from sophserve.engine.request import Request
+from sophserve.engine.request import Item, Request
 from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.sampling import SamplingParams
 
@@ -43,6 +43,7 @@ def answer_at_once(app: Any, text: str = LONG) -> None:
         cache_salt: str = "",
         watcher: Watcher | None = None,
         background: bool = False,
+        items: Iterable[Item] = (),
     ) -> AsyncGenerator[OutputDelta, None]:
         assert watcher
         sequence = Sequence(Request(0, prompt, params, 0, 1, []), app.tokenizer, request_id, index)
