@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from base64 import b64encode
@@ -142,6 +143,7 @@ class Terminal:
         if pid == 0:
             os.environ |= {"TERM": "xterm", "XDG_STATE_HOME": str(state)}
             os.execv(COMMAND[0], [*COMMAND, *options])
+        termios.tcsetwinsize(self._file, (50, 500))  # a line that is longer would be broken
         self.pid = pid
         self.seen = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -106,6 +106,7 @@ def test_bits_after_a_preemption_and_a_lost_worker(
         assert answer(llm, OTHERS) == alone
         block_bytes = llm._llm.engine._info.kv_cache_bytes // llm._llm.engine._info.num_blocks
     # Room for the prompt and two blocks of each of the others, but not for the third ones.
+    before = set(psutil.Process().children(recursive=True))
     few = AsyncLLM(model, kv_cache_memory=str(21 * block_bytes), **options)
 
     async def served(prompt: list[int], params: SamplingParams, lose_worker: bool = False) -> list[object]:
@@ -118,8 +119,8 @@ def test_bits_after_a_preemption_and_a_lost_worker(
 
     async def disturbed() -> None:
         async with few:
-            children = psutil.Process().children(recursive=True)
-            workers.extend(child for child in children if "sophserve" in " ".join(child.cmdline()))
+            children = set(psutil.Process().children(recursive=True)) - before
+            workers.extend(child for child in children if "sophserve.worker" in " ".join(child.cmdline()))
             longer = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
             [*_, preempted] = await asyncio.gather(*(served(each, longer) for each in SHORT), served(PROMPT, PARAMS))
             assert few.engine._scheduler.stats.preemptions and preempted == alone

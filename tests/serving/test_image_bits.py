@@ -128,13 +128,15 @@ async def test_bits_after_a_preemption_and_a_lost_worker(model: Path) -> None:
         block_bytes = info.kv_cache_bytes // info.num_blocks
     blocks = (len(first[0]) + 24) // 16 + 1 + 2 * 2  # two of each text, but not the third ones
     longer = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    before = set(psutil.Process().children(recursive=True))
     few = AsyncLLM(str(model), max_model_len=16 * blocks, kv_cache_memory=str(blocks * block_bytes))
     async with few as llm:
         texts: list[Prompt] = [([5 + n] * 14, []) for n in range(2)]
         answers = [*(answer(llm, each, longer) for each in texts), answer(llm, first, params)]
         [*_, preempted] = await asyncio.gather(*answers)
         assert llm.engine._scheduler.stats.preemptions and preempted[:2] == alone
-        workers = [each for each in psutil.Process().children(recursive=True) if "worker" in " ".join(each.cmdline())]
+        children = set(psutil.Process().children(recursive=True)) - before
+        workers = [each for each in children if "sophserve.worker" in " ".join(each.cmdline())]
         killed: list[psutil.Process] = []
 
         def kill(tokens: int) -> None:

@@ -157,7 +157,8 @@ def count(app: Any) -> None:
     """Give an application metrics that a test can move."""
     stats = SimpleNamespace(prefix_hits=30, prefix_queries=40, preemptions=0, evictions=0)
     pool = SimpleNamespace(used=250, num_blocks=1000)
-    scheduler: Any = SimpleNamespace(running=[1, 2, 3], waiting=[1], stats=stats, pool=pool)
+    images = SimpleNamespace(queries=0, hits=0)
+    scheduler: Any = SimpleNamespace(running=[1, 2, 3], waiting=[1], stats=stats, pool=pool, images=images)
     app.engine.metrics = EngineMetrics(scheduler, "tiny", 256)
 
 
