@@ -132,7 +132,7 @@ def mtmd_seconds(options: argparse.Namespace, picture: Image.Image) -> float:
         threads = str(len(os.sched_getaffinity(0)))
         command += ["-p", "What is this?", "-n", "1", "-t", threads, "--temp", "0"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-    times = re.findall(r"(?:slice|image|batch) encoded in (\d+) ms", done.stderr + done.stdout)
+    times = re.findall(r"batch encoding done in (\d+) ms", done.stderr + done.stdout)
     if not times:
         raise RuntimeError(f"llama-mtmd-cli said nothing of the image: {(done.stderr + done.stdout)[-1000:]}")
     return sum(map(int, times)) / 1000
