@@ -100,7 +100,7 @@ def transformers(directory: Path, picture: Image.Image) -> dict[str, float]:
     import torch
     from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
-    # In bfloat16 it is many times slower on CPUs without instructions for that.
+    # In bfloat16 it is slower on CPUs without instructions for that.
     model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
     inputs = AutoImageProcessor.from_pretrained(directory, backend="pil")(picture, return_tensors="pt")
     with torch.inference_mode():
