@@ -135,9 +135,9 @@ class LlavaEncoder(Module):
         x = self.tower.begin(images.to(self._context.dtype))
         kept = {0: x.clone()} if 0 in self.states else {}
         for index, layer in enumerate(self.tower.layers, 1):
-            x = layer(x, segments)
+            x = layer(x, segments).clone()  # for a step of others may come in between
             if index in self.states:
-                kept[index] = x.clone()
+                kept[index] = x
             yield
         features = torch.cat([kept[state] for state in self.states], -1).view(len(images), tokens, -1)
         projected = self.projector(features[:, 1:].flatten(0, 1))

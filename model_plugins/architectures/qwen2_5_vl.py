@@ -169,7 +169,7 @@ class VisionEncoder(Module):
         x = self.patch_embedding(patches)
         rotation = self._rotation(rows, columns, order)
         for index, block in enumerate(self.blocks):
-            x = block(x, [len(x)] if index in config.fullatt_block_indexes else windows, rotation)
+            x = block(x, [len(x)] if index in config.fullatt_block_indexes else windows, rotation).clone()
             yield
         return self.merger(self.norm(x)[0].view(len(order), -1))[order.argsort()]
 
