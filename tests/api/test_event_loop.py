@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import time
 from array import array
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from sophserve.checkpoint import read_config
+from sophserve.media.limits import MediaLimits
+from sophserve.media.loader import image_loader
+from sophserve.text.chat_template import ChatTemplate
+from sophserve.text.tokenizer import Tokenizer
+from tests.api.images import let_see
 from tests.loop_probe import MOST_SECONDS, LoopProbe
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -183,6 +194,54 @@ async def test_the_loop_goes_on_while_long_answers_are_worded(
     assert probe.longest < MOST_SECONDS
     if b"stream" not in data:
         assert json.loads(answer)["usage"]
+
+
+def data_url(image: str) -> str:
+    return f"data:image/bmp;base64,{image}"
+
+
+def chat_about(image: str) -> list[dict[str, Any]]:
+    return turns(1, [{"type": "image_url", "image_url": {"url": data_url(image)}}])
+
+
+def items_about(image: str) -> list[dict[str, Any]]:
+    return [{"type": "message", **turns(1, [{"type": "input_image", "image_url": data_url(image)}])[0]}]
+
+
+def blocks_about(image: str) -> list[dict[str, Any]]:
+    source = {"type": "base64", "media_type": "image/bmp", "data": image}
+    return turns(1, [{"type": "image", "source": source}])
+
+
+# By path, the body about an image in base64.
+ABOUT_IMAGES: dict[str, Callable[[str], bytes]] = {
+    CHAT: lambda image: body(messages=chat_about(image), max_tokens=1),
+    RESPONSES: lambda image: body(input=items_about(image), max_output_tokens=1),
+    MESSAGES: lambda image: body(messages=blocks_about(image), max_tokens=1),
+    TOKENIZE: lambda image: body(messages=chat_about(image)),
+    "/v1/conversations": lambda image: body(items=items_about(image)),
+}
+
+
+async def test_the_loop_goes_on_with_large_images(
+    start_app: Any, make_seeing_checkpoint: Callable[[str], Path]
+) -> None:
+    """Of 18 MB, in bodies of 24 MB; each is another one."""
+    app, directory = await start_app(), make_seeing_checkpoint("qwen2_5_vl")
+    let_see(app)
+    app.serving.tokenizer = app.engine._tokenizer = Tokenizer.from_directory(directory)
+    app.serving.images = image_loader(directory, read_config(directory), MediaLimits())
+    placeholder = app.serving.images.processor.placeholder
+    app.serving.chat_template = ChatTemplate.from_directory(directory, app.serving.tokenizer, placeholder=placeholder)
+    for number, (path, about) in enumerate(ABOUT_IMAGES.items()):
+        file = io.BytesIO()
+        Image.new("RGB", (2450, 2450), (number, 0, 0)).save(file, "BMP")
+        data = about(base64.b64encode(file.getbuffer()).decode())
+        assert len(data) > 24_000_000
+        async with LoopProbe() as probe, app.http.post(path, data=data) as response:
+            answer = await response.read()
+        assert response.status == 200, answer[:1000]
+        assert probe.longest < MOST_SECONDS, path
 
 
 async def test_short_texts_do_not_wait_for_long_ones(app: Any) -> None:
