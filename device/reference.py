@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from device import shape_checks as checks
+from device.int8_products import check_span, int8_product, int_codes
 from device.interface import (
     Activation,
     AttentionMeta,
@@ -37,6 +38,8 @@ class ReferenceWeight:
 
     def __init__(self, canonical: CanonicalWeight) -> None:
         self.canonical = canonical
+        if isinstance(canonical, IntWeight) and canonical.activations != "float":
+            check_span(canonical)
         self.out_features, self.in_features = canonical_shape(canonical)
         self.nbytes = sum(each.nbytes for each in vars(canonical).values() if isinstance(each, Tensor))
 
@@ -58,6 +61,7 @@ class ReferenceLatentUp(ReferenceWeight):
 
     def __init__(self, weight: LatentUpWeight) -> None:
         super().__init__(weight.weight)
+        checks.check_latent_up(weight)
         self.heads, self.nope_dim = weight.heads, weight.nope_dim
         self.v_dim = self.out_features // self.heads - self.nope_dim
 
@@ -95,9 +99,7 @@ def dequantize(weight: CanonicalWeight) -> Tensor:
     if isinstance(weight, Float8Weight):
         values = weight.values.float()
         return values * spread(weight.scales)
-    values = weight.values.float()
-    if weight.bits == 4:
-        values = torch.stack([weight.values & 15, weight.values >> 4], dim=-1).flatten(1).float()
+    values = int_codes(weight).float()
     values = (values - spread(weight.zeros)) * spread(weight.scales)
     if weight.order is None:
         return values
@@ -348,7 +350,11 @@ def _largest(values: Tensor, count: int) -> Tensor:
 
 
 def _linear(x: Tensor, weight: ReferenceWeight, bias: Tensor | None = None) -> Tensor:
-    return F.linear(x, dequantize(weight.canonical), None if bias is None else bias.float())
+    canonical, addend = weight.canonical, None if bias is None else bias.float()
+    if isinstance(canonical, IntWeight) and canonical.activations != "float":
+        product = int8_product(x, canonical)
+        return product if addend is None else product + addend
+    return F.linear(x, dequantize(canonical), addend)
 
 
 def _sequences(step: AttentionMeta) -> Iterator[tuple[slice, int, int, Tensor]]:

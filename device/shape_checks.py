@@ -8,7 +8,17 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from device.interface import AttentionMeta, KVCache, PackedExperts, PackedLatentUp, PackedWeight, Rope, Rotation
+from device.interface import (
+    AttentionMeta,
+    IntWeight,
+    KVCache,
+    LatentUpWeight,
+    PackedExperts,
+    PackedLatentUp,
+    PackedWeight,
+    Rope,
+    Rotation,
+)
 from device.sample_params import SampleParams
 
 ACTIVATION_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -164,6 +174,13 @@ def check_latent_attention(
         sizes = kv_up.heads, kv_up.nope_dim, kv_up.v_dim, kv_up.in_features
         refuse(name, message, q, latent, k_rope, *sizes, kv.keys, kv.values)
     _check_rope(name, rope, rope_dim)
+
+
+def check_latent_up(weight: LatentUpWeight) -> None:
+    """A weight that takes activations as they are: its products are with latents of the cache."""
+    if isinstance(weight.weight, IntWeight) and weight.weight.activations != "float":
+        message = "a weight of latents takes activations as they are, not rounded to int8 in {}"
+        refuse("paged_latent_attention", message, weight.weight.activations)
 
 
 def _check_rope(operator: str, rope: Rope | None, head_dim: int) -> None:

@@ -26,6 +26,8 @@ class IntWeight:
     scales: float16, bfloat16 or float32 `[out_features, groups]`; zeros: uint8 `[out_features, groups]`.
     order: int32 `[inputs]` or None: the channel of x that each input multiplies, every channel once; -1 for none. None
         stands for all channels as they come.
+    activations: how a row meets the weight, which is part of what the product is (device/int8_products.py). float: as
+        it is. blocks: rounded to int8, 32 inputs at a time. rows: rounded to int8, all of it with one scale.
     """
 
     values: Tensor
@@ -34,6 +36,7 @@ class IntWeight:
     group_size: int
     bits: Literal[4, 8] = 4
     order: Tensor | None = None
+    activations: Literal["float", "blocks", "rows"] = "float"
 
 
 @dataclass(frozen=True)

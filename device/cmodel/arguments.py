@@ -41,7 +41,9 @@ _ATTENTION = (
     "*cos *sin rope_half interleaved window ~scale *out"
 )
 # A packed weight, its names with something before them, and without.
-_NAMED_WEIGHT = "*{0}weight {0}weight_type {0}inputs *{0}order {0}group *{0}scales {0}scales_dtype *{0}shifts"
+_NAMED_WEIGHT = (
+    "*{0}weight {0}weight_type {0}activations {0}inputs *{0}order {0}group *{0}scales {0}scales_dtype *{0}shifts"
+)
 _WEIGHT = _NAMED_WEIGHT.format("")
 
 KERNELS = {

@@ -17,7 +17,7 @@ import device.cmodel
 from device.cmodel.arguments import KERNELS, Arguments
 from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 13
+ABI_VERSION = 14
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""

@@ -12,6 +12,7 @@ from device.cmodel.kernels import DTYPES, Kernels
 from device.cmodel.weights import PANEL, panel_depth
 from device.interface import CanonicalWeight, DenseWeight, LatentUpWeight
 from device.reference import canonical_shape, dequantize
+from device.shape_checks import check_latent_up
 
 
 class LatentUpPanels:
@@ -22,6 +23,7 @@ class LatentUpPanels:
     """
 
     def __init__(self, kernels: Kernels, weight: LatentUpWeight) -> None:
+        check_latent_up(weight)
         self.dtype, self.heads, self.nope_dim = weight.dtype, weight.heads, weight.nope_dim
         self.out_features, self.in_features = canonical_shape(weight.weight)
         self.v_dim = self.out_features // self.heads - self.nope_dim

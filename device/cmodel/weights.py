@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from device.cmodel.kernels import DTYPES, Kernels
+from device.int8_products import check_span, span_of
 from device.interface import CanonicalWeight, DenseWeight, Float8Weight, IntWeight
 from device.reference import canonical_shape, dequantize
 
@@ -18,10 +19,13 @@ PANEL = 32
 CODES = {4: 3, "float8": 4, 8: 5}
 """What weights consist of, by bits of whole numbers, beside kernels.DTYPES: the numbers of native/kernels/linear.h."""
 
-LAYOUT = "panels 2"
+LAYOUT = "panels 3"
 """Changes whenever the layout of QuantizedWeight does."""
 
-_NUMBERS = ("type", "group", "inputs", "out_features", "in_features")
+ACTIVATIONS = {"float": 0, "blocks": 1, "rows": 2}
+"""How rows meet whole numbers: the numbers of native/kernels/linear.h."""
+
+_NUMBERS = ("type", "activations", "group", "inputs", "out_features", "in_features")
 _TENSORS = ("codes", "scales", "shifts", "order")
 
 
@@ -89,6 +93,7 @@ class QuantizedWeight:
         self.out_features, self.in_features = canonical_shape(like)
         bits: int = like.bits if isinstance(like, IntWeight) else 8
         self.type = CODES[like.bits if isinstance(like, IntWeight) else "float8"]
+        self.activations = ACTIVATIONS[like.activations if isinstance(like, IntWeight) else "float"]
         self.inputs = like.values.shape[1] * 8 // bits
         rows, device = _round_up(self.out_features // halves, PANEL), like.values.device
         size = rows * _round_up(self.inputs, 32) * bits // 8
@@ -135,6 +140,7 @@ class QuantizedWeight:
         fields = {
             "weight": self.codes,
             "weight_type": self.type,
+            "activations": self.activations,
             "inputs": self.inputs,
             "order": self.order,
             "group": self.group,
@@ -178,7 +184,9 @@ def pack(kernels: Kernels, weights: Sequence[CanonicalWeight], halves: int = 1) 
     dense ones of float32: exact, and 4 bytes an input.
     """
     like, count = weights[0], len(weights)
-    group = None if isinstance(like, DenseWeight) else _native_group(like)
+    group = None if isinstance(like, DenseWeight) else span_of(like)
+    if isinstance(like, IntWeight) and like.activations != "float":
+        check_span(like)
     packed: Any
     if isinstance(like, DenseWeight) or group is None:
         packed = PanelWeight(kernels, like, count, halves)
@@ -197,20 +205,14 @@ def _kind(weight: CanonicalWeight) -> tuple[object, ...]:
     if isinstance(weight, DenseWeight):
         return kind
     grouped = (*kind, weight.group_size, tuple(weight.scales.shape))
-    return (*grouped, weight.bits, weight.order is not None) if isinstance(weight, IntWeight) else grouped
+    if isinstance(weight, Float8Weight):
+        return grouped
+    return *grouped, weight.bits, weight.order is not None, weight.activations
 
 
 def panel_depth(inputs: int, dtype: torch.dtype) -> int:
     """The inputs of a panel of a dense weight, padding included."""
     return _round_up(inputs, 32) if dtype == torch.bfloat16 else inputs
-
-
-def _native_group(weight: IntWeight | Float8Weight) -> int | None:
-    """The largest size up to 128 that the kernels can cut the weight's groups into."""
-    size = weight.group_size
-    if weight.scales.shape[1] == 1:
-        return 128
-    return next((group for group in (128, 96, 64, 32) if size % group == 0), None)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -69,6 +69,11 @@ class CodesWeight(ChipWeight):
     """Whole numbers or float8 with scales, in the records of kernels/dequantize.h."""
 
     def __init__(self, chip: Chip, weight: IntWeight | Float8Weight) -> None:
+        if isinstance(weight, IntWeight) and weight.activations != "float":
+            raise UnsupportedOperator(
+                "tpuv7 has no kernel for activations in int8, as this weight takes them; give it one that takes them "
+                "in 16 bits"
+            )
         self._layout = layout = RecordLayout.of(weight)
         super().__init__(weight, layout.chunk)
         self._scale_dtype = weight.scales.dtype

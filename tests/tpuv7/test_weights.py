@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -118,6 +119,11 @@ def test_too_many_inputs_are_refused_in_words(tpuv7: Tpuv7Device, make: Callable
 def test_float32_weights_are_refused_in_words(tpuv7: Tpuv7Device) -> None:
     with pytest.raises(UnsupportedOperator, match="float32"):
         tpuv7.pack(DenseWeight(torch.zeros(2, 2)))
+
+
+def test_int8_activations_are_refused_in_words(tpuv7: Tpuv7Device) -> None:
+    with pytest.raises(UnsupportedOperator, match="no kernel for activations in int8"):
+        tpuv7.pack(on_meta(replace(int4(64, 32), activations="blocks")))
 
 
 def test_wide_norms_are_refused_in_words(tpuv7: Tpuv7Device) -> None:

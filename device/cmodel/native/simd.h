@@ -10,6 +10,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 #define CMODEL_JOIN2(a, b) a##b
@@ -38,6 +40,7 @@ typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t Int __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Half __attribute__((vector_size(LANES * 2)));
+typedef int16_t Pairs __attribute__((vector_size(LANES * 4)));
 
 // Storage types of activations, weights and caches. The numbers are those of device/cmodel/kernels.py.
 struct BFloat16 {
@@ -60,11 +63,11 @@ inline int with_type(int64_t dtype, const Call& call) {
 }
 
 template <class T>
-CMODEL_INLINE T least(T a, T b) {
+CMODEL_INLINE constexpr T least(T a, T b) {
     return b < a ? b : a;
 }
 template <class T>
-CMODEL_INLINE T most(T a, T b) {
+CMODEL_INLINE constexpr T most(T a, T b) {
     return a < b ? b : a;
 }
 CMODEL_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
@@ -83,6 +86,19 @@ CMODEL_INLINE Vec fma(Vec a, Vec b, Vec c) {
     return c;
 #else
     return a * b + c;
+#endif
+}
+
+// The sum of each pair's two products: exact, as long as not both are of -32768s.
+CMODEL_INLINE Int dot(Pairs a, Pairs b) {
+#if defined(__AVX512F__)
+    return (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (Int)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (Int)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return ((Int)a << 16 >> 16) * ((Int)b << 16 >> 16) + ((Int)a >> 16) * ((Int)b >> 16);
 #endif
 }
 

@@ -5,13 +5,14 @@
 // bfloat16 product takes them. What is beyond the last output or the last input is ZERO, before it is arranged.
 #pragma once
 
-#include "gemm.h"
+#include "linear.h"
 
 namespace CMODEL_ISA {
 namespace {
 
 // int4: the value is code - 8.
 struct Int4 {
+    static constexpr float MIDDLE = 8;  // the code of 0
     static constexpr int INPUTS = 8;
     static constexpr uint32_t ZERO = 0x88888888;
     static constexpr bool HAS_NAN = false;
@@ -23,6 +24,9 @@ struct Int4 {
     static CMODEL_INLINE Vec value(Bits words, int i) {
         return __builtin_convertvector((Int)(words >> (i % 2 * 16 + i / 2 * 4) & 15), Vec) - 8;
     }
+
+    // The codes of inputs 2i and 2i + 1 of each word.
+    static CMODEL_INLINE Pairs codes(Bits words, int i) { return (Pairs)(words >> (4 * i) & 0x000f000f); }
 
 #if defined(__AVX512BF16__)
     // Inputs 2i and 2i + 1 of each word, as bfloat16. The table is there twice, for it is looked up by 5 bits.
@@ -82,6 +86,7 @@ struct Float8 {
 
 // Whole numbers of 8 bits: the value is code - 128, and stands as that, signed.
 struct Int8 {
+    static constexpr float MIDDLE = 0;
     static constexpr int INPUTS = 4;
     static constexpr uint32_t ZERO = 0x80808080;
     static constexpr bool HAS_NAN = false;
@@ -91,6 +96,9 @@ struct Int8 {
     static CMODEL_INLINE Vec value(Bits words, int i) {
         return __builtin_convertvector((Int)(words << (24 - i % 2 * 16 - i / 2 * 8)) >> 24, Vec);
     }
+
+    // Inputs 2i and 2i + 1 of each word, signed.
+    static CMODEL_INLINE Pairs codes(Bits words, int i) { return i == 0 ? (Pairs)words << 8 >> 8 : (Pairs)words >> 8; }
 
 #if defined(__AVX512BF16__)
     // Whole numbers up to 256 are exact in the upper half of a float32.
@@ -103,6 +111,19 @@ struct Int8 {
     }
 #endif
 };
+
+CMODEL_INLINE Vec load_scales(const Weight& a, int64_t at) {
+    if (a.scales_dtype == BFLOAT16) return load((const BFloat16*)a.scales + at);
+    if (a.scales_dtype == FLOAT16) return load((const Float16*)a.scales + at);
+    return load((const float*)a.scales + at);
+}
+
+CMODEL_INLINE Vec load_shifts(const int8_t* from) {
+    typedef int8_t Bytes __attribute__((vector_size(LANES)));
+    Bytes bytes;
+    std::memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector(bytes, Vec);
+}
 
 // Values of `inputs` inputs of a panel from `words` on, as float32 [inputs][32].
 template <class Code>

@@ -54,11 +54,12 @@ constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; 
 //   TWO_FETCH            whether two blocks of rows do better by fetching half of what follows each
 //   add(...)             C[rows][32] += the block's packed rows times steps of a panel; to start, = instead of +=
 
-// Rows cut into blocks of nearly equal size.
+// Rows cut into blocks of nearly equal size, of at most MOST rows each, but LONE that are alone.
+template <int64_t MOST, int64_t LONE>
 struct EvenBlocks {
     int64_t rows, blocks;
     EvenBlocks() = default;
-    explicit EvenBlocks(int64_t rows) : rows(rows), blocks(rows <= LONE_ROWS ? 1 : ceil_div(rows, MAX_ROWS)) {}
+    explicit EvenBlocks(int64_t rows) : rows(rows), blocks(rows <= LONE ? 1 : ceil_div(rows, MOST)) {}
     int64_t first(int64_t block) const { return block * (rows / blocks) + least(block, rows % blocks); }
     int64_t count(int64_t block) const { return rows / blocks + (block < rows % blocks); }
     int64_t padded() const { return rows; }
@@ -69,7 +70,7 @@ template <class Kind, class XElement, class WElement>
 struct VectorKind {
     using X = XElement;
     using W = WElement;
-    using Blocks = EvenBlocks;
+    using Blocks = EvenBlocks<MAX_ROWS, LONE_ROWS>;
     static constexpr int64_t PIECE = 65536 / (PANEL * sizeof(W)), FIRST_CACHE = PIECE / 4;
     static constexpr bool TWO_FETCH = true;
 

@@ -37,10 +37,12 @@ struct DenseWeights {
     using W = typename Kind::W;
     static constexpr int64_t FEW = GROUP;
     const W* weight;
-    int64_t steps, row_bytes = 0, worker_bytes = 0;
+    int64_t in, steps, row_bytes = 0, worker_bytes = 0;
 
     template <class T>
-    void prepare(const T*, int64_t, int64_t, char*) const {}
+    void pack(const T* x, int64_t stride, int64_t count, typename Kind::X* to, char*) const {
+        Kind::pack(x, stride, count, in, steps, to);
+    }
 
     void multiply(const typename Kind::Blocks& blocks, const typename Kind::X* x, const char*, const int64_t* panels,
                   int64_t count, float* c, char*) const {
@@ -52,7 +54,7 @@ struct DenseWeights {
 
 template <class Kind, class T>
 int run_dense(const Multiplication& a, const Job* jobs, int64_t count) {
-    DenseWeights<Kind> weights{(const typename Kind::W*)a.weight.values, steps_of<Kind>(a.weight.in)};
+    DenseWeights<Kind> weights{(const typename Kind::W*)a.weight.values, a.weight.in, steps_of<Kind>(a.weight.in)};
     return run<Kind, T>(a, weights, jobs, count);
 }
 

@@ -9,10 +9,15 @@ namespace CMODEL_ISA {
 // those of device/cmodel/weights.py.
 enum WeightType { INT4 = 3, FLOAT8 = 4, INT8 = 5 };
 
+// How rows meet whole numbers: as they are, or rounded to int8 in blocks of 32 inputs or all with one scale. The numbers,
+// too, are those of device/cmodel/weights.py.
+enum Activations { AS_FLOATS = 0, IN_BLOCKS = 1, IN_ROWS = 2 };
+
 // A packed weight, or several of one shape whose panels stand one after the other.
 struct Weight {
     const void* values;
     int64_t type;
+    int64_t activations;
     int64_t in;              // inputs of a packed row
     const int32_t* order;    // [weights][in]: the channel of x that each input multiplies, or -1; null: as they come
     int64_t group;           // of codes: inputs of a group, a multiple of 32
@@ -48,9 +53,11 @@ struct Job {
 // Every job's rows. An output of y is the same whatever is computed with it.
 int multiply_dense(const Multiplication& a, const Job* jobs, int64_t count);      // linear.cpp
 int multiply_quantized(const Multiplication& a, const Job* jobs, int64_t count);  // quantized.cpp
+int multiply_rounded(const Multiplication& a, const Job* jobs, int64_t count);    // int8.cpp
 
 inline int multiply(const Multiplication& a, const Job* jobs, int64_t count) {
-    return a.weight.type < INT4 ? multiply_dense(a, jobs, count) : multiply_quantized(a, jobs, count);
+    if (a.weight.type < INT4) return multiply_dense(a, jobs, count);
+    return a.weight.activations == AS_FLOATS ? multiply_quantized(a, jobs, count) : multiply_rounded(a, jobs, count);
 }
 
 namespace {
@@ -191,7 +198,7 @@ inline int64_t even_group(int64_t parts, int64_t panels, int64_t most) {
 //   steps             steps over k of a packed row, padding included
 //   row_bytes         what they keep of a row beside its packed inputs
 //   worker_bytes      memory for each thread
-//   prepare(...)      finds what is kept of some rows
+//   pack(...)         puts one block's rows into place, and finds what is kept of them
 //   multiply(...)     C[panel][padded rows][32] of some panels: the packed rows times each of them
 template <class Kind, class T, class Weights>
 int run_wave(const Multiplication& a, const Weights& weights, const Wave<typename Kind::Blocks>& wave) {
@@ -219,8 +226,7 @@ int run_wave(const Multiplication& a, const Weights& weights, const Wave<typenam
         int64_t count = least(part.blocks.count(item - part.block), part.blocks.rows - row);
         T* copy = (T*)(workers + worker_bytes * worker);
         const T* x = find_rows(a, part.weight, part.first + row, count, copy, stride);
-        Kind::pack(x, stride, count, a.weight.in, steps, packed + at * steps * Kind::X_STEP);
-        weights.prepare(x, stride, count, kept + at * weights.row_bytes);
+        weights.pack(x, stride, count, packed + at * steps * Kind::X_STEP, kept + at * weights.row_bytes);
     });
     parallel_for(wave.parts * items, [&](int64_t item, int worker) {
         const auto& part = wave.part[item / items];

@@ -18,19 +18,6 @@ struct PackCodes {
     float* scales;  // float8: [panels][groups][32], made NaN where a group holds NaN
 };
 
-CMODEL_INLINE Vec load_scales(const Weight& a, int64_t at) {
-    if (a.scales_dtype == BFLOAT16) return load((const BFloat16*)a.scales + at);
-    if (a.scales_dtype == FLOAT16) return load((const Float16*)a.scales + at);
-    return load((const float*)a.scales + at);
-}
-
-CMODEL_INLINE Vec load_shifts(const int8_t* from) {
-    typedef int8_t Bytes __attribute__((vector_size(LANES)));
-    Bytes bytes;
-    std::memcpy(&bytes, from, sizeof bytes);
-    return __builtin_convertvector(bytes, Vec);
-}
-
 template <class Kind, class Code>
 struct QuantizedWeights {
     using W = typename Kind::W;
@@ -51,9 +38,10 @@ struct QuantizedWeights {
           row_bytes(a.shifts == nullptr ? 0 : groups * int64_t{sizeof(float)}),
           worker_bytes(round_up((piece / Kind::K_STEP * sizeof(W) + BLOCK_ROWS * sizeof(float)) * PANEL, 64)) {}
 
-    // The sums of each row's groups.
+    // Kept are the sums of each row's groups.
     template <class T>
-    void prepare(const T* x, int64_t stride, int64_t count, char* kept) const {
+    void pack(const T* x, int64_t stride, int64_t count, typename Kind::X* to, char* kept) const {
+        Kind::pack(x, stride, count, a.in, steps, to);
         if (a.shifts == nullptr) return;
         for (int64_t r = 0; r < count; ++r, x += stride, kept += row_bytes) {
             for (int64_t group = 0; group < groups; ++group) {
