@@ -36,7 +36,7 @@ constexpr int MAX_ROWS = 14, LONE_ROWS = 16;
 constexpr int vectors_for(int rows) { return rows <= MAX_ROWS ? 2 : 1; }
 #elif defined(__AVX2__)
 constexpr int MAX_ROWS = 6, LONE_ROWS = 6;
-constexpr int vectors_for(int rows) { return rows <= 3 ? 4 : 2; }
+constexpr int vectors_for(int rows) { return rows <= 2 ? 4 : 2; }
 #else
 constexpr int MAX_ROWS = 6, LONE_ROWS = 6;
 constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; }
@@ -145,19 +145,45 @@ struct Product : VectorKind<Product<T>, float, T> {
 struct BFloat16Product : VectorKind<BFloat16Product, float, uint32_t> {
     static constexpr int K_STEP = 2, X_STEP = 2;
 
+    // First the even inputs and then the odd ones, with a barrier between: the compiler would load all of them before it
+    // multiplies, which leaves too few registers for the sums.
     template <int R, int NV>
     static CMODEL_INLINE void step(Vec (&sum)[R][NV], const float* x, const uint32_t* w) {
-        for (int v = 0; v < NV; ++v) {
-            Bits pairs;
-            std::memcpy(&pairs, w + v * LANES, sizeof pairs);
-            Vec even = (Vec)(pairs << 16), odd = (Vec)(pairs & 0xffff0000);
-            for (int r = 0; r < R; ++r) sum[r][v] = fma(set1(x[r]), even, sum[r][v]);
-            for (int r = 0; r < R; ++r) sum[r][v] = fma(set1(x[R + r]), odd, sum[r][v]);
-        }
+        half_step(sum, x, w, [](Bits pairs) { return pairs << 16; });
+        asm volatile("" ::: "memory");
+        half_step(sum, x + R, w, upper_half);
+        asm volatile("" ::: "memory");
     }
 
     static void pack(const BFloat16* x, int64_t stride, int64_t count, int64_t k, int64_t steps, float* to) {
         pack_floats(x, stride, count, k, 2 * steps, to);
+    }
+
+private:
+    template <int R, int NV, class Half>
+    static CMODEL_INLINE void half_step(Vec (&sum)[R][NV], const float* x, const uint32_t* w, const Half& half) {
+        Vec weights[NV];
+        for (int v = 0; v < NV; ++v) {
+            Bits pairs;
+            std::memcpy(&pairs, w + v * LANES, sizeof pairs);
+            weights[v] = (Vec)half(pairs);
+        }
+        for (int r = 0; r < R; ++r) {
+            Vec input = set1(x[r]);
+            for (int v = 0; v < NV; ++v) sum[r][v] = fma(input, weights[v], sum[r][v]);
+        }
+    }
+
+    static CMODEL_INLINE Bits upper_half(Bits pairs) {
+#if defined(__AVX2__)
+        // The mask stays in memory, for the sums take the registers.
+        alignas(Bits) static constexpr uint32_t MASK[LANES] = {0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000,
+                                                               0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000};
+        asm("vpand %1, %0, %0" : "+x"(pairs) : "m"(MASK));
+        return pairs;
+#else
+        return pairs & 0xffff0000;
+#endif
     }
 };
 #elif !defined(__AMX_BF16__)
