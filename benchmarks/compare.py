@@ -35,7 +35,7 @@ from benchmarks.peers import setup, vllm_api
 from benchmarks.peers.process import SystemFailed, SystemProcess
 from benchmarks.peers.protocol import Workload
 from benchmarks.samples import Failure, Sample, Samples
-from device.cmodel.threads import thread_count
+from device.cpus import thread_count
 
 SHORT = [Workload("decode", batch, 128) for batch in (1, 8, 16)] + [Workload("prefill", 1, n) for n in (128, 1024)]
 LONG = [Workload("decode", batch, 8192) for batch in (1, 8)] + [Workload("prefill", 1, 8192)]

@@ -26,7 +26,7 @@ from benchmarks import kernel_cases as cases
 from benchmarks.kernel_cases import DTYPES, SHAPES, Case
 from benchmarks.machine import Limits, commit, cpu_model, measure_limits
 from device.cmodel.device import CmodelDevice
-from device.cmodel.threads import thread_count
+from device.cpus import thread_count
 
 ROWS = [1, 2, 4, 8, 16, 64, 128, 512, 1024]
 

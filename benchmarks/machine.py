@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from device.cmodel.threads import thread_count
+from device.cpus import thread_count
 
 SOURCE = Path(__file__).with_name("machine.c")
 EMBEDDINGS = ("model.embed_tokens.weight", "token_embd.weight")

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import commit, cpu_model
 from benchmarks.peers import setup, vllm_api
-from device.cmodel.threads import thread_count
+from device.cpus import thread_count
 
 ROOT = Path(__file__).resolve().parent.parent
 SYSTEMS = ("sophserve", "vllm", "llama.cpp")

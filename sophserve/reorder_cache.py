@@ -112,7 +112,7 @@ class CacheReader:
             raise ValueError("its index is torn")
         self._index: dict[str, Any] = json.loads(bytes(self._view[start : start + length]))
         pieces = [piece for entry in self._index.values() for blob in entry["blobs"].values() for piece in blob[3]]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             if not all(pool.map(self._is_whole, pieces)):
                 raise ValueError("its checksum is wrong")
 

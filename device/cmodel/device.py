@@ -17,9 +17,9 @@ from device.cmodel.kv_cache import native_cache, paired_cache
 from device.cmodel.latent import LatentUpPanels
 from device.cmodel.memory import host_memory
 from device.cmodel.ops import NativeOps
-from device.cmodel.threads import thread_count
 from device.cmodel.torch_ops import TorchOps
-from device.cmodel.weights import LAYOUT, QuantizedWeight, TorchWeight, pack
+from device.cmodel.weights import LAYOUT, PANEL, QuantizedWeight, TorchWeight, pack
+from device.cpus import thread_count
 from device.host import HostDevice
 from device.interface import (
     AvailableDevice,
@@ -36,7 +36,7 @@ from device.interface import (
     UnsupportedOperator,
 )
 from device.operator_profile import OperatorRecorder
-from device.reference import ReferenceOps, reference_weight
+from device.reference import ReferenceOps, canonical_shape, reference_weight
 
 
 class CmodelDevice(HostDevice):
@@ -90,7 +90,9 @@ class CmodelDevice(HostDevice):
         if role == "embedding" and isinstance(weight, DenseWeight):
             return TorchWeight(weight.values)
         if self._kernels is not None:
-            return pack(self._kernels, [weight])
+            # Each thread fills those panels of both halves that it will read.
+            gated = role == "gate_up" and canonical_shape(weight)[0] % (2 * PANEL) == 0
+            return pack(self._kernels, [weight], halves=2 if gated else 1)
         if not isinstance(weight, DenseWeight):
             raise UnsupportedOperator(
                 f"cmodel has no native library, and so no kernel for {type(weight).__name__}; install a C++ compiler "

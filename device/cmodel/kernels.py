@@ -6,7 +6,7 @@ import ctypes
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
-from ctypes import byref, c_size_t, c_void_p, cast
+from ctypes import byref, c_int, c_size_t, c_void_p, cast
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,9 +15,10 @@ import torch
 
 import device.cmodel
 from device.cmodel.arguments import KERNELS, Arguments
+from device.cpus import places
 from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 14
+ABI_VERSION = 15
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""
@@ -94,7 +95,9 @@ def load_kernels(threads: int) -> Kernels | None:
         raise RuntimeError(
             f"CMODEL_ISA is {wanted}, which this CPU or this build lacks; set it to one of {', '.join(usable)}"
         )
-    library.cmodel_set_threads(threads)
+    numbers = [number for cpus in places(threads) for number in (len(cpus), *cpus)]
+    library.cmodel_set_threads.argtypes = [c_int, c_void_p]
+    library.cmodel_set_threads(threads, (c_int * len(numbers))(*numbers) if numbers else None)
     return Kernels(library, wanted or usable[0], threads)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from device.cmodel.kernels import DTYPES, Kernels, load_kernels, native_library
-from device.cmodel.threads import thread_count
+from device.cpus import thread_count
 
 
 class SharedMemoryCommunicator:

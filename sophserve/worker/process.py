@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from device.cpus import share_cores
 from sophserve.errors import SophserveError
 from sophserve.link.channel import Reader, Ring, Writer
 from sophserve.link.messages import (
@@ -51,7 +52,8 @@ def main(arguments: list[str]) -> None:
     load = next(messages)
     assert isinstance(load, LoadModel)
     configure(load.log_level, load.log_json, "worker")
-    _share_cores(load.rank, load.world_size)
+    if load.world_size > 1:
+        share_cores(load.rank, load.world_size)
     runner = _load(load, results, heart, collectives)
     if runner is None:
         return
@@ -70,16 +72,6 @@ def main(arguments: list[str]) -> None:
                 heart.beat()
                 if load.rank == 0:
                     results.send(encode(result))
-
-
-def _share_cores(rank: int, world_size: int) -> None:
-    """Give each rank cores of its own, if there are enough."""
-    cores = sorted(os.sched_getaffinity(0))
-    each = len(cores) // world_size
-    if world_size > 1 and each:
-        os.sched_setaffinity(0, cores[rank * each : (rank + 1) * each])
-    if world_size > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, each)))
 
 
 def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: int) -> ModelRunner | None:

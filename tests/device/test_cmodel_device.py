@@ -11,7 +11,6 @@ import torch
 
 from device.cmodel import kernels, memory
 from device.cmodel.device import CmodelDevice
-from device.cmodel.threads import thread_count
 from device.cmodel.torch_ops import TorchOps
 from device.interface import CacheSpec, DenseWeight, Device, IntWeight, OutOfDeviceMemory
 from device.reference import ReferenceOps
@@ -281,39 +280,6 @@ def test_memory_of_this_host(native):
 # --- threads ---
 
 
-def test_thread_count_follows_the_environment(monkeypatch, tmp_path):
-    for value, expected in (("3", 3), ("5,2", 5)):
-        monkeypatch.setenv("OMP_NUM_THREADS", value)
-        assert thread_count(tmp_path, tmp_path) == expected
-
-
-@pytest.mark.parametrize("value", ["", "0", "many"])
-def test_thread_count_is_that_of_the_cores(monkeypatch, tmp_path, value):
-    monkeypatch.setenv("OMP_NUM_THREADS", value)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
-    assert thread_count(tmp_path, tmp_path) == 4
-    siblings = {f"cpu{cpu}/topology/thread_siblings_list": f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)}
-    write_tree(tmp_path, siblings)
-    assert thread_count(tmp_path, tmp_path) == 3  # 1 and 5 are one core
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"cpu.max": "max 100000\n"}, 4),
-        ({"cpu.max": "250000 100000\n"}, 3),
-        ({"cpu.max": "10000 100000\n"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
-    ],
-)
-def test_thread_count_stays_within_the_quota(monkeypatch, tmp_path, files, expected):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
-    write_tree(tmp_path, files)
-    assert thread_count(tmp_path, tmp_path) == expected
-
-
 SETUP = """
 import os, sys, threading, time
 import torch
@@ -332,6 +298,18 @@ def test_idle_threads_use_no_cpu(native):
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 0.1  # one that spins uses up the whole second
+
+
+def test_threads_stay_where_they_are_put(native):
+    allowed = sorted(os.sched_getaffinity(0))
+    wanted = [(allowed[0],), (allowed[-1],), (allowed[-1],)]
+    put = f"import device.cmodel.kernels; device.cmodel.kernels.places = lambda threads: {wanted}\n"
+    ask = "print(*(sorted(os.sched_getaffinity(int(task))) for task in sorted(os.listdir('/proc/self/task'), key=int)))"
+    result = run_python(put + SETUP + ask)
+    assert result.returncode == 0, result.stderr
+    # The main thread stays where it was; torch has others, which do as well.
+    assert result.stdout.split("[")[1].startswith(", ".join(map(str, allowed)))
+    assert result.stdout.count(f"[{allowed[-1]}]") == 2
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(0)", "os._exit(0)", "threading.Thread(target=multiply).start()"])

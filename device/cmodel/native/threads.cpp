@@ -1,8 +1,10 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -39,15 +41,45 @@ bool spin_until(Condition&& condition) {
     return false;
 }
 
+// CPUs that each thread may run on, those of thread i up to ends[i]; empty: wherever the process may.
+struct Places {
+    std::vector<int> cpus, ends;
+
+    bool operator==(const Places& other) const { return cpus == other.cpus && ends == other.ends; }
+};
+
+// Keep a thread of the pool on its CPUs. Where the system refuses, it runs anywhere.
+void keep(pthread_t handle, const Places& places, int thread) {
+    if (thread >= (int)places.ends.size()) return;
+    int begin = thread == 0 ? 0 : places.ends[thread - 1], end = places.ends[thread], largest = 0;
+    for (int i = begin; i < end; ++i) largest = std::max(largest, places.cpus[i]);
+    cpu_set_t* set = CPU_ALLOC(largest + 1);
+    if (set == nullptr) return;
+    size_t size = CPU_ALLOC_SIZE(largest + 1);
+    CPU_ZERO_S(size, set);
+    for (int i = begin; i < end; ++i) CPU_SET_S(places.cpus[i], size, set);
+    pthread_setaffinity_np(handle, size, set);
+    CPU_FREE(set);
+}
+
+// What a thread begins with of a loop: items [next, end) that nobody has taken.
+struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> end{0};
+};
+
 class Pool {
 public:
-    explicit Pool(int threads) {
+    Pool(int threads, const Places& places) : shares_(threads) {
         // Signals are for the threads that Python knows.
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         try {
-            for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+            for (int worker = 1; worker < threads; ++worker) {
+                workers_.emplace_back([this, worker] { work(worker); });
+                keep(workers_.back().native_handle(), places, worker);
+            }
         } catch (const std::system_error&) {
             // The system grants no more threads: those that there are do the work.
         }
@@ -71,8 +103,11 @@ public:
         }
         body_ = body;
         context_ = context;
-        items_ = items;
-        next_.store(0);
+        int64_t count = (int64_t)shares_.size();
+        for (int64_t i = 0; i < count; ++i) {
+            shares_[i].next.store(items * i / count, std::memory_order_relaxed);
+            shares_[i].end.store(items * (i + 1) / count, std::memory_order_relaxed);
+        }
         open_.store(true);
         bool sleeping;
         {
@@ -90,8 +125,18 @@ public:
     }
 
 private:
+    // A thread begins with its own share, so that it meets the same panels of a weight in every loop, in the caches and
+    // in the memory that are near to it; then it takes what others are late with.
     void take_items(int worker) {
-        for (int64_t item; (item = next_.fetch_add(1)) < items_;) body_(context_, item, worker);
+        int count = (int)shares_.size();
+        for (int i = 0; i < count; ++i) {
+            Share& share = shares_[(worker + i) % count];
+            int64_t end = share.end.load(std::memory_order_relaxed);
+            while (share.next.load(std::memory_order_relaxed) < end) {
+                int64_t item = share.next.fetch_add(1, std::memory_order_relaxed);
+                if (item < end) body_(context_, item, worker);
+            }
+        }
     }
 
     void work(int worker) {
@@ -111,6 +156,7 @@ private:
         }
     }
 
+    std::vector<Share> shares_;
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_;
@@ -120,16 +166,15 @@ private:
     std::atomic<uint64_t> generation_{0};
     std::atomic<bool> open_{false};
     std::atomic<int> active_{0};
-    std::atomic<int64_t> next_{0};
     void (*body_)(void*, int64_t, int) = nullptr;
     void* context_ = nullptr;
-    int64_t items_ = 0;
 };
 
 // Never destroyed: at process exit the workers sleep on, and go with the process.
 std::atomic<Pool*> pool{nullptr};
 std::mutex pool_mutex;
 int wanted_threads = 1;
+Places wanted_places;
 
 // A child of fork has none of its parent's threads, so it starts its own with its first loop.
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
@@ -139,7 +184,7 @@ Pool& the_pool() {
     if (current == nullptr) {
         std::lock_guard<std::mutex> lock(pool_mutex);
         current = pool.load();
-        if (current == nullptr) pool.store(current = new Pool(wanted_threads));
+        if (current == nullptr) pool.store(current = new Pool(wanted_threads, wanted_places));
     }
     return *current;
 }
@@ -170,10 +215,19 @@ void* scratch(size_t bytes, int number) {
 
 }  // namespace cmodel
 
-// Share loops between this many threads from now on. Not to be called while a kernel runs.
-extern "C" __attribute__((visibility("default"))) void cmodel_set_threads(int threads) {
+// Share loops between this many threads from now on. places: null, or for each thread how many CPUs it may run on,
+// followed by these. The first thread is whichever calls, and stays where it is. Not to be called while a kernel runs.
+extern "C" __attribute__((visibility("default"))) void cmodel_set_threads(int threads, const int* places) {
     std::lock_guard<std::mutex> lock(cmodel::pool_mutex);
-    if (threads == cmodel::wanted_threads) return;
+    cmodel::Places wanted;
+    for (int i = 0; places != nullptr && i < threads; ++i) {
+        int count = *places++;
+        wanted.cpus.insert(wanted.cpus.end(), places, places + count);
+        wanted.ends.push_back((int)wanted.cpus.size());
+        places += count;
+    }
+    if (threads == cmodel::wanted_threads && wanted == cmodel::wanted_places) return;
     delete cmodel::pool.exchange(nullptr);
     cmodel::wanted_threads = threads;
+    cmodel::wanted_places = wanted;
 }
