@@ -43,8 +43,10 @@ WORKER = (
     "sophserve.model",
     "sophserve.worker",
     "sophserve.measure.devices_process",
+    "sophserve.measure.doctor_process",
     "sophserve.measure.footprint_process",
     "sophserve.measure.limits_process",
+    "sophserve.measure.trial_process",
 )
 ONLY_IN_WORKERS = ("torch", "safetensors", "numpy", "device")
 

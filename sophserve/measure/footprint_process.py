@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Container, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from math import prod
@@ -20,7 +20,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from device.interface import Device, PackedWeight
+from device.interface import Device, PackedWeight, StepInputs
 from sophserve.checkpoint import quantization_config, read_config
 from sophserve.config import EngineConfig
 from sophserve.errors import SophserveError
@@ -55,6 +55,8 @@ _NAMES = {
 }
 
 
+# Made-up numbers before they repeat, a prime so that rows differ.
+_PATTERN = 1048583
 # Of an image that stands for others.
 _PLACEHOLDERS = 1024
 
@@ -100,6 +102,32 @@ class Expected:
     def read(self, wanted: Wanted) -> dict[str, Tensor]:
         """As read_tensors does."""
         return {key: self.tensors[place.name][part or ...] for key, (place, part) in wanted.items()}
+
+
+class MadeUp:
+    """Random values for tensors that have none, with the sizes of numbers that a model has."""
+
+    def __init__(self) -> None:
+        self._octets = torch.randint(256, (_PATTERN,), dtype=torch.uint8)
+        self._numbers = torch.randn(_PATTERN) / 50
+
+    def values(self, name: str, like: Tensor) -> Tensor:
+        """Those of a stored tensor or of a part of it; biases are 0, what else is a vector 1."""
+        if like.device.type != "meta":
+            return like
+        if like.dim() < 2:
+            return torch.full(like.shape, 0.0 if "bias" in name else 1.0).to(like.dtype)
+        pattern = self._numbers.to(like.dtype).view(torch.uint8) if like.is_floating_point() else self._octets
+        octets = pattern.repeat(-(-like.nbytes // len(pattern)))[: like.nbytes]
+        return octets.view(like.dtype).view(like.shape)
+
+
+class Absent(Module):
+    """Stands for a layer that is not run."""
+
+    def __call__(self, x: Tensor, residual: Tensor | None, step: StepInputs) -> tuple[Tensor, Tensor | None]:
+        """Adds nothing."""
+        return x, residual
 
 
 class AlikeWeights:
@@ -153,7 +181,8 @@ class Loader:
         self.stored_quantization = quantization_config(self.directory, self.settings)
         scheme = None if self.stored_quantization is None else self._scheme
         stored_dtype = resolve_dtype(self.settings, "auto")
-        self._expected = Expected(self.shapes, scheme, stored_dtype, self.directory / "config.json")
+        self._kept_in = scheme, stored_dtype, self.directory / "config.json"
+        self._expected = Expected(self.shapes, *self._kept_in)
 
     def _build(self, ranks: int) -> CausalLM:
         return self.model_class(self.settings, replace(self._context, communicator=RankOf(ranks)))
@@ -165,6 +194,21 @@ class Loader:
             load_weights(model, self.directory, expected.stored, expected.read, self._scheme, alike)
             self._loaded[ranks] = model
         return self._loaded[ranks]
+
+    def made_up(self, layers: Container[int], max_positions: int) -> CausalLM:
+        """The decoder of one rank on the device itself, in which only these layers are there, with made-up weights."""
+        model = self.model_class(self.settings, replace(self._context, device=self.device, max_positions=max_positions))
+        model.layers = [each if index in layers else Absent() for index, each in enumerate(model.layers)]
+        for name, module in list(vars(model).items()):
+            if module in _encoders(model):
+                setattr(model, name, Absent())
+        expected, made_up = Expected(model, *self._kept_in), MadeUp()
+
+        def read(wanted: Wanted) -> dict[str, Tensor]:
+            return {key: made_up.values(wanted[key][0].name, like) for key, like in expected.read(wanted).items()}
+
+        load_weights(model, self.directory, expected.stored, read, self._scheme)
+        return model
 
     def load(self, ranks: int) -> CausalLM:
         """The model of rank 0 of so many."""

@@ -21,6 +21,15 @@ class DeviceLimits(msgspec.Struct, frozen=True):
     shared: bool
 
 
+class FormatSpeed(msgspec.Struct, frozen=True):
+    """What a device reaches with weights of one format: bytes of them that it reads a second for one row, and
+    operations a second for many rows."""
+
+    name: str
+    read: float
+    rate: float
+
+
 def limits_of(device: str, dtype: str) -> DeviceLimits | None:
     """Those of a device, by its name, with weights of dtype, as a worker measures them; None where it has no room for
     that. Takes seconds. Raises SophserveError."""
