@@ -173,6 +173,7 @@ def test_layers_that_are_left_out_count(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a clock on which each layer takes a time of its kind, the whole model takes what all of them do."""
+    monkeypatch.setattr(trial_process, "_PERIOD", 0.0)
     directory = make_checkpoint("deepseek_v3", num_hidden_layers=7, first_k_dense_replace=2, dtype="bfloat16")
     models = loader(directory)
     # Room for two layers of each of the two kinds.
@@ -181,11 +182,12 @@ def test_layers_that_are_left_out_count(
     trial = Trial(models, 64)
     there = [index for each in trial._chosen for index in each]
     assert sorted(there) == [0, 1, 2, 3]
+    assert trial.decode_seconds(1, 20) > 0 and trial.decode_seconds(4, 60) > 0  # whose cache is larger
 
-    def seconds(inputs: object, without: set[int]) -> float:
-        return 5.0 + sum(1.0 if index < 2 else 10.0 for index in there if index not in without)
+    def seconds(inputs: object, left_out: list[set[int]]) -> list[float]:
+        return [5.0 + sum(1.0 if index < 2 else 10.0 for index in there if index not in each) for each in left_out]
 
-    monkeypatch.setattr(trial, "_time", seconds)
+    monkeypatch.setattr(trial, "_times", seconds)
     assert trial.decode_seconds(1, 20) == 5 + 2 * 1 + 5 * 10
 
 

@@ -51,35 +51,48 @@ class Trial:
         """Of the whole model's step for the last `count` tokens of `batch` sequences of `length`."""
         inputs = self._inputs(batch, count, length)
         blocks = inputs.block_tables.numel()
+        self._model.layers = self._layers
         for layer in cached_layers(self._model):
             layer.kv = self._device.make_kv_cache(blocks, _BLOCK, layer.cache)
             for kept in (layer.kv.keys, layer.kv.values):
                 kept.fill_(0.01)  # what was never written takes no memory, and so no time to read
-        seconds = found = self._time(inputs, set())
-        for chosen, there in zip(self._chosen, self._counts, strict=True):
-            if there > len(chosen):
-                without = set(chosen[: -(-len(chosen) // 2)])
-                each = (found - self._time(inputs, without)) / len(without)
-                seconds += max(0.0, each) * (there - len(chosen))
-        return seconds
+        # Of a kind that is not whole all but one are left out: what stays is more than caches hold, or it is little.
+        short = [
+            (there - len(chosen), set(chosen[1:] or chosen))
+            for there, chosen in zip(self._counts, self._chosen, strict=True)
+            if there > len(chosen)
+        ]
+        found, *without = self._times(inputs, [set(), *(each for _, each in short)])
+        more = [max(0.0, found - less) / len(each) * count for (count, each), less in zip(short, without, strict=True)]
+        return found + sum(more)
 
-    def _time(self, inputs: StepInputs, without: set[int]) -> float:
-        """The usual time of a step of the layers that are there, but for some."""
+    def _times(self, inputs: StepInputs, left_out: Sequence[set[int]]) -> list[float]:
+        """The usual times of steps of the layers that are there, but for some. They take turns, so that what disturbs
+        one disturbs all."""
+        steps = [self._step(inputs, each) for each in left_out]
+        times: list[list[float]] = [[] for _ in steps]
+        begin = time.perf_counter()
+        while len(times[0]) < 3 or time.perf_counter() - begin < _PERIOD * len(steps):
+            for step, taken in zip(steps, times, strict=True):
+                start = time.perf_counter()
+                step()
+                self._device.synchronize()
+                taken.append(time.perf_counter() - start)
+        return [median(taken[1:]) for taken in times]  # the first one also does what is done once
+
+    def _step(self, inputs: StepInputs, left_out: set[int]) -> Callable[[], object]:
+        """What runs one."""
         model, device, last = self._model, self._device, inputs.input_lengths.cumsum(0) - 1
-        model.layers = [each for index, each in enumerate(self._layers) if index not in without]
-
-        def decode() -> Tensor:
-            return model.logits(model(device.prepare(inputs, model.ropes)))
-
-        def prefill() -> Tensor:
-            return model.logits(model(device.prepare(inputs, model.ropes))[last])
-
-        step: Callable[[], object] = prefill
+        layers = [each for index, each in enumerate(self._layers) if index not in left_out]
         rows = len(inputs.ids)
-        if rows == len(last):
-            replay = device.capture(decode, rows)
-            step = decode if replay is None else lambda: replay(rows)
-        return _usual(step, device.synchronize)
+
+        def run() -> Tensor:
+            model.layers = layers
+            hidden = model(device.prepare(inputs, model.ropes))
+            return model.logits(hidden if rows == len(last) else hidden[last])
+
+        replay = device.capture(run, rows) if rows == len(last) else None
+        return run if replay is None else lambda: replay(rows)
 
     def _inputs(self, batch: int, count: int, length: int) -> StepInputs:
         width = -(-length // _BLOCK)
@@ -123,15 +136,3 @@ def _choose(alike: Sequence[Sequence[int]], sizes: Sequence[int], most: int) -> 
                 left -= sizes[kind[0]]
                 grown = True
     return chosen
-
-
-def _usual(call: Callable[[], object], synchronize: Callable[[], None]) -> float:
-    """The median of a call's seconds, after a first one."""
-    times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < 2 or time.perf_counter() - begin < _PERIOD:
-        start = time.perf_counter()
-        call()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
