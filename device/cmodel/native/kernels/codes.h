@@ -119,10 +119,15 @@ CMODEL_INLINE Vec load_scales(const Weight& a, int64_t at) {
 }
 
 CMODEL_INLINE Vec load_shifts(const int8_t* from) {
-    typedef int8_t Bytes __attribute__((vector_size(LANES)));
-    Bytes bytes;
-    std::memcpy(&bytes, from, sizeof bytes);
-    return __builtin_convertvector(bytes, Vec);
+#if defined(__AVX512F__)
+    Int shifts = (Int)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__)
+    Int shifts = (Int)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+    Int shifts;
+    for (int i = 0; i < LANES; ++i) shifts[i] = from[i];
+#endif
+    return __builtin_convertvector(shifts, Vec);
 }
 
 // Values of `inputs` inputs of a panel from `words` on, as float32 [inputs][32].
