@@ -20,6 +20,7 @@ class HostDevice(OperatorProfile):
 
     layout = ""
     uses_host_memory = True
+    fast_in_int8 = False
     is_emulated = False
 
     def __init__(self, index: int = 0) -> None:

@@ -231,6 +231,8 @@ class Device(Protocol):
     """Names how quantized weights are packed, and changes whenever that does; empty where they are not kept."""
     uses_host_memory: bool
     """Whether its memory is the host's, which the devices of all ranks then share."""
+    fast_in_int8: bool
+    """Whether its products with weights of whole numbers are faster on activations in int8 than in 16 bits."""
     is_emulated: bool
     """Whether it imitates another device, so that what it takes says nothing about that one."""
 

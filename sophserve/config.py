@@ -35,6 +35,11 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         "auto: as in config.json; half: float16; float: float32",
     ] = "auto"
     quantization: Annotated[str | None, "gptq or fp8 quantizes a plain checkpoint on loading (default: as is)"] = None
+    activation_bits: Annotated[
+        Literal["auto", 16, 8],
+        "8: round activations to int8 where they meet weights of 4 and 8 bits; 16: leave them in --dtype; auto: what "
+        "is fast here, 16 with float32",
+    ] = "auto"
     tensor_parallel_size: Annotated[int, "devices to split the model over, one worker each"] = 1
     max_model_len: Annotated[int | None, Count("longest prompt plus answer, in tokens (default: config.json's)")] = None
     max_num_seqs: Annotated[int, Count("most sequences that run at once")] = 256

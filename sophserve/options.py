@@ -201,7 +201,9 @@ def _add_option(group: argparse._ArgumentGroup, field: msgspec.structs.FieldInfo
         add_switch(group, name, f"{text} (default: {'on' if field.default else 'off'})")
     elif typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
-        group.add_argument(name, choices=choices, help=f"{text} (default: {field.default})")
+        read_choice = {str(choice): choice for choice in choices}
+        kind = lambda text: read_choice.get(text, text)  # noqa: E731
+        group.add_argument(name, type=kind, choices=choices, help=f"{text} (default: {field.default})")
     elif typing.get_origin(kind) is list:
         group.add_argument(name, nargs="+", action="extend", metavar="TEXT", help=text)
     elif isinstance(text, JsonObject):

@@ -53,6 +53,8 @@ class CmodelDevice(HostDevice):
         super().__init__(index)
         self._fast = os.environ.get("CMODEL_FAST_EXEC", "1") != "0"
         self._kernels = load_kernels(thread_count()) if self._fast else None
+        # By instruction set and not by measuring, so that every start computes the same bits.
+        self.fast_in_int8 = self._kernels is not None and not self._kernels.reads_pairs
         self.layout = LAYOUT if self._kernels is not None else ""
         self.ops: Ops = NativeOps(self._kernels) if self._kernels else TorchOps() if self._fast else ReferenceOps()
 

@@ -48,6 +48,7 @@ class Tpuv7Device(HostDevice):
     name = "tpuv7"
     operators = OPERATORS
     uses_host_memory = False
+    fast_in_int8 = False
     available = staticmethod(available)
 
     def __init__(self, index: int = 0) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from device.int8_products import span_of
 from device.interface import CanonicalWeight, DenseWeight, Float8Weight, IntWeight
 from device.reference import dequantize
 from sophserve.errors import CheckpointError
@@ -82,6 +83,13 @@ def make_alike(weights: Sequence[CanonicalWeight], dtype: torch.dtype) -> Sequen
     return [DenseWeight(stack_tensors([_values(weight)], dtype)) for weight in weights]
 
 
+def with_int8_activations(weight: CanonicalWeight) -> CanonicalWeight:
+    """A weight of whole numbers that takes activations rounded to int8, if its groups allow it; any other as it is."""
+    if isinstance(weight, IntWeight) and weight.activations == "float" and span_of(weight) is not None:
+        return replace(weight, activations="blocks")
+    return weight
+
+
 def are_alike(weights: Sequence[CanonicalWeight]) -> bool:
     """Whether weights are of one form already, so that each can be taken by itself. Dense ones need no common dtype."""
 
@@ -89,7 +97,7 @@ def are_alike(weights: Sequence[CanonicalWeight]) -> bool:
         if isinstance(weight, DenseWeight):
             return (DenseWeight,)
         shapes = weight.values.shape[1], weight.scales.shape[1]
-        of_ints = (weight.bits, weight.order is None) if isinstance(weight, IntWeight) else ()
+        of_ints = (weight.bits, weight.order is None, weight.activations) if isinstance(weight, IntWeight) else ()
         return (type(weight), weight.group_size, weight.scales.dtype, *shapes, *of_ints)
 
     return len({form(weight) for weight in weights}) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -19,6 +20,7 @@ class ModelContext:
     dtype: of weights and activations: float32, float16 or bfloat16.
     max_positions: the longest sequence, in tokens, that will be served (the length of RoPE tables).
     beat: called by every attention layer, as a sign of life.
+    activation_bits: 8 where activations are rounded to int8 before they meet weights of whole numbers.
     """
 
     device: Device
@@ -26,3 +28,11 @@ class ModelContext:
     dtype: torch.dtype
     max_positions: int
     beat: Callable[[], None] = lambda: None
+    activation_bits: Literal[8, 16] = 16
+
+
+def resolve_activation_bits(asked: Literal["auto", 8, 16], dtype: torch.dtype, device: Device) -> Literal[8, 16]:
+    """Those of the option; with "auto" 8 where that is faster on a device and dtype gives no exact products."""
+    if asked == "auto":
+        return 8 if dtype != torch.float32 and device.fast_in_int8 else 16
+    return asked

@@ -86,6 +86,8 @@ class LatentConfig(DecoderConfig):
 class LatentUp(PackedModule):
     """What makes keys and values of the latent, for the heads of this rank. heads: how many those are."""
 
+    rounds_activations = False
+
     def __init__(self, context: ModelContext, config: LatentConfig) -> None:
         heads, size = config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim
         held = share(context, heads, "latent_up", fit.heads_in_words(heads, size))

@@ -23,7 +23,7 @@ from device.interface import (
 )
 from sophserve import fit
 from sophserve.errors import CheckpointError
-from sophserve.model.canonical import pad_rows, stack_tensors, stack_weights
+from sophserve.model.canonical import pad_rows, stack_tensors, stack_weights, with_int8_activations
 from sophserve.model.context import ModelContext
 from sophserve.model.module import Module, ParameterSpec, share
 from sophserve.model.quantization import DenseFormat, WeightFormat, WeightPart
@@ -81,6 +81,8 @@ class PackedModule(Module):
     """
 
     weight: PackedWeight
+    rounds_activations = True
+    """Whether activations may be rounded to int8 before they meet whole numbers."""
 
     def __init__(self, context: ModelContext, parts: Mapping[str, WeightPart], role: Role) -> None:
         self._context = context
@@ -107,6 +109,8 @@ class PackedModule(Module):
             for prefix, part in self._parts.items()
             if (names := self.formats[prefix].parameters(part))
         ]
+        if self._context.activation_bits == 8 and self.rounds_activations:
+            parts = [with_int8_activations(part) for part in parts]
         self.load_packed(self._context.device.pack(self._canonical(parts), self.role), tensors)
 
     def load_packed(self, weight: PackedWeight, tensors: Mapping[str, Tensor]) -> None:

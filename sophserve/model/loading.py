@@ -82,6 +82,11 @@ def load_model(
     config, generates = _with_its_head(model_class, config, stored)
     model = build_model(model_class, config, context)
     model.generates = generates
+    if scheme is not None and context.activation_bits == 8:
+        model.activation_bits = 8
+        log.info(
+            "activations are rounded to int8 where they meet weights of whole numbers; --activation-bits 16 does not"
+        )
     if isinstance(model, VisionLanguageModel):
         model.normalization = Normalization.read(read_preprocessor_config(directory))
     source = directory, stored, read_tensors

@@ -46,7 +46,8 @@ class PackedWeights(ExitStack):
         if not self._device.layout:
             return
         rank, ranks = context.communicator.rank, context.communicator.world_size
-        name = f"{self._device.name}-{quantization}-{rank}of{ranks}"
+        rounded = "-int8" if context.activation_bits == 8 else ""
+        name = f"{self._device.name}-{quantization}{rounded}-{rank}of{ranks}"
         path = cache_directory(directory, cache_dir) / (
             f"{name}-{fingerprint(directory, self._device.layout, rank, ranks)}{SUFFIX}"
         )

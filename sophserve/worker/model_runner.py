@@ -29,7 +29,7 @@ from sophserve.link.messages import (
     StepResult,
 )
 from sophserve.model.config import resolve_dtype
-from sophserve.model.context import ModelContext
+from sophserve.model.context import ModelContext, resolve_activation_bits
 from sophserve.model.decoder import CausalLM
 from sophserve.model.devices import open_device
 from sophserve.model.kv_memory import KV_SHARE, block_count, cached_layers, token_bytes
@@ -72,7 +72,8 @@ class ModelRunner:
         model_class = find_architecture(model_config)
         max_model_len = resolve_max_model_len(config, model_class.max_model_len(model_config))
         dtype = resolve_dtype(model_config, config.dtype)
-        context = ModelContext(self.device, self.communicator, dtype, max_model_len, beat)
+        bits = resolve_activation_bits(config.activation_bits, dtype, self.device)
+        context = ModelContext(self.device, self.communicator, dtype, max_model_len, beat, bits)
         on_progress(Progress("loading weights"))
         self.model = load_model(
             directory,
@@ -98,6 +99,7 @@ class ModelRunner:
             total_memory=total_memory,
             prompt_logprobs_cost=prompt_logprobs_cost(self.model),
             generates=self.model.generates,
+            activation_bits=self.model.activation_bits,
         )
         self._images, axis_positions = None, None
         if isinstance(self.model, VisionLanguageModel):

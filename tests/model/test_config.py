@@ -1,6 +1,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from model_plugins.architectures.mistral import MistralConfig
 from model_plugins.architectures.qwen2 import Qwen2ForCausalLM
 from sophserve.errors import CheckpointError
 from sophserve.model.config import parse_config, parse_part, resolve_dtype, unknown_keys
+from sophserve.model.context import resolve_activation_bits
 from sophserve.model.decoder import DecoderConfig, LayeredWindowConfig
 
 CONFIG = {
@@ -22,6 +24,21 @@ CONFIG = {
     "max_position_embeddings": 128,
     "rms_norm_eps": 1e-6,
 }
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "fast", "bits"),
+    [
+        ("auto", torch.bfloat16, True, 8),
+        ("auto", torch.float16, True, 8),
+        ("auto", torch.float32, True, 16),
+        ("auto", torch.bfloat16, False, 16),
+        (8, torch.float32, False, 8),
+        (16, torch.bfloat16, True, 16),
+    ],
+)
+def test_bits_of_activations(asked, dtype, fast, bits):
+    assert resolve_activation_bits(asked, dtype, SimpleNamespace(fast_in_int8=fast)) == bits
 
 
 def test_defaults_are_those_of_transformers():

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -179,7 +179,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def open_model() -> Callable[..., PagedModel]:
     """`open_model(directory, dtype=torch.float32, max_positions=256, communicator=SingleRank(),
-    quantization=None)`."""
+    quantization=None, activation_bits=16)`."""
     return open_paged_model
 
 
@@ -190,9 +190,11 @@ def open_paged_model(
     communicator: Communicator | None = None,
     quantization: str | None = None,
     device: Device | None = None,
+    activation_bits: Literal[8, 16] = 16,
 ) -> PagedModel:
     """The model of a checkpoint, on the cmodel or another device."""
-    context = ModelContext(device or CmodelDevice(), communicator or SingleRank(), dtype, max_positions)
+    device, communicator = device or CmodelDevice(), communicator or SingleRank()
+    context = ModelContext(device, communicator, dtype, max_positions, activation_bits=activation_bits)
     model_class = CLASSES[read_config(directory)["architectures"][0]]
     return PagedModel(load_model(directory, context, model_class=model_class, quantization=quantization))
 

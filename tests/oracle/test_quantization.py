@@ -224,11 +224,12 @@ def transformers_logprobs(directory, ids):
     return AutoModelForCausalLM.from_pretrained(directory)(torch.tensor([ids])).logits[0].log_softmax(-1)
 
 
-def logprobs_of_ranks(open_model, directory, dtype, ranks):
+def logprobs_of_ranks(open_model, directory, dtype, ranks, bits=16):
     group = Group(ranks)
 
     def run(rank):
-        return open_model(directory, dtype=dtype, communicator=ThreadRank(group, rank)).logprobs(PROMPT, 17)
+        communicator = ThreadRank(group, rank)
+        return open_model(directory, dtype=dtype, communicator=communicator, activation_bits=bits).logprobs(PROMPT, 17)
 
     with ThreadPoolExecutor(ranks) as pool:
         return next(iter(pool.map(run, range(ranks))))
@@ -253,6 +254,23 @@ def test_quantized_layers_equal_their_dequantized_weights(case, kind, make_check
     overrides = {"attention_bias": True, "mlp_bias": True} if kind == "llama" else {}
     quantize(make_checkpoint(kind, **SHAPE, **overrides), tmp_path, *FORMATS[case])
     check(open_model, tmp_path)
+
+
+@pytest.mark.parametrize("case", ["gptq act order", "awq", "compressed"])
+def test_int8_activations_stay_near(case, make_checkpoint, open_model, tmp_path):
+    # Rounding adds about half a percent to each product, many times the rounding to bfloat16.
+    write, config = METHODS[case]
+    quantize(make_checkpoint("llama", **SHAPE, attention_bias=True), tmp_path, write, config)
+    chosen = transformers_logprobs(tmp_path / "exact", PROMPT).max(-1)
+    for ranks in (1, 2):
+        by_bits = [
+            logprobs_of_ranks(open_model, tmp_path / "quantized", torch.bfloat16, ranks, bits) for bits in (8, 16)
+        ]
+        worst = max(
+            float((each.gather(1, chosen.indices[:, None])[:, 0] - chosen.values).abs().max()) for each in by_bits
+        )
+        assert worst < 5e-2, ranks
+        assert not torch.equal(*by_bits)
 
 
 ODD = {"hidden_size": 96, "intermediate_size": 416, "num_attention_heads": 6, "num_key_value_heads": 2}

@@ -50,6 +50,16 @@ def test_the_second_start_maps_what_the_first_packed(checkpoint, load, monkeypat
     assert kept(checkpoint) == [path]
 
 
+def test_each_kind_of_activations_has_its_own(checkpoint, load, open_model):
+    def load_rounded():
+        return open_model(checkpoint, activation_bits=8).logprobs(PROMPT, 40)
+
+    exact, rounded = load(checkpoint), load_rounded()
+    assert len(kept(checkpoint)) == 2
+    assert torch.equal(load(checkpoint), exact) and torch.equal(load_rounded(), rounded)
+    assert torch.equal(exact, rounded) == ("fp8" in (checkpoint / "config.json").read_text())
+
+
 def test_each_rank_keeps_its_own(checkpoint, open_model):
     for _ in range(2):
         logprobs = logprobs_of_ranks(open_model, checkpoint, torch.float32, 2)

@@ -25,12 +25,13 @@ class Version(TypedDict):
 
 
 class ModelFacts(TypedDict):
-    """The model as it was loaded."""
+    """The model as it was loaded. activation_bits: of activations that meet weights of whole numbers."""
 
     names: list[str]
     max_model_len: int
     vocab_size: int
     dtype: str
+    activation_bits: int
     device: str
 
 

@@ -50,6 +50,7 @@ def _model(info: ModelInfo, names: list[str]) -> dict[str, Any]:
         "max_model_len": info.max_model_len,
         "vocab_size": info.vocab_size,
         "dtype": info.dtype,
+        "activation_bits": info.activation_bits,
         "device": info.device,
     }
 
