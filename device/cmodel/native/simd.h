@@ -119,9 +119,12 @@ CMODEL_INLINE Bits widen(Half h) {
     return __builtin_convertvector(h, Bits);
 #endif
 }
+// Of words whose upper half is 0.
 CMODEL_INLINE Half narrow(Bits bits) {
 #if defined(__AVX512F__)
     return (Half)_mm512_cvtepi32_epi16((__m512i)bits);
+#elif defined(__AVX2__)
+    return (Half)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)bits), _mm256_extracti128_si256((__m256i)bits, 1));
 #else
     return __builtin_convertvector(bits, Half);
 #endif

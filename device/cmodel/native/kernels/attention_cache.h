@@ -54,22 +54,27 @@ inline bool valid(const Attention& a) {
     return tokens == a.tokens;
 }
 
-// x [dim] turned as a token is: from and into the storage type, through floats [dim] of scratch.
+// x [dim] turned as a token is: from and into the storage type; floats: [dim] of scratch.
 template <class T>
 void rotate(const Attention& a, const T* x, int64_t dim, int64_t token, float* floats, T* turned) {
     const float *cos = a.cos + token * a.rope_half, *sin = a.sin + token * a.rope_half;
-    int64_t half = a.rope_half, apart = a.interleaved ? 1 : half, step = a.interleaved ? 2 : 1;
-    convert(x, floats, dim);
-    int64_t done = 0;
-    for (; !a.interleaved && done + LANES <= half; done += LANES) {
-        Vec first = load(floats + done), second = load(floats + half + done), c = load(cos + done), s = load(sin + done);
-        store(floats + done, first * c - second * s);
-        store(floats + half + done, second * c + first * s);
+    int64_t half = a.rope_half;
+    if (!a.interleaved) {
+        for (int64_t i = 0; i < half; i += LANES) {
+            int64_t count = half - i;
+            Vec first = load_some(x + i, count), second = load_some(x + half + i, count);
+            Vec c = load_some(cos + i, count), s = load_some(sin + i, count);
+            store_some(turned + i, first * c - second * s, count);
+            store_some(turned + half + i, second * c + first * s, count);
+        }
+        std::memcpy(turned + 2 * half, x + 2 * half, (dim - 2 * half) * sizeof(T));
+        return;
     }
-    for (int64_t i = done; i < half; ++i) {
-        float first = floats[i * step], second = floats[i * step + apart];
-        floats[i * step] = first * cos[i] - second * sin[i];
-        floats[i * step + apart] = second * cos[i] + first * sin[i];
+    convert(x, floats, dim);
+    for (int64_t i = 0; i < half; ++i) {
+        float first = floats[2 * i], second = floats[2 * i + 1];
+        floats[2 * i] = first * cos[i] - second * sin[i];
+        floats[2 * i + 1] = second * cos[i] + first * sin[i];
     }
     convert(floats, turned, dim);
 }

@@ -91,7 +91,9 @@ struct AttentionKernel {
         }
         for (Vec each : v) best = larger(best, each);
         float highest = most(to.peak[row], largest(best));
-        float factor = highest == to.peak[row] ? 1.f : exp2(set1(to.peak[row] - highest))[0];
+        // Before the first score all sums are 0, which nothing scales.
+        bool same = highest == to.peak[row] || to.peak[row] == -INFINITE;
+        float factor = same ? 1.f : exp2(set1(to.peak[row] - highest))[0];
         for (int i = 0; i < TILE / LANES; ++i) total += tile.keep(row, i * LANES, exp2(v[i] - highest));
         to.total[row] = to.total[row] * factor + sum(total);
         to.peak[row] = highest;

@@ -1,7 +1,8 @@
 // Attention in both directions within segments, as vision towers compute it.
 //
 // First q, k and v are rotated and put where they are read in order; then segments are sequences whose rows see all of
-// theirs. A row's bits depend on its segment alone.
+// theirs. Where every segment is one tile, both are done for some heads of one at a time, which the caches then hold. A
+// row's bits depend on its segment alone.
 
 #include "attention_kernel.h"
 #include "attention_pairs.h"
@@ -26,7 +27,7 @@ struct DenseAttention {
 
 // Positions of a segment that are computed with together: tokens [first, first + count).
 struct Span {
-    int64_t first, count;
+    int64_t segment, first, count;
 };
 
 // Of Attention, keys are [heads][tiles][head_dim][positions of the tile] and values [heads][tokens][head_dim]; queries stand
@@ -113,7 +114,7 @@ private:
 struct Segments {
     int32_t *starts, *zeros;  // [segments]: the first token of each, and how many tokens of it are cached
     Span* spans;              // all tiles
-    int64_t count;            // of spans
+    int64_t count, longest;   // of spans, and tokens of the longest segment
 
     static int64_t bytes(const DenseAttention& d) {
         int64_t spans = d.tokens / TILE + d.segments;
@@ -124,13 +125,15 @@ struct Segments {
         : starts((int32_t*)memory),
           zeros(starts + d.segments),
           spans((Span*)(memory + round_up(2 * d.segments * int64_t{sizeof(int32_t)}, 64))),
-          count(0) {
+          count(0),
+          longest(0) {
         int64_t token = 0;
         for (int64_t s = 0; s < d.segments; ++s) {
             int64_t end = token + d.lengths[s];
+            longest = most<int64_t>(longest, d.lengths[s]);
             starts[s] = (int32_t)token;
             zeros[s] = 0;
-            for (; token < end; token += spans[count++].count) spans[count] = {token, least(TILE, end - token)};
+            for (; token < end; token += spans[count++].count) spans[count] = {s, token, least(TILE, end - token)};
         }
     }
 };
@@ -153,17 +156,24 @@ int attend(const DenseAttention& d) {
     int64_t kept = round_up(d.tokens * d.heads * d.head_dim * int64_t{sizeof(T)}, 64);
     int64_t floats = round_up(d.head_dim * int64_t{sizeof(float)}, 64);
     int64_t worker = floats + round_up(HEADS_OF_ITEM * TILE * d.head_dim * int64_t{sizeof(T)}, 64);
-    char* memory = (char*)cmodel::scratch(2 * kept + most(layout.bytes, worker * thread_count()));
+    char* memory = (char*)cmodel::scratch(2 * kept + worker * thread_count() + layout.bytes);
     if (memory == nullptr) return NO_MEMORY;
-    a.keys = memory, a.values = memory + kept, memory += 2 * kept;
+    a.keys = memory, a.values = memory + kept;
+    char *writers = memory + 2 * kept, *rest = writers + worker * thread_count();
 
+    bool one_tile = segments.longest <= TILE;
     int64_t groups = ceil_div(d.heads, HEADS_OF_ITEM);
     parallel_for(segments.count * groups, [&](int64_t item, int index) {
-        char* mine = memory + worker * index;
+        const Span& span = segments.spans[item / groups];
+        char* mine = writers + worker * index;
         int64_t head = item % groups * HEADS_OF_ITEM, end = least(d.heads, head + HEADS_OF_ITEM);
-        kernel.cache.write(segments.spans[item / groups], head, end, (float*)mine, (T*)(mine + floats));
+        kernel.cache.write(span, head, end, (float*)mine, (T*)(mine + floats));
+        for (; one_tile && head < end; ++head) {
+            auto workspace = kernel.workspace(rest + layout.lists + layout.worker * index);
+            kernel.attend_piece({span.segment, head, span.first, 0, span.count, 0, span.count}, workspace);
+        }
     });
-    kernel.attend_tokens(layout, 0, d.tokens, memory);
+    if (!one_tile) kernel.attend_tokens(layout, 0, d.tokens, rest);
     return DONE;
 }
 
