@@ -29,16 +29,16 @@ struct Fetch {
     int64_t ahead;
 };
 
-// Rows that one pass over a panel takes where there are many, rows that are not worth two passes, and how many vectors of
-// outputs fit the registers beside r rows.
+// Rows that one pass over a panel takes where there are many, rows that are not worth two passes, up to how many blocks of
+// rows take turns with a short piece of a panel, and how many vectors of outputs fit the registers beside r rows.
 #if defined(__AVX512F__)
-constexpr int MAX_ROWS = 14, LONE_ROWS = 16;
+constexpr int MAX_ROWS = 14, LONE_ROWS = 16, FETCHED_BLOCKS = 2;
 constexpr int vectors_for(int rows) { return rows <= MAX_ROWS ? 2 : 1; }
 #elif defined(__AVX2__)
-constexpr int MAX_ROWS = 6, LONE_ROWS = 6;
+constexpr int MAX_ROWS = 6, LONE_ROWS = 6, FETCHED_BLOCKS = 6;
 constexpr int vectors_for(int rows) { return rows <= 2 ? 4 : 2; }
 #else
-constexpr int MAX_ROWS = 6, LONE_ROWS = 6;
+constexpr int MAX_ROWS = 6, LONE_ROWS = 6, FETCHED_BLOCKS = 6;
 constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; }
 #endif
 
@@ -51,7 +51,8 @@ constexpr int vectors_for(int rows) { return rows <= 1 ? 8 : rows <= 3 ? 4 : 2; 
 //   Blocks               the rows of a call, cut
 //   begin(), end()       surround a thread's products
 //   pack(...)            puts one block's rows into place; a block of packed rows has its steps in memory order
-//   TWO_FETCH            whether two blocks of rows do better by fetching half of what follows each
+//   MOST_FETCHED         up to how many blocks of rows take turns with a piece so short that it stays in the first cache,
+//                        while the first two fetch half of the next one each
 //   add(...)             C[rows][32] += the block's packed rows times steps of a panel; to start, = instead of +=
 
 // Rows cut into blocks of nearly equal size, of at most MOST rows each, but LONE that are alone.
@@ -72,7 +73,7 @@ struct VectorKind {
     using W = WElement;
     using Blocks = EvenBlocks<MAX_ROWS, LONE_ROWS>;
     static constexpr int64_t PIECE = 65536 / (PANEL * sizeof(W)), FIRST_CACHE = PIECE / 4;
-    static constexpr bool TWO_FETCH = true;
+    static constexpr int64_t MOST_FETCHED = FETCHED_BLOCKS;
 
     static void begin() {}
     static void end() {}
@@ -227,7 +228,7 @@ struct BFloat16Product {
     using Blocks = TileBlocks;
     static constexpr int K_STEP = 2, X_STEP = 1;
     static constexpr int64_t PIECE = 256, FIRST_CACHE = 256;
-    static constexpr bool TWO_FETCH = false;
+    static constexpr int64_t MOST_FETCHED = 1;
 
     static void begin() { configure_tiles(); }
     static void end() { _tile_release(); }
@@ -312,13 +313,14 @@ void panel_products(const typename Kind::Blocks& blocks, const typename Kind::X*
     Kind::begin();
     if (blocks.blocks == 1) {
         for (int64_t panel = 0; panel < count; ++panel) add(0, steps, panel, 0, {true, true, AHEAD});
-    } else if (blocks.blocks == 2 && Kind::TWO_FETCH) {
-        // The memory is as busy as the products: both blocks of rows fetch the piece after theirs.
+    } else if (blocks.blocks <= Kind::MOST_FETCHED) {
+        // With few blocks the memory is as busy as the products, so two of them fetch the piece after theirs.
         constexpr int64_t piece = Kind::FIRST_CACHE / 2, ahead = piece * PANEL * int64_t{sizeof(typename Kind::W)};
         for (int64_t panel = 0; panel < count; ++panel) {
             for (int64_t start = 0; start < steps; start += piece) {
-                add(start, least(piece, steps - start), panel, 0, {true, false, ahead});
-                add(start, least(piece, steps - start), panel, 1, {false, true, ahead});
+                for (int64_t block = 0; block < blocks.blocks; ++block) {
+                    add(start, least(piece, steps - start), panel, block, {block == 0, block == 1, ahead});
+                }
             }
         }
     } else {
