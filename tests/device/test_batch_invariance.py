@@ -267,7 +267,8 @@ def test_attention_over_spans_that_threads_share(threaded, dtype, make_meta, mak
     qkv = torch.randn(sum(lengths), HEADS + 2 * KV_HEADS, dim).to(dtype).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
 
-    def last_rows(device, steps):
+    def last_rows(device):
+        """The outputs of the last tokens: of the prefill, and of each of the steps after it."""
         kv = device.make_kv_cache(blocks, 16, CacheSpec(KV_HEADS, (dim, dim), dtype))
 
         def attend(sequences, new):
@@ -283,13 +284,12 @@ def test_attention_over_spans_that_threads_share(threaded, dtype, make_meta, mak
             return out[torch.tensor(counts).cumsum(0) - 1]
 
         prefill = attend([0, 1, 2, 3], None)
-        return torch.cat([attend(sequences, 1) for sequences in steps]) if steps else prefill
+        ways = ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2, 3]])
+        return [prefill, *(torch.cat([attend(sequences, 1) for sequences in steps]) for steps in ways)]
 
-    expected, with_two_threads = threaded(lambda device: last_rows(device, []))
-    assert torch.equal(expected, with_two_threads)
-    for steps in ([[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 1, 2, 3]]):
-        for rows in threaded(lambda device, steps=steps: last_rows(device, steps)):
-            assert torch.equal(rows, expected), steps
+    one, two = threaded(last_rows)
+    for rows in (*one, *two):
+        assert torch.equal(rows, one[0])
 
 
 # --- latent attention: the same of it, with queries that it makes itself ---

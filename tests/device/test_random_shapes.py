@@ -12,6 +12,8 @@ from tests.device.plain_cache import plain
 
 REFERENCE = ReferenceOps()
 SHAPES = 200
+# What the reference says of long contexts takes it long, and is the same for every instruction set.
+ATTENDED: dict[int, torch.Tensor] = {}
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_embedding(cmodel, draws):
 
 def test_paged_attention(cmodel, draws, make_meta, make_rope, fill_cache):
     ropes = {dim: make_rope(dim, 5001) for dim in (32, 40, 64, 80, 96, 128, 192, 256)}
-    for generator, dtype in draws:
+    for number, (generator, dtype) in enumerate(draws):
         dims = generator.choice([(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)])
         kv_heads, group = generator.choice([1, 2, 3]), generator.randint(1, 8)
         block_size = generator.choice([8, 16, 24, 32, 64, 128])
@@ -86,5 +88,6 @@ def test_paged_attention(cmodel, draws, make_meta, make_rope, fill_cache):
         fill_cache(kv, generator.randint(0, 99))
         rope = generator.choice([None, ropes[dims[0]], ropes.get(dims[0] // 2)])
         arguments = (make_meta(lengths, blocks, block_size), rope, dims[0] ** -0.5, generator.choice([None, None, 100]))
-        expected = REFERENCE.paged_attention(q, k, v, plain(kv), *arguments)
-        assert_close(cmodel.ops.paged_attention(q, k, v, kv, *arguments), expected, case)
+        if number not in ATTENDED:
+            ATTENDED[number] = REFERENCE.paged_attention(q, k, v, plain(kv), *arguments)
+        assert_close(cmodel.ops.paged_attention(q, k, v, kv, *arguments), ATTENDED[number], case)

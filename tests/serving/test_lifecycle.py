@@ -48,8 +48,17 @@ def python_takes_ctrl_c(pid: int) -> bool:
     return caught is not None and bool(int(caught[1], 16) >> (signal.SIGINT - 1) & 1)
 
 
-@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("delay", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("with_signal", "delay"),
+    [
+        (signal.SIGINT, 0.2),
+        (signal.SIGTERM, 0.2),
+        (signal.SIGKILL, 0.5),
+        (signal.SIGTERM, 0.5),
+        (signal.SIGINT, 1.0),
+        (signal.SIGKILL, 1.0),
+    ],
+)
 def test_stopped_while_it_loads(
     with_signal: int, delay: float, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
 ) -> None:

@@ -13,9 +13,9 @@ from device.tpuv7.device import Tpuv7Device
 from tests.oracle.conftest import open_paged_model
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
-    "qwen3": ("qwen3", {"head_dim": 32}),
+    "llama": ("llama", {"num_hidden_layers": 2}),
+    "qwen2": ("qwen2", {"num_hidden_layers": 2, "tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"num_hidden_layers": 2, "head_dim": 32}),
 }
 MORE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -41,7 +41,7 @@ def test_logprobs_and_tokens_equal_transformers(
     model = open_paged_model(directory, torch.bfloat16, device=tpuv7)
     on_cmodel = open_paged_model(directory, torch.bfloat16)
     generator = torch.Generator().manual_seed(7)
-    prompts = [torch.randint(3, 512, (length,), generator=generator).tolist() for length in (1, 17, 40)]
+    prompts = [torch.randint(3, 512, (length,), generator=generator).tolist() for length in (1, 34)]
     errors = []
     for prompt in prompts:
         expected = _logprobs(oracle, prompt)
@@ -49,7 +49,7 @@ def test_logprobs_and_tokens_equal_transformers(
         assert error.max() < TOLERANCE * expected.abs().max()
         errors.append((float(error.mean()), float(usual.mean())))
     assert sum(error for error, _ in errors) < 1.25 * sum(usual for _, usual in errors)
-    for prompt, answer in zip(prompts, model.generate(prompts, 6, chunk=16), strict=True):
+    for prompt, answer in zip(prompts, model.generate(prompts, 4, chunk=16), strict=True):
         logprobs = _logprobs(oracle, prompt + answer)[len(prompt) - 1 : -1]
         # A token may differ only where two are as good as equal.
         chosen = logprobs.gather(1, torch.tensor(answer)[:, None])[:, 0]
