@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
-import os
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -17,8 +14,6 @@ from pathlib import Path
 
 import msgspec
 import uvloop
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from sophserve.api.application import create_app
 from sophserve.api.batches.runner import RUNNER
@@ -26,12 +21,13 @@ from sophserve.api.batches.store import BATCH_STORE
 from sophserve.api.generation.served_model import ServedModel
 from sophserve.api.http.budget import give_freed_memory_back
 from sophserve.api.http.connections import Runner
-from sophserve.api.http.listener import Listener, bind, connection_limit, raise_descriptor_limit
+from sophserve.api.http.listener import connection_limit, raise_descriptor_limit
+from sophserve.api.http.serving import application_runner, listen, stop_on_signal
 from sophserve.api.http.tls import renew, ssl_context
 from sophserve.checkpoint import read_config, read_generation_config, read_pooling
 from sophserve.config import ServerConfig
 from sophserve.engine.engine import Engine
-from sophserve.errors import CheckpointError, ConfigError, EngineDeadError
+from sophserve.errors import CheckpointError, EngineDeadError
 from sophserve.sampling import SamplingParams, sampling_defaults
 
 log = logging.getLogger(__name__)
@@ -58,18 +54,12 @@ def run(engine: Engine, config: ServerConfig, started: float) -> None:
 
 def make_runner(served: ServedModel) -> Runner:
     """The application, and how aiohttp is to run it."""
-    logging.getLogger("aiohttp.server").addFilter(_is_not_the_clients_mistake)
-    return Runner(create_app(served), served.connections)
-
-
-def _is_not_the_clients_mistake(record: logging.LogRecord) -> bool:
-    # aiohttp logs bytes that are not HTTP with a traceback; it has answered them with 400.
-    return not record.exc_info or not isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError)
+    return application_runner(create_app(served), served.connections)
 
 
 async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
     served = ServedModel(engine, config)
-    stop = _stop_on_signal()
+    stop = stop_on_signal()
     runner = make_runner(served)
     if config.batch_dir:
         runner.app[BATCH_STORE].prepare()
@@ -79,7 +69,8 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
     try:
         await runner.setup()
         context = ssl_context(config)
-        listener, address = _listen(runner, served, context)
+        most = connection_limit(config.max_connections, engine.config.tensor_parallel_size)
+        listener, address = listen(runner, served.connections, most, context)
         if context:
             background.append(asyncio.create_task(renew(context, config)))
         log.info("listening on %s", address)
@@ -110,19 +101,6 @@ async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
             Path(config.uds).unlink(missing_ok=True)
 
 
-def _stop_on_signal() -> asyncio.Event:
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(130)  # the worker notices and exits as well
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    return stop
-
-
 async def _before(stop: asyncio.Event, task: asyncio.Task[object]) -> bool:
     """Wait for the task; False if stop came first. Raises what the task raises."""
     stopped = asyncio.create_task(stop.wait())
@@ -135,28 +113,6 @@ async def _before(stop: asyncio.Event, task: asyncio.Task[object]) -> bool:
         return False
     await task
     return True
-
-
-def _listen(runner: Runner, served: ServedModel, context: ssl.SSLContext | None) -> tuple[Listener, str]:
-    """Bind, and return what listens and its address for users."""
-    config = served.config
-    try:
-        sockets = bind(config)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE and not config.uds:
-            raise ConfigError(
-                f"port {config.port} is in use; stop what uses it or choose another --port", help="port"
-            ) from None
-        where, advice = (
-            (config.uds, "--uds") if config.uds else (f"{config.host} port {config.port}", "--host and --port")
-        )
-        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; change {advice}") from None
-    most = connection_limit(config.max_connections, served.engine.config.tensor_parallel_size)
-    listener = Listener(runner.factory, sockets, served.connections, most, context)
-    if config.uds:
-        return listener, f"unix:{config.uds}"
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    return listener, f"{'https' if context else 'http'}://{host}:{listener.port}"
 
 
 async def load(served: ServedModel) -> None:

@@ -7,13 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from sophserve.api.http.deadlines import NOW
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.request_record import Record, current_record
 from sophserve.engine.sequence import Sequence
 from sophserve.errors import RequestError
-
-# On the event loop's clock: a deadline that no request has of itself.
-NOW = 0.0
 
 
 class Place:

@@ -10,8 +10,9 @@ from typing import Any
 
 from aiohttp import web
 
-from sophserve.api.generation.places import NOW, Places
+from sophserve.api.generation.places import Places
 from sophserve.api.http.connections import Connections
+from sophserve.api.http.deadlines import NOW, Deadlines
 from sophserve.api.http.errors import ApiError
 from sophserve.api.http.text_threads import TextThreads
 from sophserve.config import ServerConfig
@@ -46,9 +47,7 @@ class ServedModel:
         self.places = Places(engine.config.max_num_seqs + config.max_queued_requests)
         self.draining = False
         self.texts = TextThreads()
-        self._deadlines: set[asyncio.Timeout] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._deadlines = Deadlines()
 
     @asynccontextmanager
     async def admitted(self, sequences: int, timeout: float | None = None) -> AsyncIterator[None]:
@@ -59,11 +58,10 @@ class ServedModel:
             raise _stopping()
         with self.places.take(sequences) as place:
             place.deadline = deadline = asyncio.timeout(timeout)
-            self._deadlines.add(deadline)
-            self._idle.clear()
             try:
-                async with deadline:
-                    yield
+                with self._deadlines.hold(deadline):
+                    async with deadline:
+                        yield
             except TimeoutError:
                 if place.given_up:
                     raise self.places.refusal() from None
@@ -74,10 +72,6 @@ class ServedModel:
                         408, f"the request took longer than its timeout of {timeout:g} s", code="timeout"
                     ) from None
                 raise
-            finally:
-                self._deadlines.discard(deadline)
-                if not self._deadlines:
-                    self._idle.set()
 
     def has_begun(self, identity: str) -> bool:
         """Whether a request is not refused any more for the time that it waits."""
@@ -88,15 +82,7 @@ class ServedModel:
     async def drain(self, seconds: float) -> None:
         """Let no new request in, wait for the running ones, and after that time end them with an error."""
         self.draining = True
-        for limit in (seconds, 1.0):  # the second one is for the error to reach its client
-            try:
-                async with asyncio.timeout(limit):
-                    await self._idle.wait()
-                return
-            except TimeoutError:
-                for deadline in self._deadlines:
-                    if not deadline.expired():
-                        deadline.reschedule(NOW)
+        await self._deadlines.drain(seconds)
 
     async def close(self) -> None:
         """End its threads and processes."""
