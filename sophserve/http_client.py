@@ -11,7 +11,7 @@ import aiohttp
 from sophserve.errors import ConfigError
 
 
-def server_address(given: str) -> str:
+def server_address(given: str, option: str = "--url") -> str:
     """The address of an OpenAI-compatible server, complete and without the `/v1` that clients often want: that of
     localhost:8000 is http://localhost:8000. Raises ConfigError for what is none."""
     text = given.strip()
@@ -26,7 +26,7 @@ def server_address(given: str) -> str:
     wrong = not known or parts.query or parts.fragment or "@" in parts.netloc or given.strip().isdecimal()
     if wrong or " " in text:
         raise ConfigError(
-            f"--url must look like http://localhost:8000, https://HOST or localhost:8000, not {given[:80]!r}"
+            f"{option} must look like http://localhost:8000, https://HOST or localhost:8000, not {given[:80]!r}"
         )
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 

@@ -34,7 +34,8 @@ class Record:
     """Filled in while a request is served. Times are of time.monotonic(); path is without --root-path; client is whose
     it is: an API key's name, else an address; body_bytes says how much there is to go through; uploading is set while
     that is awaited, stream once its headers go out; events counts those of an API that numbers them; warnings are for
-    the client; background is set for what nobody waits for, which gives way to all else."""
+    the client; background is set for what nobody waits for, which gives way to all else; notes are further fields of
+    the log."""
 
     started: float
     path: str
@@ -57,6 +58,7 @@ class Record:
     error_code: str | None = None
     stream: web.StreamResponse | None = None
     events: int = 0
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def priority(self) -> int:
@@ -84,7 +86,7 @@ class Record:
             found["decode"] = round(now - self.first_output, 4)
         if self.finish_reasons:
             found["finish"] = ",".join(sorted(set(self.finish_reasons)))
-        return found | {"error": self.error, "code": self.error_code}
+        return found | self.notes | {"error": self.error, "code": self.error_code}
 
     def __str__(self) -> str:
         found = self.fields()

@@ -1,0 +1,1 @@
+"""The router: one address for many replicas of a server."""
