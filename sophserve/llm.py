@@ -101,7 +101,7 @@ class AsyncLLM:
         directory = resolve_model(config.model)
         check(config, directory)
         self.engine = Engine(config, directory)
-        self._images: ImageLoader | None = None
+        self.images: ImageLoader | None = None
         self.engine.start_worker()
 
     async def start(self) -> None:
@@ -111,8 +111,8 @@ class AsyncLLM:
             self.tokenizer = await asyncio.to_thread(Tokenizer.from_directory, directory)
             limits = media_limits(self.engine.config, ServerConfig())
             limits = msgspec.structs.replace(limits, bytes=_LARGEST_IMAGE, memory=None)
-            self._images = await asyncio.to_thread(image_loader, directory, read_config(directory), limits)
-            processor = self._images.processor if self._images else None
+            self.images = await asyncio.to_thread(image_loader, directory, read_config(directory), limits)
+            processor = self.images.processor if self.images else None
             self.chat_template = template_with_images(directory, self.tokenizer, override, processor)
             await self.engine.start(self.tokenizer)
         except BaseException:
@@ -122,8 +122,8 @@ class AsyncLLM:
     async def close(self) -> None:
         """Abort what runs and stop the worker."""
         await self.engine.close()
-        if self._images:
-            await self._images.close()
+        if self.images:
+            await self.images.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -169,10 +169,10 @@ class AsyncLLM:
         return self._outputs(partial(self._conversation, messages, **template_options), sampling_params, request_id)
 
     async def _prompt(self, prompt: Prompt) -> EnginePrompt:
-        return await engine_prompt(prompt, self.tokenizer, self._images)
+        return await engine_prompt(prompt, self.tokenizer, self.images)
 
     async def _conversation(self, messages: list[Message], **template_options: Any) -> EnginePrompt:
-        return await chat_prompt(messages, self.chat_template, self.tokenizer, self._images, **template_options)
+        return await chat_prompt(messages, self.chat_template, self.tokenizer, self.images, **template_options)
 
     async def _outputs(
         self,

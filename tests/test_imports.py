@@ -27,7 +27,7 @@ ALLOWED = {
 # The rooms of sophserve, each with those that it may import. The files beside them belong to no room.
 ROOMS: dict[str, tuple[str, ...]] = {
     "api": ("engine", "link", "media", "text"),
-    "bench": ("engine", "link", "measure", "text"),
+    "bench": ("engine", "link", "measure", "media", "text"),
     "chat": ("api", "engine"),
     "engine": ("grammar", "link", "text"),
     "grammar": ("text",),

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import random
-import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from sophserve.bench.load_metrics import Report, parse_slo, summarize
 from sophserve.bench.load_prompts import IMAGE_FORMATS, Vocabulary, random_prompts, read_prompts, with_images
 from sophserve.bench.load_run import LoadRun, arrivals
 from sophserve.bench.load_scenarios import SCENARIOS, render_answers, save_logs
+from sophserve.bench.random_images import image_size
 from sophserve.errors import ConfigError
 from sophserve.http_client import server_address
 from sophserve.options import CommandParser, add_switch
@@ -75,13 +75,6 @@ def _number(kind: type[int] | type[float], least: str = "above 0") -> Callable[[
     return read
 
 
-def _size(text: str) -> tuple[int, int]:
-    sides = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text.strip().lower())
-    if sides is None:
-        raise argparse.ArgumentTypeError("expected WIDTHxHEIGHT in pixels, such as 672x336")
-    return int(sides[1]), int(sides[2])
-
-
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -114,7 +107,7 @@ def parse(argv: Sequence[str]) -> Options:
     add("--input-length", type=count, metavar="N", help=f"tokens (default: {Options.input_length})")
     add("--output-length", type=count, metavar="N", help="tokens (default: 128, or the scenario's)")
     add("--prefix-length", type=count, metavar="N", help="tokens that all prompts share (default: 512)")
-    add("--image-size", type=_size, metavar="WxH", help="pixels of random images (default: 512x512)")
+    add("--image-size", type=image_size, metavar="WxH", help="pixels of random images (default: 512x512)")
     add("--image-format", choices=IMAGE_FORMATS, help=f"default: {Options.image_format}")
     add("--seed", type=int, metavar="N", help="of prompts and arrivals (default: a new one, shown)")
     add = parser.add_argument_group("load").add_argument

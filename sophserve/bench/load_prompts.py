@@ -8,13 +8,13 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import resources
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from sophserve.bench.load_client import Client, Prompt
+from sophserve.bench.random_images import random_image
 from sophserve.errors import ConfigError
 
 IMAGE_FORMATS = ("jpeg", "png")
@@ -68,19 +68,10 @@ def random_prompts(
 def with_images(prompts: Iterator[Prompt], chance: random.Random, size: tuple[int, int], kind: str) -> Iterator[Prompt]:
     """The prompts, each about a random image of its own, of that size and one of IMAGE_FORMATS."""
     for prompt in prompts:
-        image = {"type": "image_url", "image_url": {"url": _image_url(chance, size, kind)}}
+        data = b64encode(random_image(chance, size, kind)).decode()
+        image = {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
         content = [image, {"type": "text", "text": prompt.content}]
         yield replace(prompt, content=[{"role": "user", "content": content}])
-
-
-def _image_url(chance: random.Random, size: tuple[int, int], kind: str) -> str:
-    from PIL import Image
-
-    # Soft colours, as much like a photo as what compresses: noise would take as many bytes as pixels.
-    colors = Image.frombytes("RGB", (16, 16), chance.randbytes(3 * 16 * 16))
-    file = BytesIO()
-    colors.resize(size, Image.Resampling.BICUBIC).save(file, kind, compress_level=1)
-    return f"data:image/{kind};base64,{b64encode(file.getvalue()).decode()}"
 
 
 class _Line(msgspec.Struct):

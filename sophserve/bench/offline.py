@@ -9,15 +9,19 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from sophserve.bench import offline_report as report
 from sophserve.bench.load_report import check_files
+from sophserve.bench.offline_images import BenchImages
 from sophserve.bench.offline_prompts import make_prompts
-from sophserve.bench.offline_result import Reckoning, Setting
+from sophserve.bench.offline_result import ImageTimes, Reckoning, Setting
 from sophserve.bench.offline_run import Pass, logprobs_of, peak_worker_memory, run_pass
 from sophserve.bench.quality import AnswerQuality, Verdict, judge, judge_answer
-from sophserve.checkpoint import end_token_ids, read_config, resolve_model
+from sophserve.bench.random_images import image_size
+from sophserve.checkpoint import end_token_ids, resolve_model
 from sophserve.errors import ConfigError
+from sophserve.image_prompt import ImagePrompt
 from sophserve.llm import AsyncLLM
 from sophserve.measure.footprint import Footprint, FootprintRequest, measure
 from sophserve.measure.limits import limits_of
@@ -39,6 +43,7 @@ class Measured(NamedTuple):
     passes: tuple[Pass, Pass]
     memory: int
     quality: Verdict | None
+    images: ImageTimes | None
 
 
 def bench(argv: Sequence[str]) -> int:
@@ -51,12 +56,13 @@ def bench(argv: Sequence[str]) -> int:
         report.check_columns(given.save_results)
     golden = _golden(given, settings)
     directory = resolve_model(given.model)
-    _check_image_size(given.image_size, directory)
-    options = _engine_options(given, settings)
-    footprint = _footprint(options, directory, settings)
+    images = BenchImages(directory, given.image_size, given.seed) if given.image_size else None
+    image_tokens = images.tokens if images else 0
+    options = _engine_options(given, settings, image_tokens)
+    footprint = _footprint(options, directory, settings, image_tokens)
     if given.use_v1:
         print("--use-v1 is accepted without effect: there is one engine", file=sys.stderr)
-    measured, device = asyncio.run(_measure(given, options, settings, golden))
+    measured, device = asyncio.run(_measure(given, options, settings, golden, images))
     limits = None if given.skip_limits else limits_of(options["device"], footprint.dtype)
     reckoning = Reckoning(footprint, given.tp_size, limits)
     results = [reckoning.result(*each) for each in measured]
@@ -103,7 +109,7 @@ def _parser() -> CommandParser:
     add("--save-json", default=None, metavar="FILE", help="write everything")
     add("--plot", default=None, metavar="FILE", help="draw a PNG; with --sweep bench.png is")
     add("--skip-limits", action="store_true", default=False, help="do not measure what the device can do")
-    add("--image-size", default=None, metavar="WxH", help="for models with vision")
+    add("--image-size", type=image_size, default=None, metavar="WxH", help="begin each prompt with an image")
     add_switch(parser, "--use-v1", "accepted without effect")
     add("--useV1", dest="use_v1", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(use_v1=False)
@@ -140,16 +146,10 @@ def _golden(given: argparse.Namespace, settings: list[Setting]) -> list[list[int
     return report.read_golden(given.golden, settings[0].batch)
 
 
-def _check_image_size(image_size: str | None, directory: Path) -> None:
-    if image_size is not None:
-        names = read_config(directory).get("architectures") or ["the model"]
-        raise ConfigError(f"--image-size needs a model with vision, which {names[0]} is not here; leave it out")
-
-
-def _engine_options(given: argparse.Namespace, settings: list[Setting]) -> dict[str, Any]:
+def _engine_options(given: argparse.Namespace, settings: list[Setting], image_tokens: int) -> dict[str, Any]:
     """The options of EngineConfig."""
     batch = max(setting.batch for setting in settings)
-    tokens = max(setting.batch * setting.input_length for setting in settings)
+    tokens = max(setting.batch * (setting.input_length + image_tokens) for setting in settings)
     options = {
         "model": given.model,
         "dtype": DTYPES.get(given.dtype, given.dtype),
@@ -157,50 +157,74 @@ def _engine_options(given: argparse.Namespace, settings: list[Setting]) -> dict[
         "tensor_parallel_size": given.tp_size,
         "max_num_seqs": batch,
         "max_num_batched_tokens": max(2048, batch, min(tokens, _MOST_STEP_TOKENS)),
-        # The measured pass has the warm-up's prompts.
-        "enable_prefix_caching": False,
+        # The measured pass has the warm-up's prompts, but for images.
+        "enable_prefix_caching": image_tokens > 0,
     }
     options |= {name: getattr(given, name) for name in ENGINE_OPTIONS if hasattr(given, name)}
     options["device"] = engine_config(options).device
     return options
 
 
-def _footprint(options: dict[str, Any], directory: Path, settings: list[Setting]) -> Footprint:
+def _footprint(options: dict[str, Any], directory: Path, settings: list[Setting], image_tokens: int) -> Footprint:
     """Also sets the length that is served. Raises ConfigError for more than the model's context."""
     footprint = measure(FootprintRequest(directory=str(directory), config=engine_config(options)))
     longest = max(settings, key=lambda setting: setting.input_length + setting.max_new_tokens)
-    length = longest.input_length + longest.max_new_tokens
+    length = longest.input_length + longest.max_new_tokens + image_tokens
     if length > footprint.context_length:
+        image = f"an image of {image_tokens} tokens, " if image_tokens else ""
         raise ConfigError(
-            f"--input-length {longest.input_length} and --max-new-tokens {longest.max_new_tokens} are {length} tokens, "
-            f"but the model's context is {footprint.context_length}; lower one"
+            f"{image}--input-length {longest.input_length} and --max-new-tokens {longest.max_new_tokens} are {length} "
+            f"tokens, but the model's context is {footprint.context_length}; lower one"
         )
     options["max_model_len"] = length
     return footprint
 
 
 async def _measure(
-    given: argparse.Namespace, options: dict[str, Any], settings: list[Setting], golden: list[list[int]] | None
+    given: argparse.Namespace,
+    options: dict[str, Any],
+    settings: list[Setting],
+    golden: list[list[int]] | None,
+    images: BenchImages | None,
 ) -> tuple[list[Measured], str]:
     """Every batch, and what the device says it is."""
     async with AsyncLLM(**options) as llm:
         template = llm.chat_template if given.mode == "chat" else None
+        processor = images.processor if images else None
         batches = [
-            (each, make_prompts(llm.tokenizer, template, each.batch, each.input_length, given.seed))
+            (each, make_prompts(llm.tokenizer, template, each.batch, each.input_length, given.seed, processor))
             for each in settings
         ]
         measured = []
         for setting, prompts in batches:
-            warmup = await run_pass(llm, prompts, setting.max_new_tokens)
-            run = await run_pass(llm, prompts, setting.max_new_tokens)
+            asked, passes, times = await _passes(llm, setting, prompts, images)
             memory, quality = peak_worker_memory(), None
             if given.quality_check or golden is not None:
-                quality = await _quality(llm, prompts, run, golden)
-            measured.append(Measured(setting, [len(prompt) for prompt in prompts], (warmup, run), memory, quality))
+                quality = await _quality(llm, asked, passes[1], golden)
+            measured.append(Measured(setting, [len(each.ids) for each in asked], passes, memory, quality, times))
         return measured, llm.engine.info.device
 
 
-async def _quality(llm: AsyncLLM, prompts: list[list[int]], run: Pass, golden: list[list[int]] | None) -> Verdict:
+async def _passes(
+    llm: AsyncLLM, setting: Setting, prompts: list[list[int]], images: BenchImages | None
+) -> tuple[list[ImagePrompt], tuple[Pass, Pass], ImageTimes | None]:
+    """The measured prompts, the warm-up and the measured pass, and what images took."""
+    if images is None:
+        asked = [ImagePrompt(prompt) for prompt in prompts]
+        warmup, run = [await run_pass(llm, asked, setting.max_new_tokens) for _ in range(2)]
+        return asked, (warmup, run), None
+    assert llm.images is not None
+    first, asked = [await images.shown(prompts, llm.images, llm.tokenizer) for _ in range(2)]
+    texts = make_prompts(llm.tokenizer, None, setting.batch, max(len(each.ids) for each in asked), 0)
+    warmup = await run_pass(llm, first, setting.max_new_tokens, uuid4().hex)
+    salt = uuid4().hex
+    run = await run_pass(llm, asked, setting.max_new_tokens, salt)
+    again = await run_pass(llm, asked, 1, salt)
+    text = await run_pass(llm, [ImagePrompt(each) for each in texts], 1, uuid4().hex)
+    return asked, (warmup, run), ImageTimes.of(images.tokens, run, text, again)
+
+
+async def _quality(llm: AsyncLLM, prompts: list[ImagePrompt], run: Pass, golden: list[list[int]] | None) -> Verdict:
     """Judge the answers up to their end tokens, which the measurement ignores."""
     ends = set(end_token_ids(llm.engine.directory, llm.tokenizer.eos_id))
     found: list[AnswerQuality] = []
@@ -210,7 +234,7 @@ async def _quality(llm: AsyncLLM, prompts: list[list[int]], run: Pass, golden: l
         # The model's context has no room for one more token after the whole answer.
         logprobs = await logprobs_of(llm, prompt, token_ids[: len(answer.token_ids) - 1]) if token_ids else []
         expected = golden[index] if golden is not None else None
-        text, question = llm.tokenizer.decode(token_ids), llm.tokenizer.decode(prompt)
+        text, question = llm.tokenizer.decode(token_ids), llm.tokenizer.decode(prompt.ids)
         found.append(judge_answer(answer.token_ids if expected else token_ids, text, question, logprobs, expected))
     return judge(found)
 
@@ -225,6 +249,7 @@ def _description(given: argparse.Namespace, footprint: Footprint, device: str) -
         "tp_size": given.tp_size,
         "mode": given.mode,
         "seed": given.seed,
+        "image_size": "x".join(map(str, given.image_size)) if given.image_size else None,
         "weight_bytes": footprint.weight_bytes,
         "kv_token_bytes": footprint.kv_token_bytes,
     }

@@ -53,6 +53,10 @@ def text(result: Result, limits: DeviceLimits | None) -> list[str]:
         lines.append(f"steps        p50 {steps.p50:.2f} ms, p90 {steps.p90:.2f} ms, p99 {steps.p99:.2f} ms")
     else:
         lines.append("decode       nothing to measure: no step had all rows; raise --max-new-tokens")
+    if images := result.images:
+        lines.append(f"images       {images.tokens} tokens each, encoded in {images.encode_ms:.1f} ms")
+        again, text = f"{images.again_ftl_ms:.1f} ms", f"{images.text_ftl_ms:.1f} ms"
+        lines.append(f"             FTL {again} with the same ones again, {text} of as much text")
     lines.append(f"peak memory  {size(result.peak_memory)}")
     if verdict := result.quality:
         lines.append(f"quality      {verdict.verdict}" + "".join(f"\n  {reason}" for reason in verdict.reasons))
@@ -62,12 +66,17 @@ def text(result: Result, limits: DeviceLimits | None) -> list[str]:
 def table(results: Sequence[Result]) -> list[str]:
     """Many results for people."""
     titles = ["batch", "input", "new", "FTL, ms", "TPS", "prefill/s", "p50, ms", "p99, ms", "GB/s", "GFLOP/s"]
+    with_images = any(result.images for result in results)
+    if with_images:
+        titles += ["image, ms", "again, ms"]
     rows = []
     for result in results:
         setting, steps, decode = result.setting, result.steps_ms, result.decode
         numbers = [result.measured.ftl_ms, result.measured.tps, result.prefill_tps]
         numbers += [steps.p50, steps.p99] if steps else [None, None]
         numbers += [decode.gbs, decode.gflops] if decode else [None, None]
+        if with_images:
+            numbers += [result.images.encode_ms, result.images.again_ftl_ms] if result.images else [None, None]
         sizes = [setting.batch, setting.input_length, setting.max_new_tokens]
         rows.append([*map(str, sizes), *("-" if number is None else f"{number:.1f}" for number in numbers)])
     return rows_of(titles, rows)

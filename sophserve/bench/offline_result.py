@@ -47,10 +47,26 @@ class Work:
     rate_share: float | None
 
 
+@dataclass(frozen=True)
+class ImageTimes:
+    """tokens: of an image. Of a batch with one in each row, milliseconds until the first tokens: encode_ms, by how much
+    longer than of text_ftl_ms, texts of the same lengths; again_ftl_ms, of the same batch once more."""
+
+    tokens: int
+    encode_ms: float
+    text_ftl_ms: float
+    again_ftl_ms: float
+
+    @classmethod
+    def of(cls, tokens: int, run: Pass, text: Pass, again: Pass) -> ImageTimes:
+        first, alone, known = (1000 * each.first_token for each in (run, text, again))
+        return cls(tokens, first - alone, alone, known)
+
+
 @dataclass
 class Result:
     """One batch, warmed up and measured. prompt_tokens: as they came out; steps_ms: the mean and percentiles;
-    peak_memory: bytes, of all workers, so far."""
+    prefill: without the time that images took; peak_memory: bytes, of all workers, so far."""
 
     setting: Setting
     prompt_tokens: list[int]
@@ -63,6 +79,7 @@ class Result:
     peak_memory: int
     quality: Verdict | None
     run: Pass
+    images: ImageTimes | None = None
 
     def performance(self) -> dict[str, Any]:
         """For JSON and CSV."""
@@ -76,6 +93,7 @@ class Result:
             "prefill": asdict(self.prefill),
             "decode": asdict(self.decode) if self.decode else None,
             "peak_memory": self.peak_memory,
+            "images": asdict(self.images) if self.images else None,
         }
 
 
@@ -88,21 +106,28 @@ class Reckoning:
     limits: DeviceLimits | None
 
     def result(
-        self, setting: Setting, prompts: list[int], passes: tuple[Pass, Pass], memory: int, quality: Verdict | None
+        self,
+        setting: Setting,
+        prompts: list[int],
+        passes: tuple[Pass, Pass],
+        memory: int,
+        quality: Verdict | None,
+        images: ImageTimes | None = None,
     ) -> Result:
         """passes: the warm-up and the measured one; prompts: their lengths."""
         warmup, run = passes
         found, tokens = self.footprint, sum(prompts)
+        seconds = images.text_ftl_ms / 1000 if images else run.first_token
         # The products read the weights once for each piece of the prompts; that there is one is the least.
-        prefill = self._work(found.read_bytes(tokens), sum(map(found.prefill_flops, prompts)), run.first_token)
+        prefill = self._work(found.read_bytes(tokens), sum(map(found.prefill_flops, prompts)), seconds)
         decode = None
         if run.step:
             batch, length = len(prompts), tokens // len(prompts) + setting.max_new_tokens - len(run.steps) // 2
             decode = self._work(found.decode_bytes(batch, length), found.decode_flops(batch, length), run.step)
         steps = Summary.of([1000 * step for step in run.steps]) if run.steps else None
-        rate = tokens / run.first_token
+        rate = tokens / seconds
         speeds = Speed.of(warmup), Speed.of(run)
-        return Result(setting, prompts, *speeds, rate, steps, prefill, decode, memory, quality, run)
+        return Result(setting, prompts, *speeds, rate, steps, prefill, decode, memory, quality, run, images)
 
     def _work(self, size: int, operations: int, seconds: float) -> Work:
         gbs, gflops = (self.ranks * each / seconds / 1e9 for each in (size, operations))

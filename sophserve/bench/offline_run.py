@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 
 from sophserve.engine.output import OutputDelta
+from sophserve.image_prompt import ImagePrompt
 from sophserve.link.messages import TokenLogprob
 from sophserve.llm import AsyncLLM
 from sophserve.sampling import SamplingParams
@@ -42,11 +43,11 @@ class Pass:
         return sum(self.steps) / len(self.steps) if self.steps else None
 
 
-async def run_pass(llm: AsyncLLM, prompts: Sequence[list[int]], new_tokens: int) -> Pass:
-    """Generate so many tokens for each prompt, all at once."""
+async def run_pass(llm: AsyncLLM, prompts: Sequence[ImagePrompt], new_tokens: int, salt: str = "") -> Pass:
+    """Generate so many tokens for each prompt, all at once. salt: only passes with the same one share blocks."""
     params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
     start = perf_counter()
-    answers = await asyncio.gather(*(_answer(llm, prompt, params, start) for prompt in prompts))
+    answers = await asyncio.gather(*(_answer(llm, prompt, params, start, salt) for prompt in prompts))
     return Pass(answers, *phases([answer.times for answer in answers]))
 
 
@@ -58,10 +59,10 @@ def phases(times: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
     return last[0], [after - before for before, after in pairwise(last) if (before + after) / 2 < end]
 
 
-async def _answer(llm: AsyncLLM, prompt: list[int], params: SamplingParams, start: float) -> Answer:
-    answer = Answer([], [], "")
-    llm.engine.check(prompt, params)
-    async with aclosing(llm.engine.generate(prompt, params, "bench")) as deltas:
+async def _answer(llm: AsyncLLM, prompt: ImagePrompt, params: SamplingParams, start: float, salt: str) -> Answer:
+    answer, (ids, items) = Answer([], [], ""), prompt
+    llm.engine.check(ids, params, items)
+    async with aclosing(llm.engine.generate(ids, params, "bench", cache_salt=salt, items=items)) as deltas:
         async for delta in deltas:
             _take(answer, delta, perf_counter() - start)
     return answer
@@ -76,15 +77,16 @@ def _take(answer: Answer, delta: OutputDelta, now: float) -> None:
     answer.finish_reason = delta.finish_reason
 
 
-async def logprobs_of(llm: AsyncLLM, prompt: list[int], token_ids: list[int]) -> list[float]:
+async def logprobs_of(llm: AsyncLLM, prompt: ImagePrompt, token_ids: list[int]) -> list[float]:
     """The log-probability of each token of an answer under the model, in one prefill."""
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
     entries: Sequence[list[TokenLogprob] | None] = []
-    llm.engine.check(prompt + token_ids, params)
-    async with aclosing(llm.engine.generate(prompt + token_ids, params, "bench")) as deltas:
+    ids, items = prompt
+    llm.engine.check(ids + token_ids, params, items)
+    async with aclosing(llm.engine.generate(ids + token_ids, params, "bench", items=items)) as deltas:
         async for delta in deltas:
             entries = delta.prompt_logprobs or entries
-    return [entry[0].logprob for entry in entries[len(prompt) :] if entry]
+    return [entry[0].logprob for entry in entries[len(ids) :] if entry]
 
 
 def peak_worker_memory() -> int:

@@ -17,7 +17,7 @@ from sophserve.bench import offline_report as report
 from sophserve.bench.offline import bench
 from sophserve.bench.offline_prompts import make_prompts, read_texts
 from sophserve.bench.offline_result import Reckoning, Setting
-from sophserve.bench.offline_run import Answer, Pass, phases
+from sophserve.bench.offline_run import Answer, Pass, phases, run_pass
 from sophserve.bench.quality import agreement, distinct, judge, judge_answer, repetition, scripts_of
 from sophserve.cli import main
 from sophserve.errors import ConfigError, SophserveError
@@ -217,13 +217,48 @@ def test_a_sweep(
     assert "pip install 'sophserve[plot]'" in capsys.readouterr().err and not (tmp_path / "other.png").exists()
 
 
+@pytest.mark.parametrize("mode", ["generate", "chat"])
+def test_a_run_with_images(
+    make_seeing_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, mode: str,
+) -> None:  # fmt: skip
+    """Every pass has images of its own, but for the one that is asked again."""
+    monkeypatch.setattr("sophserve.bench.offline.measure", footprint)
+    passes = []
+
+    async def noted(llm: Any, prompts: Any, new_tokens: int, salt: str) -> Pass:
+        images = llm.engine._scheduler.images
+        before, hits = images.queries, images.hits
+        passes.append([[item.digest for item in each.items] for each in prompts])
+        found = await run_pass(llm, prompts, new_tokens, salt)
+        passes[-1].append((images.queries - before, images.hits - hits))
+        return found
+
+    monkeypatch.setattr("sophserve.bench.offline.run_pass", noted)
+    kind = {"generate": "qwen2_5_vl", "chat": "llava_next"}[mode]
+    command = ["bench", "--model", str(make_seeing_checkpoint(kind)), "--mode", mode, "--skip-limits", "--batch", "2"]
+    command += ["--input-length", "60", "--max-new-tokens", "3", "--image-size", "90x70", "--quality-check"]
+    assert main([*command, "--save-json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    [only] = found["benchmarks"]
+    times, (length, _) = only["performance"]["images"], only["data"]["prompt_tokens"]
+    assert found["meta"]["run"]["image_size"] == "90x70"
+    assert times["encode_ms"] == pytest.approx(only["performance"]["ftl_ms"] - times["text_ftl_ms"])
+    assert times["again_ftl_ms"] > 0 and 52 <= length - times["tokens"] <= 60
+    (*warmup, _), (*run, encoded), (*again, known), (*text, _) = passes
+    assert len({digest for each in (*warmup, *run) for digest in each}) == 4 and again == run and text == [[], []]
+    # What the cache holds of a prompt does not need its image at all.
+    assert encoded == (2, 0) and known[0] == known[1]
+    assert f"images       {times['tokens']} tokens each, encoded in" in capsys.readouterr().out
+
+
 def test_bad_arguments(make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sophserve.bench.offline.measure", footprint)
     model = ["--model", str(make_checkpoint("qwen2"))]
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "not.json").write_text("[]")
     for arguments, words in (
-        (["--image-size", "336x336"], "--image-size needs a model with vision, which Qwen2ForCausalLM is not"),
+        (["--image-size", "336x336"], "--image-size needs a model with vision, which Qwen2ForCausalLM is not; leave"),
         (["--sweep", "size=1"], "--sweep has 'size=1'; it takes NAME=N,N,... for batch, input-length, max-new-tokens"),
         (["--sweep", "batch=1,0"], "--sweep has 'batch=1,0': expected a number of at least 1, got '0'"),
         (["--input-length", "250"], "are 1274 tokens, but the model's context is 256"),
@@ -244,6 +279,7 @@ def test_options_that_do_not_parse(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         ([], "required: --model"),
         (["--model", "x", "--batch", "0"], "expected a number of at least 1, got '0'"),
+        (["--model", "x", "--image-size", "8"], "expected WIDTHxHEIGHT in pixels, such as 672x336"),
         (["--model", "x", "--bach", "1"], "unknown option --bach; did you mean --batch?"),
     ):
         with pytest.raises(SystemExit):
