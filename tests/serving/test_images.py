@@ -277,3 +277,19 @@ def test_the_chat_and_the_load_bring_pictures(server: Any, client: OpenAI, tmp_p
     assert run("chat", asked, "--temperature", "0", "--max-tokens", "8") == f"{said.choices[0].message.content}\n"
     options = ("--dataset", "random-image", "--image-size", "90x70", "--input-length", "8", "--output-length", "4")
     assert "completed      3 in" in run("load", "", *options, "--num-requests", "3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava_next"])
+def test_two_ranks_see_what_one_sees(
+    make_seeing_checkpoint: Callable[[str], Path], start_server: Callable[..., Any], kind: str
+) -> None:
+    messages: Any = [{"role": "user", "content": content(*PICTURES)}]
+    answers = []
+    for ranks in ("1", "2"):
+        server = start_server(make_seeing_checkpoint(kind), "--tensor-parallel-size", ranks, "--dtype", "float32")
+        answer = server.client().chat.completions.create(model="tiny", messages=messages, logprobs=True, **GREEDY)
+        answers.append(answer.choices[0].logprobs.content)
+        assert server.stop() == 0
+    for one, two in zip(*answers, strict=True):
+        assert one.token == two.token and abs(one.logprob - two.logprob) < 2e-3
