@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -132,6 +132,11 @@ def int4_weight(out: int, depth: int) -> IntWeight:
     return IntWeight(values, torch.rand(out, depth // GROUP).bfloat16() / 100, zeros, GROUP)
 
 
+def int4_weight_on_int8(out: int, depth: int) -> IntWeight:
+    """The same, which takes activations rounded to int8."""
+    return replace(int4_weight(out, depth), activations="blocks")
+
+
 def float8_weight(out: int, depth: int) -> Float8Weight:
     """Random values, groups of 128."""
     scales = torch.rand(out, -(-depth // 128)) / 100
@@ -157,9 +162,10 @@ def torch_int4(out: int, depth: int, count: int) -> list[Callable[[Tensor], obje
 
 
 def quantized_cases(device: CmodelDevice, shapes: dict[str, tuple[int, int]], rows: list[int]) -> Iterator[Case]:
-    """int4 and float8 linears on bfloat16 activations, where the device has them."""
+    """int4 and float8 linears on bfloat16 activations, which one of them rounds to int8, where the device has them."""
     kinds: dict[str, tuple[Callable[[int, int], CanonicalWeight], float]] = {
         "int4": (int4_weight, 0.5 + 2.5 / GROUP),
+        "int4 on int8": (int4_weight_on_int8, 0.5 + 2.5 / GROUP),
         "float8": (float8_weight, 1.0),
     }
     for kind, (make, bytes_each) in kinds.items():
@@ -192,7 +198,12 @@ def expert_cases(device: CmodelDevice, rows: list[int]) -> Iterator[Case]:
             out.index_add_(0, token, y * weights[token, slot, None].to(x.dtype))
         return out
 
-    makers = {"bfloat16": bfloat16_weight, "int4": int4_weight, "float8": float8_weight}
+    makers: dict[str, Callable[[int, int], CanonicalWeight]] = {
+        "bfloat16": bfloat16_weight,
+        "int4": int4_weight,
+        "int4 on int8": int4_weight_on_int8,
+        "float8": float8_weight,
+    }
     for (name, (count, inner, hidden, top_k)), (kind, make) in itertools.product(EXPERTS.items(), makers.items()):
         weight = ExpertsWeight([make(2 * inner, hidden)] * count, [make(hidden, inner)] * count)
         packed = [device.pack(weight, "experts") for _ in range(copies(6 * count * inner * hidden))]
