@@ -91,10 +91,6 @@ def mlp_weights(generator, hidden, intermediate):
     return gate_up, random_weight(generator, hidden, intermediate, order=False)
 
 
-def as_floats(weight):
-    return replace(weight, activations="float")
-
-
 @pytest.mark.parametrize("intermediate", [64, 90, 352])
 def test_gated_mlp(cmodel, dtype, intermediate):
     # A gate of a thousand and more is its own silu, so that exp has no part in the bits.
@@ -120,6 +116,35 @@ def test_experts_are_gated_mlps(cmodel, dtype):
         each = [cmodel.ops.gated_mlp(x, *map(cmodel.pack, pair), "silu").float() for pair in pairs]
         chosen = torch.stack(each)[ids.long().T, torch.arange(rows)]
         same_bits(result, (chosen[0] + chosen[1]).to(dtype), rows)
+
+
+def test_a_replay_has_the_same_bits(cmodel):
+    torch.manual_seed(0)
+    gate_up, down = map(cmodel.pack, mlp_weights(random.Random(2), 130, 64))
+    x = torch.randn(20, 130).bfloat16()
+    replay = cmodel.capture(lambda: cmodel.ops.gated_mlp(x, gate_up, down, "silu"), 20)
+    for rows in (20, 1, 7):
+        x.copy_(torch.randn(20, 130))
+        same_bits(replay(rows), cmodel.ops.gated_mlp(x[:rows], gate_up, down, "silu"))
+
+
+def test_ranks_add_what_the_reference_adds(cmodel):
+    # A share that begins with a group rounds the same blocks as the whole.
+    torch.manual_seed(0)
+    weight = replace(random_weight(random.Random(3), 40, 256, order=False), group_size=64)
+    values, x = weight.values, torch.randn(9, 256)
+    groups = torch.rand(40, 4), torch.randint(16, (40, 4), dtype=torch.uint8)
+    shares = []
+    for rank in range(2):
+        columns, inputs = values.shape[1] // 2, slice(128 * rank, 128 * rank + 128)
+        mine = [each[:, 2 * rank : 2 * rank + 2].contiguous() for each in groups]
+        share = replace(
+            weight, values=values[:, columns * rank :][:, :columns].contiguous(), scales=mine[0], zeros=mine[1]
+        )
+        shares.append(cmodel.ops.linear(x[:, inputs], cmodel.pack(share)))
+        same_bits(shares[-1], REFERENCE.linear(x[:, inputs], reference_weight(share)))
+    whole = REFERENCE.linear(x, reference_weight(replace(weight, scales=groups[0], zeros=groups[1])))
+    assert (shares[0] + shares[1] - whole).abs().max() < 1e-4 * whole.abs().max()
 
 
 def test_threads_change_nothing(cmodel, monkeypatch):
