@@ -14,6 +14,7 @@ import msgspec
 
 from sophserve.errors import ConfigError
 from sophserve.keys import ApiKey, Limits, read_keys
+from sophserve.kv_events_config import KvEventsConfig, read_kv_events
 from sophserve.media_domains import MediaDomain, read_domains
 
 
@@ -48,6 +49,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     kv_cache_memory: Annotated[str, "such as 2GiB; auto: a share of the device's free memory"] = "auto"
     encoder_cache_memory: Annotated[str, "for the embeddings of images, which later requests find there"] = "512MiB"
     enable_prefix_caching: Annotated[bool, "reuse KV blocks of equal prompt beginnings"] = True
+    kv_events_config: Annotated[
+        dict[str, Any],
+        JsonObject('publish what the prefix cache holds, such as {"enable_kv_cache_events": true}, as vLLM does'),
+    ] = {}
     enable_chunked_prefill: Annotated[bool, "split long prompts over steps"] = True
     enforce_eager: Annotated[bool, "issue every operator anew at each step instead of replaying a recording"] = False
     scheduling_policy: Annotated[
@@ -85,11 +90,18 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         # Every running request must be able to take a step.
         self.max_num_seqs = min(self.max_num_seqs, self.max_num_batched_tokens)
         self.kv_cache_bytes, self.encoder_cache_bytes  # noqa: B018 - raises for a malformed size
+        if self.kv_events.enabled and not self.enable_prefix_caching:
+            raise ConfigError("--kv-events-config has nothing to tell without --enable-prefix-caching")
 
     @property
     def kv_cache_bytes(self) -> int | None:
         """kv_cache_memory in bytes; None for auto."""
         return None if self.kv_cache_memory == "auto" else parse_size(self.kv_cache_memory)
+
+    @property
+    def kv_events(self) -> KvEventsConfig:
+        """What kv_events_config says."""
+        return read_kv_events(self.kv_events_config)
 
     @property
     def encoder_cache_bytes(self) -> int:

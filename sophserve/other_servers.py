@@ -41,14 +41,14 @@ _ANSWERS = {
     "a sequence that finds no room is computed again later, nothing is swapped": "--swap-space --preemption-mode",
     "weights stay on the device; quantize or split them: --quantization, --tensor-parallel-size": "--cpu-offload-gb",
     "keys and values stay on the device": "--kv-offloading-size --kv-offloading-backend --kv-transfer-config "
-    "--kv-events-config --ec-transfer-config",
+    "--ec-transfer-config",
     "a model is split by --tensor-parallel-size alone": "--pipeline-parallel-size -pp --enable-expert-parallel -ep "
     "--decode-context-parallel-size -dcp --prefill-context-parallel-size -pcp --dcp-kv-cache-interleave-size "
     "--cp-kv-cache-interleave-size --all2all-backend --enable-dbo --ubatch-size --dbo-decode-token-threshold "
     "--dbo-prefill-token-threshold --enable-eplb --eplb-config --expert-placement-strategy --num-redundant-experts "
     "--eplb-window-size --eplb-step-interval --eplb-log-balancedness --max-parallel-loading-workers "
     "-sm --split-mode -ts --tensor-split -mg --main-gpu --rpc",
-    "start several servers behind a proxy instead (docs/deployment.md)": "--data-parallel-size -dp "
+    "start several servers behind `sophserve route` instead (docs/scaling.md)": "--data-parallel-size -dp "
     "--data-parallel-size-local -dpl --data-parallel-rank -dpn --data-parallel-start-rank -dpr --data-parallel-address "
     "-dpa --data-parallel-rpc-port -dpp --data-parallel-backend -dpb --data-parallel-hybrid-lb -dph "
     "--data-parallel-external-lb -dpe --disable-nccl-for-dp-synchronization --api-server-count -asc --headless",

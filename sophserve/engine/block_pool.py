@@ -116,11 +116,14 @@ class BlockPool:
                 del self._cached[block]
             self._owners[block] += 1
 
-    def remember(self, block: int, key: BlockKey) -> None:
-        """Let an owned block that now holds known tokens be found by its key. The first block with a key keeps it."""
-        if key not in self._block_of and block not in self._key_of:
-            self._block_of[key] = block
-            self._key_of[block] = key
+    def remember(self, block: int, key: BlockKey) -> bool:
+        """Let an owned block that now holds known tokens be found by its key. The first block with a key keeps it; says
+        whether this one is it."""
+        if key in self._block_of or block in self._key_of:
+            return False
+        self._block_of[key] = block
+        self._key_of[block] = key
+        return True
 
     def forget_all(self) -> None:
         """Empty the prefix cache. Owned blocks stay owned."""

@@ -10,11 +10,12 @@ import time
 from array import array
 from collections.abc import AsyncGenerator, Collection, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sophserve.checkpoint import end_token_ids
 from sophserve.config import EngineConfig
 from sophserve.engine.block_pool import root_key
+from sophserve.engine.kv_events import KvEvents
 from sophserve.engine.output import OutputDelta
 from sophserve.engine.profile_session import Profiling
 from sophserve.engine.recovery import Recovery
@@ -28,6 +29,9 @@ from sophserve.grammar.check import GrammarCheck
 from sophserve.link.messages import CompileGrammar, ModelInfo, Pooling, StepPlan, StepResult
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sophserve.engine.kv_publisher import KvPublisher
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +55,7 @@ class Engine:
         self._random = random.Random(config.seed)
         self._tasks: list[asyncio.Task[None]] = []
         self._grammars: GrammarCheck | None = None
+        self._publisher: KvPublisher | None = None
         self.profiling = Profiling()
 
     @property
@@ -94,12 +99,21 @@ class Engine:
             self._info.prompt_logprobs_cost,
             self._info.encoder,
         )
-        self._scheduler = Scheduler(limits, self._info.num_blocks)
+        self._scheduler = Scheduler(limits, self._info.num_blocks, self._kv_events())
         self._recovery = Recovery(self._scheduler)
         self.metrics = EngineMetrics(self._scheduler, model_name or self.config.model, self._info.max_model_len)
         self._tasks = [asyncio.create_task(work) for work in (self._run(), self.workers.watch(), self.metrics.report())]
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)
+
+    def _kv_events(self) -> KvEvents | None:
+        """What publishes as the options say. Raises ConfigError."""
+        if not self.config.kv_events.enabled:
+            return None
+        from sophserve.engine.kv_publisher import KvPublisher  # needs an extra
+
+        self._publisher = KvPublisher(self.config.kv_events)
+        return KvEvents(self._publisher.publish)
 
     async def close(self) -> None:
         """End every sequence as aborted and stop the workers."""
@@ -112,6 +126,8 @@ class Engine:
             await self._grammars.close()
         await self.profiling.close()
         await self.workers.close(kill=False)
+        if self._publisher:
+            await asyncio.to_thread(self._publisher.close)
 
     def check(self, prompt: list[int], params: SamplingParams, items: Collection[Item] = ()) -> None:
         """Raise RequestError for what could never be generated."""
@@ -202,7 +218,8 @@ class Engine:
 
     def reset_prefix_cache(self) -> None:
         """Forget what the KV blocks of finished requests hold."""
-        self._scheduler.pool.forget_all()
+        self._scheduler.forget_prefixes()
+        self._wake.set()
 
     async def _next_delta(self, sequence: Sequence) -> OutputDelta:
         delta = await sequence.stream.get()
@@ -274,6 +291,8 @@ class Engine:
                 self.workers.send(plan)
                 self._note_step(plan)
             self._check_blocks()
+            if self._scheduler.events:
+                self._scheduler.events.flush()
             await self._wake.wait()
             self._wake.clear()
 
@@ -283,7 +302,7 @@ class Engine:
         scheduler = self._scheduler
         if not scheduler.running and not scheduler.pool.idle:
             log.error("KV blocks have owners although nothing runs (%d of them); all are freed", scheduler.pool.used)
-            scheduler.pool.reset()
+            scheduler.lose_blocks()
 
     def _note_step(self, plan: StepPlan) -> None:
         self.metrics.on_step(sum(entry.count for entry in plan.scheduled))

@@ -165,6 +165,15 @@ class EngineMetrics:
         for reason, value in counts.finished.items():
             finished.add_metric([*values, reason], value)
         yield finished
+        limits = scheduler.limits
+        about = {
+            "block_size": limits.block_size,
+            "num_gpu_blocks": scheduler.pool.num_blocks,
+            "enable_prefix_caching": limits.prefix_caching,
+        }
+        cache = GaugeMetricFamily("vllm:cache_config_info", "The KV cache, in its labels.", labels=[*about, *names])
+        cache.add_metric([*map(str, about.values()), *values], 1)
+        yield cache
 
     def _cache_usage(self) -> float:
         return self._scheduler.pool.used / self._scheduler.pool.num_blocks

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from sophserve.engine.block_pool import BlockPool
+from sophserve.engine.kv_events import KvEvents
 from sophserve.engine.request import Request
 
 
 class RequestBlocks:
-    """Gives requests blocks of a pool, and takes them back."""
+    """Gives requests blocks of a pool, and takes them back. events: who hears of those that can be found."""
 
-    def __init__(self, pool: BlockPool, block_size: int, prefix_caching: bool) -> None:
+    def __init__(self, pool: BlockPool, block_size: int, prefix_caching: bool, events: KvEvents | None = None) -> None:
         self._pool = pool
         self._block_size = block_size
         self._prefix_caching = prefix_caching
+        self._events = events
         self._filling: set[int] = set()  # remembered blocks that the plan in the making fills
 
     def begin_step(self) -> None:
@@ -63,8 +65,10 @@ class RequestBlocks:
         full = min(request.planned, request.known) // self._block_size
         if full > request.remembered:
             keys = request.keys(self._block_size)
-            for index in range(request.remembered, full):
-                self._pool.remember(request.blocks[index], keys[index])
+            new = range(request.remembered, full)
+            first = [index for index in new if self._pool.remember(request.blocks[index], keys[index])]
+            if self._events and first:
+                self._events.stored(request, first, self._block_size)
             self._filling.update(request.blocks[request.remembered : full])
             request.remembered = full
 

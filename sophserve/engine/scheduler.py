@@ -19,6 +19,7 @@ from math import inf
 
 from sophserve.engine.block_pool import BlockKey, BlockPool
 from sophserve.engine.encoder_cache import EncoderCache
+from sophserve.engine.kv_events import KvEvents
 from sophserve.engine.request import Request
 from sophserve.engine.request_blocks import RequestBlocks
 from sophserve.link.messages import AddedRequest, EncoderInfo, ScheduledRequest, StepPlan
@@ -51,10 +52,6 @@ class SchedulerStats:
     preemptions: int = 0
     evictions: int = 0
 
-    def count_eviction(self, block: int, key: BlockKey) -> None:
-        """For a BlockPool."""
-        self.evictions += 1
-
 
 @dataclass
 class _Step:
@@ -70,12 +67,13 @@ class _Step:
 class Scheduler:
     """Holds the requests by id: `running` ones own blocks, `waiting` ones own none."""
 
-    def __init__(self, limits: Limits, num_blocks: int) -> None:
+    def __init__(self, limits: Limits, num_blocks: int, events: KvEvents | None = None) -> None:
         self.limits = limits
         self.stats = SchedulerStats()
-        self.pool = BlockPool(num_blocks, self.stats.count_eviction)
+        self.events = events
+        self.pool = BlockPool(num_blocks, self._on_eviction)
         self.images = EncoderCache(limits.encoder)
-        self._blocks = RequestBlocks(self.pool, limits.block_size, limits.prefix_caching)
+        self._blocks = RequestBlocks(self.pool, limits.block_size, limits.prefix_caching, events)
         self.running: dict[int, Request] = {}
         self.waiting: dict[int, Request] = {}
         self._queue: list[
@@ -136,8 +134,27 @@ class Scheduler:
         self._under_way.clear()
         self._dropped.clear()
         self.images.reset()
-        self.pool.reset()
+        self.lose_blocks()
         return lost
+
+    def lose_blocks(self) -> None:
+        """Nobody has a block any more, and none holds anything."""
+        self.pool.reset()
+        self._forgotten()
+
+    def forget_prefixes(self) -> None:
+        """Forget what the KV blocks of finished requests hold."""
+        self.pool.forget_all()
+        self._forgotten()
+
+    def _on_eviction(self, block: int, key: BlockKey) -> None:
+        self.stats.evictions += 1
+        if self.events:
+            self.events.removed(key)
+
+    def _forgotten(self) -> None:
+        if self.events:
+            self.events.cleared()
 
     def _fill(self, step: _Step, background: bool, only: Request | None) -> None:
         """Put into a plan what there is room for of the requests in the background, or of the others."""
