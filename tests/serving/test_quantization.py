@@ -46,14 +46,13 @@ def test_a_written_checkpoint_equals_one_quantized_on_loading(
     assert config["quantization_config"]["quant_method"] == method
     expected = answers(source, dtype=dtype, quantization=method, reorder_cache_dir=str(tmp_path / "cache"))
     assert answers(tmp_path / "out", dtype=dtype) == expected
-    # From the reorder cache, and eagerly.
-    assert answers(tmp_path / "out", dtype=dtype, enforce_eager=True) == expected
-    assert answers(source, dtype=dtype, quantization=method, reorder_cache_dir=str(tmp_path / "cache")) == expected
+    # From the reorder cache, eagerly.
+    options = {"reorder_cache_dir": str(tmp_path / "cache"), "enforce_eager": True}
+    assert answers(source, dtype=dtype, quantization=method, **options) == expected
     assert answers(source, dtype=dtype) != expected
-    tokens = [answer[0] for answer in expected]  # type: ignore[index]
-    two = answers(tmp_path / "out", dtype=dtype, tensor_parallel_size=2)
     if dtype == "float32":
-        assert [answer[0] for answer in two] == tokens  # type: ignore[index]
+        two = answers(tmp_path / "out", dtype=dtype, tensor_parallel_size=2)
+        assert [answer[0] for answer in two] == [answer[0] for answer in expected]  # type: ignore[index]
 
 
 def test_refusals_and_access(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -87,7 +86,7 @@ def resident(directory: Path) -> float:
 
 EVEN = {"shared_expert_intermediate_size": 64}
 LARGE = {
-    "qwen2": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4},
+    "qwen2": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 3},
     "qwen2_moe": {"hidden_size": 768, "moe_intermediate_size": 512, "num_experts": 48, **EVEN},
     "deepseek_v3": {"hidden_size": 768, "moe_intermediate_size": 512, "n_routed_experts": 48, "q_lora_rank": 64},
 }
