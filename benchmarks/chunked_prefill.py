@@ -79,6 +79,7 @@ async def measure(url: str) -> Run:
 
 def serve_and_measure(checkpoint: str, *options: str) -> Run:
     command = [sys.executable, "-m", "sophserve", "--model", checkpoint, "--port", "0", "--max-model-len", str(CONTEXT)]
+    command += ["--speculation", "off"]
     server = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     try:

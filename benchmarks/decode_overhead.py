@@ -40,8 +40,8 @@ def main() -> None:
     model = parser.parse_args().model
     times: dict[tuple[bool, int], list[float]] = {}
     with (
-        LLM(model, kv_cache_memory="256MiB") as captured,
-        LLM(model, kv_cache_memory="256MiB", enforce_eager=True) as eager,
+        LLM(model, kv_cache_memory="256MiB", speculation="off") as captured,
+        LLM(model, kv_cache_memory="256MiB", speculation="off", enforce_eager=True) as eager,
     ):
         for _ in range(TURNS):
             for batch in BATCHES:

@@ -110,6 +110,7 @@ def served(system: str, model: Path, peers: Path, seqs: int) -> Iterator[tuple[s
     environment = dict(os.environ)
     if system == "sophserve":
         command = [sys.executable, "-m", "sophserve", "--model", str(model), "--kv-cache-memory", "2GiB"]
+        command += ["--speculation", "off"]
     else:
         environment |= vllm_api.environment(sorted(os.sched_getaffinity(0))[: thread_count()])
         command = [str(setup.vllm_python(peers)), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]

@@ -37,11 +37,12 @@ READY_SECONDS = 300
 
 
 def command(system: str, model: Path, peers: Path, port: int, most: int) -> list[str]:
-    """How a server is started, with its default options but for what it must hold."""
+    """How a server is started, with its default options but for what it must hold, and without guesses: prompts
+    come again."""
     listen = ["--host", "127.0.0.1", "--port", str(port)]
     size = ["--max-model-len", str(CONTEXT)]
     if system == "sophserve":
-        return [sys.executable, "-m", "sophserve", "--model", str(model), *listen, *size]
+        return [sys.executable, "-m", "sophserve", "--model", str(model), *listen, *size, "--speculation", "off"]
     if system == "vllm":
         python = str(setup.vllm_python(peers))
         module = ["-m", "vllm.entrypoints.openai.api_server"]

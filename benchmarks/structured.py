@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("model")
     model = parser.parse_args().model
     ratios: dict[str, list[float]] = {name: [] for name in CASES}
-    with LLM(model, kv_cache_memory="512MiB", max_model_len=512) as llm:
+    with LLM(model, kv_cache_memory="512MiB", max_model_len=512, speculation="off") as llm:
         free = [throughput(llm, None)]
         for _ in range(TURNS):
             for name, structured in CASES.items():

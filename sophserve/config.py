@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from sophserve.drafting import Drafting, read_drafting
 from sophserve.errors import ConfigError
 from sophserve.keys import ApiKey, Limits, read_keys
 from sophserve.kv_events_config import KvEventsConfig, read_kv_events
@@ -67,6 +68,15 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ] = 300.0
     max_restarts: Annotated[int, "restarts of lost workers within ten minutes before giving up"] = 5
     seed: Annotated[int | None, "makes requests without a seed of their own repeatable"] = None
+    speculation: Annotated[
+        Literal["auto", "off", "lookup"],
+        "lookup: also compute what followed the newest tokens where they stood before, where that is likely to gain "
+        "time; the answers are the same; auto: lookup",
+    ] = "auto"
+    speculative_tokens: Annotated[int, "most tokens of one sequence that are computed so in a step"] = 15
+    speculative_config: Annotated[
+        dict[str, Any], JsonObject('the same as vLLM has it: {"method": "ngram", "num_speculative_tokens": 5}')
+    ] = {}
     reorder_cache_dir: Annotated[
         str | None, "where packed quantized weights are kept (default: .reorder_cache beside the model)"
     ] = None
@@ -92,6 +102,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         self.kv_cache_bytes, self.encoder_cache_bytes  # noqa: B018 - raises for a malformed size
         if self.kv_events.enabled and not self.enable_prefix_caching:
             raise ConfigError("--kv-events-config has nothing to tell without --enable-prefix-caching")
+        self.drafting  # noqa: B018 - raises for what cannot be together
 
     @property
     def kv_cache_bytes(self) -> int | None:
@@ -102,6 +113,11 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def kv_events(self) -> KvEventsConfig:
         """What kv_events_config says."""
         return read_kv_events(self.kv_events_config)
+
+    @property
+    def drafting(self) -> Drafting:
+        """What speculation, speculative_tokens and speculative_config say together."""
+        return read_drafting(self.speculation, self.speculative_tokens, self.speculative_config)
 
     @property
     def encoder_cache_bytes(self) -> int:

@@ -97,11 +97,14 @@ _ANSWERS = {
     "images are encoded by the model's own workers, in pieces between steps": "--mm-encoder-only "
     "--mm-encoder-tp-mode --mm-encoder-attn-backend --skip-mm-profiling --disable-chunked-mm-input",
     "a model that sees is one checkpoint, with its vision tower": "-mm --mmproj --mmproj-url --no-mmproj",
-    "speculative decoding is not there": "--speculative-config --speculative-model --speculative-model-quantization "
-    "--num-speculative-tokens --speculative-disable-mqa-scorer --speculative-draft-tensor-parallel-size "
-    "--speculative-max-model-len --speculative-disable-by-batch-size --ngram-prompt-lookup-max "
-    "--ngram-prompt-lookup-min --spec-decoding-acceptance-method --typical-acceptance-sampler-posterior-threshold "
-    "--typical-acceptance-sampler-posterior-alpha -md --model-draft -hfd --draft --draft-max --draft-min --draft-p-min "
+    "call it --speculative-tokens": "--num-speculative-tokens --draft --draft-max --draft-n --draft-n-max",
+    "say it in --speculative-config": "--ngram-prompt-lookup-max --ngram-prompt-lookup-min",
+    "tokens are looked up in what was said before, see --speculation; there are no draft models": ""
+    "--speculative-model --speculative-model-quantization --speculative-disable-mqa-scorer "
+    "--speculative-draft-tensor-parallel-size --speculative-max-model-len -md --model-draft -hfd ",
+    "guesses are computed where that saves time, and tokens are what they would be without": ""
+    "--speculative-disable-by-batch-size --spec-decoding-acceptance-method --draft-min --draft-p-min "
+    "--typical-acceptance-sampler-posterior-threshold --typical-acceptance-sampler-posterior-alpha "
     "-ngld -cd --spec-type",
     "a step holds what --max-num-batched-tokens and --max-num-seqs say": "--num-scheduler-steps "
     "--multi-step-stream-outputs --scheduler-delay-factor --max-num-partial-prefills --max-long-partial-prefills "

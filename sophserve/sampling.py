@@ -47,7 +47,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     one; else it goes on where the prompt's ends. seed: the same seed and prompt give the same answer under any load;
     None draws one. structured: a form that the answer is kept to, and that ends it once it is complete. Where other
     parameters leave no token that fits it, the request fails. thought: what comes before the answer proper, which alone
-    has that form and ends at texts of stop.
+    has that form and ends at texts of stop. speculative_tokens: at most so many are guessed in a step; 0 is none, None
+    as many as the server allows. prediction: tokens that
+    the answer is thought to have. Both change how long an answer takes, not what it says.
     """
 
     n: int = 1
@@ -76,6 +78,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     prompt_logprobs: int | None = None
     structured: StructuredOutput | None = None
     thought: Thought | None = None
+    speculative_tokens: int | None = None
+    prediction: list[int] = []
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -95,6 +99,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         self._check("max_tokens", "at least 0", most is None or most >= 0)
         self._check("min_tokens", "at least 0", self.min_tokens >= 0)
         self._check("min_tokens", f"at most max_tokens ({most})", most is None or self.min_tokens <= most)
+        drafts = self.speculative_tokens
+        self._check("speculative_tokens", "at least 0", drafts is None or drafts >= 0)
         self._check("bad_words", "texts that are not blank", all(word.strip() for word in self.bad_words))
         self._check("allowed_token_ids", "at least one token id", self.allowed_token_ids != [])
         self._check("stop", "texts of at least one character", all(self.stop))
@@ -129,6 +135,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         temperature, top_p = (0.0, 1.0) if self.greedy else (self.temperature, self.top_p)
         known_here: dict[str, Any] = {"stop": [], "bad_words": [], "allowed_token_ids": None, "shown_token_ids": []}
         known_here |= {"begins_text": False, "thought": self.thought if self.structured else None}
+        known_here |= {"speculative_tokens": None, "prediction": []}
         return msgspec.structs.replace(self, temperature=temperature, top_p=top_p, **known_here)
 
 

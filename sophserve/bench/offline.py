@@ -28,7 +28,10 @@ from sophserve.measure.limits import limits_of
 from sophserve.options import CommandParser, add_engine_options, add_switch, engine_config
 
 # As the server's; the other options of the engine follow from the batch, or have the names of Sophgo's vLLM port.
-ENGINE_OPTIONS = ("device", "activation_bits", "block_size", "kv_cache_memory", "enforce_eager", "reorder_cache_dir")
+ENGINE_OPTIONS = (
+    "device", "activation_bits", "block_size", "kv_cache_memory", "enforce_eager", "reorder_cache_dir", "speculation",
+    "speculative_tokens",
+)  # fmt: skip
 DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 SIZES = {"batch": "batch", "input-length": "input_length", "max-new-tokens": "max_new_tokens"}
 # Tokens of one step: prompts of a batch beyond it are prefilled in pieces.
@@ -159,6 +162,7 @@ def _engine_options(given: argparse.Namespace, settings: list[Setting], image_to
         "max_num_batched_tokens": max(2048, batch, min(tokens, _MOST_STEP_TOKENS)),
         # The measured pass has the warm-up's prompts, but for images.
         "enable_prefix_caching": image_tokens > 0,
+        "speculation": "off",
     }
     options |= {name: getattr(given, name) for name in ENGINE_OPTIONS if hasattr(given, name)}
     options["device"] = engine_config(options).device
@@ -211,7 +215,7 @@ async def _passes(
     """The measured prompts, the warm-up and the measured pass, and what images took."""
     if images is None:
         asked = [ImagePrompt(prompt) for prompt in prompts]
-        warmup, run = [await run_pass(llm, asked, setting.max_new_tokens) for _ in range(2)]
+        warmup, run = [await run_pass(llm, asked, setting.max_new_tokens, uuid4().hex) for _ in range(2)]
         return asked, (warmup, run), None
     assert llm.images is not None
     first, asked = [await images.shown(prompts, llm.images, llm.tokenizer) for _ in range(2)]

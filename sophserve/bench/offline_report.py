@@ -57,6 +57,8 @@ def text(result: Result, limits: DeviceLimits | None) -> list[str]:
         lines.append(f"images       {images.tokens} tokens each, encoded in {images.encode_ms:.1f} ms")
         again, text = f"{images.again_ftl_ms:.1f} ms", f"{images.text_ftl_ms:.1f} ms"
         lines.append(f"             FTL {again} with the same ones again, {text} of as much text")
+    if result.guessed:
+        lines.append(f"guessed      {result.guessed:.0%} of the tokens")
     lines.append(f"peak memory  {size(result.peak_memory)}")
     if verdict := result.quality:
         lines.append(f"quality      {verdict.verdict}" + "".join(f"\n  {reason}" for reason in verdict.reasons))

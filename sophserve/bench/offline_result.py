@@ -81,6 +81,12 @@ class Result:
     run: Pass
     images: ImageTimes | None = None
 
+    @property
+    def guessed(self) -> float:
+        """The part of the measured pass's tokens that was guessed."""
+        answers = self.run.answers
+        return sum(answer.guessed for answer in answers) / sum(len(answer.token_ids) for answer in answers)
+
     def performance(self) -> dict[str, Any]:
         """For JSON and CSV."""
         return {
@@ -92,6 +98,7 @@ class Result:
             "step_ms": asdict(self.steps_ms) if self.steps_ms else None,
             "prefill": asdict(self.prefill),
             "decode": asdict(self.decode) if self.decode else None,
+            "guessed": self.guessed,
             "peak_memory": self.peak_memory,
             "images": asdict(self.images) if self.images else None,
         }

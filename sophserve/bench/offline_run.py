@@ -20,12 +20,14 @@ from sophserve.sampling import SamplingParams
 
 @dataclass
 class Answer:
-    """One row of a batch: its tokens and when each came, in seconds since the batch was given."""
+    """One row of a batch: its tokens, when each came, in seconds since the batch was given, and how many were
+    guessed."""
 
     token_ids: list[int]
     times: list[float]
     text: str
     finish_reason: str | None = None
+    guessed: int = 0
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Pass:
 
 
 async def run_pass(llm: AsyncLLM, prompts: Sequence[ImagePrompt], new_tokens: int, salt: str = "") -> Pass:
-    """Generate so many tokens for each prompt, all at once. salt: only passes with the same one share blocks."""
+    """Generate so many tokens for each prompt, all at once. salt: only passes with one share blocks, and guesses."""
     params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
     start = perf_counter()
     answers = await asyncio.gather(*(_answer(llm, prompt, params, start, salt) for prompt in prompts))
@@ -74,6 +76,7 @@ def _take(answer: Answer, delta: OutputDelta, now: float) -> None:
     answer.times += [before + (now - before) * (place + 1) / count for place in range(count)]
     answer.token_ids += delta.token_ids
     answer.text += delta.text
+    answer.guessed += delta.accepted_tokens
     answer.finish_reason = delta.finish_reason
 
 

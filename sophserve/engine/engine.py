@@ -98,6 +98,7 @@ class Engine:
             self.config.enable_chunked_prefill,
             self._info.prompt_logprobs_cost,
             self._info.encoder,
+            self.config.drafting.tokens,
         )
         self._scheduler = Scheduler(limits, self._info.num_blocks, self._kv_events())
         self._recovery = Recovery(self._scheduler)
@@ -145,19 +146,23 @@ class Engine:
         watcher: Watcher | None = None,
         background: bool = False,
         items: Iterable[Item] = (),
+        owner: str = "",
     ) -> AsyncGenerator[OutputDelta, None]:
         """Generate one sequence; `index` keeps the seeds of several answers to one prompt apart.
 
         priority counts with the scheduling policy of that name: lower numbers go first. KV blocks are only shared
         between requests with the same cache_salt. watcher hears when the sequence begins and ends. One in the
-        background gives way to all that are not, whatever the policy. items: the images of the prompt, in order.
+        background gives way to all that are not, whatever the policy. items: the images of the prompt, in order. owner:
+        who asks; what was said to others with another cache_salt is never a guess of what will be said.
         `check` the prompt first, once for all its answers. Closing the iterator aborts the request at once. Raises
         RequestError for a form that cannot be kept to, RequestAborted when it was cancelled or waited too long,
         EngineDeadError when the worker is lost.
         """
         self._check_running()
         await self.compile(params.structured)
-        sequence = self._add(prompt, params, request_id, index, priority, cache_salt, background, items=items)
+        sequence = self._add(
+            prompt, params, request_id, index, priority, cache_salt, background, items=items, owner=owner
+        )
         sequence.watch(watcher)
         try:
             delta = OutputDelta()
@@ -238,6 +243,7 @@ class Engine:
         background: bool,
         pooling: Pooling | None = None,
         items: Iterable[Item] = (),
+        owner: str = "",
     ) -> Sequence:
         self._check_running()  # again: it may have ended while the caller waited for something else
         room = max(1, self.info.max_model_len - len(prompt))
@@ -252,6 +258,8 @@ class Engine:
             root_key=root_key(cache_salt),
             pooling=pooling,
             items=list(items),
+            owner=root_key(cache_salt) + owner.encode(),
+            prediction=params.prediction,
             priority=priority if self.config.scheduling_policy == "priority" else 0,
             background=background,
             bad_word_ids=bad_word_ids(self._tokenizer, params.bad_words),
@@ -344,6 +352,7 @@ class Engine:
                 sequence.end("error", RequestError(sampled.error))
                 self._forget(sequence)
             elif sequence and sampled.tokens:
+                self.metrics.on_drafts(sampled.drafted, len(sampled.tokens) - 1)
                 count, request = sequence.add_tokens(sampled), sequence.request
                 self.metrics.on_tokens(sequence.timeline, count, len(request.prompt), request.cached_tokens)
                 if sequence.finished:

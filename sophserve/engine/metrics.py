@@ -51,6 +51,10 @@ class Counts:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generation_tokens: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_by_place: list[int] = field(default_factory=list)
     restarts: int = 0
     finished: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("stop", "length", "abort", "error"), 0))
 
@@ -71,6 +75,7 @@ class EngineMetrics:
         self._step_tokens = self._histogram("iteration_tokens_total", "Tokens of a step.", _STEP_TOKENS)
         self.registry.register(self)
         self._last = (time.monotonic(), 0, 0)
+        self._last_drafts = (0, 0, 0)
 
     def on_step(self, tokens: int) -> None:
         self._step_tokens.observe(tokens)
@@ -90,6 +95,17 @@ class EngineMetrics:
             self.on_prompt(timeline, prompt_tokens, cached_tokens)
             self._times["time_to_first_token_seconds"].observe(now - timeline.arrived)
         timeline.last_token = now
+
+    def on_drafts(self, drafted: int, accepted: int) -> None:
+        """So many tokens of a sequence were guessed in a step, and the first ones of them came true."""
+        counts = self.counts
+        if drafted:
+            counts.drafts += 1
+            counts.draft_tokens += drafted
+            counts.accepted_tokens += accepted
+            counts.accepted_by_place += [0] * (drafted - len(counts.accepted_by_place))
+            for place in range(accepted):
+                counts.accepted_by_place[place] += 1
 
     def on_finish(self, timeline: Timeline, reason: str, answer_tokens: int, most: int) -> None:
         """A sequence ended, however: all are in every histogram, with what they came to, so that the sums agree with
@@ -131,7 +147,18 @@ class EngineMetrics:
             f"Running: {len(scheduler.running)} reqs, Waiting: {len(scheduler.waiting)} reqs, "
             f"KV cache usage: {100 * self._cache_usage():.1f}%, Prefix cache hit rate: {100 * hit_rate:.1f}%"
         )
+        line += self._of_drafts()
         return line + (f", MM cache hit rate: {100 * images.hits / images.queries:.1f}%" if images.queries else "")
+
+    def _of_drafts(self) -> str:
+        """For the line: of the guesses since the last call."""
+        counts, last = self.counts, self._last_drafts
+        self._last_drafts = now = (counts.drafts, counts.draft_tokens, counts.accepted_tokens)
+        drafts, tokens, accepted = (value - before for value, before in zip(now, last, strict=True))
+        if not drafts:
+            return ""
+        length, rate = 1 + accepted / drafts, 100 * accepted / tokens
+        return f", Mean acceptance length: {length:.2f}, Draft acceptance rate: {rate:.1f}%"
 
     def collect(self) -> Iterator[Metric]:
         """The counters and gauges as they stand, for the registry."""
@@ -150,6 +177,9 @@ class EngineMetrics:
             "vllm:prompt_tokens": ("Tokens of prompts.", counts.prompt_tokens),
             "vllm:prompt_tokens_cached": ("Tokens of prompts that the cache held.", counts.cached_tokens),
             "vllm:generation_tokens": ("Generated tokens.", counts.generation_tokens),
+            "vllm:spec_decode_num_drafts": ("Times that tokens were guessed.", counts.drafts),
+            "vllm:spec_decode_num_draft_tokens": ("Guessed tokens.", counts.draft_tokens),
+            "vllm:spec_decode_num_accepted_tokens": ("Guessed tokens that came true.", counts.accepted_tokens),
             "sophserve:prefix_cache_evictions": ("KV blocks evicted from the prefix cache.", stats.evictions),
             "sophserve:worker_restarts": ("Restarts of lost workers.", counts.restarts),
         }
@@ -174,6 +204,14 @@ class EngineMetrics:
         cache = GaugeMetricFamily("vllm:cache_config_info", "The KV cache, in its labels.", labels=[*about, *names])
         cache.add_metric([*map(str, about.values()), *values], 1)
         yield cache
+        accepted = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Guessed tokens that came true, by their place among those guessed at once.",
+            labels=[*names, "position"],
+        )
+        for place, value in enumerate(counts.accepted_by_place):
+            accepted.add_metric([*values, str(place)], value)
+        yield accepted
 
     def _cache_usage(self) -> float:
         return self._scheduler.pool.used / self._scheduler.pool.num_blocks

@@ -62,6 +62,8 @@ class OutputDelta(msgspec.Struct):
 
     logprobs: for each of token_ids the chosen token first, then the most probable ones in falling order.
     prompt_logprobs: with the first delta, one entry a prompt token, None for the first of them.
+    accepted_tokens, rejected_tokens: how many of the tokens were guessed (see docs/internals.md), and how many guesses
+    were computed in vain.
     reasoning_tokens: how many of the tokens so far, beyond those that earlier deltas counted, belong to the thought
     that params.thought describes, its marks included.
     queue_time: seconds that the sequence waited for its first step.
@@ -76,6 +78,8 @@ class OutputDelta(msgspec.Struct):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     cached_tokens: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
     reasoning_tokens: int = 0
     queue_time: float = 0.0
     error: SophserveError | None = None

@@ -40,10 +40,11 @@ class Request:
     """Scheduling state.
 
     computed: tokens whose keys and values are in the cache. Of the plans already sent, scheduled: the tokens that they
-    compute; pending: the steps of which each will give a token. admitted: whether it ever owned blocks. background:
-    whether it comes behind all that are not, and gives way to them even while it runs.
+    compute; guessed: those that they may compute beyond that; pending: the steps of which each will give a token.
+    admitted: whether it ever owned blocks. background: whether it comes behind all that are not, and gives way to them
+    even while it runs.
     pooling: the prompt's pooled hidden states stand for the one token that is wanted. items: in the order of their
-    places, which do not overlap.
+    places, which do not overlap. owner: whose other answers this one may be like. prediction: what it is thought to be.
     """
 
     id: int
@@ -58,12 +59,15 @@ class Request:
     priority: int = 0
     background: bool = False
     pooling: Pooling | None = None
+    owner: bytes = b""
+    prediction: list[int] = field(default_factory=list)
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     block_keys: list[BlockKey] = field(default_factory=list)
     remembered: int = 0
     computed: int = 0
     scheduled: int = 0
+    guessed: int = 0
     pending: int = 0
     cached_tokens: int = 0
     admitted: bool = False
@@ -131,6 +135,8 @@ class Request:
             self.params.allowed_mask,
             self.pooling,
             [PlacedImage(item.digest, item.start, item.shape) for item in self.items],
+            self.owner,
+            array("i", self.prediction).tobytes(),
         )
 
     def keys(self, block_size: int) -> list[BlockKey]:

@@ -42,15 +42,25 @@ class RequestBlocks:
         """Whether there are enough blocks for a request beside so many running ones."""
         return self._fits(request, running, self._cached(request))
 
-    def grow(self, request: Request) -> list[int] | None:
-        """Make room for one more token; returns the new blocks, None if there are none."""
-        if request.planned < len(request.blocks) * self._block_size:
-            return []
-        if self._pool.available == 0:
+    def grow(self, request: Request, drafts: int = 0) -> list[int] | None:
+        """Make room for one more token, behind those that are guessed, and for drafts of it; returns the new blocks,
+        None if there are not enough."""
+        missing = self._missing(request, drafts)
+        if missing > self._pool.available:
             return None
-        blocks = self._pool.allocate(1)
+        blocks = self._pool.allocate(missing)
         request.blocks += blocks
         return blocks
+
+    def has_spare(self, request: Request, drafts: int, running: int) -> bool:
+        """Whether drafts of one more token leave a block for each of so many running requests."""
+        missing = self._missing(request, drafts)
+        return not missing or missing + running <= self._pool.available
+
+    def _missing(self, request: Request, drafts: int) -> int:
+        """Blocks that a request lacks for one more token, all guessed ones and so many drafts."""
+        tokens = request.planned + request.guessed + 1 + drafts
+        return max(0, -(-tokens // self._block_size) - len(request.blocks))
 
     def release(self, request: Request) -> None:
         self._pool.release(request.blocks)

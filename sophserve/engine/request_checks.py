@@ -58,6 +58,7 @@ def check_request(prompt: list[int], params: SamplingParams, info: ModelInfo, im
         ("stop_token_ids", params.stop_token_ids),
         ("logit_bias", params.logit_bias),
         ("allowed_token_ids", params.allowed_token_ids or []),
+        ("prediction", params.prediction),
     ):
         check_ids(name, ids, info.vocab_size)
 

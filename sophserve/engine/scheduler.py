@@ -4,6 +4,8 @@ Rules that hold after every call:
 - a step's tokens never exceed max_num_batched_tokens, its sequences never max_num_seqs; a prompt token whose logprobs
   are wanted counts as prompt_logprobs_cost tokens, so that such a step takes no longer than a plain one;
 - a running request owns the blocks of all its tokens that are computed or planned;
+- behind the next token of a request the worker may compute as many guessed ones as the plan says; whether they come
+  true is known with the result, so until then the request owns the blocks of all that may;
 - when blocks run out the request that comes last in order (of arrival, or of priority and arrival) is preempted: it
   gives up its blocks and computes its tokens again once it can hold them all;
 - requests in the background get what the others leave of a step, and are preempted for one of those that waits.
@@ -32,7 +34,7 @@ MOST_TAKEN_IN = 1 << 15
 @dataclass(frozen=True)
 class Limits:
     """What bounds a step: options, and of the model how many tokens one counts for whose prompt logprobs are wanted;
-    encoder: what images take."""
+    encoder: what images take; drafts: how many tokens may be guessed of one request."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -41,6 +43,7 @@ class Limits:
     chunked_prefill: bool = True
     prompt_logprobs_cost: float = 1.0
     encoder: EncoderInfo | None = None
+    drafts: int = 0
 
 
 @dataclass
@@ -79,7 +82,8 @@ class Scheduler:
         self._queue: list[
             tuple[bool, int, int]
         ] = []  # a heap of the waiting requests' order; may name some that are gone
-        self._under_way: deque[dict[int, int]] = deque()  # the plans: how many tokens of each running request
+        # The plans: how many tokens of each running request, and how many guessed ones behind them.
+        self._under_way: deque[dict[int, tuple[int, int]]] = deque()
         self._dropped: list[int] = []
         self._step = 0
 
@@ -103,7 +107,7 @@ class Scheduler:
         if not step.decodes and not step.prefills and not self.images.has_work:
             return None
         scheduled = step.decodes + sorted(step.prefills, key=lambda entry: entry.count > 1)
-        self._under_way.append({entry.id: entry.count for entry in scheduled})
+        self._under_way.append({entry.id: (entry.count, entry.drafts) for entry in scheduled})
         dropped, self._dropped = self._dropped, []
         self._step += 1
         return StepPlan(self._step, dropped, step.added, scheduled, *self.images.end_plan())
@@ -119,9 +123,10 @@ class Scheduler:
                 if identity in counts:
                     request.computed += len(tokens) - 1
                     self._blocks.remember(request)
-        for identity, count in counts.items():
+        for identity, (count, drafts) in counts.items():
             request = self.running[identity]
             request.scheduled -= count
+            request.guessed -= drafts
             request.computed += count
 
     def restart(self) -> list[Request]:
@@ -165,7 +170,9 @@ class Scheduler:
             if request.is_decoding and step.budget >= 1 and not request.exhausted and request.id in self.running:
                 blocks = self._blocks_for_next_token(request)
                 if blocks is not None:
-                    step.decodes.append(self._plan(request, 1, blocks))
+                    drafts = self._drafts(request)
+                    blocks += self._blocks.grow(request, drafts) or []
+                    step.decodes.append(self._plan(request, 1, blocks, drafts))
                     step.budget -= 1
         for request in running:
             if request.to_compute < 1 or request.is_decoding or step.budget < 1 or request.id not in self.running:
@@ -202,12 +209,21 @@ class Scheduler:
         step.budget -= count * cost
         return count
 
-    def _plan(self, request: Request, count: int, new_blocks: list[int]) -> ScheduledRequest:
+    def _drafts(self, request: Request) -> int:
+        """How many tokens may be guessed behind a request's next one: there is room for those that come true."""
+        wanted, most = request.params.speculative_tokens, self.limits.drafts
+        most = most if wanted is None else min(most, wanted)
+        room = request.max_tokens - len(request.output) - request.pending - request.guessed - 1
+        drafts = max(0, min(most, room))
+        return drafts if self._blocks.has_spare(request, drafts, len(self.running)) else 0
+
+    def _plan(self, request: Request, count: int, new_blocks: list[int], drafts: int = 0) -> ScheduledRequest:
         request.scheduled += count
+        request.guessed += drafts
         if request.to_compute == 0:
             request.pending += 1
         self._blocks.remember(request)
-        return ScheduledRequest(request.id, count, new_blocks)
+        return ScheduledRequest(request.id, count, new_blocks, drafts)
 
     def _blocks_for_next_token(self, request: Request) -> list[int] | None:
         """The new ones; None if it was preempted itself, as the last one."""
@@ -228,7 +244,7 @@ class Scheduler:
         del self.running[request.id]
         self._blocks.release(request)
         self.images.release(request)
-        request.computed = request.scheduled = 0
+        request.computed = request.scheduled = request.guessed = 0
         for counts in self._under_way:
             counts.pop(request.id, None)
         self._dropped.append(request.id)

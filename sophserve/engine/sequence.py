@@ -46,6 +46,7 @@ class Watcher(Protocol):
 class Sequence:
     """A request together with its reader. request_id and index: which answer to which client's request it is.
 
+    accepted, rejected: its tokens that were guessed, and guesses that were computed in vain.
     cause: why the engine aborted it, if it did. embedding: the result, where pooled hidden states are wanted.
     """
 
@@ -56,6 +57,7 @@ class Sequence:
         self.index = index
         self.cause: RequestAborted | None = None
         self.embedding = b""
+        self.accepted = self.rejected = 0
         self.stream = DeltaStream()
         self._watcher: Watcher | None = None
         self.timeline = Timeline()
@@ -107,7 +109,7 @@ class Sequence:
         """Hand the reader what the newest tokens of request.output add, as far as the first that ends the sequence;
         those behind it are taken out of the output. Returns how many are left."""
         request, tokens, logprobs = self.request, sampled.tokens, sampled.logprobs
-        before = len(request.output) - len(tokens)
+        before, held = len(request.output) - len(tokens), len(tokens) - 1
         delta = OutputDelta(
             token_ids=tokens,
             logprobs=logprobs,
@@ -119,6 +121,10 @@ class Sequence:
         del request.output[before + left :], tokens[left:]
         if logprobs:
             del logprobs[left:]
+        delta.accepted_tokens = min(left, held, sampled.drafted)
+        delta.rejected_tokens = sampled.drafted - delta.accepted_tokens
+        self.accepted += delta.accepted_tokens
+        self.rejected += delta.rejected_tokens
         self.finish_reason = delta.finish_reason
         self.stream.put(delta)
         return left

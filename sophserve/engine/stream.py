@@ -48,6 +48,8 @@ def _add(waiting: OutputDelta, delta: OutputDelta) -> None:
     waiting.text += delta.text
     waiting.token_ids += delta.token_ids
     waiting.reasoning_tokens += delta.reasoning_tokens
+    waiting.accepted_tokens += delta.accepted_tokens
+    waiting.rejected_tokens += delta.rejected_tokens
     if waiting.logprobs is None:
         waiting.logprobs = delta.logprobs
     elif delta.logprobs is not None:

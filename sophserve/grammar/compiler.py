@@ -6,7 +6,8 @@ Each grammar is tried out first (sophserve.grammar.check); then the worker compi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,37 @@ class AnswerGrammar:
     def mask(self, output: Sequence[int]) -> bytes:
         """Bits, the lowest first, of the tokens that may follow the answer so far. Raises RequestError when that takes
         more than the limits allow."""
+        self._follow(output)
+        return self._mask()
+
+    def masks(self, output: Sequence[int], drafts: Sequence[int]) -> Iterator[bytes]:
+        """mask(output), then those behind each of the drafts as long as they fit. Raises as that does, where it comes
+        to it."""
+        mask = self.mask(output)
+        yield mask
+        if drafts:
+            ahead = copy(self)
+            ahead._matcher, ahead._thought = self._matcher.deep_copy(), copy(self._thought)
+            for token_id in drafts:
+                if not mask[token_id >> 3] >> (token_id & 7) & 1:
+                    break
+                ahead._take(token_id)
+                mask = ahead._mask()
+                yield mask
+
+    def fitting(self, output: Sequence[int], drafts: Sequence[int]) -> int:
+        """How many of the drafts may follow the answer so far, as far as the grammar can tell at once."""
+        self._follow(output)
+        if self._thought is not None:
+            return len(drafts)
+        return 0 if self._complete or self._matcher.is_error() else self._matcher.validate_tokens(list(drafts))
+
+    def _follow(self, output: Sequence[int]) -> None:
         for token_id in output[self._taken :]:
             self._take(token_id)
         self._taken = len(output)
+
+    def _mask(self) -> bytes:
         if self._thought is None:
             return self._answer_mask()
         size = self._compiler.vocab_size

@@ -7,10 +7,9 @@ import threading
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +17,6 @@ from llguidance import LLMatcher
 
 from sophserve.errors import RequestError
 from sophserve.grammar.compiler import AnswerGrammar, GrammarCompiler
-from sophserve.grammar.masks import as_mask
 from sophserve.sampling import SamplingParams, StructuredOutput
 
 # Compiled grammars that are kept.
@@ -40,20 +38,23 @@ class Restrictions(Protocol):
     def banned(self) -> array[int]:
         """Tokens, int64, that may not be chosen next."""
 
+    def following(self, token_id: int) -> Restrictions:
+        """Those behind one more token."""
+
     def narrowed(self, mask: bytes, form: str = "") -> bytes:
         """A mask without what is ruled out. form: what gave it. Raises RequestError where nothing is left."""
 
 
 class FollowedRequest(Protocol):
     """What is to be known of a request, whose tokens are its prompt and its answer; and what follows the answer: its
-    grammar, the mask that is being computed, whether that takes long."""
+    grammar, the masks that are being computed, whether that takes long."""
 
     params: SamplingParams
     end_token_ids: list[int]
     prompt_length: int
     tokens: array[int]
     grammar: AnswerGrammar | None
-    mask: Future[bytes] | None
+    mask: Future[list[bytes]] | None
     slow_masks: bool
 
     @property
@@ -61,14 +62,8 @@ class FollowedRequest(Protocol):
         """Those of its other parameters."""
 
 
-@dataclass(frozen=True)
-class RowMasks:
-    """By row of the batch: which tokens may be chosen, as in SampleParams.mask, or why that cannot be told; and the
-    rows for which it is not known yet."""
-
-    masks: dict[int, bytes] = field(default_factory=dict)
-    errors: dict[int, str] = field(default_factory=dict)
-    missing: set[int] = field(default_factory=set)
+Followed = Sequence[tuple[FollowedRequest, Sequence[int]]]
+"""Requests, and what is guessed to follow their tokens."""
 
 
 @dataclass(frozen=True)
@@ -101,56 +96,71 @@ class GrammarMasks:
         self._compiled.move_to_end(structured)
         return compiled
 
-    def begin(self, states: Sequence[FollowedRequest]) -> dict[int, Future[bytes]]:
-        """Begin to compute the masks of the rows that need one. No token may be appended to such a state before its
-        mask is there."""
-        rows = {}
-        for row, state in enumerate(states):
+    def begin(self, requests: Followed) -> dict[int, Future[list[bytes]]]:
+        """Begin to compute the masks of the requests that need them, by their places: of the next token, and behind
+        each of its guesses as long as they fit. No token may be appended to such a request before they are there."""
+        begun = {}
+        for place, (state, guesses) in enumerate(requests):
             if state.params.structured:
-                state.mask = state.mask or self._begin(state, state.params.structured)
-                rows[row] = state.mask
-        return rows
+                state.mask = state.mask or self._begin(state, guesses, state.params.structured)
+                begun[place] = state.mask
+        return begun
 
-    def collect(self, states: Sequence[FollowedRequest], rows: Mapping[int, Future[bytes]]) -> RowMasks:
-        """What there is of begun masks after a little patience; the others can be asked for again, with begin."""
-        result = RowMasks()
-        if rows:
-            wait(rows.values(), timeout=PATIENCE if len(rows) < len(states) else PATIENCE_ALONE)
-        for row, mask in rows.items():
-            if not mask.done():
-                result.missing.add(row)
-                continue
-            states[row].mask = None
-            self._note(result, row, mask.result)
-        for row, state in enumerate(states):
-            rules = state.rules
-            if row not in rows and rules.allowed is not None and rules.banned():
-                self._note(result, row, partial(rules.narrowed, rules.allowed))
-        return result
+    def collect(
+        self, requests: Followed, begun: Mapping[int, Future[list[bytes]]]
+    ) -> dict[int, list[bytes] | RequestError]:
+        """What there is of begun masks after a little patience, or why there are none, by the places of requests. The
+        others can be asked for again, with begin."""
+        if begun:
+            wait(begun.values(), timeout=PATIENCE if len(begun) < len(requests) else PATIENCE_ALONE)
+        found: dict[int, list[bytes] | RequestError] = {}
+        for place, masks in begun.items():
+            if masks.done():
+                requests[place][0].mask = None
+                try:
+                    found[place] = masks.result()
+                except RequestError as error:
+                    found[place] = error
+        return found
 
-    def _note(self, result: RowMasks, row: int, mask: Callable[[], bytes]) -> None:
-        try:
-            result.masks[row] = mask()
-        except RequestError as error:
-            result.errors[row] = str(error)
-            result.masks[row] = as_mask((1 << self._vocab_size) - 1, self._vocab_size)  # what is chosen is not used
+    def fitting(self, state: FollowedRequest, guesses: Sequence[int]) -> int:
+        """How many guesses the grammar may allow, as far as it can tell at once; none if it is not ready."""
+        if not state.params.structured:
+            return len(guesses)
+        if state.grammar is None or state.mask is not None or state.slow_masks:
+            return 0
+        return state.grammar.fitting(state.tokens[state.prompt_length :], guesses)
 
-    def _begin(self, state: FollowedRequest, structured: StructuredOutput) -> Future[bytes]:
-        mask: Future[bytes] = Future()
+    def _begin(
+        self, state: FollowedRequest, guesses: Sequence[int], structured: StructuredOutput
+    ) -> Future[list[bytes]]:
+        masks: Future[list[bytes]] = Future()
         if state.grammar is None:
             compiled = self.compile_ahead(structured)
-            compiled.add_done_callback(lambda _: self._submit(mask, state, compiled))
+            compiled.add_done_callback(lambda _: self._submit(masks, state, guesses, compiled))
         else:
-            self._submit(mask, state, None)
-        return mask
+            self._submit(masks, state, guesses, None)
+        return masks
 
-    def _submit(self, mask: Future[bytes], state: FollowedRequest, compiled: Future[_Compiled] | None) -> None:
-        """Have a mask computed; of a request's first one it is known what compiling it said."""
+    def _submit(
+        self,
+        masks: Future[list[bytes]],
+        state: FollowedRequest,
+        guesses: Sequence[int],
+        compiled: Future[_Compiled] | None,
+    ) -> None:
+        """Have masks computed; of a request's first one it is known what compiling it said."""
         if compiled is not None and compiled.exception() is None:
             state.slow_masks = compiled.result().slow
-        self._masking[state.slow_masks].submit(self._compute, mask, state, compiled)
+        self._masking[state.slow_masks].submit(self._compute, masks, state, guesses, compiled)
 
-    def _compute(self, mask: Future[bytes], state: FollowedRequest, compiled: Future[_Compiled] | None) -> None:
+    def _compute(
+        self,
+        masks: Future[list[bytes]],
+        state: FollowedRequest,
+        guesses: Sequence[int],
+        compiled: Future[_Compiled] | None,
+    ) -> None:
         begin = time.monotonic()
         try:
             if compiled is not None:
@@ -158,14 +168,26 @@ class GrammarMasks:
                 assert self._compiler is not None and params.structured is not None
                 compiler, matcher = self._compiler.result(), compiled.result().matcher.deep_copy()
                 state.grammar = AnswerGrammar(compiler, params.structured, ends, params.thought, matcher)
-            assert state.grammar is not None
-            fitting = state.grammar.mask(state.tokens[state.prompt_length :])
-            assert state.params.structured is not None
-            found = state.rules.narrowed(fitting, f"the form of the answer ({state.params.structured.kind})")
-            state.slow_masks = time.monotonic() - begin > _SLOW_SECONDS
-            mask.set_result(found)
+            found = _masks(state, guesses)
+            state.slow_masks = time.monotonic() - begin > _SLOW_SECONDS * len(found)
+            masks.set_result(found)
         except BaseException as error:
-            mask.set_exception(error)
+            masks.set_exception(error)
+
+
+def _masks(state: FollowedRequest, guesses: Sequence[int]) -> list[bytes]:
+    """Of the next token, and behind each guess as long as they fit. Raises RequestError if there is not even one."""
+    assert state.grammar is not None and state.params.structured is not None
+    form = f"the form of the answer ({state.params.structured.kind})"
+    rules, found = state.rules, list[bytes]()
+    try:
+        for mask in state.grammar.masks(state.tokens[state.prompt_length :], guesses):
+            rules = rules.following(guesses[len(found) - 1]) if found else rules
+            found.append(rules.narrowed(mask, form))
+    except RequestError:
+        if not found:
+            raise
+    return found
 
 
 def _compile(compiler: Future[GrammarCompiler], structured: StructuredOutput) -> _Compiled:

@@ -34,7 +34,8 @@ class AddedRequest(msgspec.Struct, array_like=True):
     token_ids: int32 little-endian, prompt and what has been generated. computed: how many of them are in the KV cache.
     end_token_ids: the tokens that may not be chosen before params.min_tokens are there. bad_word_ids: token sequences
     that the answer must not contain. allowed: params.allowed_token_ids as bits. pooling: no token is wanted, but one
-    vector of the prompt's hidden states. images: in the order of their places.
+    vector of the prompt's hidden states. images: in the order of their places. owner: whose other answers this one may
+    be like. prediction: int32 little-endian, what the answer is thought to be.
     """
 
     id: int
@@ -48,17 +49,19 @@ class AddedRequest(msgspec.Struct, array_like=True):
     allowed: bytes | None = None
     pooling: Pooling | None = None
     images: list[PlacedImage] = []
+    owner: bytes = b""
+    prediction: bytes = b""
 
 
 class ScheduledRequest(msgspec.Struct, array_like=True):
-    """Compute `count` more tokens of a request, and behind its last one those `proposed` to follow. new_blocks are
-    appended to its block table. A request whose last token is computed by this is sampled: it is given as many of the
-    proposed tokens as hold, and one more."""
+    """Compute `count` more tokens of a request. new_blocks are appended to its block table. A request whose last token
+    is computed by this is sampled. Behind that token the worker may compute up to `drafts` more, which it guesses: it
+    gives as many of them as are what is sampled in their places, and one more."""
 
     id: int
     count: int
     new_blocks: list[int]
-    proposed: tuple[int, ...] = ()
+    drafts: int = 0
 
 
 class StepPlan(msgspec.Struct, array_like=True, tag="step"):
@@ -101,6 +104,7 @@ class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
 
 class SampledTokens(msgspec.Struct, array_like=True):
     """The next tokens of a request; with logprobs for each of them the token itself first, then the most probable ones.
+    drafted: how many guesses were computed for it, of which all tokens but the last came true.
 
     There are none while it is not known what the grammar allows: a later step gives them and computes nothing else of
     the request, whose last token does not count as computed until then. With an error the tokens mean nothing, and the
@@ -111,6 +115,7 @@ class SampledTokens(msgspec.Struct, array_like=True):
     tokens: list[int]
     logprobs: list[list[TokenLogprob]] | None = None
     error: str | None = None
+    drafted: int = 0
 
 
 class PromptLogprobs(msgspec.Struct, array_like=True):

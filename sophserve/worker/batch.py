@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from device.interface import StepInputs
 from sophserve.link.messages import AddedRequest, Pooling, StepPlan
+from sophserve.worker.arrays import as_tensor
 from sophserve.worker.penalties import PenaltyState
 from sophserve.worker.token_rules import TokenRules
 
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from sophserve.grammar.compiler import AnswerGrammar
+    from sophserve.worker.follower import Follower
 
-_DTYPES = {"i": torch.int32, "q": torch.int64, "f": torch.float32}
+_NO_DRAFTS: Mapping[int, Sequence[int]] = MappingProxyType({})
 
 
 class Pooler:
@@ -54,7 +57,10 @@ AxisPositions = Callable[[Sequence[int], int], tuple[Tensor, int] | None]
 
 
 class RequestState:
-    """A request on the worker: its tokens, how many of them are in the KV cache, and the blocks that it has there."""
+    """A request on the worker: its tokens, how many of them are in the KV cache, and the blocks that it has there.
+
+    owner, prediction: as in AddedRequest. follower: guesses its next tokens, on rank 0.
+    """
 
     def __init__(self, added: AddedRequest, vocab_size: int, axis_positions: AxisPositions | None = None) -> None:
         self.id = added.id
@@ -66,12 +72,15 @@ class RequestState:
         self.computed = added.computed
         self.pooler = Pooler(added.pooling) if added.pooling else None
         self.images = added.images
+        self.owner = added.owner
+        self.prediction = array("i", added.prediction)
+        self.follower: Follower | None = None
         # Where images make them differ: the prompt's positions on each axis, and how far on those behind it are.
         self.axes, self.shift = _axes(added, axis_positions) if axis_positions and added.images else (None, 0)
         self.blocks = array("i")
         # Of structured output: what follows the answer, the mask that is being computed, whether that takes long.
         self.grammar: AnswerGrammar | None = None
-        self.mask: Future[bytes] | None = None
+        self.mask: Future[list[bytes]] | None = None
         self.slow_masks = False
         # The logits for a token that could not be chosen yet, `[vocab]`.
         self.held: Tensor | None = None
@@ -118,18 +127,27 @@ class ImageRows:
     end: int
 
 
+class Sampled(NamedTuple):
+    """A request that is given a token, and behind it as many more as hold of those guessed, its drafts."""
+
+    state: RequestState
+    drafts: Sequence[int] = ()
+
+
 @dataclass(frozen=True)
 class FlatBatch:
-    """inputs: of the model, on the host, maybe of no tokens. sampled: the requests that get a token, from the rows in
-    sample_rows, int64. held: those that get one from logits that are there already. images: what images stand for."""
+    """inputs: of the model, on the host, maybe of no tokens. sampled: the requests that get tokens, from the rows in
+    sample_rows, int64, one for each of them and each draft. held: those that get one from logits that are there
+    already. images: what images stand for. places: of each row, int32, how many tokens of its sequence come before."""
 
     inputs: StepInputs
-    sampled: list[RequestState]
+    sampled: list[Sampled]
     sample_rows: Tensor
     prompt_chunks: list[PromptChunk]
     pooled_chunks: list[PooledChunk]
     held: list[RequestState]
-    images: list[ImageRows] = field(default_factory=list)
+    images: list[ImageRows]
+    places: Tensor
 
 
 class BatchBuilder:
@@ -141,19 +159,26 @@ class BatchBuilder:
         self._axis_positions = axis_positions
         self.states: dict[int, RequestState] = {}
 
-    def build(self, plan: StepPlan) -> FlatBatch:
-        """Apply the plan to the states and lay out its tokens."""
-        for identity in plan.dropped:
-            self.states.pop(identity, None)
+    def take_in(self, plan: StepPlan) -> list[RequestState]:
+        """Drop requests and add others, as the plan says. Returns those dropped."""
+        dropped = [state for identity in plan.dropped if (state := self.states.pop(identity, None))]
         for added in plan.added:
             self.states[added.id] = RequestState(added, self.vocab_size, self._axis_positions)
+        return dropped
+
+    def build(self, plan: StepPlan, drafts: Mapping[int, Sequence[int]] = _NO_DRAFTS) -> FlatBatch:
+        """Lay out the tokens of a plan that was taken in. drafts: what is guessed to follow the last token of requests,
+        by id."""
         # Arrays, not tensors: the model's weights have driven torch's code out of the caches, and a single operator
         # takes a hundred microseconds then.
         token_ids, positions, slots, sample_rows = array("i"), array("i"), array("i"), array("q")
-        input_lengths, cached_lengths = array("i"), array("i")
-        scheduled_states, sampled, chunks, pooled, held = [], [], [], [], []
+        input_lengths, cached_lengths, places = array("i"), array("i"), array("i")
+        scheduled_states, chunks, pooled, held = [], [], [], []
         images: list[ImageRows] = []
-        for scheduled in plan.scheduled:
+        longest = 0
+        sampled: list[Sampled] = []
+        # Sequences of one row stand first.
+        for scheduled in sorted(plan.scheduled, key=lambda each: each.id in drafts) if drafts else plan.scheduled:
             state = self.states[scheduled.id]
             start, end = state.computed, state.computed + scheduled.count
             state.blocks.extend(scheduled.new_blocks)
@@ -167,20 +192,24 @@ class BatchBuilder:
                 chunks.append(chunk)
             images += _image_rows(state, first_row, start, end)
             token_ids += state.tokens[start:end]
+            guessed = drafts.get(state.id, ())
+            token_ids.extend(guessed)
+            end += len(guessed)
             in_text = min(max(start, state.prompt_length), end)  # where the answer begins
             positions.extend(range(start, in_text))
             positions.extend(range(in_text + state.shift, end + state.shift))
             scheduled_states.append(state)
-            input_lengths.append(scheduled.count)
+            input_lengths.append(end - start)
             cached_lengths.append(start)
             slots.extend(self._slots(state.blocks, start, end))
-            state.computed = end
+            places.extend(range(start, end))
+            longest = max(longest, end)
+            state.computed = start + scheduled.count
             if state.pooler:
                 pooled.append(PooledChunk(state, slice(first_row, len(token_ids)), end == len(state.tokens)))
-            elif end == len(state.tokens):
-                sampled.append(state)
-                sample_rows.append(len(token_ids) - 1)
-        longest = max((state.computed for state in scheduled_states), default=0)
+            elif state.computed == len(state.tokens):
+                sampled.append(Sampled(state, guessed))
+                sample_rows.extend(range(len(token_ids) - len(guessed) - 1, len(token_ids)))
         width = -(-longest // self.block_size)
         tables = as_tensor(self._tables(scheduled_states, width)).view(len(scheduled_states), width)
         inputs = StepInputs(
@@ -191,9 +220,9 @@ class BatchBuilder:
             longest,
             ids=as_tensor(token_ids),
             positions=as_tensor(positions),
-            axis_positions=_axis_positions(scheduled_states, input_lengths, positions),
+            axis_positions=_axis_positions(scheduled_states, cached_lengths, input_lengths, positions),
         )
-        return FlatBatch(inputs, sampled, as_tensor(sample_rows), chunks, pooled, held, images)
+        return FlatBatch(inputs, sampled, as_tensor(sample_rows), chunks, pooled, held, images, as_tensor(places))
 
     def _slots(self, blocks: array[int], start: int, end: int) -> Iterator[int]:
         """Where the positions from start to end lie in the cache."""
@@ -231,16 +260,18 @@ def _axes(added: AddedRequest, axis_positions: AxisPositions) -> tuple[Tensor | 
     return torch.cat([*parts, text.expand(len(parts[0]), -1)], 1), position - index
 
 
-def _axis_positions(states: list[RequestState], lengths: array[int], positions: array[int]) -> Tensor | None:
+def _axis_positions(
+    states: list[RequestState], starts: array[int], lengths: array[int], positions: array[int]
+) -> Tensor | None:
     """The positions of a batch on each axis, int32 `[axes, tokens]`; None if they are the same on all, as `positions`
-    has them. computed of the states is what it is after this batch."""
+    has them. starts: where the rows of each sequence begin in it."""
     found: Tensor | None = None
-    for state, length, row in zip(states, lengths, accumulate(lengths, initial=0), strict=False):
-        if state.axes is None or state.computed - length >= state.prompt_length:
+    for state, start, length, row in zip(states, starts, lengths, accumulate(lengths, initial=0), strict=False):
+        if state.axes is None or start >= state.prompt_length:
             continue
         if found is None:
             found = as_tensor(positions).repeat(len(state.axes), 1)
-        part = state.axes[:, state.computed - length : state.computed]
+        part = state.axes[:, start : start + length]
         found[:, row : row + part.shape[1]] = part
     return found
 
@@ -251,12 +282,6 @@ def _image_rows(state: RequestState, first_row: int, start: int, end: int) -> It
         first, last = max(start, image.start), min(end, image.start + image.shape.tokens)
         if first < last:
             yield ImageRows(image.digest, first_row + first - start, first - image.start, last - image.start)
-
-
-def as_tensor(values: array[Any]) -> Tensor:
-    """The numbers of an array, which must not grow any more, as a tensor that shares their memory."""
-    dtype = _DTYPES[values.typecode]
-    return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
 
 
 def _prompt_chunk(state: RequestState, first_row: int, start: int, end: int) -> PromptChunk | None:

@@ -18,13 +18,16 @@ log = logging.getLogger(__name__)
 class CapturedDecode:
     """Replays decode steps; a recording serves every batch up to its size, and a larger batch makes a larger one.
 
-    The bits are those of the same operators called one by one.
+    The rows of a sequence with drafts are recorded like sequences of one row each, in order, with one block table: an
+    operator of attention writes all keys and values before it reads any. The bits are those of the same operators
+    called one by one. max_rows: of a step that is recorded. recordings: how many were made.
     """
 
-    def __init__(self, device: Device, model: CausalLM, max_num_seqs: int, max_blocks: int) -> None:
+    def __init__(self, device: Device, model: CausalLM, max_rows: int, max_blocks: int) -> None:
+        self.recordings = 0
         self._device = device
         self._model = model
-        self._max_num_seqs = max_num_seqs
+        self._max_rows = max_rows
         self._max_blocks = max_blocks
         self._refused = False
         self._size = 0
@@ -33,11 +36,11 @@ class CapturedDecode:
         self._record(1)  # while loading: what of the device is slow the first time delays no request
 
     def logits(self, batch: FlatBatch) -> Tensor | None:
-        """float `[sequences, vocab]`, until the next call; None for a batch that is no decode step, or where the
-        device cannot record."""
+        """float `[rows, vocab]`, until the next call; None for a batch that is no decode step, or where the device
+        cannot record."""
         given = batch.inputs
         rows = len(given.ids)
-        decodes = 0 < rows == len(batch.sampled) == len(given.input_lengths)
+        decodes = 0 < rows == len(batch.sample_rows) <= self._max_rows
         if self._refused or batch.prompt_chunks or batch.images or not decodes:
             return None
         if rows > self._size:
@@ -45,16 +48,20 @@ class CapturedDecode:
             if self._refused:
                 return None
         mine = self._inputs
+        cached, tables = given.cached_lengths, given.block_tables
+        if rows > len(cached):
+            cached, tables = batch.places, tables.repeat_interleave(given.input_lengths, 0)
         mine.ids[:rows] = given.ids
-        mine.cached_lengths[:rows] = given.cached_lengths
+        mine.cached_lengths[:rows] = cached
         mine.positions[:rows] = given.positions
         mine.slot_mapping[:rows] = given.slot_mapping
-        mine.block_tables[:rows, : given.block_tables.shape[1]] = given.block_tables
+        mine.block_tables[:rows, : tables.shape[1]] = tables
         return self._replay(rows)
 
     def _record(self, rows: int) -> None:
         # Sizes double, so that a growing batch is seldom recorded anew.
-        size = min(self._max_num_seqs, 1 << (rows - 1).bit_length())
+        size = min(self._max_rows, 1 << (rows - 1).bit_length())
+        self.recordings += 1
         ones = torch.ones(size, dtype=torch.int32)
         tables = torch.zeros(size, self._max_blocks, dtype=torch.int32)
         lengths, slots, ids, positions = (ones.clone() for _ in range(4))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import accumulate, takewhile
 from pathlib import Path
 
 import torch
@@ -37,15 +39,14 @@ from sophserve.model.loading import find_architecture, load_model
 from sophserve.model.vision import VisionLanguageModel
 from sophserve.sampling import StructuredOutput
 from sophserve.table import size
-from sophserve.worker.batch import BatchBuilder, FlatBatch, ImageRows, PooledChunk, RequestState
+from sophserve.worker.batch import BatchBuilder, FlatBatch, ImageRows, PooledChunk, RequestState, Sampled
 from sophserve.worker.captured_decode import CapturedDecode
 from sophserve.worker.encoder import ImageEncoder, encoder_info
-from sophserve.worker.sampler import prompt_logprobs, sample_params, sampled_tokens
+from sophserve.worker.sampler import DEFERRED, holding, joined, prompt_logprobs, rows_of, sample_params, sampled_tokens
+from sophserve.worker.speculation import Speculation
 
 log = logging.getLogger(__name__)
 
-# Stands for a token that is chosen in a later step.
-DEFERRED = -1
 # Rows of logits held at once for prompt logprobs: a row is as long as the vocabulary.
 LOGITS_ROWS = 128
 # The multiplications that take as long as finding one logit's place among the logprobs.
@@ -108,20 +109,33 @@ class ModelRunner:
         first = self.communicator.rank == 0
         self._grammars = GrammarMasks(directory, self.model.vocab_size) if first else None
         self._batches = BatchBuilder(config.block_size, self.model.vocab_size, axis_positions)
-        eager = config.enforce_eager or os.environ.get("DISABLE_CACHE", "0") not in ("", "0")
-        max_blocks = -(-max_model_len // config.block_size)
-        self._captured = None
-        if not eager:
+        self._captured: CapturedDecode | None = None
+        self._speculation: Speculation | None = None
+        self._prepare_decoding(config, max_model_len, on_progress)
+
+    def _prepare_decoding(
+        self, config: EngineConfig, max_model_len: int, on_progress: Callable[[Progress], None]
+    ) -> None:
+        """Record a step, and get ready to guess."""
+        drafts = config.drafting.tokens
+        max_rows = min(config.max_num_batched_tokens, max(config.max_num_seqs, 1 + drafts))
+        if not config.enforce_eager and os.environ.get("DISABLE_CACHE", "0") in ("", "0"):
             on_progress(Progress("recording a decode step"))
-            self._captured = CapturedDecode(self.device, self.model, config.max_num_seqs, max_blocks)
+            max_blocks = -(-max_model_len // config.block_size)
+            self._captured = CapturedDecode(self.device, self.model, max_rows, max_blocks)
+        if drafts and self.communicator.rank == 0:
+            self._speculation = Speculation(config, max_rows, self._grammars)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         if self._images:
             self._images.run(plan.encoded, plan.forgotten)
-        batch = self._batches.build(plan)
-        states = batch.sampled + batch.held
-        masks = self._grammars.begin(states) if self._grammars else {}
+        dropped = self._batches.take_in(plan)
+        drafts = self._drafts(plan, dropped)
+        begin, recordings = time.perf_counter(), self._captured and self._captured.recordings
+        batch = self._batches.build(plan, drafts)
+        requests = batch.sampled + [Sampled(state) for state in batch.held]
+        masks = self._grammars.begin(requests) if self._grammars else {}
         prompts, embeddings = [], []
         logits = self._captured.logits(batch) if self._captured else None
         if logits is None and len(batch.inputs.ids):
@@ -131,8 +145,26 @@ class ModelRunner:
             embeddings = self._pooled(hidden, batch.pooled_chunks)
             if batch.sampled:
                 logits = self.model.logits(hidden[batch.sample_rows])
-        sampled = self._sample(logits, states, masks) if states else []
+        sampled = self._sample(logits, requests, masks) if requests else []
+        usual = not prompts and not batch.images and all(each.tokens for each in sampled)
+        if self._speculation and usual and recordings == (self._captured and self._captured.recordings):
+            self._speculation.costs.add(len(batch.inputs.ids), time.perf_counter() - begin)
         return StepResult(plan.step, sampled, prompts, embeddings)
+
+    def _drafts(self, plan: StepPlan, dropped: list[RequestState]) -> Mapping[int, Sequence[int]]:
+        """What is guessed to follow the last tokens of requests, by id: rank 0 guesses."""
+        drafts: Mapping[int, Sequence[int]] = {}
+        if self._speculation:
+            self._speculation.forget(dropped)
+            drafts = self._speculation.propose(plan, self._batches.states)
+        wanted = [entry for entry in plan.scheduled if entry.drafts] if self.communicator.world_size > 1 else []
+        if not wanted:
+            return drafts
+        most = max(entry.drafts for entry in wanted)
+        rows = [[*drafts.get(entry.id, ()), *[DEFERRED] * most][:most] for entry in wanted]
+        shared = self.communicator.broadcast(torch.tensor(rows)).tolist()
+        each = [list(takewhile(lambda token_id: token_id != DEFERRED, row)) for row in shared]
+        return {entry.id: row for entry, row in zip(wanted, each, strict=True) if row}
 
     def _given(self, images: list[ImageRows]) -> GivenEmbeddings | None:
         """What images stand for in a batch."""
@@ -148,35 +180,41 @@ class ModelRunner:
             self._grammars.compile_ahead(structured)
 
     def _sample(
-        self, logits: torch.Tensor | None, states: list[RequestState], masks: dict[int, Future[bytes]]
+        self, logits: torch.Tensor | None, requests: list[Sampled], masks: dict[int, Future[list[bytes]]]
     ) -> list[SampledTokens]:
         """Rank 0 chooses the tokens; the others only take note of them. logits: of the states that hold none."""
-        token_ids = torch.full((len(states),), DEFERRED, dtype=torch.int64)
-        sampled: list[SampledTokens] = []
+        first = list(accumulate((1 + len(drafts) for _, drafts in requests), initial=0))
+        token_ids = torch.full((first[-1],), DEFERRED, dtype=torch.int64)
+        by_row: dict[int, SampledTokens] = {}
         if self._grammars:
-            held = [state.held for state in states if state.held is not None]
+            held = [state.held for state, _ in requests if state.held is not None]
             given = [] if logits is None else [logits]
             logits = torch.cat([*given, torch.stack(held)]) if held else given[0]
-            rows = self._grammars.collect(states, masks)
-            ready = [row for row in range(len(states)) if row not in rows.missing]
-            if ready:
-                everything = len(ready) == len(states)
-                place = {row: index for index, row in enumerate(ready)}
-                chosen = [states[row] for row in ready]
-                known = {place[row]: mask for row, mask in rows.masks.items()}
-                params = sample_params(chosen, logits.shape[-1], known)
-                result = self.device.ops.sample(logits if everything else logits[ready], params)
+            found = self._grammars.collect(requests, masks)
+            known = [place for place in range(len(requests)) if place in found or place not in masks]
+            rows = [
+                (index, row)
+                for place in known
+                for index, row in enumerate(rows_of(requests[place], found.get(place)), first[place])
+            ]
+            if rows:
+                ready, chosen = [index for index, _ in rows], [row for _, row in rows]
+                params = sample_params(chosen, logits.shape[-1])
+                result = self.device.ops.sample(logits if len(ready) == first[-1] else logits[ready], params)
                 token_ids[ready] = result.token_ids.cpu()
-                sampled = sampled_tokens(result, chosen, {place[row]: error for row, error in rows.errors.items()})
-        for row, token_id in enumerate(self.communicator.broadcast(token_ids).tolist()):
-            state = states[row]
-            if token_id == DEFERRED:
-                sampled.append(SampledTokens(state.id, []))
-                if state.held is None:  # other ranks need to know, but have no use for logits
-                    state.held = torch.empty(0) if logits is None or not self._grammars else logits[row].clone()
-            else:
+                by_row = dict(zip(ready, sampled_tokens(result, chosen), strict=True))
+        shared = self.communicator.broadcast(token_ids).tolist()
+        sampled = []
+        for row, (state, drafts) in zip(first, requests, strict=False):
+            tokens = holding(shared[row : row + 1 + len(drafts)], drafts)
+            sampled.append(joined(state.id, [by_row[row + place] for place in range(len(tokens))] if by_row else []))
+            if tokens:
+                sampled[-1].drafted = len(drafts)
                 state.held = None
-                state.extend([token_id])
+                state.computed += len(tokens) - 1
+                state.extend(tokens)
+            elif state.held is None:  # other ranks need to know, but have no use for logits
+                state.held = torch.empty(0) if logits is None or not self._grammars else logits[row].clone()
         return sampled
 
     def _prompt_logprobs(self, hidden: torch.Tensor, batch: FlatBatch) -> list[PromptLogprobs]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +37,17 @@ class PenaltyState:
             self._size += 1
         self._counts[index] += 1
 
-    def entries(self) -> tuple[Tensor, Tensor]:
-        """Token ids, int64 `[distinct]`, and their counts in the output, int32 `[distinct]`."""
-        return self._ids[: self._size], self._counts[: self._size]
+    def entries(self, further: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Token ids, int64 `[distinct]`, and their counts in the output, int32 `[distinct]`, if these tokens followed
+        it."""
+        ids, counts = self._ids[: self._size], self._counts[: self._size]
+        if not further:
+            return ids, counts
+        new: dict[int, int] = {}
+        for token_id in further:
+            if token_id not in self._index:
+                new.setdefault(token_id, self._size + len(new))
+        ids, counts = torch.cat([ids, ids.new_tensor([*new])]), torch.cat([counts, counts.new_zeros(len(new))])
+        for token_id in further:
+            counts[self._index.get(token_id, new.get(token_id, 0))] += 1
+        return ids, counts

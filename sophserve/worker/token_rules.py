@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from copy import copy
 
 from sophserve.errors import RequestError
 from sophserve.grammar.masks import as_mask, bits
@@ -34,6 +35,16 @@ class TokenRules:
         self._length += 1
         if self._words:
             self._words.append(token_id)
+
+    def following(self, token_id: int) -> TokenRules:
+        """The rules behind one more token, which leave these as they are."""
+        if not self._words and self._length >= self._min_length:
+            return self
+        rules = copy(self)
+        if self._words:
+            rules._words = copy(self._words)
+        rules.append(token_id)
+        return rules
 
     def banned(self) -> array[int]:
         """Tokens, int64, that may not be chosen next: those that would end too early or complete a bad word."""

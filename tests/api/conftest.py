@@ -65,6 +65,7 @@ class FakeEngine(Engine):
         self.context = CONTEXT
         self.params: list[SamplingParams] = []
         self.scheduling: list[tuple[int, str]] = []
+        self.owners: list[str] = []
         self.prompts: list[list[int]] = []
         self.items: list[list[Item]] = []
         self.background: list[bool] = []
@@ -105,10 +106,12 @@ class FakeEngine(Engine):
         watcher: Watcher | None = None,
         background: bool = False,
         items: Iterable[Item] = (),
+        owner: str = "",
     ) -> AsyncGenerator[OutputDelta, None]:
         self.params.append(params)
         self.items.append(list(items))
         self.scheduling.append((priority, cache_salt))
+        self.owners.append(owner)
         self.background.append(background)
         self.prompts.append(prompt)
         room = self.context - len(prompt)

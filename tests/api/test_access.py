@@ -92,6 +92,7 @@ async def test_a_key_has_its_share_of_requests(
     assert {"key=key-1", "key=alice", "key=bob"} <= set(caplog.text.split())
     assert "hidden" not in caplog.text and "plain" not in caplog.text
     assert {priority for priority, _ in app.engine.scheduling} == {0, -3}
+    assert set(app.engine.owners) == {"key-1", "alice", "bob"}
 
 
 async def test_a_key_has_its_share_of_tokens(start_app: Any, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,3 +229,27 @@ async def test_prompts_that_cannot_fit(app: Any, monkeypatch: pytest.MonkeyPatch
             assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
             assert "256" in answer["error"]["message"]
             assert bool(encoded) == (tokenized and "prompt" in field)
+
+
+async def test_a_prediction(app: Any) -> None:
+    create, text = app.client.chat.completions.create, "The quick brown fox"
+    for content in (text, [{"type": "text", "text": "The quick"}, {"type": "text", "text": " brown fox"}]):
+        prediction: Any = {"type": "content", "content": content}
+        answer = await create(model="tiny", messages=HELLO, max_tokens=4, prediction=prediction)
+        assert app.engine.params[-1].prediction == app.tokenizer.encode(text, False)
+        details = answer.usage.completion_tokens_details
+        assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (0, 0)
+    long: Any = {"type": "content", "content": "word " * 50_000}
+    await create(model="tiny", messages=HELLO, max_tokens=1, prediction=long, extra_body={"speculative_tokens": 0})
+    params = app.engine.params[-1]
+    assert len(params.prediction) == app.engine.info.max_model_len and params.speculative_tokens == 0
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    for wrong, message in (
+        ({"prediction": {"type": "guess", "content": "x"}}, "prediction.type must be content, got 'guess'"),
+        ({"prediction": {"type": "content", "content": [image]}}, "prediction.content: an answer has no images"),
+        ({"prediction": {"type": "content", "content": [{"type": "text"}]}}, "prediction.content[0].text: is missing"),
+        ({"prediction": {"type": "content"}}, "prediction"),
+        ({"speculative_tokens": -1}, "speculative_tokens must be at least 0, got -1"),
+    ):
+        status, answer = await app.post("/v1/chat/completions", {"messages": HELLO, **wrong})
+        assert status == 400 and message in answer["error"]["message"]

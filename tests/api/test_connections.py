@@ -44,6 +44,7 @@ def answer_at_once(app: Any, text: str = LONG) -> None:
         watcher: Watcher | None = None,
         background: bool = False,
         items: Iterable[Item] = (),
+        owner: str = "",
     ) -> AsyncGenerator[OutputDelta, None]:
         assert watcher
         sequence = Sequence(Request(0, prompt, params, 0, 1, []), app.tokenizer, request_id, index)

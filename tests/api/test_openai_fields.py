@@ -22,7 +22,7 @@ ENDPOINTS: dict[str, tuple[str, type, dict[str, Any]]] = {
 }
 # Of OpenAI's schema of August 2026, those that are not fields of ours.
 FIELDS = {
-    "CreateChatCompletionRequest": """audio function_call functions metadata modalities moderation prediction
+    "CreateChatCompletionRequest": """audio function_call functions metadata modalities moderation
         prompt_cache_key prompt_cache_options prompt_cache_retention safety_identifier service_tier store user verbosity
         web_search_options""",
     "CreateCompletionRequest": "suffix user",
@@ -44,7 +44,6 @@ REFUSED = {
 NOTED = {
     "context_management": [{"type": "compaction"}],
     "max_tool_calls": 3,
-    "prediction": {"type": "content", "content": "Hi"},
     "prompt_cache_options": {"ttl": "24h"},
     "prompt_cache_retention": "24h",
     "verbosity": "low",

@@ -9,7 +9,9 @@ from sophserve.engine.sequence import Timeline
 
 def samples(metrics: EngineMetrics) -> dict[str, float]:
     return {
-        sample.name.removeprefix("vllm:") + sample.labels.get("finished_reason", ""): sample.value
+        sample.name.removeprefix("vllm:")
+        + sample.labels.get("finished_reason", "")
+        + sample.labels.get("position", ""): sample.value
         for family in metrics.registry.collect()
         for sample in family.samples
         if "le" not in sample.labels
@@ -50,3 +52,25 @@ def test_histograms_agree_with_totals() -> None:
     parts = ["request_queue_time", "request_prefill_time", "request_decode_time"]
     whole = sum(found[f"{part}_seconds_sum"] for part in parts)
     assert abs(whole - found["e2e_request_latency_seconds_sum"]) < 1e-6
+
+
+def test_guesses() -> None:
+    metrics = EngineMetrics(Scheduler(Limits(8, 64, 16), 8), "tiny", 256)
+    for drafted, accepted in ((0, 0), (3, 3), (5, 1), (2, 0)):
+        metrics.on_drafts(drafted, accepted)
+        metrics.on_tokens(Timeline(), accepted + 1, prompt_tokens=3, cached_tokens=0)
+    found = {
+        name: value
+        for name, value in samples(metrics).items()
+        if name.startswith("spec_decode") and "created" not in name
+    }
+    assert {name.removeprefix("spec_decode_num_"): value for name, value in found.items()} == {
+        "drafts_total": 3,
+        "draft_tokens_total": 10,
+        "accepted_tokens_total": 4,
+        **{f"accepted_tokens_per_pos_total{place}": value for place, value in enumerate([2, 1, 1, 0, 0])},
+    }
+    line = metrics.log_line()
+    assert line and line.endswith("Mean acceptance length: 2.33, Draft acceptance rate: 40.0%")
+    metrics.on_tokens(Timeline(), 1, prompt_tokens=3, cached_tokens=0)
+    assert "acceptance" not in (metrics.log_line() or "")

@@ -73,10 +73,10 @@ class SimulatedWorker:
         self._encode(plan)
         sampled = {}
         for entry in plan.scheduled:
-            assert not entry.proposed
+            assert entry.drafts <= limits.drafts and (entry.count == 1 or not entry.drafts)
             self._compute(entry.id, entry.count, entry.new_blocks)
             if entry.count and self.computed[entry.id] == len(self.tokens[entry.id]):
-                sampled[entry.id] = self._sample(entry.id)
+                sampled[entry.id] = self._sample(entry.id, entry.drafts)
         return sampled
 
     def _encode(self, plan: StepPlan) -> None:
@@ -95,19 +95,22 @@ class SimulatedWorker:
             self.encoded[order.digest] = done, order.shape.tokens
         assert sum(tokens for _, tokens in self.encoded.values()) <= info.cache_tokens
 
-    def _sample(self, number: int) -> list[int]:
+    def _sample(self, number: int, drafts: int) -> list[int]:
         if self.with_surprises and self.with_surprises.random() < 0.1:
             self.held.add(number)
             return []
         self.held.discard(number)
-        room = len(self.tables[number]) * self.limits.block_size - self.computed[number] - 1
-        guesses = self.with_surprises.randint(0, min(3, room)) if self.with_surprises and room > 0 else 0
+        guesses = self.with_surprises.randint(0, drafts) if self.with_surprises else 0
+        assert self.computed[number] + drafts <= len(self.tables[number]) * self.limits.block_size
         given = []
         for guessed in range(1 + guesses):
             if guessed:
                 self._compute(number, 1, [])
             given.append(next_token(self.tokens[number]))
             self.tokens[number].append(given[-1])
+        size = self.limits.block_size
+        for position in range(self.computed[number], self.computed[number] + drafts - guesses):
+            self.slots[self.tables[number][position // size] * size + position % size] = ("a wrong guess",)
         return given
 
     def _compute(self, number: int, count: int, new_blocks: list[int]) -> None:
@@ -218,6 +221,7 @@ class Simulation:
             for number in result.keys() & self.requests.keys():
                 request = self.requests[number]
                 if len(request.output) >= request.max_tokens:
+                    assert len(request.output) == request.max_tokens
                     self.scheduler.finish(request)
                     self.finished.append(self.requests.pop(number))
         self.check()
@@ -267,6 +271,7 @@ class Simulation:
     chunked_prefill=st.booleans(),
     priorities=st.sampled_from([0, 2]),
     surprises=st.booleans(),
+    drafts=st.sampled_from([0, 1, 3, 20]),
     background=st.sampled_from([0.0, 0.5, 1.0]),
     encoder=st.sampled_from([None, EncoderInfo(1, 0.0, 8), EncoderInfo(3, 0.5, 8), EncoderInfo(5, 20.0, 12)]),
 )
@@ -281,6 +286,7 @@ def test_random_traffic(
     chunked_prefill: bool,
     priorities: int,
     surprises: bool,
+    drafts: int,
     background: float,
     encoder: EncoderInfo | None,
 ) -> None:
@@ -291,6 +297,7 @@ def test_random_traffic(
         prefix_caching,
         chunked_prefill,
         encoder=encoder if chunked_prefill else None,
+        drafts=drafts,
     )
     simulation = Simulation(limits, num_blocks, depth, seed, priorities, surprises, background)
     for _ in range(200):

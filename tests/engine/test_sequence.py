@@ -105,3 +105,20 @@ async def test_portions_make_no_difference(tokenizer: Tokenizer, seed: int) -> N
     assert await together.give(*portions) == await alone.give(*([token] for token in tokens))
     assert together.request.output == alone.request.output and sum(together.counts) == sum(alone.counts)
     assert together.sequence.finish_reason == alone.sequence.finish_reason
+
+
+async def test_guesses_are_counted_as_far_as_the_answer_goes(tokenizer: Tokenizer) -> None:
+    a, b = tokenizer.encode("a", False) + tokenizer.encode("b", False)
+    for tokens, drafted, end, counts in (
+        ([a, a, b], 2, {}, (2, 0)),
+        ([a, a, b], 5, {}, (2, 3)),
+        ([a], 4, {}, (0, 4)),
+        ([a, a, b, a], 4, {"max_tokens": 2}, (2, 2)),
+        ([a, b, a, a], 3, {"stop": ["b"]}, (2, 1)),
+    ):
+        steps = Steps(tokenizer, **end)
+        steps.request.output += tokens
+        steps.sequence.add_tokens(SampledTokens(0, tokens.copy(), drafted=drafted))
+        delta = await steps.sequence.stream.get()
+        assert (delta.accepted_tokens, delta.rejected_tokens) == counts
+        assert (steps.sequence.accepted, steps.sequence.rejected) == counts

@@ -176,7 +176,7 @@ def _decode_batch(rows: int) -> FlatBatch:
     slots = tables[torch.arange(rows), cached // 8] * 8 + cached % 8
     ids = torch.arange(rows, dtype=torch.int32) + 7
     inputs = StepInputs(torch.ones_like(ids), cached, tables, slots, 16, ids=ids, positions=cached)
-    return FlatBatch(inputs, [None] * rows, torch.arange(rows), [], [], [])  # type: ignore[list-item]
+    return FlatBatch(inputs, [None] * rows, torch.arange(rows), [], [], [], [], cached)  # type: ignore[list-item]
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from sophserve.api.generation.call_form import CallForm
 from sophserve.api.generation.chat_prompt import ChatPrompt
+from sophserve.api.generation.content import content_parts, image_parts
 from sophserve.api.generation.params import fitted, sampling_params
 from sophserve.api.generation.request_bodies import ChatRequest
 from sophserve.api.generation.run import Generation
@@ -30,6 +31,8 @@ from sophserve.text.tool_parser import ToolParser
 _TAIL = 24
 # Of a character, each of which may be a token.
 _MOST_BYTES = 4
+# Characters of a token in a prediction, beyond which its end is left out.
+_LONGEST_TOKEN = 16
 
 
 class Chat:
@@ -92,9 +95,25 @@ class Chat:
             thought=self._thought,
             shown_token_ids=shown,
             begins_text=not body.continue_final_message,
+            prediction=self._predicted(),
         )
         engine.check(prompt.ids, self.params, prompt.items)
         return prompt
+
+    def _predicted(self) -> list[int]:
+        """The tokens of the prediction, as many as an answer may have. Raises RequestError."""
+        given = self.body.prediction
+        if given is None:
+            return []
+        if given.type != "content":
+            raise RequestError(f"prediction.type must be content, got {given.type[:64]!r}", "prediction.type")
+        parts = content_parts(given.content, "prediction.content")
+        if not isinstance(parts, str):
+            if image_parts(parts):
+                raise RequestError("prediction.content: an answer has no images; send text", "prediction.content")
+            parts = "".join(part.text or "" for part in parts)
+        most = self._served.engine.info.max_model_len
+        return self._served.tokenizer.encode(parts[: _LONGEST_TOKEN * most], False)[:most]
 
     async def _check_form(self) -> None:
         """Raise RequestError for a form that cannot be kept to, and tell what is left open of others."""

@@ -86,6 +86,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     seed: int | None = None
+    speculative_tokens: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -131,6 +132,13 @@ class Message(msgspec.Struct, omit_defaults=True):
     audio: dict[str, Any] | None = None
 
 
+class Prediction(msgspec.Struct):
+    """What the answer is thought to be: OpenAI's predicted output."""
+
+    type: str
+    content: str | list[ContentPart]
+
+
 class ChatRequest(GenerationRequest, kw_only=True):
     """The body of /v1/chat/completions."""
 
@@ -143,6 +151,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     include_reasoning: bool | None = None
     reasoning_effort: str | None = None
     documents: list[dict[str, Any]] | None = None
+    prediction: Prediction | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None

@@ -47,7 +47,8 @@ def engine_errors(engine: Engine) -> Iterator[None]:
 class Generation:
     """What to generate: params.n answers to every prompt, each prompt with its own params. Answer i of prompt p is
     choice `p * n + i`. priority and cache_salt: see Engine.generate. items: the images of every prompt, empty where
-    none has any. output_tokens: those that have come; reasoning_tokens: those of them that belong to a thought."""
+    none has any. output_tokens: those that have come; reasoning_tokens: those of them that belong to a thought;
+    accepted_tokens: those of them that were guessed; rejected_tokens: guesses that were computed in vain."""
 
     id: str
     prompts: list[list[int]]
@@ -57,6 +58,8 @@ class Generation:
     items: Sequence[Sequence[Item]] = ()
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
     _cached: dict[int, int] = field(default_factory=dict)  # by the first choice of each prompt
 
     @property
@@ -86,7 +89,11 @@ class Generation:
             "completion_tokens": self.output_tokens,
             "total_tokens": self.prompt_tokens + self.output_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens, **self.image_details()},
-            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+            "completion_tokens_details": {
+                "reasoning_tokens": self.reasoning_tokens,
+                "accepted_prediction_tokens": self.accepted_tokens,
+                "rejected_prediction_tokens": self.rejected_tokens,
+            },
         }
 
     def image_details(self) -> dict[str, int]:
@@ -104,8 +111,9 @@ class Generation:
         record.spend(record.prompt_tokens)
         priority = self.priority + record.priority
         place = record.answers if isinstance(record.answers, Place) else None
+        salt, background, owner = self.cache_salt, record.background, record.account.key.name if record.account else ""
         answers = [
-            engine.generate(prompt, params, self.id, index, priority, self.cache_salt, place, record.background, shown)
+            engine.generate(prompt, params, self.id, index, priority, salt, place, background, shown, owner)
             for prompt, params, shown in zip(self.prompts, self.params, items, strict=True)
             for index in range(self.n)
         ]
@@ -123,12 +131,15 @@ class Generation:
     def _count(self, choice: int, delta: OutputDelta, record: Record) -> None:
         self.output_tokens += len(delta.token_ids)
         self.reasoning_tokens += delta.reasoning_tokens
+        self.accepted_tokens += delta.accepted_tokens
+        self.rejected_tokens += delta.rejected_tokens
         if choice % self.n == 0:  # further answers to a prompt find in the cache what the first one put there
             self._cached.setdefault(choice, delta.cached_tokens)
         record.first_output = record.first_output or time.monotonic()
         record.queue_time = max(record.queue_time, delta.queue_time)
         record.spend(len(delta.token_ids))
         record.output_tokens, record.cached_tokens = self.output_tokens, self.cached_tokens
+        record.accepted_tokens, record.rejected_tokens = self.accepted_tokens, self.rejected_tokens
         if delta.finish_reason:
             record.finish_reasons.append(delta.finish_reason)
 
@@ -144,6 +155,8 @@ def _parts(delta: OutputDelta) -> Iterator[OutputDelta]:
             token_ids=last.token_ids[:_TOKENS],
             logprobs=last.logprobs[:_TOKENS],
             reasoning_tokens=0,
+            accepted_tokens=0,
+            rejected_tokens=0,
             finish_reason=None,
             stop_reason=None,
         )

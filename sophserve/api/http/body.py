@@ -31,7 +31,7 @@ _WITHOUT_EFFECT = frozenset({
 })
 # Known, and the answer is right without them, but whoever sends them should hear that nothing comes of it.
 _NOTED = frozenset({
-    "container", "context_management", "diagnostics", "inference_geo", "max_tool_calls", "prediction",
+    "container", "context_management", "diagnostics", "inference_geo", "max_tool_calls",
     "prompt_cache_options", "prompt_cache_retention", "speed", "user_profile_id", "verbosity", "workspace_id",
 })
 # An answer that silently left these out would be a wrong one. Some are fields of one kind of request only.
@@ -58,6 +58,7 @@ _MOST_BYTES = {
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "output_format"), 1 << 21),
     **dict.fromkeys(("tools", "allowed_token_ids", "chat_template"), 1 << 20),
     "chat_template_kwargs": 1 << 18,
+    "prediction": 1 << 20,
 }
 _MOST_BYTES_OF_OTHERS = 1 << 16
 

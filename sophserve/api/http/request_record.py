@@ -50,6 +50,8 @@ class Record:
     image_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
     queue_time: float = 0.0
     first_output: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
@@ -78,6 +80,8 @@ class Record:
             found["key"] = self.account.key.name
         if self.prompt_tokens:
             found |= {"prompt": self.prompt_tokens, "cached": self.cached_tokens, "output": self.output_tokens}
+        if self.accepted_tokens or self.rejected_tokens:
+            found |= {"accepted": self.accepted_tokens, "rejected": self.rejected_tokens}
         if self.image_tokens:
             found["images"] = self.image_tokens
         if self.first_output is not None:

@@ -57,9 +57,11 @@ class PromptDetails(TypedDict):
 
 
 class CompletionDetails(TypedDict):
-    """Tokens in which the model thought."""
+    """Tokens in which the model thought; those that were guessed, and guesses that were computed in vain."""
 
     reasoning_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
 
 
 class UsageBody(TypedDict):

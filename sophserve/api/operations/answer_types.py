@@ -70,8 +70,9 @@ class ServerInfo(TypedDict):
 
 
 class LiveRequest(TypedDict):
-    """One answer that waits or is being generated, or that is complete and still being sent. unsent_bytes: what its
-    connection holds for a client that does not read."""
+    """One answer that waits or is being generated, or that is complete and still being sent. accepted_tokens,
+    rejected_tokens: guesses of its tokens that came true, and that did not. unsent_bytes: what its connection holds for
+    a client that does not read."""
 
     id: str
     index: int
@@ -80,6 +81,8 @@ class LiveRequest(TypedDict):
     cached_tokens: int
     computed_tokens: int
     generated_tokens: int
+    accepted_tokens: int
+    rejected_tokens: int
     max_tokens: int
     unsent_bytes: int
     age: float

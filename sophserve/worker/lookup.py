@@ -1,0 +1,191 @@
+"""Guesses of the next tokens: what followed the newest ones where they, or some of them, stood before.
+
+As in prompt lookup (https://github.com/apoorvumang/prompt-lookup-decoding) and suffix decoding
+(https://arxiv.org/abs/2411.04975), over a table of the last place of each n-gram. Whatever is guessed, the answer is
+the same: guesses are computed like any token, and only count if they are what is sampled.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from itertools import islice
+from operator import mul
+from typing import NamedTuple
+
+import torch
+
+from sophserve.worker.arrays import as_tensor
+
+# Equal tokens before two places beyond which it does not count that there are more.
+LONGEST = 32
+# Slots of an index, at least and at most; of what more tokens would need the oldest are forgotten.
+FEWEST_SLOTS, MOST_SLOTS = 1 << 9, 1 << 17
+# Of one owner's answers, the tokens that are kept in two halves, of which the older one is dropped when both are full;
+# and the owners of whom any are.
+HALF_TOKENS = 1 << 14
+MOST_OWNERS = 64
+# New tokens from which on an index is brought up to date by torch.
+_MANY = 64
+
+# So large that products of a few token ids differ in the bits above _SHIFT, and that their sum fits into 63.
+_SHIFT = 20
+_FACTORS = [random.Random(place).getrandbits(38) | 1 for place in range(16)]
+
+
+class NgramIndex:
+    """Where the n-grams of growing tokens occurred last. sizes: the n, in falling order, of at most 16."""
+
+    def __init__(self, tokens: array[int], sizes: tuple[int, ...], room: int) -> None:
+        slots = 1 << (max(FEWEST_SLOTS, min(MOST_SLOTS, room)) - 1).bit_length()
+        self.tokens = tokens
+        self._tables = [(size, array("i", bytes(4 * slots))) for size in sizes]
+        self._slots = slots - 1
+        self._end = 0  # up to where n-grams are in the tables
+
+    def catch_up(self) -> None:
+        """Take in the n-grams that have become known and are followed by something."""
+        end = len(self.tokens) - 1
+        if end - self._end > _MANY:
+            for size, table in self._tables:
+                self._take_many(size, table, self._end, end)
+        else:
+            for place in range(self._end + 1, end + 1):
+                for size, table in self._tables:
+                    if place >= size:
+                        table[self._slot(self.tokens[place - size : place])] = place
+        self._end = max(self._end, end)
+
+    def find(self, tail: array[int]) -> int:
+        """The place behind the newest of what the index knows that equals the end of `tail`, the longest n-gram first;
+        0 if there is none."""
+        for size, table in self._tables:
+            if len(tail) >= size:
+                gram = tail[-size:]
+                place = table[self._slot(gram)]
+                if place and self.tokens[place - size : place] == gram:
+                    return place
+        return 0
+
+    def _slot(self, gram: array[int]) -> int:
+        return sum(map(mul, gram, _FACTORS)) >> _SHIFT & self._slots
+
+    def _take_many(self, size: int, table: array[int], start: int, end: int) -> None:
+        first = max(0, start + 1 - size)
+        if end - first >= size:
+            grams = as_tensor(self.tokens[first:end]).long().unfold(0, size, 1)
+            slots = (grams * torch.tensor(_FACTORS[:size])).sum(1) >> _SHIFT & self._slots
+            places = torch.arange(first + size, end + 1, dtype=torch.int32)
+            as_tensor(table).scatter_reduce_(0, slots, places, "amax")
+
+
+class History:
+    """What was answered before, by owner: nobody's answers are guesses for anybody else."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self._sizes = sizes
+        self._owners: OrderedDict[bytes, deque[NgramIndex]] = OrderedDict()
+
+    def of(self, owner: bytes) -> deque[NgramIndex]:
+        """An owner's answers, the newest ones last; those to come will be in it, too."""
+        found = self._owners.setdefault(owner, deque(maxlen=2))
+        self._owners.move_to_end(owner)
+        if len(self._owners) > MOST_OWNERS:
+            self._owners.popitem(last=False)
+        return found
+
+    def add(self, owner: bytes, answer: array[int]) -> None:
+        """Keep an answer, or the end of one that is long."""
+        halves = self.of(owner)
+        answer = answer[-HALF_TOKENS:]
+        if not halves or len(halves[-1].tokens) + len(answer) > HALF_TOKENS:
+            halves.append(NgramIndex(array("i"), self._sizes, HALF_TOKENS))
+        halves[-1].tokens.extend(answer)
+        halves[-1].catch_up()
+
+
+class Match(NamedTuple):
+    """Where a sequence may go on as some tokens do. length: how many before that place are the same."""
+
+    tokens: array[int]
+    place: int
+    length: int
+
+
+class Lookup:
+    """Follows one sequence, and knows what may follow it: as what is predicted goes on, as itself did before, or as
+    other answers do. tokens: its own, which grow."""
+
+    def __init__(
+        self,
+        tokens: array[int],
+        sizes: tuple[int, ...],
+        prediction: array[int],
+        prompt_length: int,
+        history: deque[NgramIndex],
+    ) -> None:
+        self._tokens = tokens
+        self._own = NgramIndex(tokens, sizes, len(tokens) + FEWEST_SLOTS)
+        self._history = history
+        self._predicted: list[NgramIndex] = []
+        self._end = 0
+        self._match: Match | None = None
+        if prediction:
+            # Behind the end of the prompt, so that it is found from the first token on.
+            begin = tokens[max(0, prompt_length - sizes[0]) : prompt_length]
+            self._predicted.append(NgramIndex(begin + prediction, sizes, len(prediction)))
+            self._predicted[0].catch_up()
+
+    def match(self) -> Match | None:
+        """Where the sequence may go on, as far as it has come."""
+        end = len(self._tokens)
+        if end > self._end:
+            self._own.catch_up()
+            self._match = self._going_on(self._tokens[self._end :]) or self._find()
+            self._end = end
+        return self._match
+
+    def guesses(self, count: int) -> list[int]:
+        """At most so many tokens that follow, by the match that there is."""
+        if self._match is None:
+            return []
+        tokens, place, _ = self._match
+        found = tokens[place : place + count].tolist()
+        if tokens is self._tokens:  # what goes on at its own end repeats itself
+            period = len(tokens) - place
+            while len(found) < count:
+                found.append(found[-period])
+        return found
+
+    def _going_on(self, new: array[int]) -> Match | None:
+        """The match so far, if the new tokens are what it said."""
+        if self._match is None:
+            return None
+        tokens, place, length = self._match
+        end = place + len(new)
+        if tokens[place:end] != new or end == len(tokens):
+            return None
+        return Match(tokens, end, min(LONGEST, length + len(new)))
+
+    def _find(self) -> Match | None:
+        """The longest of the matches, the first of those that are equally long."""
+        best = None
+        tail = self._tokens[-LONGEST:]
+        for index in (*self._predicted, self._own, *reversed(self._history)):
+            place = index.find(tail)
+            if place:
+                length = sum(1 for _ in _equal(index.tokens, place, tail))
+                if best is None or length > best.length:
+                    best = Match(index.tokens, place, length)
+        return best
+
+
+def _equal(tokens: array[int], place: int, tail: array[int]) -> Iterator[int]:
+    """The tokens before a place, backwards, as long as they are those at the end of `tail`."""
+    before = reversed(tokens[max(0, place - LONGEST) : place])
+    for one, other in islice(zip(before, reversed(tail), strict=False), LONGEST):
+        if one != other:
+            return
+        yield one

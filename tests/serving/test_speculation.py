@@ -1,0 +1,62 @@
+"""Guesses change no bit of what is served, on several ranks, over HTTP, and when a worker is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sophserve import AsyncLLM, SamplingParams
+from sophserve.llm import RequestOutput
+
+PROMPTS = [[(7 * index * index + number * index) % 500 for index in range(40)] for number in (3, 5, 11)]
+
+
+def params(number: int, **options: Any) -> SamplingParams:
+    temperature = (0.0, 0.7, 1.5)[number]
+    return SamplingParams(temperature=temperature, seed=number, max_tokens=50, ignore_eos=True, logprobs=1, **options)
+
+
+def bits(result: RequestOutput) -> list[object]:
+    output = result.outputs[0]
+    entries = [{token: entry.logprob for token, entry in each.items()} for each in output.logprobs or []]
+    return [output.token_ids, entries, output.text]
+
+
+async def plain_and_guessed(directory: Path, lose_worker: bool = False, **options: Any) -> None:
+    """Answers without guesses, and together with them; the latter as they grow."""
+    before = set(psutil.Process().children(recursive=True))
+    llm = AsyncLLM(str(directory), kv_cache_memory="8MiB", **options)
+
+    async def answer(number: int, **options: Any) -> list[list[object]]:
+        return [bits(each) async for each in llm.generate(PROMPTS[number], params(number, **options))]
+
+    async with llm:
+        children = set(psutil.Process().children(recursive=True)) - before
+        plain = [(await answer(number, speculative_tokens=0))[-1] for number in range(3)]
+        assert not llm.engine.metrics.counts.drafts
+        told = [[*each[0]] for each in plain]
+        told[1][20:22] = [3]
+        guessing = asyncio.gather(*(answer(number, prediction=told[number]) for number in range(3)))
+        if lose_worker:
+            while not llm.engine.metrics.counts.accepted_tokens:
+                await asyncio.sleep(0.001)
+            next(child for child in children if "sophserve.worker.process" in child.cmdline()).kill()
+        for number, states in enumerate(await guessing):
+            assert states[-1] == plain[number]
+            for ids, entries, text in states:
+                assert ids == plain[number][0][: len(ids)] and entries == plain[number][1][: len(ids)]
+                assert plain[number][2].startswith(text)
+        assert llm.engine.metrics.counts.accepted_tokens > 30
+        assert not lose_worker or llm.engine.workers.restarts == 1
+
+
+def test_on_two_ranks(make_checkpoint: Callable[..., Path]) -> None:
+    asyncio.run(plain_and_guessed(make_checkpoint("qwen2"), tensor_parallel_size=2))
+
+
+def test_a_lost_worker_costs_nothing_but_guesses(make_checkpoint: Callable[..., Path]) -> None:
+    asyncio.run(plain_and_guessed(make_checkpoint("qwen2"), lose_worker=True))

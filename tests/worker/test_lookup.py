@@ -1,0 +1,133 @@
+"""What may follow a sequence, against a search through all that was said."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections import deque
+
+import pytest
+
+from sophserve.worker.lookup import FEWEST_SLOTS, HALF_TOKENS, MOST_OWNERS, History, Lookup, NgramIndex
+from sophserve.worker.step_costs import StepCosts
+
+
+def newest(tokens: list[int], tail: list[int], sizes: tuple[int, ...]) -> int:
+    for size in sizes:
+        for place in range(len(tokens) - 1, size - 1, -1):
+            if len(tail) >= size and tokens[place - size : place] == tail[-size:]:
+                return place
+    return 0
+
+
+@pytest.mark.parametrize("sizes", [(8, 3), (2,), (1,), (16, 1)])
+def test_the_newest_place_of_an_n_gram(sizes: tuple[int, ...]) -> None:
+    """However the tokens come: one by one, or many at once."""
+    chance = random.Random(1)
+    for _ in range(20):
+        tokens = array("i")
+        index = NgramIndex(tokens, sizes, 1 << 14)  # so many slots that no n-grams share one
+        while len(tokens) < 600:
+            tokens.extend(chance.choices([3, 4, 150_000], k=chance.choice([1, 2, 300])))
+            index.catch_up()
+            tail = tokens[-chance.randint(1, 30) :]
+            assert index.find(tail) == newest(tokens.tolist(), tail.tolist(), sizes)
+
+
+def test_an_index_is_of_fixed_size_and_forgets_the_oldest() -> None:
+    chance = random.Random(2)
+    tokens = array("i", [chance.randrange(100_000) for _ in range(20_000)])
+    index = NgramIndex(tokens, (3,), 1)
+    index.catch_up()
+    assert [len(table) for _, table in index._tables] == [FEWEST_SLOTS]
+    found = [index.find(tokens[place - 3 : place]) == place for place in range(10, 20_000)]
+    assert sum(found[-50:]) > 40 and not any(found[:10_000])
+
+
+def lookup(tokens: array[int], *history: array[int], prediction: tuple[int, ...] = ()) -> Lookup:
+    indexes = [NgramIndex(answer, (8, 3), 0) for answer in history]
+    for index in indexes:
+        index.catch_up()
+    return Lookup(tokens, (8, 3), array("i", prediction), len(tokens), deque(indexes))
+
+
+def test_guesses_go_on_as_what_was_found() -> None:
+    tokens = array("i", [1, 2, 3, 4, 5, 6, 9, 1, 2, 3])
+    one = lookup(tokens)
+    match = one.match()
+    assert match and match.length == 3 and one.guesses(4) == [4, 5, 6, 9] and one.guesses(1) == [4]
+    tokens.extend([4, 5])
+    match = one.match()
+    assert match and match.length == 5 and one.guesses(3) == [6, 9, 1]
+    tokens.append(7)
+    assert one.match() is None and one.guesses(3) == []
+    # What repeats itself goes on doing so.
+    repeated = lookup(array("i", [8, 5, 6, 5, 6, 5]))
+    assert repeated.match() and repeated.guesses(5) == [6, 5, 6, 5, 6]
+
+
+def test_the_longest_match_is_taken_of_several_sources() -> None:
+    tokens = array("i", [1, 2, 3, 7, 5, 1, 2, 3])
+    one = lookup(tokens, array("i", [9, 5, 1, 2, 3, 8, 8]), array("i", [0, 1, 2, 3, 6, 6]))
+    assert one.match() and one.guesses(2) == [8, 8]
+    tokens.extend([8, 8])  # there it ends
+    assert one.match() is None
+    tokens.extend([1, 2, 3])
+    assert one.match() and one.guesses(1) == [8]  # the newest place
+
+
+def test_a_prediction_is_found_from_the_first_token_on() -> None:
+    tokens = array("i", [5, 6, 7])
+    one = lookup(tokens, prediction=(1, 2, 3, 4, 5))
+    assert one.match() and one.guesses(9) == [1, 2, 3, 4, 5]
+    tokens.extend([1, 9, 2, 3, 4])
+    assert one.match() and one.guesses(9) == [5]
+
+
+def test_answers_are_kept_by_owner_and_only_so_many() -> None:
+    history = History((3,))
+    for number in range(MOST_OWNERS + 5):
+        history.add(b"%d" % number, array("i", range(100)))
+    assert not history.of(b"0") and len(history.of(b"60")) == 1
+    for start in range(0, 5 * HALF_TOKENS, 1000):
+        history.add(b"me", array("i", range(start, start + 1000)))
+    halves = history.of(b"me")
+    assert len(halves) == 2 and all(len(half.tokens) <= HALF_TOKENS for half in halves)
+    assert halves[-1].tokens[-1] == 5 * HALF_TOKENS // 1000 * 1000 + 999
+    history.add(b"me", array("i", range(10 * HALF_TOKENS)))
+    assert len(halves[-1].tokens) == HALF_TOKENS and halves[-1].tokens[-1] == 10 * HALF_TOKENS - 1
+
+
+def costs(*seconds: float) -> StepCosts:
+    found = StepCosts()
+    for _ in range(30):
+        for rows, each in enumerate(seconds, 1):
+            found.add(rows, each)
+    return found
+
+
+def test_guesses_that_pay() -> None:
+    cheap, dear = costs(1, 1.1, 1.2, 1.3, 1.4), costs(1, 2, 3, 4, 5)
+    sure, doubtful = [0.98**count for count in range(1, 5)], [0.05**count for count in range(1, 5)]
+    assert cheap.worth(1, 1, sure) == 4 and cheap.worth(1, 1, doubtful) == 0
+    assert dear.worth(1, 1, sure) == 0 and cheap.worth(1, 1, []) == 0
+    # A row that is dear is not taken, those before it are; one may pay only together with the next.
+    assert costs(1, 1.1, 1.2, 9, 9.1).worth(1, 1, sure) == 2
+    assert costs(1, 2.1, 2.2, 2.3, 2.4).worth(1, 1, sure) == 4
+
+
+def test_costs_between_and_beyond_what_was_measured() -> None:
+    assert StepCosts().worth(1, 1, [0.9]) == 1  # it is tried
+    found = costs(1.0)
+    assert found.seconds(1) == 1 and 1 < found.seconds(5) < 2
+    for _ in range(30):
+        found.add(5, 3.0)
+    assert abs(found.seconds(3) - 2) < 1e-9 and abs(found.seconds(9) - 5) < 1e-9
+    found.add(5, 1e6)  # something else took the processor
+    assert found.seconds(5) < 4
+    for _ in range(2000):
+        found.add(1, 1.0)
+    assert found.seconds(5) < 2  # long ago: worth another try
+    for rows in range(1, 3000):
+        found.add(rows, 1.0 + rows)
+    assert len(found._measured) < 200
