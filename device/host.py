@@ -34,7 +34,7 @@ class HostDevice(OperatorProfile):
 
     def shard(self, count: int, role: Role, rank: int, ranks: int, *, replicate: bool = False) -> slice | None:
         """Even shares in order; of a vocabulary, the last rank may hold less."""
-        if role in ("head", "embedding"):
+        if role in ("head", "tied_head", "embedding"):
             each = -(-count // ranks)
             return slice(rank * each, min((rank + 1) * each, count)) if each * (ranks - 1) < count else None
         if count % ranks == 0:

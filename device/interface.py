@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from device.collectives.interface import Communicator
@@ -38,9 +39,20 @@ from device.weight_forms import PackedWeight as PackedWeight
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu"]
 Role = Literal[
-    "qkv", "attention_output", "gate_up", "down", "head", "embedding", "router", "experts", "latent_up", "other"
+    "qkv",
+    "attention_output",
+    "gate_up",
+    "down",
+    "head",
+    "tied_head",
+    "embedding",
+    "router",
+    "experts",
+    "latent_up",
+    "other",
 ]
-"""What a weight is in a model, since chips lay out and split the same weight differently."""
+"""What a weight is in a model, since chips lay out and split the same weight differently. tied_head: the head that is
+the embedding, too."""
 
 
 class UnsupportedOperator(ValueError):
@@ -58,10 +70,17 @@ class Ops(Protocol):
     """The operators of a device. Every tensor is on that device unless stated. Shapes that do not fit raise
     ValueError; a form that the device lacks raises UnsupportedOperator."""
 
-    def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
-        """Rows of table `[vocab, hidden]`, which may be a packed dense weight, for ids int32 `[tokens]`; returns
-        `[tokens, hidden]`. With first, the table is a part of a larger one and first the id of its first row: ids
-        beyond it give rows of 0.
+    def embedding(
+        self,
+        ids: Tensor,
+        table: Tensor | PackedWeight,
+        first: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Rows of table `[vocab, hidden]`, which may be a packed weight, for ids int32 `[tokens]`; returns `[tokens,
+        hidden]`. With first, the table is a part of a larger one and first the id of its first row: ids beyond it give
+        rows of 0. dtype: that of the rows, which only a quantized table needs to be told: its values are computed in
+        float32 and rounded once.
         """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -252,7 +271,8 @@ class Device(Protocol):
         """Which of `count` things in a weight of this role a rank holds; None where so many ranks cannot share them.
 
         Things are heads, channels, or tokens of the vocabulary (head and embedding, of which no rank has more than
-        rank 0). The same count is shared alike by qkv and attention_output, gate_up and down, head and embedding. With
+        rank 0). The same count is shared alike by qkv and attention_output, gate_up and down, head, tied_head and
+        embedding. With
         replicate several ranks may hold the same one (heads of keys and values).
         """
 
@@ -262,8 +282,8 @@ class Device(Protocol):
     def pack(self, weight: CanonicalWeight | ExpertsWeight | LatentUpWeight, role: Role = "other") -> PackedWeight:
         """Put a canonical weight into this device's layout. Raises UnsupportedOperator for a kind it lacks.
 
-        Of an ExpertsWeight it is a PackedExperts, of a LatentUpWeight a PackedLatentUp. A dense head may be the
-        embedding as well: the operator of that name takes either.
+        Of an ExpertsWeight it is a PackedExperts, of a LatentUpWeight a PackedLatentUp. The operator `embedding` takes
+        an embedding and a tied head, of any kind that is not refused here.
 
         A weight whose values are on torch's meta device, which has shapes only, gives one that has its sizes only.
         """

@@ -156,11 +156,21 @@ def visible(cached: int, new: int, window: int | None) -> Tensor:
 class ReferenceOps:
     """The operators of `device.interface.Ops`, where each is documented."""
 
-    def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
+    def embedding(
+        self,
+        ids: Tensor,
+        table: Tensor | PackedWeight,
+        first: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         checks.check_embedding(ids, table)
         if not isinstance(table, Tensor):
             assert isinstance(table, ReferenceWeight)
-            table = table.canonical.values
+            canonical = table.canonical
+            if isinstance(canonical, DenseWeight):
+                table = canonical.values
+            else:
+                table = dequantize(canonical).to(checks.check_rows_dtype(dtype))
         rows = ids.long() - (first or 0)
         if first is None:
             checks.check_ids(rows, len(table))

@@ -50,6 +50,13 @@ def check_embedding(ids: Tensor, table: Tensor | PackedWeight) -> None:
         refuse("embedding", "got table {}", table)
 
 
+def check_rows_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of the rows of a quantized table."""
+    if dtype not in ACTIVATION_DTYPES:
+        refuse("embedding", "of a quantized table the rows need an activation dtype, got {}", dtype)
+    return dtype
+
+
 def check_ids(ids: Tensor, rows: int) -> None:
     """ids within a table of so many rows."""
     if not _within(ids, rows):

@@ -48,6 +48,7 @@ _WEIGHT = _NAMED_WEIGHT.format("")
 
 KERNELS = {
     "embedding": _structure("*ids rows *table table_rows row_bytes piece_bytes pieces first partial *out", "rows"),
+    "code_rows": _structure(f"*ids rows outputs {_WEIGHT} first partial dtype *out width", "rows"),
     "pack_linear": _structure("dtype *values outputs inputs *packed"),
     "pack_codes": _structure("weight_type *values outputs inputs *packed group *scales"),
     "linear": _structure(f"dtype *x x_stride rows outputs {_WEIGHT} *bias *y y_dtype gated activation", "rows"),

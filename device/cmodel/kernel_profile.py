@@ -146,6 +146,10 @@ def _dense_attention(a: Any) -> tuple[int, int]:
     return 4 * a.tokens * width * _ITEM_BYTES[a.dtype] + turns, 4 * pairs * width
 
 
+def _code_rows(a: Any) -> tuple[int, int]:
+    return a.rows * (4 + _weight_bytes(a, 1) + a.width * _ITEM_BYTES[a.dtype]), 2 * a.rows * a.width
+
+
 def _packing(a: Any) -> tuple[int, int]:
     return sum(tensor.nbytes for tensor in a.tensors), 0
 
@@ -170,6 +174,7 @@ _COSTS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "dense_attention": _dense_attention,
     "sample": _sample,
     "embedding": lambda a: (a.rows * (4 + 2 * a.row_bytes), 0),
+    "code_rows": _code_rows,
     # Of collectives what this rank gives and takes; a group's size is not among their parameters.
     "all_reduce": lambda a: (2 * a.size * _ITEM_BYTES[a.dtype], a.size),
     "all_gather": lambda a: (2 * a.rows * a.row_bytes, 0),

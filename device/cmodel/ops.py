@@ -20,8 +20,16 @@ from device.sample_params import SampleParams, SampleResult
 class NativeOps(AttentionOps):
     """Operators on the native kernels. A row's bits depend on that row alone: see native/kernels/gemm.h."""
 
-    def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
+    def embedding(
+        self,
+        ids: Tensor,
+        table: Tensor | PackedWeight,
+        first: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         checks.check_embedding(ids, table)
+        if isinstance(table, QuantizedWeight):
+            return self._code_rows(ids, table, first, checks.check_rows_dtype(dtype))
         if isinstance(table, TorchWeight):
             table = table.values
         if isinstance(table, Tensor):
@@ -46,6 +54,25 @@ class NativeOps(AttentionOps):
             )
         except ValueError:
             checks.check_ids(ids, rows)
+            raise
+        return out
+
+    def _code_rows(self, ids: Tensor, table: QuantizedWeight, first: int | None, dtype: torch.dtype) -> Tensor:
+        out = torch.empty(len(ids), table.in_features, dtype=dtype)
+        try:
+            self._kernels.code_rows(
+                ids=as_int32(ids),
+                rows=len(ids),
+                outputs=table.out_features,
+                **table.fields(),
+                first=first or 0,
+                partial=first is not None,
+                dtype=DTYPES[dtype],
+                out=out,
+                width=table.in_features,
+            )
+        except ValueError:
+            checks.check_ids(ids, table.out_features)
             raise
         return out
 

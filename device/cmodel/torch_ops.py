@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,8 +15,14 @@ from device.reference import ReferenceOps, activate
 class TorchOps(ReferenceOps):
     """What a host without the native library runs on: the reference, with products by torch's own kernels."""
 
-    def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
-        return super().embedding(ids, table.values if isinstance(table, TorchWeight) else table, first)
+    def embedding(
+        self,
+        ids: Tensor,
+        table: Tensor | PackedWeight,
+        first: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        return super().embedding(ids, table.values if isinstance(table, TorchWeight) else table, first, dtype)
 
     def linear(
         self, x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation: Activation | None = None

@@ -17,6 +17,7 @@ from device.interface import (
     CacheSpec,
     CanonicalWeight,
     CommandRecord,
+    DenseWeight,
     ExpertsWeight,
     KVCache,
     LatentUpWeight,
@@ -80,6 +81,10 @@ class Tpuv7Device(HostDevice):
     def pack(self, weight: CanonicalWeight | ExpertsWeight | LatentUpWeight, role: Role = "other") -> PackedWeight:
         if isinstance(weight, ExpertsWeight | LatentUpWeight):
             raise UnsupportedOperator(f"tpuv7 has no kernel for {type(weight).__name__}")
+        if role in ("embedding", "tied_head") and not isinstance(weight, DenseWeight):
+            raise UnsupportedOperator(
+                "tpuv7 has no kernel for a quantized embedding; use one that is plain, without --head-bits 8"
+            )
         return pack(weight, self.chip)
 
     def prepare(self, inputs: StepInputs, ropes: Sequence[Rope]) -> StepInputs:

@@ -45,7 +45,13 @@ class ChipOps:
     def __init__(self, chip: Chip) -> None:
         self._chip = chip
 
-    def embedding(self, ids: Tensor, table: Tensor | PackedWeight, first: int | None = None) -> Tensor:
+    def embedding(
+        self,
+        ids: Tensor,
+        table: Tensor | PackedWeight,
+        first: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         checks.check_embedding(ids, table)
         rows = table.table() if isinstance(table, PlainWeight) else table
         assert isinstance(rows, Tensor)
