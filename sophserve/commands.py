@@ -39,9 +39,16 @@ def quantize(argv: Sequence[str]) -> int:
     parser.add_argument("target", metavar="OUT", help="the directory to write, which must be empty or not exist")
     parser.add_argument(
         "--method",
-        choices=("gptq", "fp8"),
+        choices=("gptq", "compressed-tensors", "fp8"),
         default="gptq",
-        help="gptq: 4 bits in groups of 128; fp8: float8 in blocks of 128 x 128 (default: gptq)",
+        help="gptq or compressed-tensors: 4 bits in groups of 128; fp8: float8 in blocks of 128 x 128 (default: gptq)",
+    )
+    parser.add_argument(
+        "--head-bits",
+        type=int,
+        choices=(16, 8),
+        default=16,
+        help="8 rounds the head, and the embedding where it is tied; by compressed-tensors only (default: 16)",
     )
     given = parser.parse_args(argv)
     import signal
@@ -72,7 +79,7 @@ def quantize(argv: Sequence[str]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, interrupt)
         try:
-            known[given.method].value.convert(source, target, on_progress)
+            known[given.method].value.convert(source, target, on_progress, head_bits=given.head_bits)
         except BaseException:
             if not received:  # else it may be any, where a library had the exception pass through its own code
                 raise

@@ -42,6 +42,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         "8: round activations to int8 where they meet weights of 4 and 8 bits; 16: leave them in --dtype; auto: what "
         "is fast here, 16 with float32",
     ] = "auto"
+    head_bits: Annotated[
+        Literal[16, 8], "8 rounds the weights of a plain head, and of the embedding where it is tied, on loading"
+    ] = 16
     tensor_parallel_size: Annotated[int, "devices to split the model over, one worker each"] = 1
     max_model_len: Annotated[int | None, Count("longest prompt plus answer, in tokens (default: config.json's)")] = None
     max_num_seqs: Annotated[int, Count("most sequences that run at once")] = 256

@@ -158,7 +158,9 @@ def test_made_up_weights_are_those_of_the_model(
     assert trial.prefill_seconds(20) > 0
 
 
-@pytest.mark.parametrize("name", ["gptq act order", "awq", "fp8 blocks", "compressed int4 asymmetric"])
+@pytest.mark.parametrize(
+    "name", ["gptq act order", "awq", "fp8 blocks", "compressed int4 asymmetric", "compressed int4 bytes"]
+)
 def test_made_up_quantized_weights(
     make_checkpoint: Callable[..., Path], tmp_path: Path, quick: None, name: str
 ) -> None:

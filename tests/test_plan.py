@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from model_plugins.quantization.compressed_tensors import CompressedTensors
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError, SophserveError
 from sophserve.link.messages import LoadModel, ModelInfo
@@ -31,6 +32,8 @@ PLAIN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("qwen2", {"tie_word_embeddings": False}, {"dtype": "float32", "block_size": 8}),
     ("qwen3", {"head_dim": 24}, {"dtype": "bfloat16", "max_model_len": 100}),
     ("qwen2", {"tie_word_embeddings": True}, {"quantization": "gptq"}),
+    ("qwen2", {"tie_word_embeddings": True}, {"quantization": "gptq", "head_bits": 8, "dtype": "bfloat16"}),
+    ("llama", {"vocab_size": 509, "dtype": "bfloat16"}, {"head_bits": 8}),
     ("llama", {"intermediate_size": 160}, {"quantization": "fp8", "dtype": "bfloat16"}),
 ]
 # Formats with zero points, orders, scales of every kind.
@@ -47,6 +50,9 @@ QUANTIZED = [
     "fp8 blocks",
     "fp8 tensor",
     "compressed int4 asymmetric",
+    "compressed int8 bytes asymmetric",
+    "compressed int8 bytes of one scale",
+    "compressed int4 bytes",
     "compressed float8 channels",
 ]
 
@@ -88,6 +94,14 @@ def test_quantized_checkpoints(make_checkpoint: Callable[..., Path], tmp_path: P
     quantize(make_checkpoint("qwen2", **SHAPE, dtype="bfloat16"), tmp_path, *FORMATS[name])
     directory = tmp_path / "quantized"
     assert_equal(planned(alone(directory, tmp_path / "config")), loaded(directory))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_heads_that_are_written_in_8_bits(make_checkpoint: Callable[..., Path], tmp_path: Path, tied: bool) -> None:
+    source = make_checkpoint("qwen2", **SHAPE, tie_word_embeddings=tied, dtype="bfloat16")
+    CompressedTensors.convert(source, tmp_path / "out", lambda done, total: None, head_bits=8)
+    assert_equal(planned(alone(tmp_path / "out", tmp_path / "config")), loaded(tmp_path / "out"))
+    assert planned(tmp_path / "config", head_bits=8).weight_bytes == planned(tmp_path / "config").weight_bytes
 
 
 def test_what_two_ranks_report(

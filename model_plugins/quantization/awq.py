@@ -25,7 +25,7 @@ from sophserve.model.quantization import (
     Scheme,
     WeightFormat,
     WeightPart,
-    filled_words,
+    filled,
     is_left_plain,
     names_layer,
     no_values,
@@ -104,7 +104,7 @@ class AWQ(Scheme):
         groups = -(-inputs // self._group_size) if self._group_size > 0 else 1
         return {
             "qweight": no_values((inputs, outputs // 8), torch.int32),
-            "qzeros": filled_words((groups, outputs // 8), 0),
+            "qzeros": filled((groups, outputs // 8), 0),
             "scales": no_values((groups, outputs), torch.float16),
         }
 

@@ -27,6 +27,7 @@ from sophserve.model.quantization import (
     is_left_plain,
     names_layer,
     read_settings,
+    refuse_head_bits,
 )
 from sophserve.model.weights import StoredTensor
 from sophserve.plugins import Register, hookimpl
@@ -77,10 +78,13 @@ class FP8(Scheme):
         return RoundToNearest(as_float8)
 
     @classmethod
-    def convert(cls, source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
+    def convert(
+        cls, source: Path, target: Path, on_progress: Callable[[int, int], None], *, head_bits: int = 16
+    ) -> None:
         """Blocks of 128 x 128."""
+        refuse_head_bits("fp8", head_bits)
 
-        def change(values: Tensor) -> dict[str, Tensor]:
+        def change(_: str, values: Tensor) -> dict[str, Tensor]:
             rounded, scales = round_to_float8(values)
             return {"weight": rounded, "weight_scale_inv": scales}
 

@@ -33,12 +33,13 @@ from sophserve.model.quantization import (
     WeightFormat,
     WeightPart,
     expected_groups,
-    filled_words,
+    filled,
     held_words,
     is_left_plain,
     matches,
     no_values,
     read_settings,
+    refuse_head_bits,
     unpack_held,
     unpack_words,
 )
@@ -211,7 +212,7 @@ class GPTQ(Scheme):
         octet = 0 if config.sym is False else 0x77 if bits == 4 else 0x7F
         return {
             "qweight": no_values((inputs * bits // 32, outputs), torch.int32),
-            "qzeros": filled_words((groups, -(-outputs * bits // 32)), octet),
+            "qzeros": filled((groups, -(-outputs * bits // 32)), octet),
             "scales": no_values((groups, outputs), torch.float16),
             "g_idx": group_of,
         }
@@ -229,8 +230,11 @@ class GPTQ(Scheme):
         return RoundToNearest(round_to_int4)
 
     @classmethod
-    def convert(cls, source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
+    def convert(
+        cls, source: Path, target: Path, on_progress: Callable[[int, int], None], *, head_bits: int = 16
+    ) -> None:
         """4 bits, groups of 128 (of 64 or 32 where that does not divide every layer), symmetric."""
+        refuse_head_bits("gptq", head_bits)
         chosen, plain = linear_weights(source)
         odd = next((name for name, each in chosen.items() if each.shape[1] % 32 or each.shape[0] % 8), None)
         if odd is not None:
@@ -253,7 +257,7 @@ class GPTQ(Scheme):
             layers = dict.fromkeys(re.sub(r"\d+", r"\\d+", re.escape(layer)) for layer in plain)
             config["dynamic"] = {f"-:{layer}$": {} for layer in layers}
         write_checkpoint(
-            source, target, chosen, lambda values: gptq_tensors(round_to_int4(values, size)), config, on_progress
+            source, target, chosen, lambda _, values: gptq_tensors(round_to_int4(values, size)), config, on_progress
         )
 
 

@@ -34,33 +34,33 @@ def group_size_for(inputs: Iterable[int]) -> int | None:
     return next((size for size in (GROUP_SIZE, 64, 32) if all(each % size == 0 for each in sizes)), None)
 
 
-def round_to_int4(values: Tensor, group_size: int | None = None) -> IntWeight:
-    """Codes around 8 and float16 scales for `[outputs, inputs]`.
+def round_to_int4(values: Tensor, group_size: int | None = None, dtype: torch.dtype = torch.float16) -> IntWeight:
+    """Codes around 8 and scales of dtype for `[outputs, inputs]`.
 
     Of some ranges for each group the one with the smallest squared error is taken.
     """
     size = group_size or group_size_for([values.shape[1]]) or values.shape[1]
     rows = len(values) if values.is_meta else max(1, _ELEMENTS // values.shape[1])
-    pieces = [_round_rows(part.float().unflatten(1, (-1, size))) for part in values.split(rows)]
+    pieces = [_round_rows(part.float().unflatten(1, (-1, size)), dtype) for part in values.split(rows)]
     codes, scales = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return IntWeight(pack_bits(codes, 4), scales, torch.full(scales.shape, MIDDLE, dtype=torch.uint8), size)
 
 
-def _round_rows(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """uint8 codes `[outputs, inputs]` and float16 scales `[outputs, groups]` of groups `[outputs, groups, size]`."""
+def _round_rows(groups: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """uint8 codes `[outputs, inputs]` and scales `[outputs, groups]` of groups `[outputs, groups, size]`."""
     largest = groups.abs().amax(-1, keepdim=True).clamp(min=1e-12)
     best_error = torch.full_like(largest, torch.inf)
     best_scales = torch.ones_like(largest)
     for clip in _CLIPS:
         # Rounded as they are stored, so that the error is that of what is served.
-        scales = (largest * clip / (MIDDLE - 0.5)).half().float().clamp(min=6e-8)
+        scales = (largest * clip / (MIDDLE - 0.5)).to(dtype).float().clamp(min=6e-8)
         rounded = (groups / scales).round_().clamp_(-MIDDLE, MIDDLE - 1).mul_(scales)
         error = rounded.sub_(groups).square_().sum(-1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scales = torch.where(better, scales, best_scales)
     codes = (groups / best_scales).round_().clamp_(-MIDDLE, MIDDLE - 1).add_(MIDDLE)
-    return codes.to(torch.uint8).flatten(1), best_scales[..., 0].half()
+    return codes.to(torch.uint8).flatten(1), best_scales[..., 0].to(dtype)
 
 
 def round_to_float8(values: Tensor) -> tuple[Tensor, Tensor]:

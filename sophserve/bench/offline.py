@@ -29,8 +29,8 @@ from sophserve.options import CommandParser, add_engine_options, add_switch, eng
 
 # As the server's; the other options of the engine follow from the batch, or have the names of Sophgo's vLLM port.
 ENGINE_OPTIONS = (
-    "device", "activation_bits", "block_size", "kv_cache_memory", "enforce_eager", "reorder_cache_dir", "speculation",
-    "speculative_tokens",
+    "device", "activation_bits", "head_bits", "block_size", "kv_cache_memory", "enforce_eager", "reorder_cache_dir",
+    "speculation", "speculative_tokens",
 )  # fmt: skip
 DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 SIZES = {"batch": "batch", "input-length": "input_length", "max-new-tokens": "max_new_tokens"}

@@ -24,7 +24,8 @@ from sophserve.state_folder import state_folder
 
 DEFAULT_URL = "http://localhost:8000"
 ENGINE_OPTIONS = (
-    "device", "dtype", "quantization", "activation_bits", "tensor_parallel_size", "max_model_len", "kv_cache_memory",
+    "device", "dtype", "quantization", "activation_bits", "head_bits", "tensor_parallel_size", "max_model_len",
+    "kv_cache_memory",
     "chat_template",
 )  # fmt: skip
 

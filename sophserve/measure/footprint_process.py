@@ -52,6 +52,7 @@ _NAMES = {
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.int32: "I32",
+    torch.int8: "I8",
 }
 
 
@@ -88,10 +89,11 @@ class Expected:
             for parameter, spec in module.parameters().items():
                 layer, _, last = model.tensor_of(f"{path}.{parameter}").rpartition(".")
                 expected: dict[str, Tensor] | None = None
-                is_packed = isinstance(module, PackedModule) and last == "weight"
-                if scheme and is_packed and len(spec.shape) == 2 and f"{path}.{parameter}" not in model.tied.values():
+                if scheme and isinstance(module, PackedModule) and last == "weight" and len(spec.shape) == 2:
+                    is_embedding = module.role in ("embedding", "tied_head")
+                    ask = scheme.expected_embedding if is_embedding else scheme.expected
                     rows, columns = spec.shape
-                    expected = scheme.expected(layer, (rows, columns), dtype)
+                    expected = ask(layer, (rows, columns), dtype)
                 for name, tensor in (expected or {last: no_values(spec.shape, dtype)}).items():
                     self.tensors[f"{layer}.{name}"] = tensor
         self.stored = {
@@ -119,7 +121,8 @@ class MadeUp:
             return torch.full(like.shape, 0.0 if "bias" in name else 1.0).to(like.dtype)
         pattern = self._numbers.to(like.dtype).view(torch.uint8) if like.is_floating_point() else self._octets
         octets = pattern.repeat(-(-like.nbytes // len(pattern)))[: like.nbytes]
-        return octets.view(like.dtype).view(like.shape)
+        values = octets.view(like.dtype).view(like.shape)
+        return values >> 4 if like.dtype == torch.int8 else values  # such codes may be of 4 bits
 
 
 class Absent(Module):
@@ -174,7 +177,8 @@ class Loader:
         self.device = open_device(request.config.device)
         check_operators(self.model_class, self.device)
         dtype = resolve_dtype(self.settings, request.config.dtype)
-        self._context = ModelContext(cast(Device, ShapesOf(self.device)), RankOf(1), dtype, max_positions=1)
+        shapes_of = cast(Device, ShapesOf(self.device))
+        self._context = ModelContext(shapes_of, RankOf(1), dtype, max_positions=1, head_bits=request.config.head_bits)
         self.shapes = self._build(1)
         self._loaded: dict[int, CausalLM] = {}
         self._scheme = find_scheme(self.directory, self.settings, request.config.quantization)

@@ -47,6 +47,7 @@ OPTIONS = (
     "device",
     "dtype",
     "quantization",
+    "head_bits",
     "tensor_parallel_size",
     "max_model_len",
     "max_num_seqs",

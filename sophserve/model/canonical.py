@@ -111,13 +111,16 @@ def same_order(left: CanonicalWeight, right: CanonicalWeight) -> bool:
 def pad_rows(weight: CanonicalWeight, count: int) -> CanonicalWeight:
     """The weight with `count` more outputs, all of which are 0."""
 
-    def longer(tensor: Tensor) -> Tensor:
-        zeros = tensor.new_zeros(count, *tensor.shape[1:])
-        return torch.cat([tensor.view(torch.uint8), zeros.view(torch.uint8)]).view(tensor.dtype)
+    def longer(tensor: Tensor, octet: int = 0) -> Tensor:
+        more = tensor.new_zeros(count, *tensor.shape[1:]).view(torch.uint8) + octet
+        return torch.cat([tensor.view(torch.uint8), more]).view(tensor.dtype)
 
     if not count:
         return weight
     by_output: dict[str, Any] = {name: longer(getattr(weight, name)) for name in _BY_OUTPUT if hasattr(weight, name)}
+    if isinstance(weight, IntWeight):
+        # In the middle, as devices need not keep those that all are.
+        by_output["zeros"] = longer(weight.zeros, 1 << (weight.bits - 1))
     return replace(weight, **by_output)
 
 
@@ -129,6 +132,13 @@ def take_rows(weight: CanonicalWeight, rows: Tensor) -> CanonicalWeight:
         if hasattr(weight, name)
     }
     return replace(weight, **chosen)
+
+
+def readable_rows(weight: CanonicalWeight, dtype: torch.dtype) -> CanonicalWeight:
+    """The weight as an embedding, in dtype where it has groups that devices would compute with as float32."""
+    if isinstance(weight, DenseWeight) or weight.scales.shape[1] == 1 or weight.group_size % _GROUP_UNIT == 0:
+        return weight
+    return DenseWeight(dequantize(weight).to(dtype))
 
 
 def int_weight(codes: Tensor, scales: Tensor, zeros: Tensor, groups: Tensor, bits: int) -> IntWeight:
@@ -246,10 +256,10 @@ def _tell_of_mixture(dtype: torch.dtype) -> None:
 
 def _all_quantized(weights: Sequence[CanonicalWeight]) -> tuple[list[Float8Weight], list[IntWeight]]:
     """The weights if all are of one class and not dense, the whole numbers of equally many bits, and ordered, if any
-    of them is."""
+    of them is. Those that take activations in more than one way are none."""
     floats = [weight for weight in weights if isinstance(weight, Float8Weight)]
     ints = [weight for weight in weights if isinstance(weight, IntWeight)]
-    if len(ints) != len(weights):
+    if len(ints) != len(weights) or len({weight.activations for weight in ints}) > 1:
         return floats if len(floats) == len(weights) else [], []
     if len({weight.bits for weight in ints}) > 1:
         ints = [_widened(weight) for weight in ints]

@@ -21,6 +21,7 @@ class ModelContext:
     max_positions: the longest sequence, in tokens, that will be served (the length of RoPE tables).
     beat: called by every attention layer, as a sign of life.
     activation_bits: 8 where activations are rounded to int8 before they meet weights of whole numbers.
+    head_bits: 8 rounds the weights of a head that is plain on disk, 16 leaves them as they are.
     """
 
     device: Device
@@ -29,6 +30,7 @@ class ModelContext:
     max_positions: int
     beat: Callable[[], None] = lambda: None
     activation_bits: Literal[8, 16] = 16
+    head_bits: Literal[8, 16] = 16
 
 
 def resolve_activation_bits(asked: Literal["auto", 8, 16], dtype: torch.dtype, device: Device) -> Literal[8, 16]:

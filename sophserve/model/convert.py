@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import TensorSpec, safe_open, serialize_file
 from torch import Tensor
 
 from sophserve.checkpoint import INDEX, quantization_config, read_config, read_json
 from sophserve.errors import CheckpointError
 from sophserve.model.quantization import is_rounded
-from sophserve.model.weights import FLOATS, StoredTensor, find_tensors, unstack
+from sophserve.model.weights import FLOATS, StoredTensor, find_tensors, read_tensors, unstack
 
 # The weights of the decoder's layers; embeddings and the head keep their precision.
 _LINEAR = re.compile(r".*\blayers\.\d+\..*\.weight")
@@ -42,16 +43,41 @@ def linear_weights(directory: Path) -> tuple[dict[str, StoredTensor], list[str]]
     return chosen, sorted(plain, key=lambda layer: ([int(each) for each in numbers.findall(layer)], layer))
 
 
+def head_weights(directory: Path) -> dict[str, StoredTensor]:
+    """The head's weight by its name, and the embedding's where it is tied. Raises CheckpointError where there is none.
+
+    Where files hold another head than the embedding that the config ties it to, it is not tied."""
+    stored = find_tensors(directory)
+    heads, embeddings = (
+        {name: tensor for name, tensor in stored.items() if re.search(rf"(^|\.){layer}\.weight$", name)}
+        for layer in ("lm_head", "embed_tokens")
+    )
+    if read_config(directory).get("tie_word_embeddings") and not (
+        heads and _differ(*heads.values(), *embeddings.values())
+    ):
+        heads |= embeddings
+    if not heads:
+        raise CheckpointError(f"{directory} has no head to quantize; leave out --head-bits")
+    if name := next((name for name, tensor in heads.items() if tensor.dtype not in FLOATS), None):
+        raise CheckpointError(f"{name} in {directory} is {heads[name].dtype}, no plain weight; leave out --head-bits")
+    return heads
+
+
+def _differ(*tensors: StoredTensor) -> bool:
+    first, *others = read_tensors({each.name: (each, ()) for each in tensors}).values()
+    return any(not torch.equal(first, other) for other in others)
+
+
 def write_checkpoint(
     source: Path,
     target: Path,
     chosen: Mapping[str, StoredTensor],
-    change: Callable[[Tensor], dict[str, Tensor]],
+    change: Callable[[str, Tensor], dict[str, Tensor]],
     config: dict[str, Any],
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Copy a checkpoint, with the tensors that `change` gives (by last component) in place of each chosen one. Stacked
-    experts become tensors of their own.
+    """Copy a checkpoint, with the tensors that `change` gives (by last component, of a name and its values) in place of
+    each chosen one. Stacked experts become tensors of their own.
 
     config becomes its quantization_config. The target is there when all is written, and not before.
     """
@@ -69,7 +95,7 @@ def write_checkpoint(
                 for name in sorted(tensor.name for tensor in stored.values() if tensor.file == file):
                     value = opened.get_tensor(name)
                     for layer, part in parts.get(name, {}).items():
-                        changed = change(value[part.index(())])
+                        changed = change(f"{layer}weight", value[part.index(())])
                         tensors |= {f"{layer}{last}": each.contiguous() for last, each in changed.items()}
                     if name not in parts:
                         tensors[name] = value.clone().contiguous()

@@ -190,7 +190,7 @@ class CausalLM(Module, ABC, Generic[C]):
     operators: names of the operators (device.interface.Ops) that it needs.
     checkpoint_names: where the tensors of a checkpoint go, without the last component (weight, bias). `{}` stands for
         a number, such as the layer's. Where files differ, several names lead to one place.
-    tied: parameters whose tensor another parameter takes.
+    tied: modules whose tensors another module takes.
     ropes: those that its layers rotate by. generates: whether it has a head of its own or a tied one.
     activation_bits: of activations that meet weights of whole numbers.
     """
@@ -209,11 +209,11 @@ class CausalLM(Module, ABC, Generic[C]):
         self.generates = True
         self.activation_bits = 16
         tied = self.config.tie_word_embeddings
-        self.tied = {"embedding.weight": "head.weight"} if tied else {}
+        self.tied = {"embedding": "head"} if tied else {}
         rope, put = self.config.rope(context.max_positions), context.device.put
         self.rope = replace(rope, cos=put(rope.cos), sin=put(rope.sin))
         self.ropes = [self.rope]
-        self.head = LMHead(context, self.config.hidden_size, self.vocab_size)
+        self.head = LMHead(context, self.config.hidden_size, self.vocab_size, tied=tied)
         self.embedding = Embedding(context, self.vocab_size, self.config.hidden_size, self.head if tied else None)
         self.layers = [self.make_layer(index) for index in range(self.config.num_hidden_layers)]
         self.norm = RMSNorm(context, self.config.hidden_size, self.config.rms_norm_eps)
@@ -267,8 +267,10 @@ class CausalLM(Module, ABC, Generic[C]):
         return f"{target.format(*numbers)}.{last}" if target else None
 
     def tensor_of(self, parameter: str) -> str:
-        """The name in a checkpoint of a parameter, the reverse of parameter_of; of several the last."""
+        """The name in a checkpoint of a parameter, the reverse of parameter_of; of several the last, and of what two
+        modules share that of the one whose tensors the other takes."""
         module, _, last = parameter.rpartition(".")
+        module = next((source for source, taker in self.tied.items() if taker == module), module)
         name = self._tensor_names.get(_NUMBER.sub("{}", module), module)
         return f"{name.format(*_NUMBER.findall(module))}.{last}"
 

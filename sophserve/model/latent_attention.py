@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from device.interface import CacheSpec, CanonicalWeight, LatentUpWeight, PackedWeight, Rope, StepInputs
+from device.interface import CacheSpec, CanonicalWeight, IntWeight, LatentUpWeight, PackedWeight, Rope, StepInputs
 from sophserve import fit
 from sophserve.model.canonical import stack_weights
 from sophserve.model.context import ModelContext
@@ -97,7 +97,11 @@ class LatentUp(PackedModule):
 
     def _canonical(self, parts: Sequence[CanonicalWeight]) -> LatentUpWeight:
         dtype = self._context.dtype
-        return LatentUpWeight(stack_weights(parts, dtype), self.heads, self._nope_dim, dtype)
+        weight = stack_weights(parts, dtype)
+        if isinstance(weight, IntWeight):
+            # Its products are with latents of the cache, which nobody rounds.
+            weight = replace(weight, activations="float")
+        return LatentUpWeight(weight, self.heads, self._nope_dim, dtype)
 
 
 class LatentCache(CachedModule):

@@ -23,10 +23,17 @@ from device.interface import (
 )
 from sophserve import fit
 from sophserve.errors import CheckpointError
-from sophserve.model.canonical import pad_rows, stack_tensors, stack_weights, with_int8_activations
+from sophserve.model.canonical import (
+    pad_rows,
+    readable_rows,
+    stack_tensors,
+    stack_weights,
+    with_int8_activations,
+)
 from sophserve.model.context import ModelContext
 from sophserve.model.module import Module, ParameterSpec, share
 from sophserve.model.quantization import DenseFormat, WeightFormat, WeightPart
+from sophserve.model.rounding import round_to_int8
 
 Shard = Literal["replicated", "column", "row"]
 
@@ -201,49 +208,55 @@ class RMSNorm(Module):
         return self._context.device.ops.rms_norm(x, self.weight, self._eps, residual)
 
 
-class Embedding(Module):
+class Embedding(PackedModule):
     """The token embedding, its rows split between ranks.
 
     tied: the head that holds the same weight; it is read from there.
     """
 
-    table: PackedWeight
-
     def __init__(self, context: ModelContext, vocab_size: int, hidden_size: int, tied: LMHead | None = None) -> None:
-        self._context = context
-        self._rows = _vocabulary_share(context, vocab_size, "embedding")
-        self._shape = (vocab_size, hidden_size)
+        rows = _vocabulary_share(context, vocab_size, "embedding")
+        parts = {} if tied else {"": WeightPart((vocab_size, hidden_size), rows, slice(0, hidden_size))}
+        super().__init__(context, parts, "embedding")
+        self._first = None if context.communicator.world_size == 1 else rows.start
         self._tied = tied
 
-    def parameters(self) -> dict[str, ParameterSpec]:
-        """`weight`, `[vocab, hidden]`, unless it is the head's."""
-        return {} if self._tied else {"weight": ParameterSpec(self._shape, (self._rows,))}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        values = stack_tensors([tensors["weight"]], self._context.dtype)
-        self.table = self._context.device.pack(DenseWeight(values), "embedding")
+    def _canonical(self, parts: Sequence[CanonicalWeight]) -> CanonicalWeight:
+        return readable_rows(stack_weights(parts, self._context.dtype), self._context.dtype)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Token ids int32 `[tokens]` to `[tokens, hidden]`."""
-        communicator = self._context.communicator
-        first = None if communicator.world_size == 1 else self._rows.start
-        table = self._tied.weight if self._tied else self.table
-        return communicator.all_reduce(self._context.device.ops.embedding(ids, table, first))
+        table = self._tied.weight if self._tied else self.weight
+        rows = self._context.device.ops.embedding(ids, table, self._first, self._context.dtype)
+        return self._context.communicator.all_reduce(rows)
 
 
 class LMHead(PackedModule):
-    """The projection to logits, the vocabulary split between ranks."""
+    """The projection to logits, the vocabulary split between ranks.
 
-    def __init__(self, context: ModelContext, hidden_size: int, vocab_size: int) -> None:
+    tied: whether it is the embedding, too.
+    """
+
+    def __init__(self, context: ModelContext, hidden_size: int, vocab_size: int, *, tied: bool = False) -> None:
         rows = _vocabulary_share(context, vocab_size, "head")
-        super().__init__(context, {"": WeightPart((vocab_size, hidden_size), rows, slice(0, hidden_size))}, "head")
+        part = WeightPart((vocab_size, hidden_size), rows, slice(0, hidden_size))
+        super().__init__(context, {"": part}, "tied_head" if tied else "head")
         self._vocab_size = vocab_size
         most = context.device.shard(vocab_size, "head", 0, context.communicator.world_size)
         self._missing = (vocab_size if most is None else most.stop) - (rows.stop - rows.start)
 
     def _canonical(self, parts: Sequence[CanonicalWeight]) -> CanonicalWeight:
+        (part,), dtype = parts, self._context.dtype
+        if self._context.head_bits == 8 and isinstance(part, DenseWeight):
+            weight: CanonicalWeight = round_to_int8(part.values)
+            if self._context.activation_bits == 8:
+                weight = with_int8_activations(weight)
+        else:
+            weight = stack_weights(parts, dtype)
+        if self.role == "tied_head":
+            weight = readable_rows(weight, dtype)
         # Gathering needs equal shares, so rows of zeros follow the vocabulary's last.
-        return pad_rows(stack_weights(parts, self._context.dtype), self._missing)
+        return pad_rows(weight, self._missing)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, on every rank."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from device.collectives.interface import SingleRank
-from device.interface import Device
+from device.interface import Device, UnsupportedOperator
 from sophserve import fit
 from sophserve.checkpoint import read_config, read_preprocessor_config
 from sophserve.errors import CheckpointError, ConfigError
@@ -28,7 +28,7 @@ from sophserve.model.experts import Experts
 from sophserve.model.layers import PackedModule
 from sophserve.model.module import Module, ParameterSpec
 from sophserve.model.packed_weights import PackedWeights, WeightCache
-from sophserve.model.quantization import Scheme, find_scheme
+from sophserve.model.quantization import Scheme, find_scheme, is_dense
 from sophserve.model.vision import Normalization, VisionLanguageModel
 from sophserve.model.weights import StoredTensor, find_tensors, listed, read_tensors, unstack
 from sophserve.plugins import architectures
@@ -82,7 +82,7 @@ def load_model(
     config, generates = _with_its_head(model_class, config, stored)
     model = build_model(model_class, config, context)
     model.generates = generates
-    if scheme is not None and context.activation_bits == 8:
+    if (scheme is not None or context.head_bits == 8) and context.activation_bits == 8:
         model.activation_bits = 8
         log.info(
             "activations are rounded to int8 where they meet weights of whole numbers; --activation-bits 16 does not"
@@ -90,14 +90,18 @@ def load_model(
     if isinstance(model, VisionLanguageModel):
         model.normalization = Normalization.read(read_preprocessor_config(directory))
     source = directory, stored, read_tensors
-    if scheme is None:
-        load_weights(model, *source, on_progress=on_progress)
-        return model
     try:
-        with PackedWeights(directory, cache_dir, context, quantization or "stored") as cache:
+        if scheme is None and context.head_bits == 16:
+            load_weights(model, *source, on_progress=on_progress)
+            return model
+        done = quantization or ("stored" if scheme else "plain")
+        done += "" if context.head_bits == 16 else f"-head{context.head_bits}"
+        with PackedWeights(directory, cache_dir, context, done) as cache:
             load_weights(model, *source, scheme, cache, on_progress)
     except CannotSplit as error:
         refuse_model(error, model_class, config, context)
+    except UnsupportedOperator as error:
+        raise ConfigError(f"{error}; or choose another --device") from None
     return model
 
 
@@ -252,22 +256,26 @@ def _unstacked(model: CausalLM, stored: Mapping[str, StoredTensor]) -> dict[str,
 
 
 def _choose_formats(model: CausalLM, scheme: Scheme, stored: Mapping[str, StoredTensor]) -> None:
-    """Ask the scheme for the format of every linear weight."""
+    """Ask the scheme for the format of every linear weight, and of embeddings that are quantized."""
     by_place: dict[str, tuple[str, dict[str, StoredTensor]]] = {}
     for name, tensor in stored.items():
         layer, _, last = name.rpartition(".")
         place = model.parameter_of(name)
         if place is not None:
             by_place.setdefault(place.removesuffix(last), (layer, {}))[1][last] = tensor
+    for source, taker in model.tied.items():
+        if f"{source}." in by_place:
+            by_place[f"{taker}."] = by_place.pop(f"{source}.")
     for path, module in model.named_modules():
         if not isinstance(module, PackedModule):
             continue
         for prefix in module.formats:
             place = f"{path}.{prefix}"
-            # A tied head is read by the embedding, too.
-            if f"{place}weight" not in model.tied.values():
-                name = model.tensor_of(f"{place}weight").removesuffix(".weight")
-                module.formats[prefix] = scheme.weight_format(*by_place.get(place, (name, {})))
+            name = model.tensor_of(f"{place}weight").removesuffix(".weight")
+            layer, tensors = by_place.get(place, (name, {}))
+            # No scheme rounds an embedding.
+            if not (module.role in ("embedding", "tied_head") and is_dense(tensors)):
+                module.formats[prefix] = scheme.weight_format(layer, tensors)
 
 
 def _check_groups(model: CausalLM) -> None:
@@ -292,8 +300,10 @@ def _match(
     unexpected, left_out = [], model.left_out(stored)
     for name, tensor in stored.items():
         parameter = model.parameter_of(name)
-        if parameter in model.tied:
-            found[model.tied[parameter]] = tensor
+        module, _, last = (parameter or "").rpartition(".")
+        taken = f"{model.tied[module]}.{last}" if module in model.tied else ""
+        if taken in wanted:
+            found[taken] = tensor
         elif parameter in wanted:
             found.setdefault(parameter, tensor)
         elif not (
@@ -303,8 +313,7 @@ def _match(
     # Exporters of 2023 gave every layer a bias.
     biases = [name for name in unexpected if name.endswith(".bias") and model.parameter_of(name)]
     unexpected = [name for name in unexpected if name not in biases or read({"": (stored[name], ())})[""].any()]
-    sources = {taker: parameter for parameter, taker in model.tied.items()}
-    missing = [model.tensor_of(sources.get(parameter, parameter)) for parameter in wanted if parameter not in found]
+    missing = [model.tensor_of(parameter) for parameter in wanted if parameter not in found]
     if missing or unexpected:
         parts = [f"it lacks {listed(missing)}"] if missing else []
         parts += [f"it has {listed(sorted(unexpected))}, which the model does not know"] if unexpected else []

@@ -88,15 +88,30 @@ class Scheme(ABC):
             f"{type(self).__name__} does not say what a checkpoint holds, so only loading it shows what it takes"
         )
 
+    def expected_embedding(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """As `expected`, of an embedding, which few methods quantize, and of a head that is tied to it."""
+        return None
+
     @classmethod
     def for_dense(cls) -> Scheme | None:
         """A scheme that quantizes the layers of a plain checkpoint as they are loaded; None where there is none."""
         return None
 
     @classmethod
-    def convert(cls, source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
-        """Write a plain checkpoint quantized. on_progress receives bytes done and in all. Raises CheckpointError."""
+    def convert(
+        cls, source: Path, target: Path, on_progress: Callable[[int, int], None], *, head_bits: int = 16
+    ) -> None:
+        """Write a plain checkpoint quantized. on_progress receives bytes done and in all. head_bits: those of the head,
+        and of the embedding where it is tied. Raises CheckpointError."""
         raise CheckpointError("this method reads checkpoints, it does not write any; use gptq or fp8")
+
+
+def refuse_head_bits(method: str, head_bits: int) -> None:
+    """Raise CheckpointError, for a method that leaves the head as it is, unless that is what is asked for."""
+    if head_bits != 16:
+        raise CheckpointError(
+            f"{method} writes plain heads; use --method compressed-tensors with --head-bits {head_bits}"
+        )
 
 
 def read_settings(kind: type[S], config: Mapping[str, Any]) -> S:
@@ -171,9 +186,9 @@ def no_values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 @cache
-def filled_words(shape: tuple[int, ...], octet: int) -> Tensor:
-    """int32 words of equal octets, for `Scheme.expected`; they take no memory."""
-    return torch.full((4,), octet, dtype=torch.uint8).view(torch.int32).expand(shape)
+def filled(shape: tuple[int, ...], octet: int, dtype: torch.dtype = torch.int32) -> Tensor:
+    """Whole numbers of equal octets, for `Scheme.expected`; they take no memory."""
+    return torch.full((dtype.itemsize,), octet, dtype=torch.uint8).view(dtype).expand(shape)
 
 
 @cache

@@ -74,7 +74,7 @@ class ModelRunner:
         max_model_len = resolve_max_model_len(config, model_class.max_model_len(model_config))
         dtype = resolve_dtype(model_config, config.dtype)
         bits = resolve_activation_bits(config.activation_bits, dtype, self.device)
-        context = ModelContext(self.device, self.communicator, dtype, max_model_len, beat, bits)
+        context = ModelContext(self.device, self.communicator, dtype, max_model_len, beat, bits, config.head_bits)
         on_progress(Progress("loading weights"))
         self.model = load_model(
             directory,

@@ -81,7 +81,7 @@ def test_a_tied_head_that_is_stored_as_well_is_used_where_it_differs(copy_checkp
 def test_a_tied_weight_is_held_once(copy_checkpoint, load):
     directory = copy_checkpoint("llama", {"tie_word_embeddings": True}, tensors={"lm_head.weight": None})
     tied, plain = load(directory), load(copy_checkpoint("llama"))
-    assert plain.nbytes - tied.nbytes == plain.embedding.table.nbytes
+    assert plain.nbytes - tied.nbytes == plain.embedding.weight.nbytes
 
 
 def test_a_tied_weight_that_is_missing_is_named_as_in_the_file(copy_checkpoint, load):
@@ -284,7 +284,7 @@ def test_ranks_hold_the_parts_of_the_whole(make_checkpoint, make_context, load, 
     assert all(part.attention.output.bias is None for part in layers[1:])
     gates, ups = zip(*(part.mlp.gate_up.weight.values.chunk(2) for part in layers), strict=True)
     assert torch.equal(torch.cat(gates + ups), layer.mlp.gate_up.weight.values)
-    assert torch.equal(torch.cat([part.embedding.table.values for part in parts]), whole.embedding.table.values)
+    assert torch.equal(torch.cat([part.embedding.weight.values for part in parts]), whole.embedding.weight.values)
     heads = torch.cat([part.head.weight.values for part in parts])
     assert torch.equal(heads[:511], whole.head.weight.values) and not heads[511:].any()
 

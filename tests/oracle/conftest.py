@@ -179,7 +179,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def open_model() -> Callable[..., PagedModel]:
     """`open_model(directory, dtype=torch.float32, max_positions=256, communicator=SingleRank(),
-    quantization=None, activation_bits=16)`."""
+    quantization=None, device=CmodelDevice(), activation_bits=16, head_bits=16)`."""
     return open_paged_model
 
 
@@ -191,10 +191,12 @@ def open_paged_model(
     quantization: str | None = None,
     device: Device | None = None,
     activation_bits: Literal[8, 16] = 16,
+    head_bits: Literal[8, 16] = 16,
 ) -> PagedModel:
     """The model of a checkpoint, on the cmodel or another device."""
     device, communicator = device or CmodelDevice(), communicator or SingleRank()
-    context = ModelContext(device, communicator, dtype, max_positions, activation_bits=activation_bits)
+    bits = {"activation_bits": activation_bits, "head_bits": head_bits}
+    context = ModelContext(device, communicator, dtype, max_positions, **bits)
     model_class = CLASSES[read_config(directory)["architectures"][0]]
     return PagedModel(load_model(directory, context, model_class=model_class, quantization=quantization))
 

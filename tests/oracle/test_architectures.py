@@ -144,5 +144,5 @@ def test_any_dtype_runs_from_any_checkpoint(stored, run, make_checkpoint, open_m
     ids = prompts()[2]
     exact = transformers_logprobs(transformers_model(directory, dtype=torch.float32), ids)
     ours = open_model(directory, run)
-    assert ours.model.embedding.table.values.dtype == run
+    assert ours.model.embedding.weight.values.dtype == run
     assert (ours.logprobs(ids, 32) - exact).abs().mean() < (1e-5 if run == torch.float32 else 0.1)

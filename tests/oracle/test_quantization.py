@@ -155,8 +155,31 @@ def compressed(group_size=64, symmetric=True, act_order=False, bits=4):
     return write, compressed_config("pack-quantized", weights)
 
 
-def compressed_config(name, weights):
-    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
+def compressed_bytes(group_size=-1, symmetric=True, bits=8, activations=None):
+    """Each code in a byte, as llm-compressor stores what it quantizes the activations of, too."""
+
+    def write(name, weight):
+        codes, scales, zeros, _, exact = integers(weight, bits, group_size, symmetric, scale_dtype=torch.bfloat16)
+        middle = 1 << (bits - 1)
+        tensors = {"weight": torch.from_numpy(codes - middle).to(torch.int8), "weight_scale": scales}
+        if not symmetric:
+            tensors["weight_zero_point"] = torch.from_numpy(zeros - middle).to(torch.int8)
+        return {f"{name}.{key}": value for key, value in tensors.items()}, exact
+
+    strategy = {"strategy": "channel"} if group_size == -1 else {"strategy": "group", "group_size": group_size}
+    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, **strategy}
+    return write, compressed_config("int-quantized", weights, activations)
+
+
+def compressed_tensor(name, weight):
+    """One scale for all of a weight."""
+    scale = weight.abs().max()[None] / 127.5
+    codes = (weight / scale).round().clamp(-128, 127)
+    return {f"{name}.weight": codes.to(torch.int8), f"{name}.weight_scale": scale}, codes * scale
+
+
+def compressed_config(name, weights, activations=None):
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": activations}}
     return {"quant_method": "compressed-tensors", "format": name, "config_groups": groups, "ignore": ["lm_head"]}
 
 
@@ -172,6 +195,8 @@ FORMATS = {
     "gptq 8 bits": gptq(bits=8),
     "gptq 8 bits asymmetric": gptq(bits=8, symmetric=False, group_size=128),
     "gptq 8 bits act order": gptq(bits=8, act_order=True, v2=True),
+    "gptq 8 bits act order, asymmetric, groups of 32": gptq(bits=8, act_order=True, symmetric=False, group_size=32),
+    "gptq 8 bits channels": gptq(bits=8, group_size=-1, symmetric=False),
     "awq": awq(),
     "awq groups of 128": awq(128),
     "auto-round symmetric": auto_round(gptq()[0]),
@@ -185,6 +210,13 @@ FORMATS = {
     "compressed int4 channels": compressed(-1),
     "compressed int4 asymmetric": compressed(symmetric=False, group_size=32),
     "compressed int4 act order": compressed(act_order=True),
+    "compressed int8 bytes": compressed_bytes(),
+    "compressed int8 bytes asymmetric": compressed_bytes(64, symmetric=False),
+    "compressed int8 bytes of one scale": (
+        compressed_tensor,
+        compressed_config("int-quantized", {"num_bits": 8, "type": "int", "strategy": "tensor"}),
+    ),
+    "compressed int4 bytes": compressed_bytes(32, bits=4),
     "compressed float8 tensor": (
         float8(lambda w: w.max()[None], "weight_scale"),
         compressed_config("float-quantized", {**FLOAT8, "strategy": "tensor"}),
@@ -224,12 +256,12 @@ def transformers_logprobs(directory, ids):
     return AutoModelForCausalLM.from_pretrained(directory)(torch.tensor([ids])).logits[0].log_softmax(-1)
 
 
-def logprobs_of_ranks(open_model, directory, dtype, ranks, bits=16):
+def logprobs_of_ranks(open_model, directory, dtype, ranks, **options):
     group = Group(ranks)
 
     def run(rank):
-        communicator = ThreadRank(group, rank)
-        return open_model(directory, dtype=dtype, communicator=communicator, activation_bits=bits).logprobs(PROMPT, 17)
+        model = open_model(directory, dtype=dtype, communicator=ThreadRank(group, rank), **options)
+        return model.logprobs(PROMPT, 17)
 
     with ThreadPoolExecutor(ranks) as pool:
         return next(iter(pool.map(run, range(ranks))))
@@ -263,9 +295,8 @@ def test_int8_activations_stay_near(case, make_checkpoint, open_model, tmp_path)
     quantize(make_checkpoint("llama", **SHAPE, attention_bias=True), tmp_path, write, config)
     chosen = transformers_logprobs(tmp_path / "exact", PROMPT).max(-1)
     for ranks in (1, 2):
-        by_bits = [
-            logprobs_of_ranks(open_model, tmp_path / "quantized", torch.bfloat16, ranks, bits) for bits in (8, 16)
-        ]
+        given = open_model, tmp_path / "quantized", torch.bfloat16, ranks
+        by_bits = [logprobs_of_ranks(*given, activation_bits=bits) for bits in (8, 16)]
         worst = max(
             float((each.gather(1, chosen.indices[:, None])[:, 0] - chosen.values).abs().max()) for each in by_bits
         )
@@ -285,7 +316,10 @@ PARTLY = {
     "gptq cut act order": ("gptq act order", LINEAR.fullmatch, ODD),
     "gptq cut odd": ("gptq 128", LINEAR.fullmatch, {**ODD, "intermediate_size": 400}),
     "awq cut": ("awq", LINEAR.fullmatch, {**ODD, "intermediate_size": 400}),
+    "gptq 8 bits cut": ("gptq 8 bits", LINEAR.fullmatch, {**ODD, "intermediate_size": 400}),
+    "gptq 8 bits with the head": ("gptq 8 bits", lambda name: LINEAR.fullmatch(name) or name == "lm_head.weight", {}),
     "compressed cut": ("compressed", LINEAR.fullmatch, {**ODD, "intermediate_size": 400}),
+    "compressed bytes cut": ("compressed bytes", LINEAR.fullmatch, {**ODD, "intermediate_size": 400}),
     "fp8 cut blocks": ("fp8 blocks", LINEAR.fullmatch, ODD),
     "fp8 cut odd": ("fp8 blocks", LINEAR.fullmatch, {**ODD, "intermediate_size": 404}),
 }
@@ -294,7 +328,9 @@ METHODS = {
     "gptq 128": gptq(group_size=128, symmetric=False),
     "gptq act order": gptq(group_size=32, act_order=True),
     "awq": awq(32),
+    "gptq 8 bits": gptq(bits=8, group_size=32, symmetric=False, act_order=True),
     "compressed": compressed(32, symmetric=False),
+    "compressed bytes": compressed_bytes(32, symmetric=False),
     "fp8 blocks": FORMATS["fp8 blocks"],
 }
 

@@ -29,8 +29,8 @@ def answers(directory: Path, **options: object) -> list[object]:
     ]
 
 
-def quantize(source: Path, target: Path, method: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sophserve", "quantize", str(source), str(target), "--method", method]
+def quantize(source: Path, target: Path, method: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sophserve", "quantize", str(source), str(target), "--method", method, *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -53,6 +53,15 @@ def test_a_written_checkpoint_equals_one_quantized_on_loading(
     if dtype == "float32":
         two = answers(tmp_path / "out", dtype=dtype, tensor_parallel_size=2)
         assert [answer[0] for answer in two] == [answer[0] for answer in expected]  # type: ignore[index]
+
+
+def test_a_tied_head_of_8_bits(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_checkpoint("qwen2", **SHAPE, dtype="bfloat16", tie_word_embeddings=True)
+    assert quantize(source, tmp_path / "out", "compressed-tensors", "--head-bits", "8").returncode == 0
+    recorded = answers(tmp_path / "out", tensor_parallel_size=2)
+    assert answers(tmp_path / "out", tensor_parallel_size=2, enforce_eager=True) == recorded
+    refused = quantize(source, tmp_path / "gptq", "gptq", "--head-bits", "8").stderr
+    assert "gptq writes plain heads; use --method compressed-tensors with --head-bits 8" in refused
 
 
 def test_refusals_and_access(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
