@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from device.collectives.interface import Communicator, SingleRank
+from device.collectives.interface import Communicator, Hosts, SingleRank
 from device.collectives.shared_memory import SharedMemoryCommunicator
 from device.interface import CacheSpec, KVCache, PackedWeight, Role, Rope, StepInputs
 from device.operator_profile import OperatorProfile
@@ -42,9 +42,9 @@ class HostDevice(OperatorProfile):
         first = rank * count // ranks
         return slice(first, first + 1) if replicate and ranks % count == 0 else None
 
-    def communicator(self, memory: int, rank: int, ranks: int) -> Communicator:
-        """By way of shared memory, without the device."""
-        return SingleRank() if ranks == 1 else SharedMemoryCommunicator(memory, rank, ranks)
+    def communicator(self, memory: int, rank: int, ranks: int, hosts: Hosts | None = None) -> Communicator:
+        """By way of shared memory, and of TCP between hosts, without the device."""
+        return SingleRank() if ranks == 1 else SharedMemoryCommunicator(memory, rank, ranks, hosts)
 
     def state_of(self, weight: PackedWeight) -> tuple[dict[str, int], dict[str, Tensor]] | None:
         return None

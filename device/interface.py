@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from device.collectives.interface import Communicator
+from device.collectives.interface import Communicator, Hosts
 from device.sample_params import SampleParams, SampleResult
 from device.step_inputs import AttentionMeta as AttentionMeta
 from device.step_inputs import CacheSpec as CacheSpec
@@ -276,8 +276,9 @@ class Device(Protocol):
         replicate several ranks may hold the same one (heads of keys and values).
         """
 
-    def communicator(self, memory: int, rank: int, ranks: int) -> Communicator:
-        """One rank's end of a group. memory: the descriptor of a file of zeros that all have. Raises RuntimeError."""
+    def communicator(self, memory: int, rank: int, ranks: int, hosts: Hosts | None = None) -> Communicator:
+        """One rank's end of a group. memory: the descriptor of a file of zeros that all ranks of this host have. hosts:
+        where there are several. Raises RuntimeError."""
 
     def pack(self, weight: CanonicalWeight | ExpertsWeight | LatentUpWeight, role: Role = "other") -> PackedWeight:
         """Put a canonical weight into this device's layout. Raises UnsupportedOperator for a kind it lacks.

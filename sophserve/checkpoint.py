@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ INDEX = "model.safetensors.index.json"
 SHIPPED = {name: Path(__file__).with_name("shipped") / name for name in ("demo", "demo-gptq")}
 """The models that are part of the package, by name."""
 
+_SAMPLE = 1 << 16  # bytes
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]  # also in folders: * is any text
 _CONFIGURATION = ["config.json", "quantize_config.json", "quant_config.json"]
@@ -58,6 +61,21 @@ def _find(model: str, files: list[str]) -> Path:
             help="no-directory",
         )
     return _download(model, files)
+
+
+def digest(directory: Path) -> str:
+    """What tells a checkpoint from others, such as a tuned one of the same shape: of its config.json, and of each file
+    of weights the size, the beginning and the end."""
+    found = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _SAMPLE))
+            end = file.read(_SAMPLE)
+            file.seek(0)
+            for part in (path.name.encode(), size.to_bytes(8, "little"), file.read(_SAMPLE), end):
+                found.update(part)
+    return found.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

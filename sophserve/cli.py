@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 
 from sophserve.errors import SophserveError
+from sophserve.launch import forget_default_threads, ranks_here, read_launch
 from sophserve.logs import configure
 from sophserve.options import parse
 from sophserve.plugins import commands, load_command
@@ -37,11 +39,28 @@ def _serve(argv: Sequence[str]) -> int:
     from sophserve.text.parsers import check_parsers
 
     check_parsers(server_config)
+    launch = read_launch(os.environ)
+    here = None
+    if launch:
+        forget_default_threads()
+        here = ranks_here(launch, engine_config)
+        if launch.local_rank > 0:
+            return 0  # the first process of the host starts one for each rank
     directory = resolve_model(engine_config.model)
-    check(engine_config, directory)
+    check(engine_config, directory, here)
+    hosts = None
+    if launch and here and not launch.within_one_host:
+        if launch.rank > 0:
+            from sophserve.link.leader import lead
+
+            lead(launch, here, engine_config, directory, server_config.drain_timeout)
+            return 0
+        from sophserve.link.hosts import Hosts
+
+        hosts = Hosts(launch, here, engine_config, directory)
     from sophserve.engine.engine import Engine
 
-    engine = Engine(engine_config, directory)
+    engine = Engine(engine_config, directory, hosts)
     engine.start_worker()
     # The worker takes seconds to start; what the server needs is imported meanwhile.
     from sophserve.api.startup import run

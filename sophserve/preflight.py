@@ -63,12 +63,12 @@ class Decoder:
         return True
 
 
-def check(config: EngineConfig, directory: Path) -> None:
-    """Raise SophserveError for what cannot work."""
+def check(config: EngineConfig, directory: Path, ranks_here: int | None = None) -> None:
+    """Raise SophserveError for what cannot work. ranks_here: of the group's, on this host, if not all."""
     devices = registered("register_devices")
     if config.device != "auto" and devices is not None:
         fit.check_device(config.device, devices.members)
-    fit.device_index(config.tensor_parallel_size - 1)
+    fit.device_index((ranks_here or config.tensor_parallel_size) - 1)
     settings = read_config(directory)
     architectures = registered("register_architectures")
     decoder = None

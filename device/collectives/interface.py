@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """How a group of ranks is spread over machines. counts: the ranks of each host, in order. sockets: from this host's
+    first rank to that of each other host, connected, by the other's number; other ranks have none."""
+
+    counts: Sequence[int]
+    sockets: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def firsts(self) -> list[int]:
+        """The first rank of each host."""
+        return list(accumulate(self.counts, initial=0))[:-1]
 
 
 class Communicator(Protocol):

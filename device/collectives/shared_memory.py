@@ -1,26 +1,29 @@
-"""Collectives between processes of one machine: native code on a segment of shared memory."""
+"""Collectives between processes: native code on shared memory within a machine, and on TCP between machines."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 from ctypes import c_char_p, c_int, c_int64, c_void_p
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from device.cmodel.kernels import DTYPES, Kernels, load_kernels, native_library
+from device.collectives.interface import Hosts
 from device.cpus import thread_count
 
 
 class SharedMemoryCommunicator:
-    """One rank's end. `memory` is the descriptor of a file of zeros that all ranks have; each takes part once.
+    """One rank's end. `memory` is the descriptor of a file of zeros that all ranks of this machine have; each takes
+    part once. hosts: where there are several. Each gets the slots of all ranks: sums have the bits of one machine.
 
     Tensors are on the host. Every rank must make the same calls in the same order, with the same shapes. Raises
     RuntimeError where the native library is missing.
     """
 
-    def __init__(self, memory: int, rank: int, world_size: int) -> None:
+    def __init__(self, memory: int, rank: int, world_size: int, hosts: Hosts | None = None) -> None:
         kernels, library = load_kernels(thread_count()), native_library()
         if kernels is None or library is None:
             raise RuntimeError(
@@ -31,9 +34,17 @@ class SharedMemoryCommunicator:
         self._kernels: Kernels = kernels
         self._memory = mmap.mmap(memory, 0)
         library.cmodel_group_open.restype = c_void_p
-        library.cmodel_group_open.argtypes = [c_void_p, c_int64, c_int, c_int]
+        library.cmodel_group_open.argtypes = [c_void_p, c_int64, c_int, c_int, c_int, c_int, c_void_p, c_int]
         address = ctypes.addressof(c_char_p.from_buffer(self._memory))
-        self._group = library.cmodel_group_open(address, len(self._memory), rank, world_size)
+        hosts = hosts or Hosts([world_size])
+        first, here = next(
+            (first, count) for first, count in zip(hosts.firsts, hosts.counts, strict=True) if rank < first + count
+        )
+        links = [(socket, hosts.firsts[host], hosts.counts[host]) for host, socket in sorted(hosts.sockets.items())]
+        array = (c_int64 * (3 * len(links)))(*chain.from_iterable(links))
+        self._group = library.cmodel_group_open(
+            address, len(self._memory), rank, world_size, first, here, array, len(links)
+        )
         if not self._group:
             raise RuntimeError(f"{len(self._memory)} bytes of shared memory are too few for {world_size} ranks")
 

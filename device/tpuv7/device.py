@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from device.collectives.interface import Communicator, SingleRank
+from device.collectives.interface import Communicator, Hosts, SingleRank
 from device.collectives.shared_memory import SharedMemoryCommunicator
 from device.host import HostDevice
 from device.interface import (
@@ -73,10 +73,10 @@ class Tpuv7Device(HostDevice):
     def put(self, tensor: Tensor) -> Tensor:
         return on_chip(self.chip, tensor)
 
-    def communicator(self, memory: int, rank: int, ranks: int) -> Communicator:
+    def communicator(self, memory: int, rank: int, ranks: int, hosts: Hosts | None = None) -> Communicator:
         if ranks == 1:
             return SingleRank()
-        return ChipCommunicator(self.chip, SharedMemoryCommunicator(memory, rank, ranks))
+        return ChipCommunicator(self.chip, SharedMemoryCommunicator(memory, rank, ranks, hosts))
 
     def pack(self, weight: CanonicalWeight | ExpertsWeight | LatentUpWeight, role: Role = "other") -> PackedWeight:
         if isinstance(weight, ExpertsWeight | LatentUpWeight):

@@ -60,6 +60,7 @@ def make_runner(served: ServedModel) -> Runner:
 async def _serve(engine: Engine, config: ServerConfig, started: float) -> None:
     served = ServedModel(engine, config)
     stop = stop_on_signal()
+    engine.workers.on_leaving(stop.set)
     runner = make_runner(served)
     if config.batch_dir:
         runner.app[BATCH_STORE].prepare()

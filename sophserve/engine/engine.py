@@ -26,6 +26,7 @@ from sophserve.engine.sequence import Sequence, Watcher
 from sophserve.engine.supervisor import Supervisor
 from sophserve.errors import EngineDeadError, RequestAborted, RequestError, SophserveError
 from sophserve.grammar.check import GrammarCheck
+from sophserve.link.hosts import Hosts
 from sophserve.link.messages import CompileGrammar, ModelInfo, Pooling, StepPlan, StepResult
 from sophserve.sampling import SamplingParams, StructuredOutput
 from sophserve.text.tokenizer import Tokenizer
@@ -43,12 +44,12 @@ _SEED_MASK = 2**63 - 1
 class Engine:
     """Generates for many readers at once. `start_worker`, then `start`, then `generate`; `close` at the end."""
 
-    def __init__(self, config: EngineConfig, directory: Path) -> None:
+    def __init__(self, config: EngineConfig, directory: Path, hosts: Hosts | None = None) -> None:
         self.config = config
         self.directory = directory
         self.died = asyncio.Event()
         self._wake = asyncio.Event()
-        self.workers = Supervisor(directory, config, self._on_result, self._wake.set)
+        self.workers = Supervisor(directory, config, self._on_result, self._wake.set, hosts)
         self._info: ModelInfo | None = None
         self._sequences: dict[int, Sequence] = {}
         self._ids = itertools.count()

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sophserve.config import EngineConfig
-from sophserve.errors import ConfigError, EngineDeadError
+from sophserve.errors import ConfigError, EngineDeadError, SophserveError
+from sophserve.link.hosts import Hosts
 from sophserve.link.messages import CompileGrammar, FromWorker, LoadFailed, ModelInfo, Progress, StepPlan, StepResult
 from sophserve.link.workers import WorkerGroup
 
@@ -27,6 +29,7 @@ class Supervisor:
     every piece of progress is a sign of life.
 
     on_result is called with every step's result, on_lost when the workers are lost; then `restart` is to be awaited.
+    hosts: where ranks are to run on others than this one, which are waited for whenever they are started.
     progress: how far loading is, the first time or after a restart; on_progress: called whenever that changes.
     """
 
@@ -36,6 +39,7 @@ class Supervisor:
         config: EngineConfig,
         on_result: Callable[[StepResult], None],
         on_lost: Callable[[], None],
+        hosts: Hosts | None = None,
     ) -> None:
         self.progress = Progress("starting the worker")
         self.on_progress: Callable[[], None] | None = None
@@ -47,6 +51,8 @@ class Supervisor:
         self._config = config
         self._on_result = on_result
         self._on_lost = on_lost
+        self._hosts = hosts
+        self._problem = ""  # that ends the engine
         self._info: ModelInfo | None = None
         self._loaded: asyncio.Future[ModelInfo] | None = None
         self._restart_times: deque[float] = deque()
@@ -59,45 +65,64 @@ class Supervisor:
         return time.monotonic() - self._beat if self.in_flight else 0.0
 
     def start(self) -> None:
-        """Start the worker processes, which takes seconds, and return at once. Needs no event loop."""
+        """Start the worker processes, which takes seconds, and return at once. Needs no event loop. Where there are
+        other hosts, load and restart do it, once these are there."""
+        if not self._hosts:
+            self.group = self._new_group()
+
+    def _new_group(self) -> WorkerGroup:
         # The scheduler counts on the blocks that the first workers had.
-        self.group = WorkerGroup(self._directory, self._config, self._info.num_blocks if self._info else None)
+        blocks = self._info.num_blocks if self._info else None
+        return WorkerGroup(self._directory, self._config, blocks, self._hosts)
 
     async def load(self) -> ModelInfo:
         """Wait until the model is loaded. Raises ConfigError with the worker's reason, EngineDeadError if it dies, or
         makes no progress again and again."""
-        while self._info is None:
-            try:
-                self._info = await self._load()
-            except _Stalled as error:
-                self.lost = str(error)
-                log.error("%s; restarting", self.lost)
-                await self._begin_restart()
+        with self._noting_problems():
+            while self._info is None:
+                try:
+                    self._info = await self._load()
+                except _Stalled as error:
+                    self.lost = str(error)
+                    log.error("%s; restarting", self.lost)
+                    await self._begin_restart()
         return self._info
 
     async def restart(self) -> ModelInfo:
         """Start new workers until some have loaded the model. Raises EngineDeadError when that was tried too often."""
         pause = 0.0
-        while self.lost:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause or FIRST_PAUSE, LONGEST_PAUSE)
-            # Whatever keeps workers from starting, such as a want of descriptors or memory, may pass.
-            try:
-                await self._begin_restart()
-                self._check_same(await self._load())
-            except (_Stalled, _Died, ConfigError, OSError) as error:
-                self.lost = str(error)
-                log.error("%s; restarting again", self.lost)
-                self._report(Progress(f"restarting the worker again, for {error}"))
+        with self._noting_problems():
+            while self.lost:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause or FIRST_PAUSE, LONGEST_PAUSE)
+                # Whatever keeps workers from starting, such as a want of descriptors or memory, may pass.
+                try:
+                    await self._begin_restart()
+                    self._check_same(await self._load())
+                except (_Stalled, _Died, ConfigError, OSError) as error:
+                    self.lost = str(error)
+                    log.error("%s; restarting again", self.lost)
+                    self._report(Progress(f"restarting the worker again, for {error}"))
         assert self._info is not None
         log.info("the worker is back")
         return self._info
 
     async def close(self, kill: bool) -> None:
+        """Let the workers exit, and other hosts with them, or kill the workers to start others."""
         group, self.group = self.group, None
         self.in_flight = 0
         if group:
             await group.close(kill)
+        if self._hosts and not kill:
+            await self._hosts.close(self._problem)
+
+    @contextmanager
+    def _noting_problems(self) -> Iterator[None]:
+        try:
+            yield
+        except SophserveError as error:
+            self._problem = str(error)
+            raise
 
     def send(self, message: StepPlan | CompileGrammar) -> None:
         """Send a message to every rank without waiting."""
@@ -107,6 +132,11 @@ class Supervisor:
                 self._beat = time.monotonic()
             self.in_flight += 1
         self.group.send(message)
+
+    def on_leaving(self, call: Callable[[], None]) -> None:
+        """Call this when another host is told to stop."""
+        if self._hosts:
+            self._hosts.on_leaving = call
 
     async def watch(self) -> None:
         """See, for ever, whether the workers still move while they have something to do."""
@@ -138,8 +168,9 @@ class Supervisor:
 
     async def _load(self) -> ModelInfo:
         if self.group is None:
-            self.start()
-        assert self.group is not None
+            if self._hosts:
+                await self._hosts.gather(self._config.load_timeout, self._report)
+            self.group = self._new_group()
         loaded = self._loaded = asyncio.get_running_loop().create_future()
         timeout = self._config.load_timeout
         self._beat = time.monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+from itertools import accumulate
 from typing import Any, Literal
 
 import msgspec
@@ -16,8 +18,27 @@ from sophserve.sampling import SamplingParams, StructuredOutput
 Pooling = Literal["last", "mean"] | tuple[int, ...]
 
 
+class Places(msgspec.Struct, array_like=True, frozen=True):
+    """Where the ranks of a group on several hosts are. counts: the ranks of each host, in order. addresses: where the
+    first rank of each takes connections of the others, which `token` tells from any other."""
+
+    counts: list[int]
+    addresses: list[tuple[str, int]]
+    token: bytes
+
+    def host_of(self, rank: int) -> int:
+        """The number of a rank's host."""
+        return bisect(list(accumulate(self.counts)), rank)
+
+    def ranks(self, host: int) -> range:
+        """Those of a host."""
+        first = sum(self.counts[:host])
+        return range(first, first + self.counts[host])
+
+
 class LoadModel(msgspec.Struct, array_like=True, tag="load"):
-    """The first message: what to load. num_blocks: how many KV blocks to make, where the scheduler counts on them."""
+    """The first message: what to load. num_blocks: how many KV blocks to make, where the scheduler counts on them.
+    places: where there are several hosts."""
 
     directory: str
     config: EngineConfig
@@ -26,6 +47,17 @@ class LoadModel(msgspec.Struct, array_like=True, tag="load"):
     log_level: int
     log_json: bool = False
     num_blocks: int | None = None
+    places: Places | None = None
+
+    @property
+    def ranks_here(self) -> range:
+        """Those on this rank's host."""
+        return self.places.ranks(self.places.host_of(self.rank)) if self.places else range(self.world_size)
+
+    @property
+    def local_rank(self) -> int:
+        """This rank's number on its host."""
+        return self.rank - self.ranks_here.start
 
 
 class AddedRequest(msgspec.Struct, array_like=True):

@@ -1,149 +1,49 @@
-"""The worker processes as the engine sees them: started, sent plans, heard from, and noticed when they die."""
+"""The workers as the engine sees them: one group, on however many hosts."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 
 from sophserve.config import EngineConfig
-from sophserve.errors import see
-from sophserve.link.channel import Reader, Ring, Writer
+from sophserve.link.hosts import Hosts, RemoteRanks
+from sophserve.link.local_ranks import LocalRanks
 from sophserve.link.messages import (
     FromWorker,
     LoadFailed,
     LoadModel,
     ModelInfo,
     Profiled,
+    Progress,
     StartProfile,
     StopProfile,
     ToWorker,
     decode_from_worker,
     encode,
 )
-from sophserve.link.pulse import Pulse
 from sophserve.logs import in_json
-from sophserve.standard_streams import open_standard_streams
-
-log = logging.getLogger(__name__)
-
-# Shared by the ranks for their collectives; untouched pages cost nothing.
-COLLECTIVES_BYTES = 64 << 20
-
-
-class Worker:
-    """One worker process. It holds the reading end of a pipe whose writing end is ours: when we are gone, however we
-    ended, the pipe closes and the worker exits."""
-
-    def __init__(self, load: LoadModel, collectives: int) -> None:
-        self.rank = load.rank
-        self._loop: asyncio.AbstractEventLoop | None = None
-        with ExitStack() as resources:  # if something fails, what was made before it goes away
-            self._rings = [resources.enter_context(closing(Ring.create())) for _ in range(2)]
-            self.pulse = resources.enter_context(closing(Pulse.create()))
-            lifeline, self._lifeline = os.pipe()
-            resources.callback(os.close, self._lifeline)
-            with os.fdopen(lifeline):
-                self._process = self._start([lifeline, self.pulse.descriptor, collectives])
-            resources.callback(self._process.wait)
-            resources.callback(self._process.kill)
-            self._pidfd = os.pidfd_open(self._process.pid)
-            self._writer = Writer(self._rings[0])
-            self._reader = Reader(self._rings[1])
-            self._writer.send(encode(load))
-            resources.pop_all()
-
-    def _start(self, shared: list[int]) -> subprocess.Popen[bytes]:
-        descriptors = [*shared, *self._rings[0].descriptors, *self._rings[1].descriptors]
-        # A session of its own keeps the terminal's Ctrl-C away: the server decides when workers stop.
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "sophserve.worker.process", *map(str, descriptors)],
-            pass_fds=descriptors,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def watch(self, on_message: Callable[[FromWorker], None], on_exit: Callable[[str], None]) -> None:
-        """Deliver messages, and the worker's end with its cause in words, to the running event loop."""
-
-        def readable() -> None:
-            for message in self._reader.receive():
-                on_message(decode_from_worker(message))
-
-        def exited() -> None:
-            readable()
-            self.stop_watching()
-            on_exit(_cause(self._process.wait()))
-
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._reader.descriptor, readable)
-        self._loop.add_reader(self._pidfd, exited)
-
-    def send(self, message: bytes) -> None:
-        """Send an encoded plan without waiting."""
-        assert self._loop is not None, "watch() comes first"
-        self._writer.send_soon(message, self._loop)
-
-    def stop_watching(self) -> None:
-        """Deliver nothing any more."""
-        if self._loop is not None:
-            for descriptor in (self._reader.descriptor, self._pidfd, self._rings[0].freed):
-                self._loop.remove_reader(descriptor)
-            self._loop = None
-
-    def abandon(self) -> None:
-        """Kill a worker that nobody watches yet, and release everything that was shared with it."""
-        os.close(self._lifeline)
-        self._process.kill()
-        self._process.wait()
-        self._release()
-
-    async def close(self, kill: bool) -> None:
-        """Let the worker exit, or kill it, and release everything that was shared with it."""
-        self.stop_watching()
-        os.close(self._lifeline)
-        if kill:
-            self._process.kill()
-        try:
-            await asyncio.to_thread(self._process.wait, 5)
-        except subprocess.TimeoutExpired:
-            log.warning("worker %d did not exit in 5 s and is killed", self._process.pid)
-            self._process.kill()
-            self._process.wait()
-        self._release()
-
-    def _release(self) -> None:
-        os.close(self._pidfd)
-        self.pulse.close()
-        for ring in self._rings:
-            ring.close()
 
 
 class WorkerGroup:
-    """One worker for each rank of a tensor-parallel group. All get every plan; rank 0 answers."""
+    """One worker for each rank of a tensor-parallel group. All get every plan; rank 0 answers. hosts: all of which are
+    there, where ranks are to run on others than this one."""
 
-    def __init__(self, directory: Path, config: EngineConfig, num_blocks: int | None = None) -> None:
-        open_standard_streams()  # or a descriptor below 3 would be lost on its way to a worker
+    def __init__(
+        self, directory: Path, config: EngineConfig, num_blocks: int | None = None, hosts: Hosts | None = None
+    ) -> None:
         size = config.tensor_parallel_size
         level = logging.getLogger("sophserve").getEffectiveLevel()
-        self._workers: list[Worker] = []
-        with os.fdopen(os.memfd_create("sophserve-collectives")) as collectives:
-            os.ftruncate(collectives.fileno(), COLLECTIVES_BYTES)
-            try:
-                for rank in range(size):
-                    load = LoadModel(str(directory), config, rank, size, level, in_json(), num_blocks)
-                    self._workers.append(Worker(load, collectives.fileno()))
-            except OSError:
-                for worker in self._workers:
-                    worker.abandon()
-                raise
-        self._loading = set(range(size))
+        load = LoadModel(str(directory), config, 0, size, level, in_json(), num_blocks)
+        self._parts: list[LocalRanks | RemoteRanks] = []
+        if hosts:
+            load.places = hosts.places()
+            self._parts = [LocalRanks(load, hosts.listener), *hosts.start(load)]
+        else:
+            self._parts = [LocalRanks(load)]
+        self._loading = {rank: Progress("starting the worker") for rank in range(size)}  # those that are not ready
+        self._stages = [0] * size
         self._info: ModelInfo | None = None
         self._answers: dict[int, Profiled] = {}
         self._answered: asyncio.Future[list[Profiled]] | None = None
@@ -152,41 +52,51 @@ class WorkerGroup:
     @property
     def pulse(self) -> list[int]:
         """Numbers that change while the workers compute."""
-        return [worker.pulse.count for worker in self._workers]
+        return [count for part in self._parts for count in part.pulse]
 
     def watch(self, on_message: Callable[[FromWorker], None], on_exit: Callable[[str], None]) -> None:
-        """Deliver rank 0's messages, ModelInfo once every rank is ready, any rank's LoadFailed, and the end of the
-        group, with its cause in words, when the first rank ends."""
+        """Deliver rank 0's results, the progress of all ranks, ModelInfo once all are ready, any rank's LoadFailed, and
+        the end of the group, with its cause in words, when the first rank ends."""
 
-        def from_rank(rank: int, message: FromWorker) -> None:
+        def from_rank(rank: int, encoded: bytes) -> None:
+            message = decode_from_worker(encoded)
             if isinstance(message, ModelInfo):
-                self._loading.discard(rank)
+                self._loading.pop(rank, None)
                 self._info = message if rank == 0 else self._info
                 if not self._loading and self._info:
                     on_message(self._info)
+            elif isinstance(message, Progress):
+                on_message(self._progress_with(rank, message))
             elif isinstance(message, Profiled):
                 self._answers[rank] = message
-                if len(self._answers) == len(self._workers):
+                if len(self._answers) == len(self._stages):
                     self._end_asking()
             elif rank == 0 or isinstance(message, LoadFailed):
                 on_message(message)
 
-        def ended(rank: int, cause: str) -> None:
-            for worker in self._workers:
-                worker.stop_watching()
-            self._ended = True
-            self._end_asking()
-            who = "the worker process" if len(self._workers) == 1 else f"the worker process of rank {rank}"
-            on_exit(f"{who} {cause}")
+        def ended(cause: str) -> None:
+            if not self._ended:
+                self._end()
+                on_exit(cause)
 
-        for worker in self._workers:
-            worker.watch(partial(from_rank, worker.rank), partial(ended, worker.rank))
+        for part in self._parts:
+            part.watch(from_rank, ended)
+
+    def _progress_with(self, rank: int, progress: Progress) -> Progress:
+        """The stage of the ranks that are behind, and how far all together are with the weights, now that one rank has
+        told how far it is."""
+        if progress.stage != self._loading[rank].stage:
+            self._stages[rank] += 1
+        self._loading[rank] = progress
+        stage = self._loading[min(self._loading, key=lambda rank: self._stages[rank])].stage
+        counted = [each for each in self._loading.values() if each.stage == stage and each.total]
+        return Progress(stage, sum(each.done for each in counted), sum(each.total for each in counted))
 
     def send(self, message: ToWorker) -> None:
         """Send a message to every rank without waiting."""
         encoded = encode(message)
-        for worker in self._workers:
-            worker.send(encoded)
+        for part in self._parts:
+            part.send(encoded)
 
     async def ask(self, message: StartProfile | StopProfile) -> list[Profiled]:
         """Send a message to every rank and wait for all answers, or for fewer if a worker ends. One at a time."""
@@ -196,18 +106,17 @@ class WorkerGroup:
         self.send(message)
         return await self._answered
 
+    def _end(self) -> None:
+        self._ended = True
+        for part in self._parts:
+            part.stop_watching()
+        self._end_asking()
+
     def _end_asking(self) -> None:
         if self._answered and not self._answered.done():
             self._answered.set_result([self._answers[rank] for rank in sorted(self._answers)])
 
     async def close(self, kill: bool) -> None:
         """Let the workers exit, or kill them, and release everything that was shared with them."""
-        self._ended = True
-        self._end_asking()
-        await asyncio.gather(*(worker.close(kill) for worker in self._workers))
-
-
-def _cause(returncode: int) -> str:
-    if returncode < 0:
-        return f"was killed by signal {-returncode} {see('killed')}"
-    return f"exited with status {returncode}"
+        self._end()
+        await asyncio.gather(*(part.close(kill) for part in self._parts))

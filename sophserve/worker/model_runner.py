@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from device.collectives.interface import Communicator, Hosts
 from device.interface import GivenEmbeddings, OutOfDeviceMemory
 from sophserve.checkpoint import read_config
 from sophserve.config import EngineConfig
@@ -59,18 +60,22 @@ class ModelRunner:
     """One rank's model on one device."""
 
     def __init__(
-        self, load: LoadModel, collectives: int, beat: Callable[[], None], on_progress: Callable[[Progress], None]
+        self,
+        load: LoadModel,
+        collectives: int,
+        beat: Callable[[], None],
+        on_progress: Callable[[Progress], None],
+        hosts: Hosts | None = None,
     ) -> None:
         config, directory = load.config, Path(load.directory)
-        self.device = open_device(config.device, load.rank)
-        self.device_index = device_index(load.rank)
-        try:
-            self.communicator = self.device.communicator(collectives, load.rank, load.world_size)
-        except RuntimeError as error:
-            raise ConfigError(f"--tensor-parallel-size is {load.world_size}, but {error}") from error
+        self.device = open_device(config.device, load.local_rank)
+        self.device_index = device_index(load.local_rank)
+        self.communicator = self._join(load, collectives, hosts)
         log.info("device: %s", self.device.describe())
         model_config = read_config(directory)
         model_class = find_architecture(model_config)
+        if load.places and issubclass(model_class, VisionLanguageModel):
+            raise ConfigError("models that see images run on one host only; start this one with the devices of one")
         max_model_len = resolve_max_model_len(config, model_class.max_model_len(model_config))
         dtype = resolve_dtype(model_config, config.dtype)
         bits = resolve_activation_bits(config.activation_bits, dtype, self.device)
@@ -85,6 +90,7 @@ class ModelRunner:
             cache_dir=config.reorder_cache_dir,
         )
         on_progress(Progress("allocating the KV cache"))
+        self._sharing = len(load.ranks_here) if self.device.uses_host_memory else 1
         num_blocks, cache_bytes = self._make_kv_caches(load, max_model_len)
         free_memory, total_memory = self.device.memory()
         self.info = ModelInfo(
@@ -125,6 +131,12 @@ class ModelRunner:
             self._captured = CapturedDecode(self.device, self.model, max_rows, max_blocks)
         if drafts and self.communicator.rank == 0:
             self._speculation = Speculation(config, max_rows, self._grammars)
+
+    def _join(self, load: LoadModel, collectives: int, hosts: Hosts | None) -> Communicator:
+        try:
+            return self.device.communicator(collectives, load.rank, load.world_size, hosts)
+        except RuntimeError as error:
+            raise ConfigError(f"--tensor-parallel-size is {load.world_size}, but {error}") from error
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -251,8 +263,7 @@ class ModelRunner:
     def _free_memory(self) -> int:
         """The part of the free memory that this rank's KV cache may take, once every rank has loaded its weights."""
         self.communicator.all_gather(torch.zeros(1))
-        shared = self.communicator.world_size if self.device.uses_host_memory else 1
-        return int(self.device.memory()[0] * KV_SHARE) // shared
+        return int(self.device.memory()[0] * KV_SHARE) // self._sharing
 
     def _make_kv_caches(self, load: LoadModel, max_model_len: int) -> tuple[int, int]:
         config = load.config

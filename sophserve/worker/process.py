@@ -1,5 +1,5 @@
-"""The worker's process: `python -m sophserve.worker.process LIFELINE PULSE COLLECTIVES PLANS... RESULTS...`, all file
-descriptors.
+"""The worker's process: `python -m sophserve.worker.process LIFELINE PULSE COLLECTIVES LISTENER PLANS... RESULTS...`,
+all file descriptors, and -1 for no listener.
 
 The server starts it; see sophserve.link.workers.
 """
@@ -43,7 +43,7 @@ log = logging.getLogger("sophserve.worker")
 
 def main(arguments: list[str]) -> None:
     """Load what the first message says, then run step plans until the server is gone."""
-    lifeline, pulse, collectives, *descriptors = map(int, arguments)
+    lifeline, pulse, collectives, listener, *descriptors = map(int, arguments)
     threading.Thread(target=_exit_with_server, args=(lifeline,), daemon=True).start()
     first, second = tuple(descriptors[:3]), tuple(descriptors[3:])
     messages = _messages(Reader(Ring.attach(first)))  # type: ignore[arg-type]
@@ -52,9 +52,9 @@ def main(arguments: list[str]) -> None:
     load = next(messages)
     assert isinstance(load, LoadModel)
     configure(load.log_level, load.log_json, "worker")
-    if load.world_size > 1:
-        share_cores(load.rank, load.world_size)
-    runner = _load(load, results, heart, collectives)
+    if len(load.ranks_here) > 1:
+        share_cores(load.local_rank, len(load.ranks_here))
+    runner = _load(load, results, heart, collectives, listener)
     if runner is None:
         return
     results.send(encode(runner.info))
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
                     results.send(encode(result))
 
 
-def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: int) -> ModelRunner | None:
+def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: int, listener: int) -> ModelRunner | None:
     def report(progress: Progress) -> None:
         pulse.beat()
         results.send(encode(progress))
@@ -83,9 +83,11 @@ def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: int) -> M
         report(Progress("importing torch"))
         # torch says so once where NumPy, which nothing here needs, is not installed.
         warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+        from sophserve.worker.links import open_links
         from sophserve.worker.model_runner import ModelRunner
 
-        return ModelRunner(load, collectives, pulse.beat, report)
+        report(Progress("connecting the hosts" if load.places else "opening the device"))
+        return ModelRunner(load, collectives, pulse.beat, report, open_links(load, listener))
     except SophserveError as error:
         results.send(encode(LoadFailed(str(error))))
     except MemoryError:

@@ -29,7 +29,9 @@ class Profile:
     """One rank's records, from now until it is closed. Raises OSError if they cannot be written."""
 
     def __init__(self, runner: ModelRunner, load: LoadModel, request: StartProfile) -> None:
-        self.folder = Path(request.directory) / f"{FOLDER}{runner.device_index}-{request.index}"
+        # Hosts may share the directory, and have devices of the same numbers.
+        number = load.rank if load.places else runner.device_index
+        self.folder = Path(request.directory) / f"{FOLDER}{number}-{request.index}"
         self.folder.mkdir()
         self._runner = runner
         self._device = runner.device

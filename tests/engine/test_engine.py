@@ -56,7 +56,7 @@ class EngineAlone(Engine):
         self.groups: list[Any] = []
         super().__init__(config, directory)
 
-    def start_group(self, directory: Path, config: EngineConfig, num_blocks: int | None) -> Any:
+    def start_group(self, directory: Path, config: EngineConfig, num_blocks: int | None, hosts: None) -> Any:
         self.groups.append(self.make_group(num_blocks))
         return self.groups[-1]
 

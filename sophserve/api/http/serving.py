@@ -52,10 +52,13 @@ def listen(runner: Runner, connections: Connections, most: int, context: ssl.SSL
 def stop_on_signal() -> asyncio.Event:
     """Set by SIGINT or SIGTERM; a second one ends the process at once."""
     stop = asyncio.Event()
+    interrupted = False
 
     def on_signal() -> None:
-        if stop.is_set():
+        nonlocal interrupted
+        if interrupted:
             os._exit(130)  # a worker notices and exits as well
+        interrupted = True
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

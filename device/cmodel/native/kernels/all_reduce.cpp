@@ -13,14 +13,14 @@ struct AllReduce {
     int64_t size;
 };
 
-// Ranks are added in their order, in float32, by every rank for itself: all get the same bits.
+// Ranks are added in their order, in float32, by every rank for itself: all get the same bits, on however many hosts.
 template <class T>
 int run(cmodel::Group& group, T* data, int64_t size) {
     int64_t most_at_once = group.slot_bytes / int64_t{sizeof(T)};
     for (int64_t start = 0; start < size; start += most_at_once) {
         int64_t count = least(size - start, most_at_once);
         std::memcpy(group.slot(group.rank), data + start, count * sizeof(T));
-        cmodel::barrier(group);
+        cmodel::exchange(group, count * int64_t{sizeof(T)});
         for (int64_t i = 0; i < count; i += LANES) {
             Vec total = {};
             for (int rank = 0; rank < group.ranks; ++rank) {
