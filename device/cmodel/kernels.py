@@ -18,7 +18,7 @@ from device.cmodel.arguments import KERNELS, Arguments
 from device.cpus import places
 from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 16
+ABI_VERSION = 17
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx2", "portable")
 """Instruction sets that the kernels are compiled for, the best first."""
