@@ -232,7 +232,7 @@ async def test_prompts_that_cannot_fit(app: Any, monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_prediction(app: Any) -> None:
-    create, text = app.client.chat.completions.create, "The quick brown fox"
+    create, text = app.openai.chat.completions.create, "The quick brown fox"
     for content in (text, [{"type": "text", "text": "The quick"}, {"type": "text", "text": " brown fox"}]):
         prediction: Any = {"type": "content", "content": content}
         answer = await create(model="tiny", messages=HELLO, max_tokens=4, prediction=prediction)

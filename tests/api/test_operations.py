@@ -89,6 +89,8 @@ async def test_live_requests(app: Any) -> None:
         "cached_tokens": 0,
         "computed_tokens": 0,
         "generated_tokens": 0,
+        "accepted_tokens": 0,
+        "rejected_tokens": 0,
         "max_tokens": 9,
         "unsent_bytes": 0,
     }
