@@ -38,7 +38,7 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(checkpoint: Path) -> Iterator[LLM]:
-    with LLM(str(checkpoint), enable_prefix_caching=False) as llm:
+    with LLM(str(checkpoint), enable_prefix_caching=False, speculation="off") as llm:
         yield llm
 
 
@@ -135,7 +135,7 @@ def work(profile: RankProfile) -> Counter[str]:
 
 
 def test_a_replayed_step_does_the_work_of_its_operators(llm: LLM, checkpoint: Path, tmp_path: Path) -> None:
-    with LLM(str(checkpoint), enable_prefix_caching=False, enforce_eager=True) as eager:
+    with LLM(str(checkpoint), enable_prefix_caching=False, speculation="off", enforce_eager=True) as eager:
         profiles = [read_profile(take_profile(which, tmp_path))[0] for which in (llm, eager)]
     check_records(profiles[1])
     assert work(profiles[0]) == work(profiles[1])
@@ -149,7 +149,7 @@ def test_experts_and_latent_attention_have_names_and_what_is_active(
     directory = str(make_checkpoint(kind))
     profiles = []
     for eager in (False, True):
-        with LLM(directory, enable_prefix_caching=False, enforce_eager=eager) as llm:
+        with LLM(directory, enable_prefix_caching=False, speculation="off", enforce_eager=eager) as llm:
             profiles += read_profile(take_profile(llm, tmp_path))
     assert work(profiles[0]) == work(profiles[1])
     commands = [command for step in profiles[0].steps for command in step.commands or []]
