@@ -250,6 +250,8 @@ async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Start
         await app.runner.cleanup()
         if app.engine._grammars:
             await app.engine._grammars.close()
+        if app.serving.images:
+            await app.serving.images.close()
         assert app.engine.running == 0
 
 
