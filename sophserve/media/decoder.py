@@ -42,8 +42,11 @@ class Decoded(msgspec.Struct, array_like=True):
 
 def main(directory: str, architecture: str, limits: str) -> None:
     """Fork a process for each image until the server is gone."""
+    from PIL import Image
+
     from sophserve.media.pictures import digest, read_picture
 
+    Image.MAX_IMAGE_PIXELS = None  # an option says how many
     warnings.simplefilter("ignore")  # Pillow's, of what clients send
     limit = msgspec.json.decode(limits, type=MediaLimits)
     processor = read_processor(Path(directory), architecture, limit.preprocessor)

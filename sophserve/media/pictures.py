@@ -22,7 +22,6 @@ from PIL import (
 
 from sophserve.errors import RequestError
 
-Image.MAX_IMAGE_PIXELS = None  # an option says how many
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 _ORIENTATION = 0x0112
