@@ -253,9 +253,12 @@ OPTIONS = {
     "two at a time": {"max_num_seqs": 2},
     "whole prompts, small blocks": {"enable_chunked_prefill": False, "block_size": 4},
     "one step at a time": {},
-    "little KV memory": {"kv_cache_memory": "200KiB", "enable_prefix_caching": False},
-    "little KV memory, cached": {"kv_cache_memory": "200KiB"},
+    "little KV memory": {"kv_cache_memory": "100KiB", "enable_prefix_caching": False, "speculation": "off"},
+    "little KV memory, cached": {"kv_cache_memory": "100KiB", "speculation": "off"},
+    "little KV memory, guessing": {"kv_cache_memory": "100KiB"},
 }
+# Guesses shorten answers by as much as the machine's speed makes them pay, and with them the time that memory is short.
+LEAST_PREEMPTIONS = {"little KV memory": 3, "little KV memory, cached": 3, "little KV memory, guessing": 1}
 
 
 def outputs_of(directory: Path, **options: Any) -> tuple[list[list[CompletionOutput]], int]:
@@ -281,7 +284,8 @@ def test_options_do_not_change_answers(
                 patched.setattr("sophserve.engine.engine.PLANS_IN_FLIGHT", 1)
             outputs, preemptions = outputs_of(directory, **options)
         assert outputs == expected, case
-        assert preemptions >= 3 if "little" in case else preemptions == 0, case
+        least = LEAST_PREEMPTIONS.get(case)
+        assert preemptions == 0 if least is None else preemptions >= least, case
 
 
 def structured(kind: Any, value: str = "", **more: Any) -> SamplingParams:

@@ -33,6 +33,7 @@ from tests.api.openai_schema import Judge
 
 CONTEXT = 256
 END = 2
+CHUNK = 512
 
 
 def logprobs(token_id: int, count: int) -> list[TokenLogprob]:
@@ -41,13 +42,13 @@ def logprobs(token_id: int, count: int) -> list[TokenLogprob]:
     return [TokenLogprob(token_id, -0.25 - token_id / 1024, 7), *top]
 
 
-def packed_logprobs(identity: int, entries: list[list[TokenLogprob]]) -> PromptLogprobs:
-    """Of the prompt tokens from the second one on."""
+def packed_logprobs(identity: int, first: int, entries: list[list[TokenLogprob]]) -> PromptLogprobs:
+    """Of the prompt tokens from number `first` on."""
     flat = [entry for position in entries for entry in position]
     ids, values = array("i", (entry.token_id for entry in flat)), array("f", (entry.logprob for entry in flat))
     ranks = array("i", (position[0].rank for position in entries))
     count = len(entries[0]) - 1 if entries else 0
-    return PromptLogprobs(identity, 1, count, ids.tobytes(), values.tobytes(), ranks.tobytes())
+    return PromptLogprobs(identity, first, count, ids.tobytes(), values.tobytes(), ranks.tobytes())
 
 
 class FakeEngine(Engine):
@@ -122,8 +123,11 @@ class FakeEngine(Engine):
         self._sequences[request.id] = sequence
         sequence.watch(watcher)
         if params.prompt_logprobs is not None:
-            entries = [logprobs(token, params.prompt_logprobs) for token in prompt[1:]]
-            sequence.add_prompt_logprobs(packed_logprobs(request.id, entries))
+            # In parts, as chunks of a prompt give them: making all at once would stop the loop.
+            for first in range(1, len(prompt), CHUNK):
+                entries = [logprobs(token, params.prompt_logprobs) for token in prompt[first : first + CHUNK]]
+                sequence.add_prompt_logprobs(packed_logprobs(request.id, first, entries))
+                await asyncio.sleep(0)
         said = [*prompt[index % len(prompt) :], *prompt, *prompt[: index % len(prompt)]]
         if self.text is not None:
             said = self._tokenizer.encode(self.text, add_special_tokens=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from sophserve.api.http.request_record import name_request
 
 # Entries of a list that are encoded with one call.
 _SLICE = 4096
-# Bytes that are sent at once.
+# Bytes that are sent at once, and seconds of computing after which there may be fewer.
 CHUNK = 1 << 16
+_SECONDS = 0.005
 
 
 class Rows:
@@ -57,15 +59,15 @@ def pieces(value: Any) -> Iterator[bytes]:
 
 
 def joined(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in larger pieces."""
+    """The same bytes in larger pieces, of which none takes long to make."""
     held: list[bytes] = []
-    size = 0
+    size, begun = 0, time.thread_time()
     for part in parts:
         held.append(part)
         size += len(part)
-        if size >= CHUNK:
+        if size >= CHUNK or time.thread_time() - begun >= _SECONDS:
             yield b"".join(held)
-            held, size = [], 0
+            held, size, begun = [], 0, time.thread_time()
     if held:
         yield b"".join(held)
 
