@@ -2,7 +2,8 @@
 
 Each is loaded twice by the built-in device, in a process of its own without server and KV cache: first packed from its
 files, then from the reorder cache that the first left. The peak is that of resident memory, above what the process had
-before, and counts pages of files that are mapped. It should be no more than the packed model and its largest layer.
+before, and counts pages of files that are mapped. It should be no more than the packed model and the largest of its
+layers, embedding and head.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ HEAD = [
     "checkpoint",
     "files, MiB",
     "packed, MiB",
-    "largest layer, MiB",
+    "largest part, MiB",
     "",
     "seconds",
     "peak, MiB",
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def load(directory: Path, cache: Path) -> tuple[int, int, float, int]:
-    """Bytes of the packed model and of its largest layer, seconds, and the peak of memory."""
+    """Bytes of the packed model and of its largest layer, embedding or head, seconds, and the peak of memory."""
     import torch
 
     from device.collectives.interface import SingleRank
@@ -70,7 +71,7 @@ def load(directory: Path, cache: Path) -> tuple[int, int, float, int]:
     before, start = resident("VmRSS"), time.perf_counter()
     model = load_model(directory, context, model_class=model_class, cache_dir=cache)
     seconds = time.perf_counter() - start
-    return model.nbytes, max(layer.nbytes for layer in model.layers), seconds, resident("VmHWM") - before
+    return model.nbytes, max(part.nbytes for _, part in model.children()), seconds, resident("VmHWM") - before
 
 
 def resident(name: str) -> int:

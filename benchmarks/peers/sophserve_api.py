@@ -12,7 +12,8 @@ class Sophserve(Generator):
         from sophserve import LLM, SamplingParams
 
         self._params = SamplingParams
-        self._llm = LLM(model, max_model_len=8192 + 64, kv_cache_memory="2GiB")
+        # Without guesses: peers make none, and random weights repeat themselves.
+        self._llm = LLM(model, max_model_len=8192 + 64, kv_cache_memory="2GiB", speculation="off")
         self.generate([prompt(64)] * 2, 2)
 
     def generate(self, prompts: list[list[int]], tokens: int) -> None:
