@@ -38,7 +38,8 @@ class ReferenceWeight:
 
     def __init__(self, canonical: CanonicalWeight) -> None:
         self.canonical = canonical
-        if isinstance(canonical, IntWeight) and canonical.activations != "float":
+        self.rounds_rows = isinstance(canonical, IntWeight) and canonical.activations != "float"
+        if isinstance(canonical, IntWeight) and self.rounds_rows:
             check_span(canonical)
         self.out_features, self.in_features = canonical_shape(canonical)
         self.nbytes = sum(each.nbytes for each in vars(canonical).values() if isinstance(each, Tensor))
@@ -54,6 +55,7 @@ class ReferenceExperts:
         self.out_features, self.intermediate = self.down[0].out_features, self.down[0].in_features
         self.in_features = self.gate_up[0].in_features
         self.nbytes = sum(each.nbytes for each in self.gate_up + self.down)
+        self.rounds_rows = any(each.rounds_rows for each in self.gate_up + self.down)
 
 
 class ReferenceLatentUp(ReferenceWeight):

@@ -31,6 +31,9 @@ class ExpertPanels:
         self.experts, self.intermediate = experts, self.down.in_features
         self.in_features, self.out_features = self.gate_up.in_features, self.down.out_features
         self.nbytes = self.gate_up.nbytes + self.down.nbytes
+        self.rounds_rows = any(
+            isinstance(each, QuantizedWeight) and each.rounds_rows for each in (self.gate_up, self.down)
+        )
 
     def state(self) -> tuple[dict[str, int], dict[str, Tensor]] | None:
         """What `restore` makes this weight of; None for a dense one."""

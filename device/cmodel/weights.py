@@ -150,6 +150,11 @@ class QuantizedWeight:
         }
         return {prefix + name: value for name, value in fields.items()}
 
+    @property
+    def rounds_rows(self) -> bool:
+        """Whether rows are rounded to int8 before they meet it."""
+        return self.activations != ACTIVATIONS["float"]
+
     def state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         """What `restore` makes this weight of."""
         tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}

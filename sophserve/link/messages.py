@@ -200,7 +200,7 @@ class ModelInfo(msgspec.Struct, array_like=True, tag="ready"):
     """The model is loaded; what the engine must know about it. Sizes in bytes; memory is that of rank 0's device, once
     the weights and the KV cache are there. prompt_logprobs_cost: how many prompt tokens take as long as one whose
     logprobs are asked for. generates: whether it has a head, without which it only makes embeddings. encoder: of a
-    model that sees. activation_bits: of those that meet weights of whole numbers."""
+    model that sees. activation_bits: 8 where activations meet some weights in int8."""
 
     max_model_len: int
     vocab_size: int

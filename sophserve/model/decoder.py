@@ -192,7 +192,6 @@ class CausalLM(Module, ABC, Generic[C]):
         a number, such as the layer's. Where files differ, several names lead to one place.
     tied: modules whose tensors another module takes.
     ropes: those that its layers rotate by. generates: whether it has a head of its own or a tied one.
-    activation_bits: of activations that meet weights of whole numbers.
     """
 
     config_class: ClassVar[type[DecoderConfig]]
@@ -207,7 +206,6 @@ class CausalLM(Module, ABC, Generic[C]):
         self._tensor_names = {target: name for name, target in self.checkpoint_names.items()}
         self.vocab_size = self.config.vocab_size
         self.generates = True
-        self.activation_bits = 16
         tied = self.config.tie_word_embeddings
         self.tied = {"embedding": "head"} if tied else {}
         rope, put = self.config.rope(context.max_positions), context.device.put

@@ -82,11 +82,6 @@ def load_model(
     config, generates = _with_its_head(model_class, config, stored)
     model = build_model(model_class, config, context)
     model.generates = generates
-    if (scheme is not None or context.head_bits == 8) and context.activation_bits == 8:
-        model.activation_bits = 8
-        log.info(
-            "activations are rounded to int8 where they meet weights of whole numbers; --activation-bits 16 does not"
-        )
     if isinstance(model, VisionLanguageModel):
         model.normalization = Normalization.read(read_preprocessor_config(directory))
     source = directory, stored, read_tensors
@@ -98,6 +93,11 @@ def load_model(
         done += "" if context.head_bits == 16 else f"-head{context.head_bits}"
         with PackedWeights(directory, cache_dir, context, done) as cache:
             load_weights(model, *source, scheme, cache, on_progress)
+        if context.activation_bits == 8 and model.rounds_rows:
+            log.info(
+                "activations are rounded to int8 where they meet weights of whole numbers; "
+                "--activation-bits 16 does not"
+            )
     except CannotSplit as error:
         refuse_model(error, model_class, config, context)
     except UnsupportedOperator as error:

@@ -67,6 +67,12 @@ class Module:
             if isinstance(value, (Tensor, PackedWeight)) and not isinstance(value, Module)
         )
 
+    @property
+    def rounds_rows(self) -> bool:
+        """Whether rows are rounded to int8 before they meet some of these weights."""
+        values = (value for module in self.modules() for value in vars(module).values())
+        return any(not isinstance(value, Module) and getattr(value, "rounds_rows", False) for value in values)
+
     def parameters(self) -> dict[str, ParameterSpec]:
         """The tensors that this module itself (not its children) reads from a checkpoint."""
         return {}

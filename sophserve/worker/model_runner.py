@@ -89,6 +89,11 @@ class ModelRunner:
             quantization=config.quantization,
             cache_dir=config.reorder_cache_dir,
         )
+        if config.activation_bits == 8 and not self.model.rounds_rows:
+            log.warning(
+                "--activation-bits 8 changes nothing: only weights of whole numbers, in groups of a multiple of 32 "
+                "inputs, take activations in int8, and this model has none"
+            )
         on_progress(Progress("allocating the KV cache"))
         self._sharing = len(load.ranks_here) if self.device.uses_host_memory else 1
         num_blocks, cache_bytes = self._make_kv_caches(load, max_model_len)
@@ -106,7 +111,7 @@ class ModelRunner:
             total_memory=total_memory,
             prompt_logprobs_cost=prompt_logprobs_cost(self.model),
             generates=self.model.generates,
-            activation_bits=self.model.activation_bits,
+            activation_bits=8 if self.model.rounds_rows else 16,
         )
         self._images, axis_positions = None, None
         if isinstance(self.model, VisionLanguageModel):

@@ -16,7 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sophserve.config import EngineConfig
 from sophserve.errors import CheckpointError
+from sophserve.link.messages import LoadModel
+from sophserve.worker.model_runner import ModelRunner
 from tests.oracle.test_tensor_parallel import Group, ThreadRank
 
 SHAPE = {
@@ -302,6 +305,31 @@ def test_int8_activations_stay_near(case, make_checkpoint, open_model, tmp_path)
         )
         assert worst < 5e-2, ranks
         assert not torch.equal(*by_bits)
+
+
+BY_ROW = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, "symmetric": True}
+
+
+@pytest.mark.parametrize(
+    ("form", "asked", "reported"),
+    [
+        (gptq(), 8, 8),
+        (gptq(), 16, 16),
+        (FORMATS["fp8 blocks"], 8, 16),
+        (FORMATS["fp8 blocks"], "auto", 16),
+        (compressed_bytes(activations=BY_ROW), 16, 8),
+    ],
+)
+def test_what_is_reported_of_activations(form, asked, reported, make_checkpoint, tmp_path, caplog):
+    # Twice: weights from the reorder cache tell it as well.
+    quantize(make_checkpoint("llama", **SHAPE), tmp_path, *form)
+    directory = str(tmp_path / "quantized")
+    config = EngineConfig(model=directory, kv_cache_memory="16MiB", activation_bits=asked, enforce_eager=True)
+    for _ in range(2):
+        caplog.clear()
+        runner = ModelRunner(LoadModel(directory, config, 0, 1, 20), -1, lambda: None, lambda _: None)
+        assert runner.info.activation_bits == reported
+        assert ("--activation-bits 8 changes nothing" in caplog.text) == (asked == 8 != reported)
 
 
 ODD = {"hidden_size": 96, "intermediate_size": 416, "num_attention_heads": 6, "num_key_value_heads": 2}

@@ -25,7 +25,7 @@ class Version(TypedDict):
 
 
 class ModelFacts(TypedDict):
-    """The model as it was loaded. activation_bits: of activations that meet weights of whole numbers."""
+    """The model as it was loaded. activation_bits: 8 where some meet weights in int8."""
 
     names: list[str]
     max_model_len: int
