@@ -34,8 +34,9 @@ HEAD = """\
 The models that sophserve is made for, as `sophserve plan` sees them: weights as the cmodel packs them, keys and values
 of one token in all layers, and how many devices of 64 and of 128 GiB hold the weights and one sequence of the model's
 whole context (devices come in powers of two, as far as the model divides). Active are the parameters that a token is
-multiplied with: not the embedding, and of experts those that it goes through. Written by `benchmarks/models_page.py`
-from `benchmarks/models.toml`.
+multiplied with: not the embedding, and of experts those that it goes through. The layer of DeepSeek-V3 that predicts
+further tokens comes on top of it, unless `--speculation lookup` or `off` is given. Written by
+`benchmarks/models_page.py` from `benchmarks/models.toml`.
 
 | model | weights | parameters | active | takes | a token | context | x 64 GiB | x 128 GiB | state |
 |---|---|---|---|---|---|---|---|---|---|
@@ -69,7 +70,7 @@ def rows(model: dict[str, Any], configs: dict[str, dict[str, Any]]) -> tuple[str
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         # On cmodel, whatever else is installed.
-        options = EngineConfig(model="x", device="cmodel", dtype=model.get("dtype", "auto"))
+        options = EngineConfig(model="x", device="cmodel", dtype=model.get("dtype", "auto"), speculation="lookup")
         memories = [memory * 2**30 for memory in MEMORIES]
         request = FootprintRequest(directory=folder, config=options, memory=memories[0], search=memories)
         try:

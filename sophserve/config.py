@@ -72,9 +72,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_restarts: Annotated[int, "restarts of lost workers within ten minutes before giving up"] = 5
     seed: Annotated[int | None, "makes requests without a seed of their own repeatable"] = None
     speculation: Annotated[
-        Literal["auto", "off", "lookup"],
+        Literal["auto", "off", "lookup", "mtp"],
         "lookup: also compute what followed the newest tokens where they stood before, where that is likely to gain "
-        "time; the answers are the same; auto: lookup",
+        "time; mtp: what the model's own layer for further tokens predicts; auto: both, the latter where there is "
+        "such a layer; the answers are the same",
     ] = "auto"
     speculative_tokens: Annotated[int, "most tokens of one sequence that are computed so in a step"] = 15
     speculative_config: Annotated[

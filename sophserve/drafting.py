@@ -11,23 +11,25 @@ _MOST_TOKENS = 64
 _LOOKUP_SIZES = (8, 3)
 _LONGEST_SIZE = 16
 _OF_VLLM = {"method", "model", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"}
+_METHODS = {"ngram": "lookup", "mtp": "mtp", "deepseek_mtp": "mtp"}
 
 
 class Drafting(NamedTuple):
     """tokens: of one sequence that may be guessed in a step; 0 for none. sizes: of the n-grams that are looked up, the
-    longest first."""
+    longest first; none where nothing is. mtp: whether the model's own layer for further tokens guesses, and needs_mtp
+    whether it must have one."""
 
     tokens: int
     sizes: tuple[int, ...]
+    mtp: bool
+    needs_mtp: bool
 
 
 def read_drafting(speculation: str, tokens: int, given: Mapping[str, Any]) -> Drafting:
     """given: as vLLM's --speculative-config. Raises ConfigError."""
     sizes: tuple[int, ...] = _LOOKUP_SIZES
     if given:
-        if speculation == "off":
-            raise ConfigError("--speculative-config asks for what --speculation off forbids; leave one of them out")
-        _check_keys(given)
+        speculation = _method(given, speculation)
         tokens = given.get("num_speculative_tokens", tokens)
         names = ("prompt_lookup_max", "prompt_lookup_min")
         most, least = (_size(given, name) for name in names)
@@ -37,15 +39,30 @@ def read_drafting(speculation: str, tokens: int, given: Mapping[str, Any]) -> Dr
     if type(tokens) is not int or not 1 <= tokens <= _MOST_TOKENS:
         name = "--speculative-config: num_speculative_tokens" if given else "--speculative-tokens"
         raise ConfigError(f"{name} must be between 1 and {_MOST_TOKENS}, got {tokens}; --speculation off guesses none")
-    return Drafting(0 if speculation == "off" else tokens, sizes)
+    return Drafting(
+        0 if speculation == "off" else tokens,
+        () if speculation == "mtp" else sizes,
+        speculation in ("auto", "mtp"),
+        speculation == "mtp",
+    )
 
 
-def _check_keys(given: Mapping[str, Any]) -> None:
-    method = given.get("method", str(given.get("model", "ngram")).strip("[]"))
-    if method != "ngram":
-        raise ConfigError(f"--speculative-config has the method {str(method)[:40]!r}; ngram is the one that is there")
+def _method(given: Mapping[str, Any], speculation: str) -> str:
+    """What to guess by, as --speculation has it, which stands where nothing else is named."""
+    if speculation == "off":
+        raise ConfigError("--speculative-config asks for what --speculation off forbids; leave one of them out")
+    name = given.get("method", str(given.get("model", "")).strip("[]"))
+    method = _METHODS.get(str(name)) if name else speculation
+    if method is None:
+        known = ", ".join(_METHODS)
+        raise ConfigError(f"--speculative-config has the method {str(name)[:40]!r}; those that are there are {known}")
+    if speculation not in ("auto", method):
+        raise ConfigError(
+            f"--speculative-config asks for {name}, and --speculation {speculation} for another; leave one of them out"
+        )
     if unknown := sorted(given.keys() - _OF_VLLM):
         raise ConfigError(f"--speculative-config has {unknown[0][:40]!r}, which has no counterpart; leave it out")
+    return method
 
 
 def _size(given: Mapping[str, Any], name: str) -> int | None:

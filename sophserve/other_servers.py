@@ -99,7 +99,7 @@ _ANSWERS = {
     "a model that sees is one checkpoint, with its vision tower": "-mm --mmproj --mmproj-url --no-mmproj",
     "call it --speculative-tokens": "--num-speculative-tokens --draft --draft-max --draft-n --draft-n-max",
     "say it in --speculative-config": "--ngram-prompt-lookup-max --ngram-prompt-lookup-min",
-    "tokens are looked up in what was said before, see --speculation; there are no draft models": ""
+    "how tokens are guessed, see --speculation; there are no draft models": ""
     "--speculative-model --speculative-model-quantization --speculative-disable-mqa-scorer "
     "--speculative-draft-tensor-parallel-size --speculative-max-model-len -md --model-draft -hfd ",
     "guesses are computed where that saves time, and tokens are what they would be without": ""

@@ -70,7 +70,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "topk_method": "group_limited_greedy",
         "routed_scaling_factor": 1.5,
     },
-    "deepseek_v3": {**DEEPSEEK, "n_shared_experts": 1, "routed_scaling_factor": 2.5},
+    "deepseek_v3": {
+        **DEEPSEEK,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 2.5,
+        "num_nextn_predict_layers": 0,  # transformers says 1, and writes none
+    },
     "qwen2_5_vl": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}},
 }
 """What some kinds have beyond SHAPE."""

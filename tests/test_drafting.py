@@ -8,25 +8,35 @@ from sophserve.errors import ConfigError
 from sophserve.options import parse
 
 
-def drafting(*options: str) -> tuple[int, tuple[int, ...]]:
+def drafting(*options: str) -> tuple[int, tuple[int, ...], bool, bool]:
     return parse(["--model", "x", *options])[0].drafting
 
 
 def test_options() -> None:
-    assert drafting() == drafting("--speculation", "lookup") == (15, (8, 3))
-    assert drafting("--speculation", "off") == (0, (8, 3))
-    assert drafting("--speculative-tokens", "4") == (4, (8, 3))
+    assert drafting() == (15, (8, 3), True, False)
+    assert drafting("--speculation", "lookup") == (15, (8, 3), False, False)
+    assert drafting("--speculation", "mtp") == (15, (), True, True)
+    assert drafting("--speculation", "off") == (0, (8, 3), False, False)
+    assert drafting("--speculative-tokens", "4") == (4, (8, 3), True, False)
     as_vllm = '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "prompt_lookup_min": 2}'
-    assert drafting("--speculative-config", as_vllm) == (5, (4, 2))
-    assert drafting("--speculative-config", '{"model": "[ngram]", "prompt_lookup_max": 4}') == (15, (4,))
-    assert drafting("--speculative-config", '{"prompt_lookup_min": 2, "prompt_lookup_max": 2}') == (15, (2,))
+    lookup = False, False
+    assert drafting("--speculative-config", as_vllm) == (5, (4, 2), *lookup)
+    assert drafting("--speculative-config", '{"model": "[ngram]", "prompt_lookup_max": 4}') == (15, (4,), *lookup)
+    as_vllm = '{"prompt_lookup_min": 2, "prompt_lookup_max": 2}'
+    assert drafting("--speculative-config", as_vllm) == (15, (2,), True, False)
+    as_vllm = '{"num_speculative_tokens": 1}'
+    assert drafting("--speculation", "mtp", "--speculative-config", as_vllm) == (1, (), True, True)
+    for method in ("mtp", "deepseek_mtp"):
+        as_vllm = f'{{"method": "{method}", "num_speculative_tokens": 1}}'
+        assert drafting("--speculative-config", as_vllm) == (1, (), True, True)
+        assert drafting("--speculation", "mtp", "--speculative-config", as_vllm) == (1, (), True, True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--speculative-tokens", "0"], "between 1 and 64, got 0; --speculation off guesses none"),
-        (["--speculative-config", '{"method": "eagle3"}'], "has the method 'eagle3'; ngram is the one that is there"),
+        (["--speculative-config", '{"method": "eagle3"}'], "the method 'eagle3'; those that are there are ngram, mtp"),
         (["--speculative-config", '{"model": "small"}'], "has the method 'small'"),
         (["--speculative-config", '{"draft_tensor_parallel_size": 2}'], "has 'draft_tensor_parallel_size'"),
         (
@@ -39,6 +49,8 @@ def test_options() -> None:
             "prompt_lookup_min must be at most prompt_lookup_max",
         ),
         (["--speculation", "off", "--speculative-config", '{"method": "ngram"}'], "--speculation off forbids"),
+        (["--speculation", "lookup", "--speculative-config", '{"method": "mtp"}'], "asks for mtp, and --speculation l"),
+        (["--speculation", "mtp", "--speculative-config", '{"method": "ngram"}'], "asks for ngram, and --speculation"),
     ],
 )
 def test_what_cannot_be(options: list[str], message: str) -> None:

@@ -14,7 +14,9 @@ from sophserve.errors import ConfigError
 from sophserve.measure.plan import plan
 from sophserve.model.context import ModelContext
 from sophserve.model.devices import open_device
+from sophserve.model.kv_memory import token_bytes
 from sophserve.model.loading import RankOf, load_model
+from tests.further_layer import with_further_layer
 from tests.oracle.test_quantization import quantize
 from tests.oracle.test_quantized_experts import CASES, LINEAR, OF_SPARSE, QUICK, SHAPES
 from tests.test_plan import alone, planned
@@ -58,6 +60,23 @@ def test_quantized_checkpoints(make_checkpoint: Callable[..., Path], tmp_path: P
 @pytest.mark.parametrize("kind", ["qwen2_moe", "deepseek_v3"])
 def test_quantized_on_loading(make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str, method: str) -> None:
     assert_exact(make_checkpoint(kind, **SHAPES[kind], dtype="bfloat16"), tmp_path / "config", method)
+
+
+def test_a_layer_that_predicts_further_tokens(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """By config.json alone, which counts it, and by files that have it, or have none in spite of that."""
+    lying = make_checkpoint("deepseek_v3", num_nextn_predict_layers=1, dtype="bfloat16")
+    whole = with_further_layer(lying, tmp_path / "whole")
+    found = planned(whole)
+    assert found == planned(alone(whole, tmp_path / "config"))
+    context = ModelContext(open_device("cmodel"), RankOf(1), torch.bfloat16, max_positions=16, mtp=True)
+    model = load_model(whole, context)
+    assert found.weight_bytes == model.nbytes > loaded(whole, 1)
+    assert found.kv_token_bytes == token_bytes(model) == 4 * (32 + 8) * 2
+    assert found.parameters > found.active_parameters and found.encoding is None
+    for directory, speculation in ((whole, "lookup"), (whole, "off"), (lying, "auto")):
+        less = planned(directory, speculation=speculation)
+        assert less.weight_bytes == loaded(whole, 1) and less.kv_token_bytes == 3 * (32 + 8) * 2
+        assert less.product_flops < found.product_flops
 
 
 def test_layers_of_equal_sizes_that_are_packed_in_other_ways(

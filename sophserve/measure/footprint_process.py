@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Container, Hashable, Mapping
+from collections.abc import Collection, Container, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from math import prod
@@ -23,7 +23,7 @@ from torch import Tensor
 from device.interface import Device, PackedWeight, StepInputs
 from sophserve.checkpoint import quantization_config, read_config
 from sophserve.config import EngineConfig
-from sophserve.errors import SophserveError
+from sophserve.errors import CheckpointError, SophserveError
 from sophserve.fit import MOST_RANKS, CannotSplit, resolve_max_model_len
 from sophserve.measure.footprint import Attention, ExpertLayers, Footprint, FootprintRequest, ImageEncoding
 from sophserve.model.config import resolve_dtype
@@ -44,7 +44,7 @@ from sophserve.model.loading import (
 from sophserve.model.module import Module
 from sophserve.model.quantization import Scheme, find_scheme, no_values
 from sophserve.model.vision import VisionLanguageModel
-from sophserve.model.weights import StoredTensor
+from sophserve.model.weights import StoredTensor, find_tensors
 
 _NAMES = {
     torch.float32: "F32",
@@ -178,7 +178,10 @@ class Loader:
         check_operators(self.model_class, self.device)
         dtype = resolve_dtype(self.settings, request.config.dtype)
         shapes_of = cast(Device, ShapesOf(self.device))
-        self._context = ModelContext(shapes_of, RankOf(1), dtype, max_positions=1, head_bits=request.config.head_bits)
+        mtp = request.config.drafting.mtp and self.model_class.has_mtp(self.settings, _stored(self.directory))
+        self._context = ModelContext(
+            shapes_of, RankOf(1), dtype, max_positions=1, head_bits=request.config.head_bits, mtp=mtp
+        )
         self.shapes = self._build(1)
         self._loaded: dict[int, CausalLM] = {}
         self._scheme = find_scheme(self.directory, self.settings, request.config.quantization)
@@ -201,7 +204,8 @@ class Loader:
 
     def made_up(self, layers: Container[int], max_positions: int) -> CausalLM:
         """The decoder of one rank on the device itself, in which only these layers are there, with made-up weights."""
-        model = self.model_class(self.settings, replace(self._context, device=self.device, max_positions=max_positions))
+        context = replace(self._context, device=self.device, max_positions=max_positions, mtp=False)
+        model = self.model_class(self.settings, context)
         model.layers = [each if index in layers else Absent() for index, each in enumerate(model.layers)]
         for name, module in list(vars(model).items()):
             if module in _encoders(model):
@@ -284,6 +288,14 @@ def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footpr
     )
 
 
+def _stored(directory: Path) -> Collection[str] | None:
+    """The names of a checkpoint's tensors; None where only its config.json is there."""
+    try:
+        return find_tensors(directory) or None
+    except CheckpointError:
+        return None
+
+
 def _count(*modules: Module) -> int:
     """Numbers of modules that are not loaded, and all below them."""
     below = (each for module in modules for each in module.modules())
@@ -299,7 +311,7 @@ def _active(model: CausalLM) -> int:
 
 def _encoders(model: CausalLM) -> list[Module]:
     """What encodes images: all that is no part of a decoder."""
-    decoder = {id(each) for each in (model.embedding, *model.layers, model.norm, model.head)}
+    decoder = {id(each) for each in (model.embedding, *model.layers, model.mtp, model.norm, model.head)}
     return [child for _, child in model.children() if id(child) not in decoder]
 
 

@@ -55,6 +55,7 @@ OPTIONS = (
     "block_size",
     "kv_cache_memory",
     "encoder_cache_memory",
+    "speculation",
 )
 LENGTHS = (1024, 4096, 16384)
 

@@ -22,6 +22,7 @@ class ModelContext:
     beat: called by every attention layer, as a sign of life.
     activation_bits: 8 where activations are rounded to int8 before they meet weights of whole numbers.
     head_bits: 8 rounds the weights of a head that is plain on disk, 16 leaves them as they are.
+    mtp: whether to make the layer that predicts a further token, which the files must hold.
     """
 
     device: Device
@@ -31,6 +32,7 @@ class ModelContext:
     beat: Callable[[], None] = lambda: None
     activation_bits: Literal[8, 16] = 16
     head_bits: Literal[8, 16] = 16
+    mtp: bool = False
 
 
 def resolve_activation_bits(asked: Literal["auto", 8, 16], dtype: torch.dtype, device: Device) -> Literal[8, 16]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
+import torch
 from msgspec import Meta
 from torch import Tensor
 
@@ -164,6 +165,24 @@ class DecoderLayer(Module):
         return self.mlp(x), residual
 
 
+class MtpLayer(DecoderLayer):
+    """Predicts one token further (multi-token prediction, https://arxiv.org/abs/2412.19437, section 2.2): a decoder
+    layer over what `join` makes of a token's embedding and the hidden state of the one before it."""
+
+    def __init__(self, context: ModelContext, config: DecoderConfig, attention: Module, mlp: Module) -> None:
+        super().__init__(context, config, attention, mlp)
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.token_norm = RMSNorm(context, hidden, eps)
+        self.hidden_norm = RMSNorm(context, hidden, eps)
+        self.join = Linear(context, 2 * hidden, hidden)
+        self.norm = RMSNorm(context, hidden, eps)
+
+    def predict(self, tokens: Tensor, hidden: Tensor, step: StepInputs) -> Tensor:
+        """CausalLM.predict; tokens: the embeddings of step.ids, `[tokens, hidden]`."""
+        joined = self.join(torch.cat([self.token_norm(tokens)[0], self.hidden_norm(hidden)[0]], -1))
+        return self.norm(*self(joined, None, step))[0]
+
+
 # The names of transformers' Llama, which most checkpoints follow.
 DECODER_NAMES = {
     "model.embed_tokens": "embedding",
@@ -192,6 +211,7 @@ class CausalLM(Module, ABC, Generic[C]):
         a number, such as the layer's. Where files differ, several names lead to one place.
     tied: modules whose tensors another module takes.
     ropes: those that its layers rotate by. generates: whether it has a head of its own or a tied one.
+    mtp: predicts a further token; None where the context does not ask for that.
     """
 
     config_class: ClassVar[type[DecoderConfig]]
@@ -215,6 +235,7 @@ class CausalLM(Module, ABC, Generic[C]):
         self.embedding = Embedding(context, self.vocab_size, self.config.hidden_size, self.head if tied else None)
         self.layers = [self.make_layer(index) for index in range(self.config.num_hidden_layers)]
         self.norm = RMSNorm(context, self.config.hidden_size, self.config.rms_norm_eps)
+        self.mtp: MtpLayer | None = None
 
     @classmethod
     def parse(cls, config: dict[str, Any]) -> Any:
@@ -230,7 +251,8 @@ class CausalLM(Module, ABC, Generic[C]):
     @property
     def token_flops(self) -> int:
         """Operations of the products that each token goes through, without the head."""
-        modules = (module for layer in self.layers for module in layer.modules())
+        layers = self.layers if self.mtp is None else [*self.layers, self.mtp]
+        modules = (module for layer in layers for module in layer.modules())
         return sum(module.token_flops for module in modules if isinstance(module, PackedModule))
 
     @abstractmethod
@@ -252,6 +274,21 @@ class CausalLM(Module, ABC, Generic[C]):
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, in the run's dtype."""
         return self.head(hidden)
+
+    def predict(self, hidden: Tensor, step: StepInputs) -> Tensor:
+        """By the layer for it, what the head makes logits of for the tokens after those in step.ids.
+
+        hidden: the model's result for the tokens before those, `[tokens, hidden]`, as is what this gives. step: as of
+        the tokens that hidden is of, but for the ids, for in the cache of the layer, too, each has a place of its own.
+        """
+        assert self.mtp
+        return self.mtp.predict(self.embedding(step.ids), hidden, step)
+
+    @classmethod
+    def has_mtp(cls, config: dict[str, Any], stored: Collection[str] | None) -> bool:
+        """Whether there is a layer that predicts a further token in a checkpoint with these tensors; None where only
+        its config.json is there. Raises CheckpointError."""
+        return False
 
     def left_out(self, stored: Collection[str]) -> set[str]:
         """Of a checkpoint's tensors, by their names, those of parts of the model that are not run here."""

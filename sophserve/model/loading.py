@@ -64,12 +64,14 @@ def load_model(
     model_class: type[CausalLM] | None = None,
     quantization: str | None = None,
     cache_dir: str | None = None,
+    needs_mtp: bool = False,
 ) -> CausalLM:
     """Make the model of a checkpoint and load this rank's weights, converted to the context's dtype.
 
     on_progress receives (bytes done, bytes in all), counted in the checkpoint's files. model_class: by default the one
     that a plugin registered. quantization: a method to quantize a plain checkpoint with. cache_dir: where to
-    keep what was packed of a quantized one, by default beside the checkpoint. Raises ConfigError or CheckpointError.
+    keep what was packed of a quantized one, by default beside the checkpoint. needs_mtp: whether there must be a layer
+    that predicts a further token if the context asks for it. Raises ConfigError or CheckpointError.
     """
     config = read_config(directory)
     model_class = model_class or find_architecture(config)
@@ -80,6 +82,12 @@ def load_model(
         log.warning("config.json has keys that are not known here and are ignored: %s", ", ".join(unknown))
     stored = find_tensors(directory)
     config, generates = _with_its_head(model_class, config, stored)
+    context = replace(context, mtp=context.mtp and generates and model_class.has_mtp(config, stored))
+    if needs_mtp and not context.mtp:
+        raise ConfigError(
+            f"--speculation mtp needs a layer that predicts further tokens, which {directory} does not hold; "
+            "leave the option out, or give --speculation lookup"
+        )
     model = build_model(model_class, config, context)
     model.generates = generates
     if isinstance(model, VisionLanguageModel):
@@ -91,6 +99,7 @@ def load_model(
             return model
         done = quantization or ("stored" if scheme else "plain")
         done += "" if context.head_bits == 16 else f"-head{context.head_bits}"
+        done += "-mtp" if context.mtp else ""
         with PackedWeights(directory, cache_dir, context, done) as cache:
             load_weights(model, *source, scheme, cache, on_progress)
         if context.activation_bits == 8 and model.rounds_rows:

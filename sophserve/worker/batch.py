@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from sophserve.grammar.compiler import AnswerGrammar
-    from sophserve.worker.follower import Follower
+    from sophserve.worker.follower import Follower, Prediction
 
 _NO_DRAFTS: Mapping[int, Sequence[int]] = MappingProxyType({})
 
@@ -59,7 +59,9 @@ AxisPositions = Callable[[Sequence[int], int], tuple[Tensor, int] | None]
 class RequestState:
     """A request on the worker: its tokens, how many of them are in the KV cache, and the blocks that it has there.
 
-    owner, prediction: as in AddedRequest. follower: guesses its next tokens, on rank 0.
+    owner, prediction: as in AddedRequest. follower: guesses its next tokens, on rank 0, where predicted is what the
+    model's layer for further tokens said last. passed: how many of its tokens went through that layer, as far as it is
+    known of all before them.
     """
 
     def __init__(self, added: AddedRequest, vocab_size: int, axis_positions: AxisPositions | None = None) -> None:
@@ -75,6 +77,8 @@ class RequestState:
         self.owner = added.owner
         self.prediction = array("i", added.prediction)
         self.follower: Follower | None = None
+        self.predicted: Prediction | None = None
+        self.passed = added.computed
         # Where images make them differ: the prompt's positions on each axis, and how far on those behind it are.
         self.axes, self.shift = _axes(added, axis_positions) if axis_positions and added.images else (None, 0)
         self.blocks = array("i")
@@ -136,11 +140,13 @@ class Sampled(NamedTuple):
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """inputs: of the model, on the host, maybe of no tokens. sampled: the requests that get tokens, from the rows in
-    sample_rows, int64, one for each of them and each draft. held: those that get one from logits that are there
-    already. images: what images stand for. places: of each row, int32, how many tokens of its sequence come before."""
+    """inputs: of the model, on the host, maybe of no tokens; states: whose these are, in order. sampled: the requests
+    that get tokens, from the rows in sample_rows, int64, one for each of them and each draft. held: those that get one
+    from logits that are there already. images: what images stand for. places: of each row, int32, how many tokens of
+    its sequence come before."""
 
     inputs: StepInputs
+    states: list[RequestState]
     sampled: list[Sampled]
     sample_rows: Tensor
     prompt_chunks: list[PromptChunk]
@@ -222,7 +228,8 @@ class BatchBuilder:
             positions=as_tensor(positions),
             axis_positions=_axis_positions(scheduled_states, cached_lengths, input_lengths, positions),
         )
-        return FlatBatch(inputs, sampled, as_tensor(sample_rows), chunks, pooled, held, images, as_tensor(places))
+        sampling = sampled, as_tensor(sample_rows)
+        return FlatBatch(inputs, scheduled_states, *sampling, chunks, pooled, held, images, as_tensor(places))
 
     def _slots(self, blocks: array[int], start: int, end: int) -> Iterator[int]:
         """Where the positions from start to end lie in the cache."""

@@ -20,7 +20,8 @@ class CapturedDecode:
 
     The rows of a sequence with drafts are recorded like sequences of one row each, in order, with one block table: an
     operator of attention writes all keys and values before it reads any. The bits are those of the same operators
-    called one by one. max_rows: of a step that is recorded. recordings: how many were made.
+    called one by one. The head is no part of it where a layer predicts further tokens, which needs the hidden states.
+    max_rows: of a step that is recorded. recordings: how many were made.
     """
 
     def __init__(self, device: Device, model: CausalLM, max_rows: int, max_blocks: int) -> None:
@@ -35,9 +36,9 @@ class CapturedDecode:
         self._inputs: StepInputs
         self._record(1)  # while loading: what of the device is slow the first time delays no request
 
-    def logits(self, batch: FlatBatch) -> Tensor | None:
-        """float `[rows, vocab]`, until the next call; None for a batch that is no decode step, or where the device
-        cannot record."""
+    def run(self, batch: FlatBatch) -> Tensor | None:
+        """Logits `[rows, vocab]`, or of a model with such a layer what they are made of, `[rows, hidden]`, until the
+        next call; None for a batch that is no decode step, or where the device cannot record."""
         given = batch.inputs
         rows = len(given.ids)
         decodes = 0 < rows == len(batch.sample_rows) <= self._max_rows
@@ -74,4 +75,5 @@ class CapturedDecode:
         self._size, self._replay = size, replay
 
     def _step(self) -> Tensor:
-        return self._model.logits(self._model(self._device.prepare(self._inputs, self._model.ropes)))
+        hidden = self._model(self._device.prepare(self._inputs, self._model.ropes))
+        return hidden if self._model.mtp else self._model.logits(hidden)

@@ -43,6 +43,7 @@ from sophserve.table import size
 from sophserve.worker.batch import BatchBuilder, FlatBatch, ImageRows, PooledChunk, RequestState, Sampled
 from sophserve.worker.captured_decode import CapturedDecode
 from sophserve.worker.encoder import ImageEncoder, encoder_info
+from sophserve.worker.mtp import MtpDrafter
 from sophserve.worker.sampler import DEFERRED, holding, joined, prompt_logprobs, rows_of, sample_params, sampled_tokens
 from sophserve.worker.speculation import Speculation
 
@@ -79,7 +80,8 @@ class ModelRunner:
         max_model_len = resolve_max_model_len(config, model_class.max_model_len(model_config))
         dtype = resolve_dtype(model_config, config.dtype)
         bits = resolve_activation_bits(config.activation_bits, dtype, self.device)
-        context = ModelContext(self.device, self.communicator, dtype, max_model_len, beat, bits, config.head_bits)
+        how = beat, bits, config.head_bits, config.drafting.mtp
+        context = ModelContext(self.device, self.communicator, dtype, max_model_len, *how)
         on_progress(Progress("loading weights"))
         self.model = load_model(
             directory,
@@ -88,6 +90,7 @@ class ModelRunner:
             model_class=model_class,
             quantization=config.quantization,
             cache_dir=config.reorder_cache_dir,
+            needs_mtp=config.drafting.needs_mtp,
         )
         if config.activation_bits == 8 and not self.model.rounds_rows:
             log.warning(
@@ -117,8 +120,7 @@ class ModelRunner:
         if isinstance(self.model, VisionLanguageModel):
             self.info.encoder = encoder_info(self.model, config)
             self._images, axis_positions = ImageEncoder(self.model, beat), self.model.axis_positions
-        first = self.communicator.rank == 0
-        self._grammars = GrammarMasks(directory, self.model.vocab_size) if first else None
+        self._grammars = GrammarMasks(directory, self.model.vocab_size) if self.communicator.rank == 0 else None
         self._batches = BatchBuilder(config.block_size, self.model.vocab_size, axis_positions)
         self._captured: CapturedDecode | None = None
         self._speculation: Speculation | None = None
@@ -128,6 +130,8 @@ class ModelRunner:
         self, config: EngineConfig, max_model_len: int, on_progress: Callable[[Progress], None]
     ) -> None:
         """Record a step, and get ready to guess."""
+        self._mtp = MtpDrafter(self.model) if self.model.mtp else None
+        self._predicting = True
         drafts = config.drafting.tokens
         max_rows = min(config.max_num_batched_tokens, max(config.max_num_seqs, 1 + drafts))
         if not config.enforce_eager and os.environ.get("DISABLE_CACHE", "0") in ("", "0"):
@@ -154,32 +158,46 @@ class ModelRunner:
         requests = batch.sampled + [Sampled(state) for state in batch.held]
         masks = self._grammars.begin(requests) if self._grammars else {}
         prompts, embeddings = [], []
-        logits = self._captured.logits(batch) if self._captured else None
-        if logits is None and len(batch.inputs.ids):
-            inputs = replace(batch.inputs, given=self._given(batch.images))
-            hidden = self.model(self.device.prepare(inputs, self.model.ropes))
+        hidden, logits = self._compute(batch)
+        if hidden is not None:
             prompts = self._prompt_logprobs(hidden, batch)
             embeddings = self._pooled(hidden, batch.pooled_chunks)
-            if batch.sampled:
-                logits = self.model.logits(hidden[batch.sample_rows])
         sampled = self._sample(logits, requests, masks) if requests else []
+        between = time.perf_counter()
+        predicted = self._mtp and hidden is not None and self._mtp.run(batch, hidden, guessing=self._predicting)
         usual = not prompts and not batch.images and all(each.tokens for each in sampled)
         if self._speculation and usual and recordings == (self._captured and self._captured.recordings):
-            self._speculation.costs.add(len(batch.inputs.ids), time.perf_counter() - begin)
+            self._speculation.costs.add(len(batch.inputs.ids), between - begin)
+            if predicted:
+                self._speculation.mtp_costs.add(len(batch.inputs.ids), time.perf_counter() - between)
         return StepResult(plan.step, sampled, prompts, embeddings)
 
+    def _compute(self, batch: FlatBatch) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Hidden states of a batch, unless only their logits are needed, and logits of the rows that are sampled."""
+        recorded = self._captured.run(batch) if self._captured else None
+        if recorded is not None:
+            return (recorded, self.model.logits(recorded)) if self._mtp else (None, recorded)
+        if not len(batch.inputs.ids):
+            return None, None
+        inputs = replace(batch.inputs, given=self._given(batch.images))
+        hidden = self.model(self.device.prepare(inputs, self.model.ropes))
+        return hidden, self.model.logits(hidden[batch.sample_rows]) if batch.sampled else None
+
     def _drafts(self, plan: StepPlan, dropped: list[RequestState]) -> Mapping[int, Sequence[int]]:
-        """What is guessed to follow the last tokens of requests, by id: rank 0 guesses."""
+        """What is guessed to follow the last tokens of requests, by id: rank 0 guesses. It also says whether the layer
+        for further tokens goes on."""
         drafts: Mapping[int, Sequence[int]] = {}
         if self._speculation:
             self._speculation.forget(dropped)
             drafts = self._speculation.propose(plan, self._batches.states)
+            self._predicting = self._speculation.predicting
         wanted = [entry for entry in plan.scheduled if entry.drafts] if self.communicator.world_size > 1 else []
         if not wanted:
             return drafts
         most = max(entry.drafts for entry in wanted)
         rows = [[*drafts.get(entry.id, ()), *[DEFERRED] * most][:most] for entry in wanted]
-        shared = self.communicator.broadcast(torch.tensor(rows)).tolist()
+        *shared, said = self.communicator.broadcast(torch.tensor([*rows, [int(self._predicting)] * most])).tolist()
+        self._predicting = bool(said[0])
         each = [list(takewhile(lambda token_id: token_id != DEFERRED, row)) for row in shared]
         return {entry.id: row for entry, row in zip(wanted, each, strict=True) if row}
 

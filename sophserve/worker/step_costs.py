@@ -15,6 +15,8 @@ _GUESS = 0.1
 _KEPT = 512
 # What guesses must be expected to gain, of the time of a step.
 MARGIN = 1.02
+# How much a step counts for what something gains; after how many it is judged, and how long it then rests.
+_GAIN_WEIGHT, _TRIAL, _PAUSE = 1 / 16, 32, 2048
 
 
 class StepCosts:
@@ -38,6 +40,11 @@ class StepCosts:
             self._measured = {size: each for size, each in self._measured.items() if each[2] > self._steps - _KEPT}
         self._points = sorted((rows, seconds) for rows, seconds, _ in self._measured.values())
 
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._points)
+
     def seconds(self, rows: float) -> float:
         """Of a step of so many rows."""
         points = self._points
@@ -54,13 +61,38 @@ class StepCosts:
         slope = max(0.0, (high - low) / (behind - before))
         return max(low + slope * (rows - before), 0.1 * low)
 
-    def worth(self, rows: int, tokens: float, chances: Sequence[float]) -> int:
+    def worth(self, rows: int, tokens: float, chances: Sequence[float], beside: float = 0.0) -> int:
         """How many further rows a step of `rows` rows, which gives `tokens` tokens, should have. chances: of each of
-        them to give one more, falling."""
-        best, count = MARGIN * tokens / self.seconds(rows), 0
+        them to give one more, falling. beside: seconds that a step takes on top."""
+        best, count = MARGIN * tokens / (self.seconds(rows) + beside), 0
         for place, chance in enumerate(chances, 1):
             tokens += chance
-            rate = tokens / self.seconds(rows + place)
+            rate = tokens / (self.seconds(rows + place) + beside)
             if rate > best:
                 best, count = rate, place
         return count
+
+    def rate(self, rows: int, tokens: float, chances: Sequence[float], beside: float = 0.0) -> float:
+        """Tokens a second with so many further rows."""
+        count = self.worth(rows, tokens, chances, beside)
+        return (tokens + sum(chances[:count])) / (self.seconds(rows + count) + beside)
+
+
+class Gate:
+    """Whether something pays that takes time in every step: open at first and as long as it does, and for a trial after
+    every pause."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self._gain, self._steps = 1.0, 0
+
+    def learn(self, gain: float | None) -> None:
+        """gain: how many times as fast a step is with it as without; None for a step that has nothing of it."""
+        if self.open and gain is None:
+            return
+        self._steps += 1
+        if self.open:
+            self._gain += _GAIN_WEIGHT * ((gain or 0.0) - self._gain)
+        if (self._gain < 1 and self._steps >= _TRIAL) if self.open else self._steps >= _PAUSE:
+            self.open = not self.open
+            self._gain, self._steps = 1.0, 0

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from sophserve import AsyncLLM, SamplingParams
 from sophserve.llm import RequestOutput
+from tests.further_layer import with_further_layer
 
 PROMPTS = [[(7 * index * index + number * index) % 500 for index in range(40)] for number in (3, 5, 11)]
 
@@ -40,6 +42,8 @@ async def plain_and_guessed(directory: Path, lose_worker: bool = False, **option
         assert not llm.engine.metrics.counts.drafts
         told = [[*each[0]] for each in plain]
         told[1][20:22] = [3]
+        if options.get("speculation") == "mtp":
+            told = [[]] * 3
         guessing = asyncio.gather(*(answer(number, prediction=told[number]) for number in range(3)))
         if lose_worker:
             while not llm.engine.metrics.counts.accepted_tokens:
@@ -56,6 +60,15 @@ async def plain_and_guessed(directory: Path, lose_worker: bool = False, **option
 
 def test_on_two_ranks(make_checkpoint: Callable[..., Path]) -> None:
     asyncio.run(plain_and_guessed(make_checkpoint("qwen2"), tensor_parallel_size=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lose_worker", [False, True])
+def test_by_the_models_own_layer_on_two_ranks(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, lose_worker: bool
+) -> None:
+    directory = with_further_layer(make_checkpoint("deepseek_v3"), tmp_path / "model", agreeing=0.01)
+    asyncio.run(plain_and_guessed(directory, lose_worker, speculation="mtp", tensor_parallel_size=2))
 
 
 def test_a_lost_worker_costs_nothing_but_guesses(make_checkpoint: Callable[..., Path]) -> None:

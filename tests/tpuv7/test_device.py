@@ -164,7 +164,7 @@ def _check_recording(tpuv7: Tpuv7Device, model: CausalLM, captured: CapturedDeco
     batch = _decode_batch(rows)
     plain = model.logits(model(tpuv7.prepare(batch.inputs, model.ropes)))
     before = tpuv7.chip.launches
-    again = captured.logits(batch)
+    again = captured.run(batch)
     assert isinstance(plain, ChipTensor) and isinstance(again, ChipTensor)
     assert torch.equal(plain.to_host(), again.to_host())
     assert tpuv7.chip.launches - before == 2  # the plain step's rest, and the recording
@@ -176,7 +176,7 @@ def _decode_batch(rows: int) -> FlatBatch:
     slots = tables[torch.arange(rows), cached // 8] * 8 + cached % 8
     ids = torch.arange(rows, dtype=torch.int32) + 7
     inputs = StepInputs(torch.ones_like(ids), cached, tables, slots, 16, ids=ids, positions=cached)
-    return FlatBatch(inputs, [None] * rows, torch.arange(rows), [], [], [], [], cached)  # type: ignore[list-item]
+    return FlatBatch(inputs, [], [None] * rows, torch.arange(rows), [], [], [], [], cached)  # type: ignore[list-item]
 
 
 @torch.inference_mode()

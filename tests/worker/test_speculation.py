@@ -77,9 +77,10 @@ class Run:
         self._results: deque[StepResult] = deque()
         assert runner._speculation
         runner._speculation._can_be_worth = lambda *_: True  # type: ignore[method-assign]
+        runner._speculation._judge = lambda *_, **__: 0.0  # type: ignore[method-assign]
         runner._speculation.costs.worth = self._worth  # type: ignore[method-assign]
 
-    def _worth(self, rows: int, tokens: float, chances: Any) -> int:
+    def _worth(self, rows: int, tokens: float, chances: Any, beside: float) -> int:
         return len(chances) if self.chance is None else self.chance.randint(0, len(chances))
 
     def add(self, identity: int, prompt: list[int], params: SamplingParams, **more: Any) -> None:
