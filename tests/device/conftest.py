@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,16 +12,48 @@ import pytest
 import torch
 
 from device.cmodel import kernels
+from device.cmodel.arguments import Arguments
 from device.cmodel.device import CmodelDevice
 from device.interface import AttentionMeta, KVCache, Ops, Rope, StepInputs
 from device.reference import ReferenceOps
 from device.sample_params import SampleParams
+from tests.device.emulated_cpu import EmulatedCpu
+from tests.device.remote_kernels import RemoteKernels
 
 _native = kernels.native_library()
 _usable = [] if _native is None else kernels.usable_isas(_native)
 
 
+# Instruction sets that are emulated, and a command that runs kernels for 64-bit Arm.
+_emulated = os.environ.get("EMULATED_ISAS", "").split()
+_remote = os.environ.get("REMOTE_KERNELS", "").split()
+_emulated_cpu = functools.cache(EmulatedCpu)
+_remote_kernels = functools.cache(lambda: RemoteKernels(_remote))
+
+
+def _emulated_device(isa: str, monkeypatch: pytest.MonkeyPatch) -> CmodelDevice:
+    def run(kernel: kernels.Kernel, arguments: Arguments) -> int:
+        if isa == "dotprod":
+            one_for_all = hasattr(_native, f"cmodel_{kernel.name}")
+            symbol = f"cmodel_{kernel.name}" + ("" if one_for_all else f"_{os.environ['REMOTE_ISA']}")
+            return _remote_kernels().call(symbol, arguments)
+        return _emulated_cpu().call(kernel.address, ctypes.addressof(arguments))
+
+    def capture(*_: object) -> None:
+        pytest.skip("a replay does not run on an emulated CPU")
+
+    here = "portable" if isa == "dotprod" else isa
+    monkeypatch.setattr(kernels, "usable_isas", lambda library: [here])
+    monkeypatch.setattr(kernels.Kernel, "run", run)
+    monkeypatch.setattr(CmodelDevice, "capture", capture)
+    monkeypatch.setenv("CMODEL_ISA", here)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # others would run on the real one
+    return CmodelDevice()
+
+
 def _device(isa: str, monkeypatch: pytest.MonkeyPatch) -> CmodelDevice:
+    if isa in _emulated:
+        return _emulated_device(isa, monkeypatch)
     if isa not in _usable:
         pytest.skip(f"this CPU or this build has no {isa} kernels")
     monkeypatch.setenv("CMODEL_ISA", isa)
