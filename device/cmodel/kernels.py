@@ -20,8 +20,8 @@ from device.interface import OutOfDeviceMemory
 
 ABI_VERSION = 17
 FILE_NAME = "libcmodel.so"
-ISAS = ("amx", "avx512bf16", "avx2", "portable")
-"""Instruction sets that the kernels are compiled for, the best first."""
+ISAS = ("amx", "avx512bf16", "avx512vnni", "avxvnni", "avx2", "dotprod", "portable")
+"""Instruction sets that the kernels are compiled for, the best first; dotprod is of 64-bit Arm."""
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 ACTIVATIONS = {None: 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "quick_gelu": 4}

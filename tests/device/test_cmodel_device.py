@@ -139,7 +139,7 @@ def test_a_step_is_prepared_for_several_ropes(cmodel, dtype, decode_inputs, make
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
     monkeypatch.setenv("CMODEL_ISA", "sse9")
-    with pytest.raises(RuntimeError, match="CMODEL_ISA is 'sse9'; set it to one of amx, avx512bf16, avx2, portable"):
+    with pytest.raises(RuntimeError, match="CMODEL_ISA is 'sse9'; set it to one of amx, avx512bf16, "):
         CmodelDevice()
 
 

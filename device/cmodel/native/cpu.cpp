@@ -34,11 +34,15 @@ uint64_t saved_states() {
     return (saved_states() & 0x6) == 0x6 && has(first.ecx, 12) && has(first.ecx, 29) && has(cpuid(7, 0).ebx, 5);
 }
 
-[[maybe_unused]] bool has_avx512bf16() {
-    unsigned features = cpuid(7, 0).ebx;  // F 16, DQ 17, BW 30, VL 31
-    return has_avx2() && (saved_states() & 0xe6) == 0xe6 && has(features, 16) && has(features, 17) &&
-           has(features, 30) && has(features, 31) && has(cpuid(7, 1).eax, 5);
+[[maybe_unused]] bool has_avxvnni() { return has_avx2() && has(cpuid(7, 1).eax, 4); }
+
+[[maybe_unused]] bool has_avx512vnni() {
+    Registers features = cpuid(7, 0);  // F 16, DQ 17, BW 30, VL 31; VNNI 11
+    return has_avx2() && (saved_states() & 0xe6) == 0xe6 && has(features.ebx, 16) && has(features.ebx, 17) &&
+           has(features.ebx, 30) && has(features.ebx, 31) && has(features.ecx, 11);
 }
+
+[[maybe_unused]] bool has_avx512bf16() { return has_avx512vnni() && has(cpuid(7, 1).eax, 5); }
 
 [[maybe_unused]] bool has_amx() {
     unsigned features = cpuid(7, 0).edx;  // BF16 22, TILE 24
@@ -48,6 +52,14 @@ uint64_t saved_states() {
     // Linux grants the tile registers to a process that asks for them: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA.
     return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
+
+}  // namespace
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+namespace {
+
+[[maybe_unused]] bool has_dotprod() { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; }  // HWCAP_ASIMDDP
 
 }  // namespace
 #endif
@@ -63,9 +75,18 @@ EXPORT int cmodel_supports_portable() { return 1; }
 #ifdef CMODEL_HAVE_AVX2
 EXPORT int cmodel_supports_avx2() { return has_avx2(); }
 #endif
+#ifdef CMODEL_HAVE_AVXVNNI
+EXPORT int cmodel_supports_avxvnni() { return has_avxvnni(); }
+#endif
+#ifdef CMODEL_HAVE_AVX512VNNI
+EXPORT int cmodel_supports_avx512vnni() { return has_avx512vnni(); }
+#endif
 #ifdef CMODEL_HAVE_AVX512BF16
 EXPORT int cmodel_supports_avx512bf16() { return has_avx512bf16(); }
 #endif
 #ifdef CMODEL_HAVE_AMX
 EXPORT int cmodel_supports_amx() { return has_amx(); }
+#endif
+#ifdef CMODEL_HAVE_DOTPROD
+EXPORT int cmodel_supports_dotprod() { return has_dotprod(); }
 #endif

@@ -28,6 +28,11 @@ struct Int4 {
     // The codes of inputs 2i and 2i + 1 of each word.
     static CMODEL_INLINE Pairs codes(Bits words, int i) { return (Pairs)(words >> (4 * i) & 0x000f000f); }
 
+    // The codes in half of each word, four in bytes; and of 8 inputs, whose codes come first in the two halves.
+    static CMODEL_INLINE Bits bytes(Bits words, int half) { return words >> (4 * half) & 0x0f0f0f0f; }
+    static constexpr bool SIGNED = false;
+    static constexpr uint8_t BYTE_ORDER_OF_8[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+
 #if defined(__AVX512BF16__)
     // Inputs 2i and 2i + 1 of each word, as bfloat16. The table is there twice, for it is looked up by 5 bits.
     static CMODEL_INLINE __m512i pair(__m512i words, int i) {
@@ -99,6 +104,10 @@ struct Int8 {
 
     // Inputs 2i and 2i + 1 of each word, signed.
     static CMODEL_INLINE Pairs codes(Bits words, int i) { return i == 0 ? (Pairs)words << 8 >> 8 : (Pairs)words >> 8; }
+
+    static CMODEL_INLINE Bits bytes(Bits words, int) { return words; }
+    static constexpr bool SIGNED = true;
+    static constexpr uint8_t BYTE_ORDER_OF_8[8] = {0, 2, 1, 3, 4, 6, 5, 7};
 
 #if defined(__AVX512BF16__)
     // Whole numbers up to 256 are exact in the upper half of a float32.
@@ -189,7 +198,7 @@ template <class Code>
 struct FusedProduct<Product<float>, Code> : RowBlocks<FusedProduct<Product<float>, Code>, float, 4> {
     template <int R>
     static void run_block(const float* x, const uint32_t* words, int64_t inputs, float* sums) {
-        constexpr int NV = R <= 2 ? 4 : 2, LINE = 64 / sizeof *words;
+        constexpr int NV = least(VECTORS, R <= 2 ? 4 : 2), LINE = 64 / sizeof *words;
         for (int column = 0; column < PANEL; column += NV * LANES) {
             Vec sum[R][NV];
 #pragma GCC unroll 8

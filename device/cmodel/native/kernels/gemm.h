@@ -176,7 +176,7 @@ private:
     }
 
     static CMODEL_INLINE Bits upper_half(Bits pairs) {
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
         // The mask stays in memory, for the sums take the registers.
         alignas(Bits) static constexpr uint32_t MASK[LANES] = {0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000,
                                                                0xffff0000, 0xffff0000, 0xffff0000, 0xffff0000};

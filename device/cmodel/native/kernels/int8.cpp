@@ -3,111 +3,15 @@
 // Sums within a block are exact, and those of floats are multiplied and added one by one, never fused: so the bits are
 // the same on every instruction set.
 
-#include "codes.h"
-#include "rounding.h"
+#include "int8_rows.h"
 
 namespace CMODEL_ISA {
 namespace {
 
-// No block has more rows.
-constexpr int MOST_ROWS = 4;
+// No block has more rows: so many leave their sums and totals in registers.
+constexpr int MOST_ROWS = LANES == 16 ? 6 : 4;
 
-// How rows in int8 meet codes, a block of 32 inputs at a time:
-//   WORDS           of a row's codes of a block
-//   VECTORS_FOR<R>  vectors of outputs that fit the registers beside R rows
-//   put(...)        writes a row's codes of a block, words `stride` apart
-//   multiply(...)   sums = R rows' codes, word after word, times those of NV vectors of outputs
-
-// Pairs of int16, which every instruction set multiplies and adds exactly.
-template <class Code>
-struct RoundedRows {
-    static constexpr int WORDS = BLOCK / 2;
-    template <int R>
-    static constexpr int VECTORS_FOR = least(VECTORS, R == 1 ? 4 : R == 2 ? 2 : 1);
-
-    static void put(const int8_t* codes, uint32_t* to, int64_t stride) {
-        for (int i = 0; i < WORDS; ++i) to[i * stride] = (uint16_t)codes[2 * i] | (uint32_t)codes[2 * i + 1] << 16;
-    }
-
-    template <int R, int NV>
-    static CMODEL_INLINE void multiply(const uint32_t* x, const uint32_t* words, Int (&sums)[R][NV]) {
-        for (int r = 0; r < R; ++r) {
-            for (int v = 0; v < NV; ++v) sums[r][v] = Int{};
-        }
-        for (int k = 0; k < BLOCK; k += Code::INPUTS, words += PANEL) {
-            Bits here[NV];
-            for (int v = 0; v < NV; ++v) std::memcpy(&here[v], words + v * LANES, sizeof here[v]);
-#pragma GCC unroll 4
-            for (int i = 0; i < Code::INPUTS / 2; ++i, x += R) {
-                Pairs codes[NV];
-                for (int v = 0; v < NV; ++v) codes[v] = Code::codes(here[v], i);
-                for (int r = 0; r < R; ++r) {
-                    Pairs input = (Pairs)(Bits{} + x[r]);
-                    for (int v = 0; v < NV; ++v) sums[r][v] += dot(codes[v], input);
-                }
-            }
-        }
-    }
-};
-
-#if defined(__AVX2__) && !defined(__AVX512F__)
-// Bytes: the halves of a word's bytes times four inputs each. An int16 adds up 16 products of at most 15 * 128 in
-// magnitude, for which it has room, so that a block takes 8 products and 8 additions of a vector, 5 operations that make
-// float32 of them and add it, and 12 / R that take codes apart: 24 at 4 rows for 256 products, where float32 takes 32 and
-// the conversions. One row is as fast as the memory.
-template <>
-struct RoundedRows<Int4> {
-    static constexpr int WORDS = BLOCK / 4;
-    template <int R>
-    static constexpr int VECTORS_FOR = R == 1 ? 4 : 2;
-
-    static void put(const int8_t* codes, uint32_t* to, int64_t stride) {
-        // Of each 8 those of a word's lower halves of bytes, then those of the upper.
-        const __m256i order = _mm256_broadcastsi128_si256(_mm_set_epi64x(0x0f0b0e0a0d090c08, 0x0703060205010400));
-        uint32_t ordered[WORDS];
-        _mm256_storeu_si256((__m256i*)ordered, _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)codes), order));
-        for (int i = 0; i < WORDS; ++i) to[i * stride] = ordered[i];
-    }
-
-    template <int R, int NV>
-    static CMODEL_INLINE void multiply(const uint32_t* x, const uint32_t* words, Int (&sums)[R][NV]) {
-        Pairs shorts[R][NV];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-            for (int v = 0; v < NV; ++v) shorts[r][v] = Pairs{};
-        }
-#pragma GCC unroll 1
-        for (int k = 0; k < BLOCK; k += Int4::INPUTS, words += PANEL) {
-            Bits here[NV];
-#pragma GCC unroll 8
-            for (int v = 0; v < NV; ++v) std::memcpy(&here[v], words + v * LANES, sizeof here[v]);
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; ++half, x += R) {
-                Bits codes[NV];
-#pragma GCC unroll 8
-                for (int v = 0; v < NV; ++v) codes[v] = here[v] >> (4 * half) & 0x0f0f0f0f;
-#pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) {
-                    __m256i input = _mm256_set1_epi32((int)x[r]);
-#pragma GCC unroll 8
-                    for (int v = 0; v < NV; ++v) {
-                        shorts[r][v] += (Pairs)_mm256_maddubs_epi16((__m256i)codes[v], input);
-                        asm volatile("" : "+x"(shorts[r][v]));  // or all products come first, and go to memory
-                    }
-                }
-            }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-            for (int v = 0; v < NV; ++v) sums[r][v] = dot(shorts[r][v], Pairs{} + 1);
-        }
-    }
-};
-#endif
-
-// A kind for run_wave: packed are for each block of inputs the scales of all rows, then their codes.
+// A kind for run_wave: packed are for each block of inputs the scales of all rows, then what RoundedRows put.
 template <class Code>
 struct RoundedKind {
     using X = uint32_t;
@@ -145,7 +49,7 @@ struct RoundedProducts {
             round_row(x, a.in, a.activations, [&](int64_t block, const RoundedBlock& rounded) {
                 X* at = to + block * Kind::X_STEP * count + r;
                 std::memcpy(at, &rounded.scale, sizeof rounded.scale);
-                Rows::put(rounded.codes, at + count, count);
+                Rows::put(rounded, at + count, count);
                 int64_t k = block * BLOCK;
                 float &sum = sums[k / a.group], meant = rounded.scale * rounded.sum;
                 sum = k % a.group == 0 ? -meant : sum - meant;
