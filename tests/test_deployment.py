@@ -11,11 +11,14 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from sophserve.launch import ranks_here, read_launch
 from sophserve.options import parse
+from sophserve.route.command import route
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -34,7 +37,33 @@ def arguments() -> dict[str, str]:
 
 
 def manifests() -> dict[str, Any]:
-    return {found["kind"]: found for found in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+    return {found["kind"]: found for found in documents("kubernetes.yaml")}
+
+
+def documents(name: str) -> list[Any]:
+    return list(yaml.safe_load_all((DEPLOY / name).read_text()))
+
+
+def workloads(name: str) -> dict[str, Any]:
+    """What a manifest starts, by its name."""
+    return {
+        found["metadata"]["name"]: found["spec"] for found in documents(name) if "template" in found.get("spec", {})
+    }
+
+
+def services(name: str) -> dict[str, Any]:
+    return {found["metadata"]["name"]: found["spec"] for found in documents(name) if found["kind"] == "Service"}
+
+
+def labels(workload: Any) -> Any:
+    return workload["template"]["metadata"]["labels"].items()
+
+
+def pod_of(workload: Any) -> tuple[Any, Any]:
+    """Its pods' spec, and their container."""
+    pod = workload["template"]["spec"]
+    (container,) = pod["containers"]
+    return pod, container
 
 
 def test_the_build_context_holds_what_the_image_copies() -> None:
@@ -123,6 +152,82 @@ def test_kubernetes_names_agree() -> None:
     assert key["name"] == found["Secret"]["metadata"]["name"] and key["key"] in found["Secret"]["stringData"]
     volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
     assert volumes == {mount["name"] for mount in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize("name", ["kubernetes-replicas.yaml", "kubernetes-hosts.yaml"])
+def test_pods_are_selected_checked_and_given_time(name: str) -> None:
+    for workload in workloads(name).values():
+        pod, container = pod_of(workload)
+        assert workload["selector"]["matchLabels"].items() <= labels(workload)
+        drain = [int(option.partition("=")[2]) for option in container["args"] if option.startswith("--drain-timeout")]
+        pause = int(container["lifecycle"]["preStop"]["exec"]["command"][-1]) if "lifecycle" in container else 0
+        assert drain and pod["terminationGracePeriodSeconds"] > pause + drain[0]
+        ports = {port["name"] for port in container.get("ports", [])}
+        probes = [container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe") if probe in container]
+        assert {(probe["path"], probe["port"]) for probe in probes} == {
+            (path, "http") for path in ("/live", "/ready") if ports
+        }
+    for service in services(name).values():
+        chosen = [each for each in workloads(name).values() if service["selector"].items() <= labels(each)]
+        chosen = chosen or [manifests()["Deployment"]["spec"]]
+        assert len(chosen) == 1
+        targets = {port["targetPort"] for port in service.get("ports", [])}
+        assert targets <= {port["name"] for port in pod_of(chosen[0])[1]["ports"]}
+
+
+def test_the_router_finds_all_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a name that has the addresses of pods, and with the port of the server in them."""
+    _, container = pod_of(workloads("kubernetes-replicas.yaml")["sophserve-route"])
+    command, *options = container["args"]
+    assert command == "route"
+    runs: list[Any] = []
+    monkeypatch.setattr("sophserve.route.serving.run", lambda *given: runs.append(given))
+    monkeypatch.setattr("sophserve.logs.configure", lambda *given: None)
+    assert route(options) == 0
+    [(urls, name, config, _)] = runs
+    assert not urls and config.host == "0.0.0.0"
+    assert config.port == container["ports"][0]["containerPort"]
+    found = urlsplit(name)
+    service = services("kubernetes-replicas.yaml")[found.hostname or ""]
+    assert service["clusterIP"] == "None" and not service.get("publishNotReadyAddresses")
+    replicas = manifests()["Deployment"]["spec"]
+    assert service["selector"].items() <= labels(replicas)
+    _, served = parse(pod_of(replicas)[1]["args"])
+    assert found.port == served.port == service["ports"][0]["port"]
+
+
+def test_both_hosts_are_one_group() -> None:
+    name = "kubernetes-hosts.yaml"
+    server, others = workloads(name)["sophserve-group"], workloads(name)["sophserve-rank"]
+    assert server["replicas"] == 1 and server["strategy"] == {"type": "Recreate"}
+    environments = []
+    for workload in (server, others):
+        _, container = pod_of(workload)
+        assert container["args"] == pod_of(server)[1]["args"]
+        environments.append({each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]})
+    first, second = environments
+    assert second["RANK"] == {"fieldRef": {"fieldPath": "metadata.labels['apps.kubernetes.io/pod-index']"}}
+    assert first["SOPHSERVE_GROUP_SECRET"] == second["SOPHSERVE_GROUP_SECRET"]
+    [secret] = [found for found in documents(name) if found["kind"] == "Secret"]
+    for value in (first["SOPHSERVE_GROUP_SECRET"], first["SOPHSERVE_API_KEY"]):
+        key = value["secretKeyRef"]
+        assert key["name"] == secret["metadata"]["name"] and key["key"] in secret["stringData"]
+    start = others["ordinals"]["start"]
+    ranks = range(start, start + others["replicas"])
+    launches = [read_launch(first | {"SOPHSERVE_GROUP_SECRET": "s"})]
+    launches += [read_launch(second | {"RANK": str(rank), "SOPHSERVE_GROUP_SECRET": "s"}) for rank in ranks]
+    assert [launch and launch.rank for launch in launches] == list(range(int(first["WORLD_SIZE"])))
+    engine, _ = parse(pod_of(server)[1]["args"])
+    assert [ranks_here(launch, engine) for launch in launches if launch] == [1] * len(launches)
+    assert len({(launch.address, launch.port, launch.key, launch.size) for launch in launches if launch}) == 1
+    # The name has the address of rank 0's pod from its start on, and of no other.
+    service = services(name)[first["MASTER_ADDR"]]
+    assert service["clusterIP"] == "None" and service["publishNotReadyAddresses"]
+    assert service["selector"].items() <= labels(server) and not service["selector"].items() <= labels(others)
+    # Neither machine has two of them.
+    for workload in (server, others):
+        [rule] = pod_of(workload)[0]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert all(rule["labelSelector"]["matchLabels"].items() <= labels(each) for each in (server, others))
 
 
 def healthy(url: str) -> bool:
