@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from sophserve.errors import SophserveError
-from sophserve.launch import forget_default_threads, ranks_here, read_launch
+from sophserve.launch import forget_defaults, ranks_here, read_launch
 from sophserve.logs import configure
 from sophserve.options import parse
 from sophserve.plugins import commands, load_command
@@ -42,7 +42,7 @@ def _serve(argv: Sequence[str]) -> int:
     launch = read_launch(os.environ)
     here = None
     if launch:
-        forget_default_threads()
+        forget_defaults()
         here = ranks_here(launch, engine_config)
         if launch.local_rank > 0:
             return 0  # the first process of the host starts one for each rank

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -87,11 +88,23 @@ def ranks_here(launch: Launch, config: EngineConfig) -> int:
     return each * launch.local_size
 
 
-def forget_default_threads() -> None:
-    """Take back the one thread that torchrun gives each of several processes that say nothing of threads, since this
-    one starts processes for all devices of its host."""
+def forget_defaults() -> None:
+    """Take back what launchers give each process whose user says nothing of it, since this one starts processes for
+    all devices of its host: torchrun one thread, Open MPI one core or one socket."""
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
         del os.environ["OMP_NUM_THREADS"]
+    if "OMPI_MCA_orte_bound_at_launch" in os.environ and "OMPI_MCA_hwloc_base_binding_policy" not in os.environ:
+        os.sched_setaffinity(0, _cores_of_launcher())
+
+
+def _cores_of_launcher() -> set[int]:
+    """The cores of the nearest process above this one that may run on others than it: there may be shells between."""
+    own, cores, process = os.sched_getaffinity(0), os.sched_getaffinity(0), os.getppid()
+    while cores == own and process > 1:
+        cores = os.sched_getaffinity(process)
+        status = Path(f"/proc/{process}/status").read_text()
+        process = int(status.partition("\nPPid:")[2].split(maxsplit=1)[0])
+    return own | cores
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

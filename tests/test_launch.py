@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError
-from sophserve.launch import forget_default_threads, ranks_here, read_launch
+from sophserve.launch import forget_defaults, ranks_here, read_launch
 
 TORCHRUN = {
     "RANK": "2",
@@ -88,12 +92,32 @@ def test_ranks_that_processes_cannot_share() -> None:
 
 
 def test_torchruns_one_thread_is_not_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for identity, threads, left in ((None, "1", "1"), ("x", "1", None), ("x", "3", "3")):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         if identity:
             monkeypatch.setenv("TORCHELASTIC_RUN_ID", identity)
-        forget_default_threads()
+        forget_defaults()
         assert os.environ.get("OMP_NUM_THREADS") == left
+
+
+# A process on one core, under a shell on one core, as Open MPI's default is.
+BOUND = f"""exec taskset -c {min(os.sched_getaffinity(0))} sh -c '{sys.executable} -c "
+import os
+from sophserve.launch import forget_defaults
+forget_defaults()
+print(len(os.sched_getaffinity(0)))"; true'"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="there is one core")
+@pytest.mark.parametrize(
+    ("environment", "all_cores"),
+    [
+        ({"OMPI_MCA_orte_bound_at_launch": "1"}, True),
+        ({"OMPI_MCA_orte_bound_at_launch": "1", "OMPI_MCA_hwloc_base_binding_policy": "core"}, False),
+        ({}, False),
+    ],
+)
+def test_open_mpis_one_core_is_not_the_users(environment: dict[str, str], all_cores: bool) -> None:
+    ran = subprocess.run(["sh", "-c", f"({BOUND})"], env=os.environ | environment, capture_output=True, text=True)
+    assert ran.stdout == f"{len(os.sched_getaffinity(0)) if all_cores else 1}\n", ran.stderr
