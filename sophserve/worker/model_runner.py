@@ -92,11 +92,6 @@ class ModelRunner:
             cache_dir=config.reorder_cache_dir,
             needs_mtp=config.drafting.needs_mtp,
         )
-        if config.activation_bits == 8 and not self.model.rounds_rows:
-            log.warning(
-                "--activation-bits 8 changes nothing: only weights of whole numbers, in groups of a multiple of 32 "
-                "inputs, take activations in int8, and this model has none"
-            )
         on_progress(Progress("allocating the KV cache"))
         self._sharing = len(load.ranks_here) if self.device.uses_host_memory else 1
         num_blocks, cache_bytes = self._make_kv_caches(load, max_model_len)
@@ -114,7 +109,7 @@ class ModelRunner:
             total_memory=total_memory,
             prompt_logprobs_cost=prompt_logprobs_cost(self.model),
             generates=self.model.generates,
-            activation_bits=8 if self.model.rounds_rows else 16,
+            activation_bits=_bits_of_activations(config, self.model),
         )
         self._images, axis_positions = None, None
         if isinstance(self.model, VisionLanguageModel):
@@ -315,3 +310,13 @@ def prompt_logprobs_cost(model: CausalLM) -> float:
     logits are searched."""
     search = 2 * model.vocab_size * SEARCH_COST
     return min(MOST_COST, 1 + (model.head.token_flops + search) / max(2, model.token_flops))
+
+
+def _bits_of_activations(config: EngineConfig, model: CausalLM) -> int:
+    """8 where some meet weights in int8. What is asked for in vain is a warning."""
+    if config.activation_bits == 8 and not model.rounds_rows:
+        log.warning(
+            "--activation-bits 8 changes nothing: only weights of whole numbers, in groups of a multiple of 32 inputs, "
+            "take activations in int8, and this model has none"
+        )
+    return 8 if model.rounds_rows else 16
