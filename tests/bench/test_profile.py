@@ -141,7 +141,7 @@ def test_a_replayed_step_does_the_work_of_its_operators(llm: LLM, checkpoint: Pa
     assert work(profiles[0]) == work(profiles[1])
 
 
-@pytest.mark.parametrize("kind", ["qwen2_moe", "deepseek_v3"])
+@pytest.mark.parametrize("kind", [pytest.param("qwen2_moe", marks=pytest.mark.slow), "deepseek_v3"])
 def test_experts_and_latent_attention_have_names_and_what_is_active(
     kind: str, make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

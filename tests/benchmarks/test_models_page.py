@@ -22,7 +22,9 @@ def test_the_page_is_up_to_date() -> None:
     assert found == expected, "run python benchmarks/models_page.py"
 
 
-@pytest.mark.parametrize("name", ["Llama3.1-8B", "Qwen2-57B-A14B", "DeepSeek-V2-Lite"])
+@pytest.mark.parametrize(
+    "name", ["Llama3.1-8B", pytest.param("Qwen2-57B-A14B", marks=pytest.mark.slow), "DeepSeek-V2-Lite"]
+)
 def test_lines_of_the_page_are_up_to_date(name: str) -> None:
     """Of a few models; the largest take long."""
     with models_page.MODELS.open("rb") as file:

@@ -21,7 +21,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen2_moe", "deepseek_v3"])
+@pytest.mark.parametrize("kind", ["qwen2", "deepseek_v3", pytest.param("qwen2_moe", marks=pytest.mark.slow)])
 def test_its_answers_are_those_of_the_cmodel(kind, make_checkpoint, write_page, tmp_path):
     write_page("docs/writing-a-device.md", tmp_path)
     installed = tmp_path / "plain-1.0.dist-info"

@@ -41,7 +41,7 @@ SLOW += [("deepseek_v2", "bfloat16"), ("deepseek_v2", "float32"), ("deepseek_v3"
     ("architecture", "dtype"),
     [
         ("qwen2", "float32"),
-        ("qwen3", "bfloat16"),
+        pytest.param("qwen3", "bfloat16", marks=pytest.mark.slow),
         ("qwen3_moe", "bfloat16"),
         ("deepseek_v3", "float32"),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW),

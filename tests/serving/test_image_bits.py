@@ -24,6 +24,7 @@ from sophserve.plugins import image_processors
 
 PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=3)
 MODELS = ["qwen2_5_vl", "llava_next"]
+FIRST = [MODELS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in MODELS[1:])]
 Prompt = tuple[list[int], list[Item]]
 
 
@@ -119,6 +120,7 @@ async def test_bits_do_not_depend_on_how_an_image_is_served(
             assert crowded[:2] == alone, options
 
 
+@pytest.mark.parametrize("model", FIRST, indirect=True)
 async def test_bits_after_a_preemption_and_a_lost_worker(model: Path) -> None:
     first, params = prompts(Maker(model))[0], replace(PARAMS, max_tokens=24)
     async with engine(model) as llm:
@@ -148,6 +150,7 @@ async def test_bits_after_a_preemption_and_a_lost_worker(model: Path) -> None:
         assert (await answer(llm, first, params))[:2] == alone
 
 
+@pytest.mark.parametrize("model", FIRST, indirect=True)
 async def test_another_image_or_place_is_no_hit(model: Path) -> None:
     """Blocks before an image are shared, those that it touches are not."""
     make = Maker(model)

@@ -65,7 +65,8 @@ def status_of(url: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "with_signal", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.slow), signal.SIGSTOP]
+    "with_signal",
+    [signal.SIGKILL, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGSEGV, signal.SIGSTOP))],
 )
 def test_streams_go_on_after_the_worker_is_lost(
     with_signal: int, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]

@@ -51,7 +51,7 @@ def expected(directory: Path, pairs: list[tuple[str, str]], instruction: str = W
     return scores
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_scores_equal_transformers(directory: Path, start_server: Callable[..., Any], ranks: int) -> None:
     server = start_server(directory, "--tensor-parallel-size", str(ranks), "--max-num-batched-tokens", "64")
 

@@ -37,7 +37,7 @@ def answers(directory: Path, **options: Any) -> tuple[list[list[int]], list[floa
     return tokens, logprobs
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", ["qwen2", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_ranks_agree_with_one(architecture: str, make_checkpoint: Callable[..., Path]) -> None:
     directory = make_checkpoint(architecture)
     tokens, logprobs = answers(directory)
@@ -74,8 +74,8 @@ def test_chip_map_must_name_every_rank(make_checkpoint: Callable[..., Path], mon
 @pytest.mark.parametrize(
     ("with_signal", "rank"),
     [
-        (signal.SIGKILL, 0),
         (signal.SIGSTOP, 1),
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.slow),
     ],

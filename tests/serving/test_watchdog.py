@@ -103,7 +103,9 @@ def test_new_workers_have_as_many_blocks_as_those_before(
     assert log.count("restarting") == 1 and "the worker is back" in log
 
 
-@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "2>&-"])
+@pytest.mark.parametrize(
+    "closed", [*(pytest.param(each, marks=pytest.mark.slow) for each in ("<&-", "2>&-")), "<&- >&-"]
+)
 def test_closed_standard_streams(closed: str, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """The server drains when it is asked to stop, and no descriptor is taken for a closed stream."""
     socket = tmp_path / "socket"
