@@ -199,6 +199,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+SURE = 8.0
+"""How much larger a head is made whose answers are to be guessed: else none of its tokens is likely."""
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
 QUANTIZATION = {"gptq": GPTQ, "fp8": FP8}
@@ -210,13 +212,22 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--tokenizer", type=Path, help="a directory to copy the tokenizer from")
+    parser.add_argument(
+        "--mtp",
+        type=float,
+        metavar="SHARE",
+        help="DeepSeek: with a layer for further tokens, which says what follows a token by its embedding alone; what "
+        "other layers add to that is made smaller by SHARE, so that they mostly say the same",
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--gptq", action="store_true", help="4-bit layers of random codes, groups of 128")
     kind.add_argument("--fp8", action="store_true", help="float8 layers, blocks of 128 x 128")
     options = parser.parse_args()
+    if options.mtp is not None and SHAPES[options.shape]["model_type"] != DEEPSEEK["model_type"]:
+        parser.error("--mtp is for the shapes of DeepSeek; leave it out")
     torch.manual_seed(0)
     quantized = "gptq" if options.gptq else "fp8" if options.fp8 else None
-    save(SHAPES[options.shape], options.directory, getattr(torch, options.dtype), quantized)
+    save(SHAPES[options.shape], options.directory, getattr(torch, options.dtype), quantized, options.mtp)
     if options.shape in PREPROCESSORS:
         settings = json.dumps(PREPROCESSORS[options.shape], indent=2)
         (options.directory / "preprocessor_config.json").write_text(settings)
@@ -231,28 +242,35 @@ def main() -> None:
     print(f"{options.directory}: {options.shape}, {size / 2**20:.0f} MiB")
 
 
-def save(shape: dict[str, Any], directory: Path, dtype: torch.dtype, quantized: str | None) -> None:
-    """Write config.json and a file for each layer; quantized is a key of QUANTIZATION or None."""
+def save(
+    shape: dict[str, Any], directory: Path, dtype: torch.dtype, quantized: str | None, mtp: float | None = None
+) -> None:
+    """Write config.json and a file for each layer; quantized is a key of QUANTIZATION or None. mtp: the option."""
     directory.mkdir(parents=True, exist_ok=True)
     config = AutoConfig.for_model(**shape)
     with torch.device("meta"):
         sees = "vision_config" in shape or "image_token_index" in shape
         model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_config(config)
     files: dict[str, dict[str, torch.Size]] = {}
-    for name, size in names_on_disk(model):
+    names = dict(names_on_disk(model))
+    if mtp is not None:
+        names |= further_layer(names, config.num_hidden_layers, config.hidden_size)
+    for name, size in names.items():
         file = f"model-{name.split('.')[2]}.safetensors" if ".layers." in name else "model-rest.safetensors"
         files.setdefault(file, {})[name] = size
     weight_map = {}
     for file, sizes in files.items():
         tensors: dict[str, Tensor] = {}
         for name, size in sizes.items():
-            tensors |= make_tensors(name, size, dtype, quantized, config.get_text_config().hidden_size)
+            tensors |= make_tensors(name, size, dtype, quantized, config.get_text_config().hidden_size, mtp)
         save_file(tensors, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     settings = config.to_dict() | {"architectures": [type(model).__name__], "dtype": str(dtype).removeprefix("torch.")}
     if quantized:
         settings["quantization_config"] = QUANTIZATION[quantized]
+    if mtp is not None:
+        settings["num_nextn_predict_layers"] = 1
     (directory / "config.json").write_text(json.dumps(settings, indent=2))
 
 
@@ -272,6 +290,14 @@ def names_on_disk(model: torch.nn.Module) -> Iterator[tuple[str, torch.Size]]:
                 yield f"{prefix}.experts.{expert}.{each}.weight", size
 
 
+def further_layer(names: dict[str, torch.Size], layers: int, hidden: int) -> dict[str, torch.Size]:
+    """Those of a layer that predicts a further token, which has what the last one has."""
+    last, own = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
+    found = {name.replace(last, own): size for name, size in names.items() if name.startswith(last)}
+    norms = {f"{own}{name}.weight": torch.Size([hidden]) for name in ("enorm", "hnorm", "shared_head.norm")}
+    return found | norms | {f"{own}eh_proj.weight": torch.Size([hidden, 2 * hidden])}
+
+
 def _as_published(name: str, model_type: str) -> str:
     """The name that a model's files have where it is published."""
     if model_type == "qwen2_5_vl":
@@ -285,16 +311,20 @@ def _as_published(name: str, model_type: str) -> str:
 
 
 def make_tensors(
-    name: str, size: torch.Size, dtype: torch.dtype, quantized: str | None, hidden: int
+    name: str, size: torch.Size, dtype: torch.dtype, quantized: str | None, hidden: int, mtp: float | None = None
 ) -> dict[str, Tensor]:
     """What stands in the file for one of the model's tensors."""
     if "norm" in name:
         return {name: torch.ones(size, dtype=dtype)}
     if name.endswith("e_score_correction_bias"):
         return {name: torch.randn(size) / 10}
+    if name.endswith("eh_proj.weight"):
+        return {name: torch.eye(*size, dtype=dtype)}
     deviation = size[-1] ** -0.5
     if name.endswith(("o_proj.weight", "down_proj.weight")):
-        deviation *= hidden**-0.5
+        deviation *= hidden**-0.5 * (1.0 if mtp is None else mtp)
+    if name == "lm_head.weight" and mtp is not None:
+        deviation *= SURE
     if quantized and re.search(r"_proj(_with_mqa)?\.weight$", name):
         stem = name.removesuffix("weight")
         parts = (gptq_codes if quantized == "gptq" else float8_blocks)(size, deviation)

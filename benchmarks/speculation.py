@@ -6,6 +6,8 @@ Each model answers with and without guesses in turn, in one process, the same to
   edited: every twentieth token of the prediction is another.
 - stories: answers at temperature 0.8 with nothing given, each by itself (a salt of its own), as most of them are.
 
+With `--speculation mtp` it is the model's own layer that guesses (of `make_checkpoint.py deepseek-mini DIR --mtp 0.1`).
+
 The first table has the ratio of the speeds, the medians of turns; the second the time of a step by its rows.
 """
 
@@ -101,8 +103,9 @@ async def step(llm: AsyncLLM, rows: int) -> float:
     return min(times)
 
 
-async def measure(model: str, batches: list[int], kinds: list[str], tokens: int, turns: int) -> None:
-    async with AsyncLLM(model, max_model_len=1024, kv_cache_memory="1GiB", max_num_seqs=64) as llm:
+async def measure(model: str, batches: list[int], kinds: list[str], tokens: int, turns: int, speculation: str) -> None:
+    options = {"max_model_len": 1024, "kv_cache_memory": "1GiB", "max_num_seqs": 64, "speculation": speculation}
+    async with AsyncLLM(model, **options) as llm:
         for kind in kinds:
             for batch in batches:
                 rate, ratio, held = await compare(llm, kind, batch, tokens, turns)
@@ -118,12 +121,13 @@ def main() -> None:
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=["copies", "edits", "stories"])
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--speculation", default="auto")
     given = parser.parse_args()
     print(f"{cpu_model()}, commit {commit()}\n")
     titles = ["model", "answers", "batch", "tokens/s without", "with guesses, times", "guesses that held"]
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for model in given.models:
-        asyncio.run(measure(model, given.batches, given.kinds, given.tokens, given.turns))
+        asyncio.run(measure(model, given.batches, given.kinds, given.tokens, given.turns, given.speculation))
 
 
 if __name__ == "__main__":
