@@ -41,7 +41,8 @@ class CapturedDecode:
         next call; None for a batch that is no decode step, or where the device cannot record."""
         given = batch.inputs
         rows = len(given.ids)
-        decodes = 0 < rows == len(batch.sample_rows) <= self._max_rows
+        # The last token of a prompt with images may stand elsewhere on each axis.
+        decodes = 0 < rows == len(batch.sample_rows) <= self._max_rows and given.axis_positions is None
         if self._refused or batch.prompt_chunks or batch.images or not decodes:
             return None
         if rows > self._size:

@@ -113,8 +113,13 @@ async def test_bits_do_not_depend_on_how_an_image_is_served(
         assert not cached
         again = await answer(llm, first)
         assert again[:2] == alone and again[2] >= len(first[0]) - 16
+        # Of this one all but a last token is cached.
+        shorter = first[0][: (len(first[0]) - 1) // 16 * 16 + 1], first[1]
+        *short, cached = await answer(llm, shorter)
+        assert cached == len(shorter[0]) - 1
     for options in ways:
         async with engine(model, dtype=dtype, max_num_seqs=8, **options) as llm:
+            assert (await answer(llm, shorter))[:2] == short, options
             assert (await answer(llm, first))[:2] == alone, options
             [*_, crowded] = await asyncio.gather(*(answer(llm, each) for each in [*others, *others, first]))
             assert crowded[:2] == alone, options
