@@ -45,7 +45,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     head_bits: Annotated[
         Literal[16, 8], "8 rounds the weights of a plain head, and of the embedding where it is tied, on loading"
     ] = 16
-    tensor_parallel_size: Annotated[int, "devices to split the model over, one worker each"] = 1
+    tensor_parallel_size: Annotated[int, "devices to split every layer over, one worker each"] = 1
+    pipeline_parallel_size: Annotated[
+        int, "stages to split the layers over, each on --tensor-parallel-size devices of its own"
+    ] = 1
     max_model_len: Annotated[int | None, Count("longest prompt plus answer, in tokens (default: config.json's)")] = None
     max_num_seqs: Annotated[int, Count("most sequences that run at once")] = 256
     max_num_batched_tokens: Annotated[int, Count("most tokens of one step, decodes and prefills")] = 2048
@@ -96,7 +99,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if self.device == "auto":
             self.device = _device_from_environment()
         self.dtype = _DTYPES.get(self.dtype, self.dtype)
-        _check(self, "at least 1", "tensor_parallel_size", "max_model_len", "max_num_seqs")
+        _check(self, "at least 1", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_seqs")
         _check(self, "at least 1", "max_num_batched_tokens", "block_size")
         _check(self, "above 0", "step_timeout", "load_timeout", "max_queue_time")
         _check(self, "0 or more", "max_restarts")
@@ -107,6 +110,11 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if self.kv_events.enabled and not self.enable_prefix_caching:
             raise ConfigError("--kv-events-config has nothing to tell without --enable-prefix-caching")
         self.drafting  # noqa: B018 - raises for what cannot be together
+
+    @property
+    def world_size(self) -> int:
+        """The ranks of all stages, one device each."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @property
     def kv_cache_bytes(self) -> int | None:

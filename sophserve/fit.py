@@ -4,7 +4,8 @@ worker asks once it knows the model itself, and both say the same."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NoReturn
 
 from sophserve.config import EngineConfig
@@ -64,6 +65,44 @@ def refuse_split(error: CannotSplit, possible: Iterable[int]) -> NoReturn:
     """Raise ConfigError: what cannot be split, and the sizes of a group that can be chosen."""
     sizes = ", ".join(str(ranks) for ranks in possible)
     raise ConfigError(f"{error}; --tensor-parallel-size can be {sizes} for this model", help="split") from None
+
+
+def check_stages(config: EngineConfig, *, layers: int | None = None, sees: bool = False) -> None:
+    """Raise ConfigError for stages that a model cannot be split into. layers: how many it has, if that is known. sees:
+    whether it takes images."""
+    stages = config.pipeline_parallel_size
+    if stages > 1 and sees:
+        raise ConfigError("models that see images have one stage; leave out --pipeline-parallel-size")
+    if layers is not None and stages > layers:
+        raise ConfigError(
+            f"--pipeline-parallel-size is {stages}, but the model has {layers} layers, of which each stage needs one; "
+            f"lower it to at most {layers}"
+        )
+
+
+def split_layers(sizes: Sequence[int], first: int, last: int, stages: int) -> list[range]:
+    """Layers of these sizes in so many stages, each of neighbours, so that the largest stage is as small as can be.
+    first, last: sizes of what the first and the last stage have beside their layers."""
+    count = len(sizes)
+    ends = [0, *accumulate(sizes)]
+
+    def held(stage: int, start: int, stop: int) -> int:
+        return ends[stop] - ends[start] + (first if stage == 0 else 0) + (last if stage == stages - 1 else 0)
+
+    # By where they end, the best stages so far: the largest, the sum of the squares, and where each begins.
+    best: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [])}
+    for stage in range(stages):
+        left = stages - 1 - stage
+        stops = range(stage + 1, count - left + 1) if left else [count]
+        best = {
+            stop: min(
+                (max(largest, each := held(stage, start, stop)), squares + each * each, [*starts, start])
+                for start, (largest, squares, starts) in best.items()
+                if start < stop
+            )
+            for stop in stops
+        }
+    return [range(start, stop) for start, stop in pairwise([*best[count][-1], count])]
 
 
 def check_device(name: str, known: Iterable[str]) -> None:

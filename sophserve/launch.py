@@ -75,17 +75,24 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
 
 
 def ranks_here(launch: Launch, config: EngineConfig) -> int:
-    """How many ranks this host holds. tensor_parallel_size becomes the number of processes where it was left at 1.
-    Raises ConfigError."""
+    """How many ranks this host holds. tensor_parallel_size becomes the number of processes for each stage where it was
+    left at 1. Raises ConfigError."""
     if config.tensor_parallel_size == 1:
-        config.tensor_parallel_size = launch.size
-    each, rest = divmod(config.tensor_parallel_size, launch.size)
+        config.tensor_parallel_size = max(1, launch.size // config.pipeline_parallel_size)
+    each, rest = divmod(config.world_size, launch.size)
     if rest:
         raise ConfigError(
-            f"--tensor-parallel-size is {config.tensor_parallel_size}, but {launch.size} processes were launched; "
+            f"{sizes_in_words(config)}, but {launch.size} processes were launched; "
             "launch as many, or a number that divides it, or leave the option out"
         )
     return each * launch.local_size
+
+
+def sizes_in_words(config: EngineConfig) -> str:
+    """How many ranks the options ask for."""
+    tensor, stages = config.tensor_parallel_size, config.pipeline_parallel_size
+    sizes = f"--tensor-parallel-size is {tensor}"
+    return sizes if stages == 1 else f"{sizes} and --pipeline-parallel-size {stages}, which makes {tensor * stages}"
 
 
 def forget_defaults() -> None:

@@ -10,6 +10,7 @@ SAME = {
     "-m": "--model",
     "-q": "--quantization",
     "-tp": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size",
     "-np": "--max-num-seqs",
     "--parallel": "--max-num-seqs",
     "--kv-cache-memory-bytes": "--kv-cache-memory",
@@ -42,7 +43,7 @@ _ANSWERS = {
     "weights stay on the device; quantize or split them: --quantization, --tensor-parallel-size": "--cpu-offload-gb",
     "keys and values stay on the device": "--kv-offloading-size --kv-offloading-backend --kv-transfer-config "
     "--ec-transfer-config",
-    "a model is split by --tensor-parallel-size alone": "--pipeline-parallel-size -pp --enable-expert-parallel -ep "
+    "a model is split by --tensor-parallel-size and --pipeline-parallel-size alone": "--enable-expert-parallel -ep "
     "--decode-context-parallel-size -dcp --prefill-context-parallel-size -pcp --dcp-kv-cache-interleave-size "
     "--cp-kv-cache-interleave-size --all2all-backend --enable-dbo --ubatch-size --dbo-decode-token-threshold "
     "--dbo-prefill-token-threshold --enable-eplb --eplb-config --expert-placement-strategy --num-redundant-experts "

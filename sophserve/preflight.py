@@ -68,7 +68,7 @@ def check(config: EngineConfig, directory: Path, ranks_here: int | None = None) 
     devices = registered("register_devices")
     if config.device != "auto" and devices is not None:
         fit.check_device(config.device, devices.members)
-    fit.device_index((ranks_here or config.tensor_parallel_size) - 1)
+    fit.device_index((ranks_here or config.world_size) - 1)
     settings = read_config(directory)
     architectures = registered("register_architectures")
     decoder = None
@@ -80,6 +80,7 @@ def check(config: EngineConfig, directory: Path, ranks_here: int | None = None) 
     dtype = fit.dtype_name(settings, config.dtype)
     _check_quantization(config, directory, settings)
     if decoder is not None:
+        fit.check_stages(config, layers=decoder.layers, sees=decoder.sees)
         _check_sizes(config, decoder, max_model_len, dtype)
 
 
@@ -105,7 +106,9 @@ def _check_sizes(config: EngineConfig, decoder: Decoder, max_model_len: int | No
         fit.refuse_split(error, filter(decoder.splits, range(1, fit.MOST_RANKS + 1)))
     budget = config.kv_cache_bytes
     if budget is not None and max_model_len is not None:
-        block_bytes = decoder.layers * channels * fit.DTYPES[dtype] * config.block_size
+        # Of the stage with the most layers, at least.
+        layers = -(-decoder.layers // config.pipeline_parallel_size)
+        block_bytes = layers * channels * fit.DTYPES[dtype] * config.block_size
         fit.check_kv_room(budget, block_bytes, budget // block_bytes, config, max_model_len)
 
 

@@ -71,7 +71,7 @@ def planned(directory: Path, memory: int = 2**30, **options: Any) -> Footprint:
 
 def loaded(directory: Path, **options: Any) -> ModelInfo:
     config = EngineConfig(model="x", kv_cache_memory="1MiB", **options)
-    return ModelRunner(LoadModel(str(directory), config, 0, 1, 30), -1, lambda: None, lambda _: None).info
+    return ModelRunner(LoadModel(str(directory), config, 0, 1, 30), [-1], lambda: None, lambda _: None).info
 
 
 def assert_equal(plan: Footprint, info: ModelInfo) -> None:

@@ -30,7 +30,7 @@ class Challenge(msgspec.Struct, array_like=True, tag="challenge"):
 
 
 class Hello(msgspec.Struct, array_like=True, tag="hello"):
-    """A leader's answer. rank: its own of the launch. ranks: that its host will hold. port: where its first rank takes
+    """A leader's answer. rank: its own of the launch. ranks: that its host will hold. ports: where each of them takes
     connections. config: its options, and checkpoint: what tells its copy from others, that must be those of all."""
 
     nonce: bytes
@@ -38,7 +38,7 @@ class Hello(msgspec.Struct, array_like=True, tag="hello"):
     version: str
     rank: int
     ranks: int
-    port: int
+    ports: list[int]
     config: EngineConfig
     checkpoint: str
 

@@ -16,7 +16,7 @@ import msgspec
 from sophserve.checkpoint import digest
 from sophserve.config import EngineConfig, option
 from sophserve.errors import ConfigError, EngineDeadError
-from sophserve.launch import SECRET, Launch
+from sophserve.launch import SECRET, Launch, sizes_in_words
 from sophserve.link.host_messages import (
     Beat,
     Challenge,
@@ -170,7 +170,7 @@ class Hosts:
         self._config = config
         self._checkpoint = digest(directory)
         self._control = _listen(launch.address, launch.port)
-        self._data = listen_at(self._control.getsockname()[0])
+        self._data = [listen_at(self._control.getsockname()[0]) for _ in range(here)]
         self._server: asyncio.Server | None = None
         self._hosts: dict[int, RemoteHost] = {}  # by the rank of the process
         self._tasks: dict[asyncio.Task[None], HostStream] = {}
@@ -179,16 +179,19 @@ class Hosts:
         self._epoch = 0
 
     @property
-    def listener(self) -> int:
-        """The descriptor of the socket on which rank 0 takes connections."""
-        return self._data.fileno()
+    def listeners(self) -> list[int]:
+        """The descriptors of the sockets on which each rank of this host takes connections."""
+        return [listener.fileno() for listener in self._data]
 
     def places(self) -> Places:
         """Where the ranks of one start of the group are. Other hosts take an empty address for that of this one."""
         hosts = self._present
         return Places(
             counts=[self._here, *(host.hello.ranks for host in hosts)],
-            addresses=[("", self._data.getsockname()[1]), *((host.address, host.hello.port) for host in hosts)],
+            addresses=[
+                *(("", listener.getsockname()[1]) for listener in self._data),
+                *((host.address, port) for host in hosts for port in host.hello.ports),
+            ],
             token=secrets.token_bytes(NONCE_BYTES),
         )
 
@@ -201,7 +204,7 @@ class Hosts:
         self._problem = None
         if self._server is None:
             self._server = await asyncio.start_server(self._on_connection, sock=self._control)
-        size = self._config.tensor_parallel_size
+        size = self._config.world_size
         try:
             async with asyncio.timeout(timeout):
                 while (count := self._here + sum(host.hello.ranks for host in self._present)) < size:
@@ -216,7 +219,7 @@ class Hosts:
                 f"with MASTER_ADDR and MASTER_PORT as here, so that they reach port {self._launch.port} of this one"
             ) from None
         if count > size:
-            raise ConfigError(f"the hosts hold {count} ranks, but --tensor-parallel-size is {size}")
+            raise ConfigError(f"the hosts hold {count} ranks, but {sizes_in_words(self._config)}")
 
     def start(self, load: LoadModel) -> list[RemoteRanks]:
         """Have all others start their ranks."""
@@ -238,7 +241,8 @@ class Hosts:
         for stream in self._tasks.values():
             stream.abort()
         self._control.close()
-        self._data.close()
+        for listener in self._data:
+            listener.close()
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -286,6 +290,8 @@ class Hosts:
             here, there = getattr(self._config, name), getattr(hello.config, name)
             if name not in _OWN and here != there:
                 return f"{option(name)} is {there} there and {here} at rank 0; start all with the same options"
+        if len(hello.ports) != hello.ranks:
+            return f"it takes connections for {len(hello.ports)} of its {hello.ranks} ranks"
         if hello.checkpoint != self._checkpoint:
             return "its copy of the checkpoint differs from that of rank 0; give all hosts the same files"
         return None

@@ -73,7 +73,7 @@ class Leader:
         self._checkpoint = digest(directory)
         self._drain_timeout = drain_timeout
         self._stream: HostStream | None = None
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
         self._ranks: LocalRanks | None = None
         self._epoch = 0
         self._stopping: asyncio.Task[None] | None = None
@@ -155,8 +155,8 @@ class Leader:
         challenge = await stream.receive()
         if not isinstance(challenge, Challenge):
             raise ConnectionError("it is no server of sophserve")
-        if self._listener is None:
-            self._listener = listen_at(stream.own)
+        if not self._listeners:
+            self._listeners = [listen_at(stream.own) for _ in range(self._count)]
         nonce, key = secrets.token_bytes(NONCE_BYTES), self._launch.key
         stream.send(
             Hello(
@@ -165,7 +165,7 @@ class Leader:
                 VERSION,
                 self._launch.rank,
                 self._count,
-                self._listener.getsockname()[1],
+                [listener.getsockname()[1] for listener in self._listeners],
                 self._config,
                 self._checkpoint,
             )
@@ -191,14 +191,15 @@ class Leader:
                 self._goodbye = message.problem
 
     def _start(self, message: StartRanks) -> None:
-        assert self._stream is not None and self._listener is not None
+        assert self._stream is not None
         epoch = self._epoch = message.epoch
         load = message.load
         assert load.places is not None
-        load.places.addresses[0] = (self._stream.other, load.places.addresses[0][1])
+        for rank in load.places.ranks(0):
+            load.places.addresses[rank] = (self._stream.other, load.places.addresses[rank][1])
         load = msgspec.structs.replace(load, directory=str(self._directory), config=self._config)
         try:
-            self._ranks = LocalRanks(load, self._listener.fileno())
+            self._ranks = LocalRanks(load, [listener.fileno() for listener in self._listeners])
         except OSError as error:
             self._say(RanksEnded(epoch, f"the ranks of {socket.gethostname()} cannot be started: {error}"))
             return

@@ -7,9 +7,10 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from typing import BinaryIO
 
 from msgspec.structs import replace
 
@@ -23,14 +24,14 @@ log = logging.getLogger(__name__)
 
 # Shared by the ranks for their collectives; untouched pages cost nothing.
 COLLECTIVES_BYTES = 64 << 20
-NO_LISTENER = -1
+NO_DESCRIPTOR = -1
 
 
 class Worker:
     """One worker process. It holds the reading end of a pipe whose writing end is ours: when we are gone, however we
     ended, the pipe closes and the worker exits."""
 
-    def __init__(self, load: LoadModel, collectives: int, listener: int) -> None:
+    def __init__(self, load: LoadModel, collectives: list[int], listener: int) -> None:
         self.rank = load.rank
         self._loop: asyncio.AbstractEventLoop | None = None
         with ExitStack() as resources:  # if something fails, what was made before it goes away
@@ -39,7 +40,7 @@ class Worker:
             lifeline, self._lifeline = os.pipe()
             resources.callback(os.close, self._lifeline)
             with os.fdopen(lifeline):
-                self._process = self._start([lifeline, self.pulse.descriptor, collectives, listener])
+                self._process = self._start([lifeline, self.pulse.descriptor, listener], collectives)
             resources.callback(self._process.wait)
             resources.callback(self._process.kill)
             self._pidfd = os.pidfd_open(self._process.pid)
@@ -48,12 +49,12 @@ class Worker:
             self._writer.send(encode(load))
             resources.pop_all()
 
-    def _start(self, shared: list[int]) -> subprocess.Popen[bytes]:
-        descriptors = [*shared, *self._rings[0].descriptors, *self._rings[1].descriptors]
+    def _start(self, own: list[int], collectives: list[int]) -> subprocess.Popen[bytes]:
+        descriptors = [*own, *self._rings[0].descriptors, *self._rings[1].descriptors, *collectives]
         # A session of its own keeps the terminal's Ctrl-C away: the server decides when workers stop.
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "sophserve.worker.process", *map(str, descriptors)],
-            pass_fds=[descriptor for descriptor in descriptors if descriptor != NO_LISTENER],
+            pass_fds=[descriptor for descriptor in descriptors if descriptor != NO_DESCRIPTOR],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -115,20 +116,24 @@ class Worker:
 
 
 class LocalRanks:
-    """The ranks of a tensor-parallel group on this host, each a process. listener: the descriptor of a socket on which
-    the first of them takes connections of other hosts."""
+    """The ranks of this host, each a process. listeners: the descriptors of sockets on which each of them takes
+    connections of other hosts; none where there are none."""
 
-    def __init__(self, load: LoadModel, listener: int = NO_LISTENER) -> None:
+    def __init__(self, load: LoadModel, listeners: Sequence[int] = ()) -> None:
         open_standard_streams()  # or a descriptor below 3 would be lost on its way to a worker
         ranks = load.ranks_here
         self._alone = load.world_size == 1
         self._workers: list[Worker] = []
-        with os.fdopen(os.memfd_create("sophserve-collectives")) as collectives:
-            os.ftruncate(collectives.fileno(), COLLECTIVES_BYTES)
+        with ExitStack() as memories:
+            groups = [memories.enter_context(_memory()) for _ in load.groups]
             try:
                 for rank in ranks:
-                    socket = listener if rank == ranks.start else NO_LISTENER
-                    self._workers.append(Worker(replace(load, rank=rank), collectives.fileno(), socket))
+                    mine = [
+                        memory.fileno() if rank in members else NO_DESCRIPTOR
+                        for memory, members in zip(groups, load.groups, strict=True)
+                    ]
+                    listener = listeners[rank - ranks.start] if listeners else NO_DESCRIPTOR
+                    self._workers.append(Worker(replace(load, rank=rank), mine, listener))
             except OSError:
                 for worker in self._workers:
                     worker.abandon()
@@ -163,6 +168,13 @@ class LocalRanks:
     async def close(self, kill: bool) -> None:
         """Let the workers exit, or kill them, and release everything that was shared with them."""
         await asyncio.gather(*(worker.close(kill) for worker in self._workers))
+
+
+def _memory() -> BinaryIO:
+    """What the ranks of a group share for their collectives."""
+    memory = os.fdopen(os.memfd_create("sophserve-collectives"), "wb")
+    os.ftruncate(memory.fileno(), COLLECTIVES_BYTES)
+    return memory
 
 
 def _cause(returncode: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import msgspec
@@ -19,8 +19,8 @@ Pooling = Literal["last", "mean"] | tuple[int, ...]
 
 
 class Places(msgspec.Struct, array_like=True, frozen=True):
-    """Where the ranks of a group on several hosts are. counts: the ranks of each host, in order. addresses: where the
-    first rank of each takes connections of the others, which `token` tells from any other."""
+    """Where the ranks of a group on several hosts are. counts: the ranks of each host, in order. addresses: where each
+    rank takes connections of other hosts', which `token` tells from any other."""
 
     counts: list[int]
     addresses: list[tuple[str, int]]
@@ -48,6 +48,28 @@ class LoadModel(msgspec.Struct, array_like=True, tag="load"):
     log_json: bool = False
     num_blocks: int | None = None
     places: Places | None = None
+
+    @property
+    def stage(self) -> int:
+        """The number of this rank's stage."""
+        return self.rank // self.config.tensor_parallel_size
+
+    @property
+    def answering(self) -> int:
+        """The rank that samples and gives the results: the first of the last stage."""
+        return self.world_size - self.config.tensor_parallel_size
+
+    @property
+    def groups(self) -> list[tuple[int, ...]]:
+        """The ranks of each group that does something together: every stage; the first rank of each stage, which passes
+        on what it computed, with all of the next one; all of them. For one stage the first and the last are the same.
+        """
+        size = self.config.tensor_parallel_size
+        stages = [tuple(range(first, first + size)) for first in range(0, self.world_size, size)]
+        if len(stages) == 1:
+            return stages
+        edges = [(before[0], *behind) for before, behind in pairwise(stages)]
+        return [*stages, *edges, tuple(range(self.world_size))]
 
     @property
     def ranks_here(self) -> range:

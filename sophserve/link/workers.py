@@ -27,19 +27,20 @@ from sophserve.logs import in_json
 
 
 class WorkerGroup:
-    """One worker for each rank of a tensor-parallel group. All get every plan; rank 0 answers. hosts: all of which are
-    there, where ranks are to run on others than this one."""
+    """One worker for each rank of all stages. All get every plan; the first of the last stage answers. hosts: all of
+    which are there, where ranks are to run on others than this one."""
 
     def __init__(
         self, directory: Path, config: EngineConfig, num_blocks: int | None = None, hosts: Hosts | None = None
     ) -> None:
-        size = config.tensor_parallel_size
+        size = config.world_size
         level = logging.getLogger("sophserve").getEffectiveLevel()
         load = LoadModel(str(directory), config, 0, size, level, in_json(), num_blocks)
+        self._answering = load.answering
         self._parts: list[LocalRanks | RemoteRanks] = []
         if hosts:
             load.places = hosts.places()
-            self._parts = [LocalRanks(load, hosts.listener), *hosts.start(load)]
+            self._parts = [LocalRanks(load, hosts.listeners), *hosts.start(load)]
         else:
             self._parts = [LocalRanks(load)]
         self._loading = {rank: Progress("starting the worker") for rank in range(size)}  # those that are not ready
@@ -55,14 +56,14 @@ class WorkerGroup:
         return [count for part in self._parts for count in part.pulse]
 
     def watch(self, on_message: Callable[[FromWorker], None], on_exit: Callable[[str], None]) -> None:
-        """Deliver rank 0's results, the progress of all ranks, ModelInfo once all are ready, any rank's LoadFailed, and
+        """Deliver results, the progress of all ranks, ModelInfo once all are ready, any rank's LoadFailed, and
         the end of the group, with its cause in words, when the first rank ends."""
 
         def from_rank(rank: int, encoded: bytes) -> None:
             message = decode_from_worker(encoded)
             if isinstance(message, ModelInfo):
                 self._loading.pop(rank, None)
-                self._info = message if rank == 0 else self._info
+                self._info = message if rank == self._answering else self._info
                 if not self._loading and self._info:
                     on_message(self._info)
             elif isinstance(message, Progress):
@@ -71,7 +72,7 @@ class WorkerGroup:
                 self._answers[rank] = message
                 if len(self._answers) == len(self._stages):
                     self._end_asking()
-            elif rank == 0 or isinstance(message, LoadFailed):
+            elif rank == self._answering or isinstance(message, LoadFailed):
                 on_message(message)
 
         def ended(cause: str) -> None:

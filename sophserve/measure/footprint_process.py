@@ -20,15 +20,15 @@ import msgspec
 import torch
 from torch import Tensor
 
-from device.interface import Device, PackedWeight, StepInputs
+from device.interface import Device, PackedWeight
 from sophserve.checkpoint import quantization_config, read_config
 from sophserve.config import EngineConfig
 from sophserve.errors import CheckpointError, SophserveError
-from sophserve.fit import MOST_RANKS, CannotSplit, resolve_max_model_len
+from sophserve.fit import MOST_RANKS, CannotSplit, check_stages, resolve_max_model_len, split_layers
 from sophserve.measure.footprint import Attention, ExpertLayers, Footprint, FootprintRequest, ImageEncoding
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
-from sophserve.model.decoder import CausalLM
+from sophserve.model.decoder import Absent, CausalLM
 from sophserve.model.devices import open_device
 from sophserve.model.experts import Experts
 from sophserve.model.kv_memory import KV_SHARE, block_count, cached_layers, token_bytes
@@ -125,14 +125,6 @@ class MadeUp:
         return values >> 4 if like.dtype == torch.int8 else values  # such codes may be of 4 bits
 
 
-class Absent(Module):
-    """Stands for a layer that is not run."""
-
-    def __call__(self, x: Tensor, residual: Tensor | None, step: StepInputs) -> tuple[Tensor, Tensor | None]:
-        """Adds nothing."""
-        return x, residual
-
-
 class AlikeWeights:
     """Packs one of all weights that are made of the same in the same way: without values they are the same."""
 
@@ -184,6 +176,7 @@ class Loader:
         )
         self.shapes = self._build(1)
         self._loaded: dict[int, CausalLM] = {}
+        self._config = request.config
         self._scheme = find_scheme(self.directory, self.settings, request.config.quantization)
         self.stored_quantization = quantization_config(self.directory, self.settings)
         scheme = None if self.stored_quantization is None else self._scheme
@@ -224,6 +217,15 @@ class Loader:
             return self._load(ranks)
         except CannotSplit as error:
             refuse_model(error, self.model_class, self.settings, self._context)
+
+    def stages(self, ranks: int, count: int) -> list[range]:
+        """The layers of each of so many stages, split by the bytes of their weights on each of so many ranks."""
+        check_stages(self._config, layers=self.shapes.config.num_hidden_layers, sees=bool(_encoders(self.shapes)))
+        model = self.load(ranks)
+        embedding = (model.head if model.tied else model.embedding).nbytes
+        behind = [model.norm, model.head, *([model.mtp, model.embedding] if model.mtp else [])]
+        sizes = [layer.nbytes for layer in model.layers]
+        return split_layers(sizes, embedding, sum(each.nbytes for each in behind), count)
 
     def fewest(self, memory: int, tokens: int) -> int | None:
         """How many devices at least have room for the weights and a sequence of so many tokens. Only powers of two are

@@ -23,6 +23,7 @@ class ModelContext:
     activation_bits: 8 where activations are rounded to int8 before they meet weights of whole numbers.
     head_bits: 8 rounds the weights of a head that is plain on disk, 16 leaves them as they are.
     mtp: whether to make the layer that predicts a further token, which the files must hold.
+    layers: those of this process's stage, of a model whose layers are split over several; None for all.
     """
 
     device: Device
@@ -33,6 +34,7 @@ class ModelContext:
     activation_bits: Literal[8, 16] = 16
     head_bits: Literal[8, 16] = 16
     mtp: bool = False
+    layers: range | None = None
 
 
 def resolve_activation_bits(asked: Literal["auto", 8, 16], dtype: torch.dtype, device: Device) -> Literal[8, 16]:

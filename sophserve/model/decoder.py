@@ -165,6 +165,14 @@ class DecoderLayer(Module):
         return self.mlp(x), residual
 
 
+class Absent(Module):
+    """Stands for a layer that is not run here."""
+
+    def __call__(self, x: Tensor, residual: Tensor | None, step: StepInputs) -> tuple[Tensor, Tensor | None]:
+        """Adds nothing."""
+        return x, residual
+
+
 class MtpLayer(DecoderLayer):
     """Predicts one token further (multi-token prediction, https://arxiv.org/abs/2412.19437, section 2.2): a decoder
     layer over what `join` makes of a token's embedding and the hidden state of the one before it."""
@@ -201,9 +209,15 @@ DECODER_NAMES = {
 
 C = TypeVar("C", bound=DecoderConfig)
 
+Passed = tuple[Tensor, Tensor]
+"""What a stage gives the next one: its last layer's result, not yet added, and the residual, `[tokens, hidden]`."""
+
 
 class CausalLM(Module, ABC, Generic[C]):
     """Embedding, layers, final norm, head. Made from config.json; the weights come later, with `load_model`.
+
+    Of a model that is split into stages it has what the context's layers say: the first stage has the embedding, the
+    last one norm and head, and where these are tied both have the weight.
 
     config_class: the dataclass of config.json's keys that the architecture obeys.
     operators: names of the operators (device.interface.Ops) that it needs.
@@ -214,6 +228,9 @@ class CausalLM(Module, ABC, Generic[C]):
     mtp: predicts a further token; None where the context does not ask for that.
     """
 
+    head: LMHead
+    embedding: Embedding
+    norm: RMSNorm
     config_class: ClassVar[type[DecoderConfig]]
     operators: ClassVar[frozenset[str]] = frozenset(
         {"embedding", "rms_norm", "linear", "gated_mlp", "paged_attention", "sample"}
@@ -231,10 +248,17 @@ class CausalLM(Module, ABC, Generic[C]):
         rope, put = self.config.rope(context.max_positions), context.device.put
         self.rope = replace(rope, cos=put(rope.cos), sin=put(rope.sin))
         self.ropes = [self.rope]
-        self.head = LMHead(context, self.config.hidden_size, self.vocab_size, tied=tied)
-        self.embedding = Embedding(context, self.vocab_size, self.config.hidden_size, self.head if tied else None)
-        self.layers = [self.make_layer(index) for index in range(self.config.num_hidden_layers)]
-        self.norm = RMSNorm(context, self.config.hidden_size, self.config.rms_norm_eps)
+        hidden, count = self.config.hidden_size, self.config.num_hidden_layers
+        held = range(count) if context.layers is None else context.layers
+        self.is_first, self.is_last = held.start == 0, held.stop == count
+        embeds = self.is_first or context.mtp
+        if self.is_last or (embeds and tied):
+            self.head = LMHead(context, hidden, self.vocab_size, tied=tied)
+        if embeds:
+            self.embedding = Embedding(context, self.vocab_size, hidden, self.head if tied else None)
+        self.layers = [self.make_layer(index) if index in held else Absent() for index in range(count)]
+        if self.is_last:
+            self.norm = RMSNorm(context, hidden, self.config.rms_norm_eps)
         self.mtp: MtpLayer | None = None
 
     @classmethod
@@ -262,14 +286,22 @@ class CausalLM(Module, ABC, Generic[C]):
         Their sum is the layer's result; both are `[tokens, hidden]`, and the residual may be None.
         """
 
-    def __call__(self, step: StepInputs) -> Tensor:
-        """The last hidden states, normalised, `[tokens, hidden]`."""
-        x, residual = self.embedding(step.ids), None
-        if step.given:
+    def __call__(self, step: StepInputs, passed: Passed | None = None) -> Tensor:
+        """The last hidden states, normalised, `[tokens, hidden]`. passed: what the stage before this one made."""
+        return self.norm(*self._run_layers(step, passed))[0]
+
+    def advance(self, step: StepInputs, passed: Passed | None = None) -> Passed:
+        """What a stage that is not the last one makes for the next one. passed: what the one before it made."""
+        x, residual = self._run_layers(step, passed)
+        return x, torch.zeros_like(x) if residual is None else residual
+
+    def _run_layers(self, step: StepInputs, passed: Passed | None) -> tuple[Tensor, Tensor | None]:
+        x, residual = passed or (self.embedding(step.ids), None)
+        if step.given and passed is None:
             x[step.given.rows] = step.given.values
         for layer in self.layers:
             x, residual = layer(x, residual, step)
-        return self.norm(x, residual)[0]
+        return x, residual
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, in the run's dtype."""
@@ -293,6 +325,14 @@ class CausalLM(Module, ABC, Generic[C]):
     def left_out(self, stored: Collection[str]) -> set[str]:
         """Of a checkpoint's tensors, by their names, those of parts of the model that are not run here."""
         return set()
+
+    def is_elsewhere(self, parameter: str) -> bool:
+        """Whether a parameter, by its path, is one of another stage."""
+        part, _, rest = parameter.partition(".")
+        number = rest.partition(".")[0]
+        if part == "layers" and number.isdecimal():
+            return int(number) < len(self.layers) and isinstance(self.layers[int(number)], Absent)
+        return part in ("embedding", "norm", "head") and not hasattr(self, part)
 
     def parameter_of(self, tensor: str) -> str | None:
         """The path of the parameter that a tensor of a checkpoint belongs to; None for one of no use here."""

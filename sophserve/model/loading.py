@@ -82,12 +82,14 @@ def load_model(
         log.warning("config.json has keys that are not known here and are ignored: %s", ", ".join(unknown))
     stored = find_tensors(directory)
     config, generates = _with_its_head(model_class, config, stored)
-    context = replace(context, mtp=context.mtp and generates and model_class.has_mtp(config, stored))
-    if needs_mtp and not context.mtp:
+    has_mtp = context.mtp and generates and model_class.has_mtp(config, stored)
+    if needs_mtp and not has_mtp:
         raise ConfigError(
             f"--speculation mtp needs a layer that predicts further tokens, which {directory} does not hold; "
             "leave the option out, or give --speculation lookup"
         )
+    is_last = context.layers is None or context.layers.stop == config["num_hidden_layers"]
+    context = replace(context, mtp=has_mtp and is_last)
     model = build_model(model_class, config, context)
     model.generates = generates
     if isinstance(model, VisionLanguageModel):
@@ -316,7 +318,10 @@ def _match(
         elif parameter in wanted:
             found.setdefault(parameter, tensor)
         elif not (
-            name in left_out or _HARMLESS.search(name) or (scheme and scheme.ignored.fullmatch(name.rpartition(".")[2]))
+            name in left_out
+            or (parameter and model.is_elsewhere(parameter))
+            or _HARMLESS.search(name)
+            or (scheme and scheme.ignored.fullmatch(name.rpartition(".")[2]))
         ):
             unexpected.append(name)
     # Exporters of 2023 gave every layer a bias.

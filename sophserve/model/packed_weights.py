@@ -47,7 +47,8 @@ class PackedWeights(ExitStack):
             return
         rank, ranks = context.communicator.rank, context.communicator.world_size
         rounded = "-int8" if context.activation_bits == 8 else ""
-        name = f"{self._device.name}-{quantization}{rounded}-{rank}of{ranks}"
+        layers = f"-layers{context.layers.start}to{context.layers.stop}" if context.layers else ""
+        name = f"{self._device.name}-{quantization}{rounded}{layers}-{rank}of{ranks}"
         path = cache_directory(directory, cache_dir) / (
             f"{name}-{fingerprint(directory, self._device.layout, rank, ranks)}{SUFFIX}"
         )

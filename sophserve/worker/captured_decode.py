@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from device.interface import Device, StepInputs
-from sophserve.model.decoder import CausalLM
+from sophserve.model.decoder import CausalLM, Passed
 from sophserve.worker.batch import FlatBatch
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ class CapturedDecode:
     The rows of a sequence with drafts are recorded like sequences of one row each, in order, with one block table: an
     operator of attention writes all keys and values before it reads any. The bits are those of the same operators
     called one by one. The head is no part of it where a layer predicts further tokens, which needs the hidden states.
+    Of a stage that is not the last one it is what `advance` gives of the model.
     max_rows: of a step that is recorded. recordings: how many were made.
     """
 
@@ -34,11 +35,19 @@ class CapturedDecode:
         self._size = 0
         self._replay: Callable[[int], Tensor]
         self._inputs: StepInputs
+        self._passed: Passed | None = None
+        self._residual: Tensor
         self._record(1)  # while loading: what of the device is slow the first time delays no request
 
-    def run(self, batch: FlatBatch) -> Tensor | None:
+    def advance(self, batch: FlatBatch, passed: Passed | None) -> Passed | None:
+        """As CausalLM.advance, until the next call; None as `run`."""
+        x = self.run(batch, passed)
+        return None if x is None else (x, self._residual[: len(x)])
+
+    def run(self, batch: FlatBatch, passed: Passed | None = None) -> Tensor | None:
         """Logits `[rows, vocab]`, or of a model with such a layer what they are made of, `[rows, hidden]`, until the
-        next call; None for a batch that is no decode step, or where the device cannot record."""
+        next call; None for a batch that is no decode step, or where the device cannot record. passed: what the stage
+        before this one made."""
         given = batch.inputs
         rows = len(given.ids)
         # The last token of a prompt with images may stand elsewhere on each axis.
@@ -58,6 +67,8 @@ class CapturedDecode:
         mine.positions[:rows] = given.positions
         mine.slot_mapping[:rows] = given.slot_mapping
         mine.block_tables[:rows, : tables.shape[1]] = tables
+        for held, values in zip(self._passed or (), passed or (), strict=True):
+            held[:rows] = values
         return self._replay(rows)
 
     def _record(self, rows: int) -> None:
@@ -68,6 +79,9 @@ class CapturedDecode:
         tables = torch.zeros(size, self._max_blocks, dtype=torch.int32)
         lengths, slots, ids, positions = (ones.clone() for _ in range(4))
         self._inputs = StepInputs(ones, lengths, tables, slots, 0, ids=ids, positions=positions)
+        if not self._model.is_first:
+            dtype, hidden = self._model.context.dtype, self._model.config.hidden_size
+            self._passed = torch.zeros(size, hidden, dtype=dtype), torch.zeros(size, hidden, dtype=dtype)
         replay = self._device.capture(self._step, size)
         if replay is None:
             self._refused = True
@@ -76,5 +90,9 @@ class CapturedDecode:
         self._size, self._replay = size, replay
 
     def _step(self) -> Tensor:
-        hidden = self._model(self._device.prepare(self._inputs, self._model.ropes))
+        step = self._device.prepare(self._inputs, self._model.ropes)
+        if not self._model.is_last:
+            x, self._residual = self._model.advance(step, self._passed)
+            return x
+        hidden = self._model(step, self._passed)
         return hidden if self._model.mtp else self._model.logits(hidden)

@@ -1,4 +1,4 @@
-"""Connections between the first ranks of hosts, for their collectives."""
+"""Connections between the first ranks that a group has on each host, for its collectives."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import socket
 import time
 from contextlib import suppress
+from itertools import groupby
 
 from device.collectives.interface import Hosts
 from sophserve.link.messages import LoadModel
@@ -18,35 +19,56 @@ _NUMBER_BYTES = 4
 _TAKEN = b"\1"
 
 
-def open_links(load: LoadModel, listener: int) -> Hosts | None:
-    """Connect this rank, the first of its host, with the first one of every other host. Waits until all are there; the
-    server sees that nothing moves if they are not. None for a group on one host."""
+def open_links(load: LoadModel, listener: int) -> dict[int, Hosts]:
+    """Connect this rank with the first ones on other hosts of each group in which it is the first of its own host, and
+    say how its groups are spread, by their numbers in load.groups, where they are on several hosts. Waits until all are
+    there; the server sees that nothing moves if they are not."""
     places = load.places
-    if places is None or len(places.counts) == 1:
-        return None
-    if load.local_rank > 0:
-        return Hosts(places.counts)
-    me = places.host_of(load.rank)
-    made = {host: _connect(places.addresses[host], places.token, me, host) for host in range(me)}
+    if places is None:
+        return {}
+    spread: dict[int, list[list[int]]] = {}  # by group: its ranks on each host that has some
+    made: dict[tuple[int, int], socket.socket] = {}  # by group and by number among its hosts
+    missing = set()
+    for group, members in enumerate(load.groups):
+        if load.rank not in members or len({places.host_of(rank) for rank in members}) == 1:
+            continue
+        hosts = spread[group] = [list(ranks) for _, ranks in groupby(members, places.host_of)]
+        mine = next(number for number, ranks in enumerate(hosts) if load.rank in ranks)
+        if hosts[mine][0] == load.rank:
+            for number, ranks in enumerate(hosts[:mine]):
+                greeting = places.token + _numbers(group, mine)
+                made[group, number] = _connect(places.addresses[ranks[0]], greeting, places.host_of(ranks[0]))
+            missing |= {(group, number) for number in range(mine + 1, len(hosts))}
     with socket.socket(fileno=listener) as listening:
         listening.setblocking(True)
-        while len(made) < len(places.counts) - 1:
+        while missing:
             connection, _ = listening.accept()
             # Of an earlier start of the group, or a stranger's, it may be anything.
             with suppress(OSError):
-                host = _greeted(connection, places.token)
-                if me < host < len(places.counts) and host not in made:
+                link = _greeted(connection, places.token)
+                if link in missing:
                     connection.sendall(_TAKEN)
-                    made[host] = connection
+                    made[link] = connection
+                    missing.remove(link)
                     continue
             connection.close()
     for connection in made.values():
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setblocking(False)
-    return Hosts(places.counts, {host: connection.detach() for host, connection in made.items()})
+    sockets = {link: connection.detach() for link, connection in made.items()}
+    return {
+        group: Hosts(
+            [len(ranks) for ranks in hosts], {number: each for (of, number), each in sockets.items() if of == group}
+        )
+        for group, hosts in spread.items()
+    }
 
 
-def _connect(address: tuple[str, int], token: bytes, me: int, host: int) -> socket.socket:
+def _numbers(*numbers: int) -> bytes:
+    return b"".join(number.to_bytes(_NUMBER_BYTES, "little") for number in numbers)
+
+
+def _connect(address: tuple[str, int], greeting: bytes, host: int) -> socket.socket:
     """Try until the rank there, which may not have been started yet, has taken the connection."""
     told = False
     while True:
@@ -54,7 +76,7 @@ def _connect(address: tuple[str, int], token: bytes, me: int, host: int) -> sock
             connection = socket.create_connection(address, GREETING_TIMEOUT)
             try:
                 connection.settimeout(None)
-                connection.sendall(token + me.to_bytes(_NUMBER_BYTES, "little"))
+                connection.sendall(greeting)
                 if connection.recv(1) == _TAKEN:
                     return connection
                 raise ConnectionError("it is not taken")
@@ -68,15 +90,17 @@ def _connect(address: tuple[str, int], token: bytes, me: int, host: int) -> sock
         time.sleep(PAUSE)
 
 
-def _greeted(connection: socket.socket, token: bytes) -> int:
-    """The number of the host at the other end; -1 for a connection that is not of this start of the group."""
+def _greeted(connection: socket.socket, token: bytes) -> tuple[int, int] | None:
+    """The numbers of the group, and of the other end's host in it; None for a connection that is not of this start."""
     connection.settimeout(GREETING_TIMEOUT)
     greeting = b""
-    while len(greeting) < len(token) + _NUMBER_BYTES:
-        piece = connection.recv(len(token) + _NUMBER_BYTES - len(greeting))
+    while len(greeting) < len(token) + 2 * _NUMBER_BYTES:
+        piece = connection.recv(len(token) + 2 * _NUMBER_BYTES - len(greeting))
         if not piece:
-            return -1
+            return None
         greeting += piece
     if greeting[: len(token)] != token:
-        return -1
-    return int.from_bytes(greeting[len(token) :], "little")
+        return None
+    numbers = greeting[len(token) :]
+    group, number = (int.from_bytes(part, "little") for part in (numbers[:_NUMBER_BYTES], numbers[_NUMBER_BYTES:]))
+    return group, number

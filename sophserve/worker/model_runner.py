@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from device.collectives.interface import Communicator, Hosts
-from device.interface import GivenEmbeddings, OutOfDeviceMemory
+from device.collectives.interface import Hosts
+from device.interface import GivenEmbeddings, OutOfDeviceMemory, StepInputs
 from sophserve.checkpoint import read_config
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError
-from sophserve.fit import check_kv_room, device_index, resolve_max_model_len
+from sophserve.fit import check_kv_room, check_stages, device_index, resolve_max_model_len
 from sophserve.grammar.follow import GrammarMasks
 from sophserve.link.messages import (
     Embedding,
@@ -31,6 +31,7 @@ from sophserve.link.messages import (
     StepPlan,
     StepResult,
 )
+from sophserve.measure.footprint import FootprintRequest
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext, resolve_activation_bits
 from sophserve.model.decoder import CausalLM
@@ -46,6 +47,7 @@ from sophserve.worker.encoder import ImageEncoder, encoder_info
 from sophserve.worker.mtp import MtpDrafter
 from sophserve.worker.sampler import DEFERRED, holding, joined, prompt_logprobs, rows_of, sample_params, sampled_tokens
 from sophserve.worker.speculation import Speculation
+from sophserve.worker.stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -63,25 +65,24 @@ class ModelRunner:
     def __init__(
         self,
         load: LoadModel,
-        collectives: int,
+        collectives: Sequence[int],
         beat: Callable[[], None],
         on_progress: Callable[[Progress], None],
-        hosts: Hosts | None = None,
+        hosts: Mapping[int, Hosts] | None = None,
     ) -> None:
         config, directory = load.config, Path(load.directory)
         self.device = open_device(config.device, load.local_rank)
         self.device_index = device_index(load.local_rank)
-        self.communicator = self._join(load, collectives, hosts)
+        self.stages = Stages(load, self.device, collectives, hosts)
         log.info("device: %s", self.device.describe())
-        model_config = read_config(directory)
-        model_class = find_architecture(model_config)
-        if load.places and issubclass(model_class, VisionLanguageModel):
-            raise ConfigError("models that see images run on one host only; start this one with the devices of one")
+        model_class = find_architecture(model_config := read_config(directory))
+        _check_ranks(load, sees=issubclass(model_class, VisionLanguageModel))
         max_model_len = resolve_max_model_len(config, model_class.max_model_len(model_config))
         dtype = resolve_dtype(model_config, config.dtype)
         bits = resolve_activation_bits(config.activation_bits, dtype, self.device)
-        how = beat, bits, config.head_bits, config.drafting.mtp
-        context = ModelContext(self.device, self.communicator, dtype, max_model_len, *how)
+        layers = stage_layers(directory, config)[self.stages.number]
+        how = beat, bits, config.head_bits, config.drafting.mtp, layers
+        context = ModelContext(self.device, self.stages.ranks, dtype, max_model_len, *how)
         on_progress(Progress("loading weights"))
         self.model = load_model(
             directory,
@@ -107,7 +108,7 @@ class ModelRunner:
             weight_bytes=self.model.nbytes,
             free_memory=free_memory,
             total_memory=total_memory,
-            prompt_logprobs_cost=prompt_logprobs_cost(self.model),
+            prompt_logprobs_cost=prompt_logprobs_cost(self.model) if self.model.is_last else 1.0,
             generates=self.model.generates,
             activation_bits=_bits_of_activations(config, self.model),
         )
@@ -115,7 +116,7 @@ class ModelRunner:
         if isinstance(self.model, VisionLanguageModel):
             self.info.encoder = encoder_info(self.model, config)
             self._images, axis_positions = ImageEncoder(self.model, beat), self.model.axis_positions
-        self._grammars = GrammarMasks(directory, self.model.vocab_size) if self.communicator.rank == 0 else None
+        self._grammars = GrammarMasks(directory, self.model.vocab_size) if self.stages.answers else None
         self._batches = BatchBuilder(config.block_size, self.model.vocab_size, axis_positions)
         self._captured: CapturedDecode | None = None
         self._speculation: Speculation | None = None
@@ -133,14 +134,8 @@ class ModelRunner:
             on_progress(Progress("recording a decode step"))
             max_blocks = -(-max_model_len // config.block_size)
             self._captured = CapturedDecode(self.device, self.model, max_rows, max_blocks)
-        if drafts and self.communicator.rank == 0:
+        if drafts and self.stages.answers:
             self._speculation = Speculation(config, max_rows, self._grammars)
-
-    def _join(self, load: LoadModel, collectives: int, hosts: Hosts | None) -> Communicator:
-        try:
-            return self.device.communicator(collectives, load.rank, load.world_size, hosts)
-        except RuntimeError as error:
-            raise ConfigError(f"--tensor-parallel-size is {load.world_size}, but {error}") from error
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -168,30 +163,40 @@ class ModelRunner:
         return StepResult(plan.step, sampled, prompts, embeddings)
 
     def _compute(self, batch: FlatBatch) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Hidden states of a batch, unless only their logits are needed, and logits of the rows that are sampled."""
-        recorded = self._captured.run(batch) if self._captured else None
+        """Hidden states of a batch, unless only their logits are needed, and logits of the rows that are sampled. Of
+        a stage that is not the last one neither: what it computed is passed on."""
+        rows = len(batch.inputs.ids)
+        if not rows:
+            return None, None
+        passed = self.stages.receive(rows, self.model.config.hidden_size, self.model.context.dtype)
+        if not self.model.is_last:
+            computed = self._captured.advance(batch, passed) if self._captured else None
+            self.stages.send(computed or self.model.advance(self._inputs(batch), passed))
+            return None, None
+        recorded = self._captured.run(batch, passed) if self._captured else None
         if recorded is not None:
             return (recorded, self.model.logits(recorded)) if self._mtp else (None, recorded)
-        if not len(batch.inputs.ids):
-            return None, None
-        inputs = replace(batch.inputs, given=self._given(batch.images))
-        hidden = self.model(self.device.prepare(inputs, self.model.ropes))
+        hidden = self.model(self._inputs(batch), passed)
         return hidden, self.model.logits(hidden[batch.sample_rows]) if batch.sampled else None
 
+    def _inputs(self, batch: FlatBatch) -> StepInputs:
+        inputs = replace(batch.inputs, given=self._given(batch.images))
+        return self.device.prepare(inputs, self.model.ropes)
+
     def _drafts(self, plan: StepPlan, dropped: list[RequestState]) -> Mapping[int, Sequence[int]]:
-        """What is guessed to follow the last tokens of requests, by id: rank 0 guesses. It also says whether the layer
-        for further tokens goes on."""
+        """What is guessed to follow the last tokens of requests, by id. The rank that answers guesses; it also says
+        whether the layer for further tokens goes on."""
         drafts: Mapping[int, Sequence[int]] = {}
         if self._speculation:
             self._speculation.forget(dropped)
             drafts = self._speculation.propose(plan, self._batches.states)
             self._predicting = self._speculation.predicting
-        wanted = [entry for entry in plan.scheduled if entry.drafts] if self.communicator.world_size > 1 else []
+        wanted = [entry for entry in plan.scheduled if entry.drafts] if self.stages.everyone.world_size > 1 else []
         if not wanted:
             return drafts
         most = max(entry.drafts for entry in wanted)
         rows = [[*drafts.get(entry.id, ()), *[DEFERRED] * most][:most] for entry in wanted]
-        *shared, said = self.communicator.broadcast(torch.tensor([*rows, [int(self._predicting)] * most])).tolist()
+        *shared, said = self.stages.tell(torch.tensor([*rows, [int(self._predicting)] * most])).tolist()
         self._predicting = bool(said[0])
         each = [list(takewhile(lambda token_id: token_id != DEFERRED, row)) for row in shared]
         return {entry.id: row for entry, row in zip(wanted, each, strict=True) if row}
@@ -212,7 +217,7 @@ class ModelRunner:
     def _sample(
         self, logits: torch.Tensor | None, requests: list[Sampled], masks: dict[int, Future[list[bytes]]]
     ) -> list[SampledTokens]:
-        """Rank 0 chooses the tokens; the others only take note of them. logits: of the states that hold none."""
+        """One rank chooses the tokens; the others only take note of them. logits: of the states that hold none."""
         first = list(accumulate((1 + len(drafts) for _, drafts in requests), initial=0))
         token_ids = torch.full((first[-1],), DEFERRED, dtype=torch.int64)
         by_row: dict[int, SampledTokens] = {}
@@ -233,7 +238,7 @@ class ModelRunner:
                 result = self.device.ops.sample(logits if len(ready) == first[-1] else logits[ready], params)
                 token_ids[ready] = result.token_ids.cpu()
                 by_row = dict(zip(ready, sampled_tokens(result, chosen), strict=True))
-        shared = self.communicator.broadcast(token_ids).tolist()
+        shared = self.stages.tell(token_ids).tolist()
         sampled = []
         for row, (state, drafts) in zip(first, requests, strict=False):
             tokens = holding(shared[row : row + 1 + len(drafts)], drafts)
@@ -255,7 +260,7 @@ class ModelRunner:
                 targets = chunk.targets[offset : offset + LOGITS_ROWS]
                 first = chunk.first_row + offset
                 logits = self.model.logits(hidden[first : first + len(targets)])
-                if self.communicator.rank == 0:
+                if self.stages.answers:
                     entries = prompt_logprobs(self.device.ops, logits, targets, count)
                     parts.append(PromptLogprobs(chunk.state.id, chunk.start + offset, count, *entries))
         return parts
@@ -280,7 +285,7 @@ class ModelRunner:
 
     def _free_memory(self) -> int:
         """The part of the free memory that this rank's KV cache may take, once every rank has loaded its weights."""
-        self.communicator.all_gather(torch.zeros(1))
+        self.stages.everyone.all_gather(torch.zeros(1))
         return int(self.device.memory()[0] * KV_SHARE) // self._sharing
 
     def _make_kv_caches(self, load: LoadModel, max_model_len: int) -> tuple[int, int]:
@@ -300,9 +305,26 @@ class ModelRunner:
         """As many as every rank has room for. Raises ConfigError if one sequence does not fit."""
         budget = config.kv_cache_bytes or self._free_memory()
         num_blocks = block_count(budget, block_bytes, config, max_model_len)
-        num_blocks = int(self.communicator.all_gather(torch.tensor([num_blocks])).min())
+        num_blocks = int(self.stages.everyone.all_gather(torch.tensor([num_blocks])).min())
         check_kv_room(budget, block_bytes, num_blocks, config, max_model_len)
         return num_blocks
+
+
+def _check_ranks(load: LoadModel, *, sees: bool) -> None:
+    """Raise ConfigError for ranks that no model that sees can have."""
+    if load.places and sees:
+        raise ConfigError("models that see images run on one host only; start this one with the devices of one")
+    check_stages(load.config, sees=sees)
+
+
+def stage_layers(directory: Path, config: EngineConfig) -> list[range | None]:
+    """The layers of each stage, found without the weights, by every rank alike; None for all."""
+    if config.pipeline_parallel_size == 1:
+        return [None]
+    from sophserve.measure.footprint_process import Loader  # which others need not import
+
+    loader = Loader(FootprintRequest(directory=str(directory), config=config))
+    return [*loader.stages(config.tensor_parallel_size, config.pipeline_parallel_size)]
 
 
 def prompt_logprobs_cost(model: CausalLM) -> float:

@@ -1,5 +1,5 @@
-"""The worker's process: `python -m sophserve.worker.process LIFELINE PULSE COLLECTIVES LISTENER PLANS... RESULTS...`,
-all file descriptors, and -1 for no listener.
+"""The worker's process: `python -m sophserve.worker.process LIFELINE PULSE LISTENER PLANS... RESULTS... GROUPS...`, all
+file descriptors, and -1 for no listener and for the memory of groups that it is not in.
 
 The server starts it; see sophserve.link.workers.
 """
@@ -43,9 +43,9 @@ log = logging.getLogger("sophserve.worker")
 
 def main(arguments: list[str]) -> None:
     """Load what the first message says, then run step plans until the server is gone."""
-    lifeline, pulse, collectives, listener, *descriptors = map(int, arguments)
+    lifeline, pulse, listener, *descriptors = map(int, arguments)
     threading.Thread(target=_exit_with_server, args=(lifeline,), daemon=True).start()
-    first, second = tuple(descriptors[:3]), tuple(descriptors[3:])
+    first, second, collectives = tuple(descriptors[:3]), tuple(descriptors[3:6]), descriptors[6:]
     messages = _messages(Reader(Ring.attach(first)))  # type: ignore[arg-type]
     results = Writer(Ring.attach(second))  # type: ignore[arg-type]
     heart = Pulse(pulse)
@@ -70,11 +70,11 @@ def main(arguments: list[str]) -> None:
                 heart.beat()  # here, not in the model, whose operators may be replayed without it
                 result = (profile or runner).execute(message)
                 heart.beat()
-                if load.rank == 0:
+                if load.rank == load.answering:
                     results.send(encode(result))
 
 
-def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: int, listener: int) -> ModelRunner | None:
+def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: list[int], listener: int) -> ModelRunner | None:
     def report(progress: Progress) -> None:
         pulse.beat()
         results.send(encode(progress))

@@ -327,7 +327,7 @@ def test_what_is_reported_of_activations(form, asked, reported, make_checkpoint,
     config = EngineConfig(model=directory, kv_cache_memory="16MiB", activation_bits=asked, enforce_eager=True)
     for _ in range(2):
         caplog.clear()
-        runner = ModelRunner(LoadModel(directory, config, 0, 1, 20), -1, lambda: None, lambda _: None)
+        runner = ModelRunner(LoadModel(directory, config, 0, 1, 20), [-1], lambda: None, lambda _: None)
         assert runner.info.activation_bits == reported
         assert ("--activation-bits 8 changes nothing" in caplog.text) == (asked == 8 != reported)
 

@@ -27,7 +27,7 @@ END = 2
 def runner(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path]) -> ModelRunner:
     directory = str(make_checkpoint("qwen2"))
     config = EngineConfig(model=directory, kv_cache_memory="16MiB", enforce_eager=request.param)
-    return ModelRunner(LoadModel(directory, config, 0, 1, 20), -1, lambda: None, lambda _: None)
+    return ModelRunner(LoadModel(directory, config, 0, 1, 20), [-1], lambda: None, lambda _: None)
 
 
 class Run:

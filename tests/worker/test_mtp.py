@@ -36,7 +36,7 @@ def open_runner(directory: Path, **options: Any) -> Made:
     options = {"speculation": "mtp", "reorder_cache_dir": str(directory / "packed")} | options
     config = EngineConfig(model=str(directory), kv_cache_memory="16MiB", **options)
     load = LoadModel(str(directory), config, 0, 1, 20)
-    return ModelRunner(load, -1, lambda: None, lambda _: None), Tokenizer.from_directory(directory)
+    return ModelRunner(load, [-1], lambda: None, lambda _: None), Tokenizer.from_directory(directory)
 
 
 @pytest.fixture(scope="module")

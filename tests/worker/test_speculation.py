@@ -160,7 +160,7 @@ def runner_of(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Tem
             directory = make_checkpoint(architecture, **shape)
             cache = str(tmp_path_factory.mktemp("packed"))
             config = EngineConfig(model=str(directory), kv_cache_memory="16MiB", reorder_cache_dir=cache, **options)
-            runner = ModelRunner(LoadModel(str(directory), config, 0, 1, 20), -1, lambda: None, lambda _: None)
+            runner = ModelRunner(LoadModel(str(directory), config, 0, 1, 20), [-1], lambda: None, lambda _: None)
             made[kind] = runner, Tokenizer.from_directory(directory)
         return made[kind]
 
