@@ -134,6 +134,7 @@ def work(profile: RankProfile) -> Counter[str]:
     )
 
 
+@pytest.mark.slow  # as of experts and latent attention below
 def test_a_replayed_step_does_the_work_of_its_operators(llm: LLM, checkpoint: Path, tmp_path: Path) -> None:
     with LLM(str(checkpoint), enable_prefix_caching=False, speculation="off", enforce_eager=True) as eager:
         profiles = [read_profile(take_profile(which, tmp_path))[0] for which in (llm, eager)]

@@ -64,7 +64,6 @@ def test_bits_do_not_depend_on_how_a_prompt_is_served(
         assert hits == alone
     for options in (
         {"threads": 1, "max_num_batched_tokens": 100},
-        {"threads": 1, "enforce_eager": True},
         {"max_num_batched_tokens": 100, "enforce_eager": True, "enable_prefix_caching": False},
     ):
         with serve(**options) as llm:  # type: ignore[arg-type]

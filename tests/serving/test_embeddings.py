@@ -37,7 +37,7 @@ def prompts() -> list[list[int]]:
     return [first, *rest, rest[-1][:200]]  # the last two have a beginning in common
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", pytest.param("mean", marks=pytest.mark.slow)])
 def test_embeddings_equal_transformers(
     pooling: str, prompts: list[list[int]], make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
 ) -> None:
@@ -78,7 +78,10 @@ def test_the_checkpoint_chooses_the_pooling(
     assert (embed(client, prompts[:5]) - expected(directory, prompts[:5], "mean")).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("family", "architecture"), [("qwen3", "Qwen3ForCausalLM"), ("mistral", "MistralModel")])
+@pytest.mark.parametrize(
+    ("family", "architecture"),
+    [pytest.param("qwen3", "Qwen3ForCausalLM", marks=pytest.mark.slow), ("mistral", "MistralModel")],
+)
 def test_a_model_without_a_head_makes_embeddings_only(
     family: str,
     architecture: str,

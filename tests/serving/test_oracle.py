@@ -74,9 +74,9 @@ def prompts() -> list[list[int]]:
     return [torch.randint(3, 512, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-# Embedded, tests/oracle looks at every architecture.
+# In process, tests/oracle looks at every architecture.
 @pytest.mark.parametrize(
-    "case", [case if case in ("llama", "qwen3") else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+    "case", [case if case == "qwen3" else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 )
 def test_http_and_embedded_equal_transformers(
     case: str, prompts: list[list[int]], make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]

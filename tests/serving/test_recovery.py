@@ -200,7 +200,7 @@ def test_only_the_request_that_kills_the_worker_twice_is_failed(
     assert server.client().completions.create(**options(0)).choices[0].text
 
 
-@pytest.mark.parametrize("seconds", [12, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_again_and_again_under_load(
     seconds: int, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,16 @@ def expected(directory: Path, pairs: list[tuple[str, str]], instruction: str = W
     return scores
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_scores_equal_transformers(directory: Path, start_server: Callable[..., Any], ranks: int) -> None:
-    server = start_server(directory, "--tensor-parallel-size", str(ranks), "--max-num-batched-tokens", "64")
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
+def server(request: pytest.FixtureRequest, directory: Path, server_class: Callable[..., Any]) -> Iterator[Any]:
+    ranks = ("--tensor-parallel-size", str(request.param))
+    server = server_class("--model", str(directory), *ranks, "--max-num-batched-tokens", "64")
+    server.wait_until_ready()
+    yield server
+    server.stop()
 
+
+def test_scores_equal_transformers(directory: Path, server: Any) -> None:
     def post(path: str, **body: Any) -> Any:
         response = requests.post(server.url + path, json=body)
         assert response.status_code == 200, response.text
@@ -88,9 +94,8 @@ def test_scores_equal_transformers(directory: Path, start_server: Callable[..., 
 
 
 def test_requests_that_cannot_be_scored(
-    directory: Path, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+    server: Any, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
 ) -> None:
-    server = start_server(directory)
     for path, body, words in (
         ("/v1/rerank", {"query": "q", "documents": []}, "documents is empty"),
         ("/v1/rerank", {"query": "q", "documents": ["word " * 500]}, "256"),

@@ -37,7 +37,7 @@ Oracle = list[tuple[list[int], torch.Tensor]]
 
 
 SLOW = pytest.mark.slow
-REST = ["qwen3-moe", "deepseek-v2", "deepseek-v2-lite"]
+REST = ["qwen2-moe", "qwen3-moe", "deepseek-v2", "deepseek-v2-lite"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def prompts() -> list[list[int]]:
     return [torch.randint(3, 512, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-@pytest.fixture(scope="module", params=["qwen2-moe", "deepseek-v3", *(pytest.param(case, marks=SLOW) for case in REST)])
+@pytest.fixture(scope="module", params=["deepseek-v3", *(pytest.param(case, marks=SLOW) for case in REST)])
 def model(
     request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path], prompts: list[list[int]]
 ) -> tuple[Path, Oracle]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 LABELS = {"model_name": "tiny", "engine": "0"}
@@ -26,8 +27,16 @@ def metrics(url: str) -> dict[str, float]:
     }
 
 
-def test_metrics_and_log_line(make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]) -> None:
-    server = start_server(make_checkpoint("qwen2"))
+@pytest.fixture(scope="module")
+def server(make_checkpoint: Callable[..., Path], server_class: Callable[..., Any]) -> Iterator[Any]:
+    """Of the test that counts, which comes first, and of those behind it."""
+    server = server_class("--model", str(make_checkpoint("qwen2")))
+    server.wait_until_ready()
+    yield server
+    server.stop()
+
+
+def test_metrics_and_log_line(server: Any) -> None:
     assert any("memory: weights " in line and " MiB, KV cache " in line for line in server.log)
     client = server.client()
     prompt = list(range(3, 103))
@@ -57,9 +66,9 @@ def test_metrics_and_log_line(make_checkpoint: Callable[..., Path], start_server
     assert "Running: 0 reqs, Waiting: 0 reqs, KV cache usage: 0.0%, Prefix cache hit rate: 32.0%" in lines[0]
 
 
-def test_cache_salt_isolates(make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]) -> None:
-    client = start_server(make_checkpoint("qwen2")).client()
-    prompt = list(range(3, 103))
+def test_cache_salt_isolates(server: Any) -> None:
+    client = server.client()
+    prompt = list(range(103, 203))
     cached = []
     for salt in ("a", "b", "a", None, None):
         extra = {} if salt is None else {"cache_salt": salt}

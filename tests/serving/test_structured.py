@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,18 @@ def model(make_checkpoint: Callable[..., Path]) -> Path:
     return make_checkpoint("qwen2", max_position_embeddings=4096)
 
 
+@pytest.fixture(scope="module")
+def server(model: Path, server_class: Callable[..., Any]) -> Iterator[Any]:
+    """The one that those share who let it live; nothing of them restarts its worker."""
+    server = server_class("--model", str(model), "--tool-call-parser", "hermes")
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        status = server.stop()
+    assert status == 0 and "restarting" not in "".join(server.log)
+
+
 def chat(**more: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "temperature": 1, **more}
 
@@ -178,11 +190,10 @@ async def called(client: AsyncOpenAI, number: int, schema: Schema) -> None:
     jsonschema.validate(json.loads(call.function.arguments), expected, jsonschema.Draft202012Validator)
 
 
-def test_every_answer_is_valid(model: Path, start_server: Callable[..., Any]) -> None:
+def test_every_answer_is_valid(server: Any) -> None:
     """All schemas at once, with several seeds; the same seed gives the same answer, streamed or whole. So are calls
     with arguments of these schemas."""
     assert len(SCHEMAS) == 50
-    server = start_server(model, "--tool-call-parser", "hermes")
 
     async def answers(schema: Schema, client: AsyncOpenAI) -> set[str]:
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -203,8 +214,6 @@ def test_every_answer_is_valid(model: Path, start_server: Callable[..., Any]) ->
             return await asyncio.gather(*(answers(schema, client) for schema in SCHEMAS))
 
     assert sum(map(len, asyncio.run(everyone()))) > 100
-    assert "restarting" not in "".join(server.log)
-    assert server.stop() == 0
 
 
 class Step(BaseModel):
@@ -216,8 +225,7 @@ class Plan(BaseModel):
     steps: list[Step]
 
 
-def test_every_way_to_ask(model: Path, start_server: Callable[..., Any]) -> None:
-    server = start_server(model)
+def test_every_way_to_ask(model: Path, server: Any) -> None:
     client: OpenAI = server.client()
     numbers = {"type": "array", "items": integer(), "minItems": 2, "maxItems": 2}
     grammar = 'start: "<" /[0-9]{3}/ ">"'
@@ -260,8 +268,8 @@ def test_every_way_to_ask(model: Path, start_server: Callable[..., Any]) -> None
         assert isinstance(json.loads(content or ""), dict)
 
 
-def test_parsed_into_classes(model: Path, start_server: Callable[..., Any]) -> None:
-    client: OpenAI = start_server(model).client()
+def test_parsed_into_classes(model: Path, server: Any) -> None:
+    client: OpenAI = server.client()
     for seed in range(4):
         request: Any = chat(seed=seed, response_format=Plan, logit_bias=leaning_to_end(model))
         completion = client.chat.completions.parse(**request)
@@ -305,8 +313,7 @@ def test_two_ranks(model: Path, start_server: Callable[..., Any]) -> None:
         jsonschema.validate(json.loads(answer.choices[0].message.content or ""), OBJECTS[4])
 
 
-def test_a_grammar_that_ends_its_trial_ends_nothing_else(model: Path, start_server: Callable[..., Any]) -> None:
-    server = start_server(model)
+def test_a_grammar_that_ends_its_trial_ends_nothing_else(server: Any) -> None:
     client: OpenAI = server.client()
     endless = {"type": "integer", "allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}
     for stream in (False, True):

@@ -37,7 +37,7 @@ START = {"llama3_json": "{", "pythonic": "["}
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("hermes", "pythonic") else pytest.param(name, marks=pytest.mark.slow) for name in SIGNS],
+    [name if name == "pythonic" else pytest.param(name, marks=pytest.mark.slow) for name in SIGNS],
 )
 def test_calls_of_a_random_model(
     name: str, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any], tmp_path: Path
