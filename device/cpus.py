@@ -43,6 +43,21 @@ def thread_count(cpus: Path = CPUS, proc: Path = PROC, cgroups: Path = CGROUPS) 
     return wanted_threads() or _affordable(len(cores(cpus)), quota(proc, cgroups))
 
 
+def cache_bytes(cpus: Path = CPUS) -> int | None:
+    """Of the last caches before memory of the CPUs that it may run on; None where the system tells nothing."""
+    found: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        caches = sorted((cpus / f"cpu{cpu}" / "cache").glob("index*"), key=lambda each: int(each.name[5:]))
+        if not caches:
+            return None
+        try:
+            who, size = ((caches[-1] / name).read_text().strip() for name in ("shared_cpu_list", "size"))
+            found[who] = int(size.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}[size[-1]]
+        except (OSError, ValueError, KeyError, IndexError):
+            return None
+    return sum(found.values())
+
+
 def places(threads: int, cpus: Path = CPUS) -> list[tuple[int, ...]]:
     """The CPUs that each of so many threads stays on: those of one NUMA node, so that the memory that it fills is near
     whenever it reads it again. Threads are spread over the nodes. Empty where there is one node.

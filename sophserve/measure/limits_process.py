@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 import torch
 
+from device import cpus
 from device.interface import (
     CanonicalWeight,
     DenseWeight,
@@ -25,7 +26,7 @@ from sophserve.errors import SophserveError
 from sophserve.measure.limits import DeviceLimits, FormatSpeed
 from sophserve.model.devices import open_device
 
-# Bytes to read: more than any cache has where there is room, and at least more than most have.
+# Bytes to read where nothing is known of the caches: more than any has if there is room, and more than most have.
 _LARGEST, _SMALLEST = 512 << 20, 64 << 20
 _SIDE = 4096
 _ROWS = 512
@@ -52,8 +53,17 @@ def measure_limits(device: Device, dtype: torch.dtype) -> DeviceLimits | None:
     return _known.get(dtype)
 
 
-def _measure(device: Device, dtype: torch.dtype) -> DeviceLimits | None:
+def _reading(cache: int | None) -> int:
+    """Bytes to read of which a cache keeps none until they are read again: four times as many as it has, where its size
+    is known."""
     size = _LARGEST
+    while cache and size >= 8 * cache and size > _SMALLEST:
+        size //= 2
+    return size
+
+
+def _measure(device: Device, dtype: torch.dtype) -> DeviceLimits | None:
+    size = _reading(cpus.cache_bytes() if device.uses_host_memory else None)
     while 3 * size > device.memory()[0]:  # a weight, what it is packed from, and some
         size //= 2
         if size < _SMALLEST:

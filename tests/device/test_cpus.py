@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from device.cpus import Core, cores, places, quota, share_cores, thread_count
+from device.cpus import Core, cache_bytes, cores, places, quota, share_cores, thread_count
 
 
 class Machine:
@@ -169,3 +169,23 @@ def test_threads_stay_on_nodes(two_sockets: Machine) -> None:
 def test_on_one_node_threads_go_where_there_is_room(two_sockets: Machine) -> None:
     two_sockets.allowed = {0, 1, 8}
     assert places(2, two_sockets.cpus) == []
+
+
+def test_the_last_caches_of_the_cpus_that_it_may_run_on(machine: Machine) -> None:
+    machine.cores([(0,), (1,), (2,), (3,)])
+    assert cache_bytes(machine.cpus) is None
+
+    def cache(cpu: int, level: int, size: str, shared: str) -> None:
+        folder = machine.cpus / f"cpu{cpu}" / "cache" / f"index{level}"
+        folder.mkdir(parents=True)
+        (folder / "size").write_text(f"{size}\n")
+        (folder / "shared_cpu_list").write_text(f"{shared}\n")
+
+    for cpu in range(4):
+        cache(cpu, 2, "512K", str(cpu))
+        cache(cpu, 3, "32M", "0-1" if cpu < 2 else "2-3")
+    assert cache_bytes(machine.cpus) == 64 << 20
+    machine.allowed = {0, 1}
+    assert cache_bytes(machine.cpus) == 32 << 20
+    (machine.cpus / "cpu1" / "cache" / "index3" / "size").write_text("much")
+    assert cache_bytes(machine.cpus) is None

@@ -63,6 +63,7 @@ class FakeDevice:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(limits, "time", clock)
+    monkeypatch.setattr(limits.cpus, "cache_bytes", lambda: None)
     monkeypatch.setattr(limits, "_known", {})
     for name, value in {"_LARGEST": 8 << 20, "_SMALLEST": 1 << 20, "_SIDE": 64}.items():
         monkeypatch.setattr(limits, name, value)
@@ -78,6 +79,18 @@ def test_reads_and_operations_are_told_apart(clock: Clock) -> None:
     assert found.bandwidth == pytest.approx(2e9, rel=0.01) and found.rate == pytest.approx(3e9, rel=0.01)
     calls = device.calls
     assert limits.measure_limits(device, torch.bfloat16) is found and device.calls == calls
+
+
+@pytest.mark.parametrize(("cache", "read"), [(1 << 20, 4 << 20), (3 << 18, 4 << 20), (1, 1 << 20), (9 << 20, 8 << 20)])
+def test_no_more_is_read_than_caches_ask_for(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, cache: int, read: int
+) -> None:
+    monkeypatch.setattr(limits.cpus, "cache_bytes", lambda: cache)
+    device: Any = FakeDevice(clock, 1 << 30)
+    assert limits.measure_limits(device, torch.bfloat16) and device.largest == read
+    device.uses_host_memory = False  # whose caches are not the host's
+    limits._known.clear()
+    assert limits.measure_limits(device, torch.bfloat16) and device.largest == 8 << 20
 
 
 def test_a_device_that_is_nearly_full_is_left_alone(clock: Clock) -> None:
