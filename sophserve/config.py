@@ -75,11 +75,14 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_restarts: Annotated[int, "restarts of lost workers within ten minutes before giving up"] = 5
     seed: Annotated[int | None, "makes requests without a seed of their own repeatable"] = None
     speculation: Annotated[
-        Literal["auto", "off", "lookup", "mtp"],
+        Literal["auto", "off", "lookup", "mtp", "draft"],
         "lookup: also compute what followed the newest tokens where they stood before, where that is likely to gain "
-        "time; mtp: what the model's own layer for further tokens predicts; auto: both, the latter where there is "
-        "such a layer; the answers are the same",
+        "time; mtp: what the model's own layer for further tokens predicts; draft: what --speculative-model does; "
+        "auto: the first, and the last that is there; the answers are the same",
     ] = "auto"
+    speculative_model: Annotated[
+        str | None, "a smaller model with the same vocabulary that guesses, a directory or a Hub id (default: none)"
+    ] = None
     speculative_tokens: Annotated[int, "most tokens of one sequence that are computed so in a step"] = 15
     speculative_config: Annotated[
         dict[str, Any], JsonObject('the same as vLLM has it: {"method": "ngram", "num_speculative_tokens": 5}')
@@ -128,8 +131,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def drafting(self) -> Drafting:
-        """What speculation, speculative_tokens and speculative_config say together."""
-        return read_drafting(self.speculation, self.speculative_tokens, self.speculative_config)
+        """What speculation, speculative_model, speculative_tokens and speculative_config say together."""
+        given = self.speculative_model, self.speculative_config
+        return read_drafting(self.speculation, self.speculative_tokens, *given)
 
     @property
     def encoder_cache_bytes(self) -> int:

@@ -11,26 +11,29 @@ _MOST_TOKENS = 64
 _LOOKUP_SIZES = (8, 3)
 _LONGEST_SIZE = 16
 _OF_VLLM = {"method", "model", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"}
-_METHODS = {"ngram": "lookup", "mtp": "mtp", "deepseek_mtp": "mtp"}
+_METHODS = {"ngram": "lookup", "mtp": "mtp", "deepseek_mtp": "mtp", "draft_model": "draft"}
+_NO_MODELS = ("ngram", "[ngram]")
 
 
 class Drafting(NamedTuple):
     """tokens: of one sequence that may be guessed in a step; 0 for none. sizes: of the n-grams that are looked up, the
     longest first; none where nothing is. mtp: whether the model's own layer for further tokens guesses, and needs_mtp
-    whether it must have one."""
+    whether it must have one. model: a smaller model that guesses, a directory or a Hub id."""
 
     tokens: int
     sizes: tuple[int, ...]
     mtp: bool
     needs_mtp: bool
+    model: str | None = None
 
 
-def read_drafting(speculation: str, tokens: int, given: Mapping[str, Any]) -> Drafting:
+def read_drafting(speculation: str, tokens: int, model: str | None, given: Mapping[str, Any]) -> Drafting:
     """given: as vLLM's --speculative-config. Raises ConfigError."""
     sizes: tuple[int, ...] = _LOOKUP_SIZES
     if given:
         speculation = _method(given, speculation)
         tokens = given.get("num_speculative_tokens", tokens)
+        model = _model(given, model)
         names = ("prompt_lookup_max", "prompt_lookup_min")
         most, least = (_size(given, name) for name in names)
         if most and least and least > most:
@@ -39,11 +42,16 @@ def read_drafting(speculation: str, tokens: int, given: Mapping[str, Any]) -> Dr
     if type(tokens) is not int or not 1 <= tokens <= _MOST_TOKENS:
         name = "--speculative-config: num_speculative_tokens" if given else "--speculative-tokens"
         raise ConfigError(f"{name} must be between 1 and {_MOST_TOKENS}, got {tokens}; --speculation off guesses none")
+    if speculation == "draft" and model is None:
+        raise ConfigError("--speculation draft needs --speculative-model, a smaller model that guesses")
+    if model is not None and speculation not in ("auto", "draft"):
+        raise ConfigError(f"--speculative-model has no use with --speculation {speculation}; leave one of them out")
     return Drafting(
         0 if speculation == "off" else tokens,
-        () if speculation == "mtp" else sizes,
-        speculation in ("auto", "mtp"),
+        () if speculation in ("mtp", "draft") else sizes,
+        speculation == "mtp" or (speculation == "auto" and model is None),
         speculation == "mtp",
+        model,
     )
 
 
@@ -51,7 +59,7 @@ def _method(given: Mapping[str, Any], speculation: str) -> str:
     """What to guess by, as --speculation has it, which stands where nothing else is named."""
     if speculation == "off":
         raise ConfigError("--speculative-config asks for what --speculation off forbids; leave one of them out")
-    name = given.get("method", str(given.get("model", "")).strip("[]"))
+    name = given.get("method", "ngram" if given.get("model") in _NO_MODELS else None)
     method = _METHODS.get(str(name)) if name else speculation
     if method is None:
         known = ", ".join(_METHODS)
@@ -63,6 +71,20 @@ def _method(given: Mapping[str, Any], speculation: str) -> str:
     if unknown := sorted(given.keys() - _OF_VLLM):
         raise ConfigError(f"--speculative-config has {unknown[0][:40]!r}, which has no counterpart; leave it out")
     return method
+
+
+def _model(given: Mapping[str, Any], model: str | None) -> str | None:
+    """The smaller model, by either option."""
+    named = given.get("model")
+    if named is None or named in _NO_MODELS or _METHODS.get(str(given.get("method"))) == "mtp":
+        return model  # vLLM takes the model's own directory for its layer
+    if not isinstance(named, str) or not named:
+        raise ConfigError(f"--speculative-config: model must be a directory or a Hub id, got {named!r}")
+    if model not in (None, named):
+        raise ConfigError(
+            f"--speculative-config has the model {named}, and --speculative-model is {model}; leave one of them out"
+        )
+    return named
 
 
 def _size(given: Mapping[str, Any], name: str) -> int | None:

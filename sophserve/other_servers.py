@@ -18,6 +18,8 @@ SAME = {
     "-a": "--served-model-name",
     "--alias": "--served-model-name",
     "--chat-template-file": "--chat-template",
+    "-md": "--speculative-model",
+    "--model-draft": "--speculative-model",
     "--ssl-cert-file": "--ssl-certfile",
     "--ssl-key-file": "--ssl-keyfile",
     "--enable-log-requests": "--log-requests",
@@ -100,9 +102,9 @@ _ANSWERS = {
     "a model that sees is one checkpoint, with its vision tower": "-mm --mmproj --mmproj-url --no-mmproj",
     "call it --speculative-tokens": "--num-speculative-tokens --draft --draft-max --draft-n --draft-n-max",
     "say it in --speculative-config": "--ngram-prompt-lookup-max --ngram-prompt-lookup-min",
-    "how tokens are guessed, see --speculation; there are no draft models": ""
-    "--speculative-model --speculative-model-quantization --speculative-disable-mqa-scorer "
-    "--speculative-draft-tensor-parallel-size --speculative-max-model-len -md --model-draft -hfd ",
+    "the model of --speculative-model runs beside the first rank, as its files have it": ""
+    "--speculative-model-quantization --speculative-disable-mqa-scorer "
+    "--speculative-draft-tensor-parallel-size --speculative-max-model-len -hfd ",
     "guesses are computed where that saves time, and tokens are what they would be without": ""
     "--speculative-disable-by-batch-size --spec-decoding-acceptance-method --draft-min --draft-p-min "
     "--typical-acceptance-sampler-posterior-threshold --typical-acceptance-sampler-posterior-alpha "

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sophserve import fit
-from sophserve.checkpoint import quantization_config, read_config
+from sophserve.checkpoint import quantization_config, read_config, resolve_model
 from sophserve.config import EngineConfig
 from sophserve.config_rules import check_routing, check_sizes
+from sophserve.errors import ConfigError, SophserveError
 from sophserve.plugins import image_processors
 from sophserve.registered import Names, registered
 
@@ -78,23 +79,35 @@ def check(config: EngineConfig, directory: Path, ranks_here: int | None = None) 
     if decoder is not None and decoder.context is not None:
         max_model_len = fit.resolve_max_model_len(config, decoder.context)
     dtype = fit.dtype_name(settings, config.dtype)
-    _check_quantization(config, directory, settings)
+    _check_quantization(config.quantization, directory, settings)
     if decoder is not None:
         fit.check_stages(config, layers=decoder.layers, sees=decoder.sees)
         _check_sizes(config, decoder, max_model_len, dtype)
+    if config.drafting.model:
+        _check_smaller(config.drafting.model)
 
 
-def _check_quantization(config: EngineConfig, directory: Path, settings: dict[str, Any]) -> None:
+def _check_smaller(name: str) -> None:
+    """Raise ConfigError for a model that cannot guess, as the worker does."""
+    try:
+        directory = resolve_model(name)
+        settings, architectures = read_config(directory), registered("register_architectures")
+        if architectures is not None:
+            fit.choose_architecture(settings, architectures.members)
+        _check_quantization(None, directory, settings)
+    except SophserveError as error:
+        raise ConfigError(f"--speculative-model {name}: {error}") from error
+
+
+def _check_quantization(asked: str | None, directory: Path, settings: dict[str, Any]) -> None:
     known = registered("register_quantizations")
     if known is None:
         return
     given = quantization_config(directory, settings)
     if given is not None:
-        fit.stored_method(given, config.quantization, known.members)
-    elif config.quantization is not None:
-        fit.check_quantizes(
-            config.quantization, [name for name, members in known.members.items() if "for_dense" in members]
-        )
+        fit.stored_method(given, asked, known.members)
+    elif asked is not None:
+        fit.check_quantizes(asked, [name for name, members in known.members.items() if "for_dense" in members])
 
 
 def _check_sizes(config: EngineConfig, decoder: Decoder, max_model_len: int | None, dtype: str) -> None:

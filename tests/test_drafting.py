@@ -9,7 +9,9 @@ from sophserve.options import parse
 
 
 def drafting(*options: str) -> tuple[int, tuple[int, ...], bool, bool]:
-    return parse(["--model", "x", *options])[0].drafting
+    found = parse(["--model", "x", *options])[0].drafting
+    assert found.model is None
+    return found[:-1]
 
 
 def test_options() -> None:
@@ -32,12 +34,34 @@ def test_options() -> None:
         assert drafting("--speculation", "mtp", "--speculative-config", as_vllm) == (1, (), True, True)
 
 
+def test_a_smaller_model() -> None:
+    given = ["--speculative-model", "small"]
+    beside, alone = (15, (8, 3), False, False, "small"), (4, (), False, False, "small")
+    as_vllm = '{"method": "draft_model", "model": "small", "num_speculative_tokens": 4}'
+    for options, expected in (
+        (given, beside),
+        (["-md", "small"], beside),
+        (["--speculative-config", '{"model": "small"}'], beside),
+        ([*given, "--speculative-config", '{"model": "small"}'], beside),
+        ([*given, "--speculation", "draft", "--speculative-tokens", "4"], alone),
+        (["--speculative-config", as_vllm], alone),
+    ):
+        assert parse(["--model", "x", *options])[0].drafting == expected
+    # There vLLM has the model itself.
+    assert drafting("--speculative-config", '{"method": "mtp", "model": "x"}') == (15, (), True, True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--speculative-tokens", "0"], "between 1 and 64, got 0; --speculation off guesses none"),
         (["--speculative-config", '{"method": "eagle3"}'], "the method 'eagle3'; those that are there are ngram, mtp"),
-        (["--speculative-config", '{"model": "small"}'], "has the method 'small'"),
+        (["--speculative-config", '{"model": 7}'], "model must be a directory or a Hub id, got 7"),
+        (["--speculative-config", '{"method": "draft_model"}'], "--speculation draft needs --speculative-model"),
+        (["--speculation", "draft"], "--speculation draft needs --speculative-model"),
+        (["--speculation", "lookup", "-md", "small"], "--speculative-model has no use with --speculation lookup"),
+        (["--speculation", "off", "-md", "small"], "--speculative-model has no use with --speculation off"),
+        (["-md", "a", "--speculative-config", '{"model": "b"}'], "has the model b, and --speculative-model is a"),
         (["--speculative-config", '{"draft_tensor_parallel_size": 2}'], "has 'draft_tensor_parallel_size'"),
         (
             ["--speculative-config", '{"num_speculative_tokens": "5"}'],

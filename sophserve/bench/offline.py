@@ -30,7 +30,7 @@ from sophserve.options import CommandParser, add_engine_options, add_switch, eng
 # As the server's; the other options of the engine follow from the batch, or have the names of Sophgo's vLLM port.
 ENGINE_OPTIONS = (
     "device", "activation_bits", "head_bits", "block_size", "kv_cache_memory", "enforce_eager", "reorder_cache_dir",
-    "speculation", "speculative_tokens",
+    "speculation", "speculative_model", "speculative_tokens",
 )  # fmt: skip
 DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 SIZES = {"batch": "batch", "input-length": "input_length", "max-new-tokens": "max_new_tokens"}
@@ -162,7 +162,7 @@ def _engine_options(given: argparse.Namespace, settings: list[Setting], image_to
         "max_num_batched_tokens": max(2048, batch, min(tokens, _MOST_STEP_TOKENS)),
         # The measured pass has the warm-up's prompts, but for images.
         "enable_prefix_caching": image_tokens > 0,
-        "speculation": "off",
+        "speculation": "draft" if hasattr(given, "speculative_model") else "off",
     }
     options |= {name: getattr(given, name) for name in ENGINE_OPTIONS if hasattr(given, name)}
     options["device"] = engine_config(options).device

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 
+from sophserve.errors import CheckpointError
 from sophserve.text.tokenizer import Tokenizer
 
 
@@ -70,3 +72,19 @@ class Vocabulary:
             found.append(self._ids[text[:length]])
             text = text[length:]
         return found
+
+
+def check_same_tokens(first: Path, second: Path) -> None:
+    """Raise CheckpointError if what two checkpoints call the same token is not, but for special and added ones, which
+    tuned models rename."""
+    files = [directory / "tokenizer.json" for directory in (first, second)]
+    if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+        return
+    one, other = (Tokenizer.from_directory(directory).plain_tokens() for directory in (first, second))
+    different = [index for index, text in other.items() if one.get(index, text) != text]
+    if different or not one.keys() & other.keys():
+        raise CheckpointError(
+            f"its vocabulary is not that of the model: {len(different)} of its {len(other)} tokens are others"
+            + (f", such as {other[different[0]]!r} in place of {one[different[0]]!r}" if different else "")
+            + "; give a model with the same tokenizer"
+        )

@@ -17,12 +17,13 @@ from sophserve.errors import ConfigError, SophserveError
 class FootprintRequest(msgspec.Struct, kw_only=True):
     """What to measure.
 
-    directory: holds config.json. memory: bytes of each device; None for what this machine's has now. search: with how
-    much memory devices are looked for, see Footprint.fewest_devices.
+    directory: holds config.json; smaller: that of the model that guesses. memory: bytes of each device; None for what
+    this machine's has now. search: with how much memory devices are looked for, see Footprint.fewest_devices.
     """
 
     directory: str
     config: EngineConfig
+    smaller: str | None = None
     memory: int | None = None
     search: list[int] = []
 
@@ -72,6 +73,15 @@ class ImageEncoding(msgspec.Struct):
     cache_tokens: int
 
 
+class SmallerModel(msgspec.Struct):
+    """A model that guesses what another says, whole on rank 0. parameters: its numbers. weight_bytes, kv_token_bytes:
+    what it takes, which the footprint of the other counts, too."""
+
+    parameters: int
+    weight_bytes: int
+    kv_token_bytes: int
+
+
 class Footprint(msgspec.Struct, kw_only=True):
     """What rank 0 takes and does. Sizes in bytes; its products in operations, two for each multiplication.
 
@@ -79,7 +89,7 @@ class Footprint(msgspec.Struct, kw_only=True):
     step_bytes: weights that every step reads, which those of experts and of what encodes images are not. product_flops:
     of the layers, for each token; head_flops: of the head, for each row of logits. kv_budget: what the KV cache may
     take. num_blocks: its blocks, 0 if there is no room. fewest_devices: by their memory, how many hold the weights and
-    one sequence of max_model_len tokens.
+    one sequence of max_model_len tokens. smaller: a model that guesses; it takes memory, and no part of what is done.
     """
 
     architecture: str
@@ -100,6 +110,7 @@ class Footprint(msgspec.Struct, kw_only=True):
     attention: list[Attention]
     experts: list[ExpertLayers] = []
     encoding: ImageEncoding | None = None
+    smaller: SmallerModel | None = None
     device_memory: int
     fewest_devices: dict[int, int] = {}
 

@@ -18,14 +18,22 @@ from typing import cast
 
 import msgspec
 import torch
+from msgspec.structs import replace as replace_options
 from torch import Tensor
 
 from device.interface import Device, PackedWeight
 from sophserve.checkpoint import quantization_config, read_config
 from sophserve.config import EngineConfig
-from sophserve.errors import CheckpointError, SophserveError
+from sophserve.errors import CheckpointError, ConfigError, SophserveError
 from sophserve.fit import MOST_RANKS, CannotSplit, check_stages, resolve_max_model_len, split_layers
-from sophserve.measure.footprint import Attention, ExpertLayers, Footprint, FootprintRequest, ImageEncoding
+from sophserve.measure.footprint import (
+    Attention,
+    ExpertLayers,
+    Footprint,
+    FootprintRequest,
+    ImageEncoding,
+    SmallerModel,
+)
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import Absent, CausalLM
@@ -164,6 +172,7 @@ class Loader:
 
     def __init__(self, request: FootprintRequest) -> None:
         self.directory = Path(request.directory)
+        self.smaller = _smaller(request)
         self.settings = read_config(self.directory)
         self.model_class = find_architecture(self.settings)
         self.device = open_device(request.config.device)
@@ -227,13 +236,21 @@ class Loader:
         sizes = [layer.nbytes for layer in model.layers]
         return split_layers(sizes, embedding, sum(each.nbytes for each in behind), count)
 
+    def weight_bytes(self, model: CausalLM) -> int:
+        """Of rank 0, with those of the model that guesses."""
+        return model.nbytes + (self.smaller.weight_bytes if self.smaller else 0)
+
+    def kv_token_bytes(self, model: CausalLM) -> int:
+        """Bytes that rank 0 keeps of a token, with those of the model that guesses."""
+        return token_bytes(model) + (self.smaller.kv_token_bytes if self.smaller else 0)
+
     def fewest(self, memory: int, tokens: int) -> int | None:
         """How many devices at least have room for the weights and a sequence of so many tokens. Only powers of two are
         tried, as other numbers are not built into machines."""
 
         def need(ranks: int) -> int:
             model = self._load(ranks)
-            return model.nbytes + tokens * token_bytes(model)
+            return self.weight_bytes(model) + tokens * self.kv_token_bytes(model)
 
         for ranks in (2**power for power in range(MOST_RANKS.bit_length())):
             # All ranks together hold no less than one alone.
@@ -256,9 +273,10 @@ def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footpr
         memory = device.memory()[0]
         shared = config.tensor_parallel_size if device.uses_host_memory else 1
     weights, experts, encoding = model.nbytes, _experts(model), _encoding(model, loader.shapes, config)
-    left = max(0, memory - weights * shared)
+    beside = loader.weight_bytes(model) - weights
+    left = max(0, memory - weights * shared - beside)
     budget = config.kv_cache_bytes or int(left * KV_SHARE) // shared
-    block_bytes = token_bytes(model) * config.block_size
+    block_bytes = loader.kv_token_bytes(model) * config.block_size
     tokens = -(-max_model_len // config.block_size) * config.block_size
     fewest = {memory: count for memory in request.search if (count := loader.fewest(memory, tokens))}
     given = loader.stored_quantization
@@ -272,12 +290,12 @@ def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footpr
         max_model_len=max_model_len,
         parameters=_count(loader.shapes),
         active_parameters=_active(loader.shapes),
-        weight_bytes=weights,
+        weight_bytes=weights + beside,
         step_bytes=weights
         - untied
         - sum(each.weight_bytes for each in experts)
         - (encoding.weight_bytes if encoding else 0),
-        kv_token_bytes=token_bytes(model),
+        kv_token_bytes=loader.kv_token_bytes(model),
         kv_budget=budget,
         num_blocks=block_count(budget, block_bytes, config, max_model_len) if budget <= left else 0,
         product_flops=model.token_flops,
@@ -285,9 +303,31 @@ def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footpr
         attention=_attention(model),
         experts=experts,
         encoding=encoding,
+        smaller=loader.smaller,
         device_memory=memory,
         fewest_devices=fewest,
     )
+
+
+def _smaller(request: FootprintRequest) -> SmallerModel | None:
+    """What the model takes that guesses. Raises ConfigError."""
+    if request.smaller is None:
+        return None
+    config = replace_options(
+        request.config,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        quantization=None,
+        speculation="off",
+        speculative_model=None,
+        speculative_config={},
+    )
+    try:
+        loader = Loader(FootprintRequest(directory=request.smaller, config=config))
+        model = loader.load(1)
+    except SophserveError as error:
+        raise ConfigError(f"--speculative-model: {error}") from error
+    return SmallerModel(_count(loader.shapes), model.nbytes, token_bytes(model))
 
 
 def _stored(directory: Path) -> Collection[str] | None:

@@ -13,7 +13,7 @@ import msgspec
 from sophserve.checkpoint import resolve_config
 from sophserve.config import EngineConfig, parse_size, read_count
 from sophserve.errors import ConfigError
-from sophserve.measure.footprint import ExpertLayers, Footprint, FootprintRequest, ImageEncoding, measure
+from sophserve.measure.footprint import ExpertLayers, Footprint, FootprintRequest, ImageEncoding, SmallerModel, measure
 from sophserve.options import CommandParser, add_engine_options, engine_config
 from sophserve.table import rows_of, size
 
@@ -56,6 +56,7 @@ OPTIONS = (
     "kv_cache_memory",
     "encoder_cache_memory",
     "speculation",
+    "speculative_model",
 )
 LENGTHS = (1024, 4096, 16384)
 
@@ -70,7 +71,10 @@ def plan(argv: Sequence[str]) -> int:
     config = engine_config({**{name: given[name] for name in OPTIONS if name in given}, "model": model})
     directory = resolve_config(model)
     search = [] if device.memory is None else [device.memory]
-    request = FootprintRequest(directory=str(directory), config=config, memory=device.memory, search=search)
+    smaller = config.drafting.model and str(resolve_config(config.drafting.model))
+    request = FootprintRequest(
+        directory=str(directory), config=config, smaller=smaller, memory=device.memory, search=search
+    )
     found = measure(request)
     answer = reckon(found, config, device, given.get("lengths"))
     print(json.dumps(answer, indent=2) if given.get("json") else _text(answer, found, config, device))
@@ -187,6 +191,7 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
         f"parameters       {_parameters(found)}",
         *(_experts(each) for each in found.experts),
         *([_encoding(found.encoding)] if found.encoding else []),
+        *([_smaller(found.smaller)] if found.smaller else []),
         f"weights          {size(found.weight_bytes)} a device, {found.weight_bytes} bytes",
         f"KV cache         {size(answer['kv_cache_bytes'])} a device ({share}): {answer['kv_cache_tokens']} tokens of "
         f"{size(found.kv_token_bytes)}",
@@ -237,6 +242,11 @@ def _encoding(encoding: ImageEncoding) -> str:
     cache = f"{size(encoding.cache_tokens * encoding.token_bytes)} for {encoding.cache_tokens} tokens of images"
     weights = f"{_number(encoding.parameters)} parameters, {size(encoding.weight_bytes)} of the weights of a device"
     return f"image encoder    {weights}; its cache takes up to {cache}"
+
+
+def _smaller(model: SmallerModel) -> str:
+    weights = f"{_number(model.parameters)} parameters, {size(model.weight_bytes)} of the weights of the first device"
+    return f"guessing model   {weights}; {size(model.kv_token_bytes)} of its KV cache for each token"
 
 
 def _problem(answer: dict[str, Any], found: Footprint, config: EngineConfig) -> str | None:

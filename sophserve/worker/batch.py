@@ -60,8 +60,8 @@ class RequestState:
     """A request on the worker: its tokens, how many of them are in the KV cache, and the blocks that it has there.
 
     owner, prediction: as in AddedRequest. follower: guesses its next tokens, on rank 0, where predicted is what the
-    model's layer for further tokens said last. passed: how many of its tokens went through that layer, as far as it is
-    known of all before them.
+    model's layer for further tokens, or a smaller model, said last. passed: how many of its tokens went through that,
+    as far as it is known of all before them. ahead: guesses that went through it behind those.
     """
 
     def __init__(self, added: AddedRequest, vocab_size: int, axis_positions: AxisPositions | None = None) -> None:
@@ -78,7 +78,8 @@ class RequestState:
         self.prediction = array("i", added.prediction)
         self.follower: Follower | None = None
         self.predicted: Prediction | None = None
-        self.passed = added.computed
+        self.shared = self.passed = added.computed
+        self.ahead: list[int] = []
         # Where images make them differ: the prompt's positions on each axis, and how far on those behind it are.
         self.axes, self.shift = _axes(added, axis_positions) if axis_positions and added.images else (None, 0)
         self.blocks = array("i")
@@ -166,10 +167,12 @@ class BatchBuilder:
         self.states: dict[int, RequestState] = {}
 
     def take_in(self, plan: StepPlan) -> list[RequestState]:
-        """Drop requests and add others, as the plan says. Returns those dropped."""
+        """Drop requests, add others and give them blocks, as the plan says. Returns those dropped."""
         dropped = [state for identity in plan.dropped if (state := self.states.pop(identity, None))]
         for added in plan.added:
             self.states[added.id] = RequestState(added, self.vocab_size, self._axis_positions)
+        for scheduled in plan.scheduled:
+            self.states[scheduled.id].blocks.extend(scheduled.new_blocks)
         return dropped
 
     def build(self, plan: StepPlan, drafts: Mapping[int, Sequence[int]] = _NO_DRAFTS) -> FlatBatch:
@@ -187,7 +190,6 @@ class BatchBuilder:
         for scheduled in sorted(plan.scheduled, key=lambda each: each.id in drafts) if drafts else plan.scheduled:
             state = self.states[scheduled.id]
             start, end = state.computed, state.computed + scheduled.count
-            state.blocks.extend(scheduled.new_blocks)
             if state.held is not None:
                 held.append(state)
                 continue
@@ -207,7 +209,7 @@ class BatchBuilder:
             scheduled_states.append(state)
             input_lengths.append(end - start)
             cached_lengths.append(start)
-            slots.extend(self._slots(state.blocks, start, end))
+            slots.extend(slots_of(state.blocks, self.block_size, start, end))
             places.extend(range(start, end))
             longest = max(longest, end)
             state.computed = start + scheduled.count
@@ -216,12 +218,10 @@ class BatchBuilder:
             elif state.computed == len(state.tokens):
                 sampled.append(Sampled(state, guessed))
                 sample_rows.extend(range(len(token_ids) - len(guessed) - 1, len(token_ids)))
-        width = -(-longest // self.block_size)
-        tables = as_tensor(self._tables(scheduled_states, width)).view(len(scheduled_states), width)
         inputs = StepInputs(
             as_tensor(input_lengths),
             as_tensor(cached_lengths),
-            tables,
+            tables_of(scheduled_states, -(-longest // self.block_size)),
             as_tensor(slots),
             longest,
             ids=as_tensor(token_ids),
@@ -231,23 +231,25 @@ class BatchBuilder:
         sampling = sampled, as_tensor(sample_rows)
         return FlatBatch(inputs, scheduled_states, *sampling, chunks, pooled, held, images, as_tensor(places))
 
-    def _slots(self, blocks: array[int], start: int, end: int) -> Iterator[int]:
-        """Where the positions from start to end lie in the cache."""
-        while start < end:
-            index, offset = divmod(start, self.block_size)
-            count = min(self.block_size - offset, end - start)
-            slot = blocks[index] * self.block_size + offset
-            yield from range(slot, slot + count)
-            start += count
 
-    def _tables(self, states: list[RequestState], width: int) -> array[int]:
-        """The states' block tables one after the other, each `width` blocks."""
-        tables = array("i")
-        for state in states:
-            blocks = state.blocks[:width]
-            tables += blocks
-            tables.frombytes(bytes((width - len(blocks)) * tables.itemsize))
-        return tables
+def slots_of(blocks: array[int], block_size: int, start: int, end: int) -> Iterator[int]:
+    """Where the places from start to end of a sequence with these blocks lie in the cache."""
+    while start < end:
+        index, offset = divmod(start, block_size)
+        count = min(block_size - offset, end - start)
+        slot = blocks[index] * block_size + offset
+        yield from range(slot, slot + count)
+        start += count
+
+
+def tables_of(states: Sequence[RequestState], width: int) -> Tensor:
+    """Their block tables, int32 `[states, width]`."""
+    tables = array("i")
+    for state in states:
+        blocks = state.blocks[:width]
+        tables += blocks
+        tables.frombytes(bytes((width - len(blocks)) * tables.itemsize))
+    return as_tensor(tables).view(len(states), width)
 
 
 def _axes(added: AddedRequest, axis_positions: AxisPositions) -> tuple[Tensor | None, int]:

@@ -48,11 +48,17 @@ class CapturedDecode:
         """Logits `[rows, vocab]`, or of a model with such a layer what they are made of, `[rows, hidden]`, until the
         next call; None for a batch that is no decode step, or where the device cannot record. passed: what the stage
         before this one made."""
-        given = batch.inputs
-        rows = len(given.ids)
         # The last token of a prompt with images may stand elsewhere on each axis.
-        decodes = 0 < rows == len(batch.sample_rows) <= self._max_rows and given.axis_positions is None
-        if self._refused or batch.prompt_chunks or batch.images or not decodes:
+        decodes = len(batch.inputs.ids) == len(batch.sample_rows) and batch.inputs.axis_positions is None
+        if batch.prompt_chunks or batch.images or not decodes:
+            return None
+        return self.run_rows(batch.inputs, batch.places, passed)
+
+    def run_rows(self, given: StepInputs, places: Tensor, passed: Passed | None = None) -> Tensor | None:
+        """The same of these rows; None for too many or none, or where the device cannot record. places: as of a
+        FlatBatch."""
+        rows = len(given.ids)
+        if self._refused or not 0 < rows <= self._max_rows:
             return None
         if rows > self._size:
             self._record(rows)
@@ -61,7 +67,7 @@ class CapturedDecode:
         mine = self._inputs
         cached, tables = given.cached_lengths, given.block_tables
         if rows > len(cached):
-            cached, tables = batch.places, tables.repeat_interleave(given.input_lengths, 0)
+            cached, tables = places, tables.repeat_interleave(given.input_lengths, 0)
         mine.ids[:rows] = given.ids
         mine.cached_lengths[:rows] = cached
         mine.positions[:rows] = given.positions

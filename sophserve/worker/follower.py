@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from array import array
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 from sophserve.worker.lookup import Lookup
 
-# What is told apart, as more or less likely to be right: how long the match is that goes on, and how probable the
-# model's layer for further tokens found what it predicts.
+# What is told apart, as more or less likely to be right: how long the match is that goes on, how probable what predicts
+# found its token, and whatever it predicts.
 _LENGTHS = (4, 8, 16)
 _PROBABILITIES = (0.3, 0.6, 0.85)
 _KINDS_OF_MATCHES = len(_LENGTHS) + 1
-FIRST_CHANCES = (0.4, 0.6, 0.8, 0.9, 0.2, 0.45, 0.7, 0.9)
-"""Of guesses to be right, by the length of the match and then by the probability, until more is known."""
+_PREDICTED = _KINDS_OF_MATCHES + len(_PROBABILITIES) + 1
+FIRST_CHANCES = (0.4, 0.6, 0.8, 0.9, 0.2, 0.45, 0.7, 0.9, 0.6)
+"""Of guesses to be right, by the length of the match, then by the probability, then of all predictions, until more is
+known."""
 # How much one more guess counts for the chances of its sequence, and for those that later ones begin with.
 _WEIGHT, _LASTING_WEIGHT = 0.12, 0.02
 SURE = 0.98
@@ -21,11 +25,12 @@ SURE = 0.98
 
 
 class Prediction(NamedTuple):
-    """What the model's layer for further tokens says of the token at a place of a sequence, and how probable it is."""
+    """What the model's layer for further tokens, or a smaller model, says of the tokens from a place of a sequence on,
+    and how probable it finds each behind those before it."""
 
     place: int
-    token_id: int
-    probability: float
+    token_ids: list[int]
+    probabilities: list[float]
 
 
 class Follower:
@@ -38,53 +43,83 @@ class Follower:
         self._chances = lasting.copy()
         self._lasting = lasting
         self._end = len(tokens)
-        # What was said to come from there on, with its kind, whether that is computed or not; and what is guessed.
-        self._said: list[tuple[int, list[int]]] = []
-        self._predicted: int | None = None
-        self._match_chance = 0.0
+        # What was said to come from there on, each token with its kind, whether that is computed or not.
+        self._said: list[list[tuple[int, int]]] = []
+        self._predicted: list[int] | None = None  # what is guessed, unless it is looked up
+        self._kind = 0  # of the match
+
+    def match_chance(self) -> float:
+        """How likely the next token is what was found; 0 where nothing was. Learns from what was said last first."""
+        self._learn()
+        match = self.lookup.match() if self.lookup else None
+        if match is None:
+            return 0.0
+        self._kind = sum(match.length >= length for length in _LENGTHS)
+        return self._chance(self._kind)
+
+    @property
+    def predicted_chance(self) -> float:
+        """How likely a token is right that is predicted, before it is known how probable that finds it."""
+        return self._chance(_PREDICTED)
+
+    def chance_of(self, probability: float) -> float:
+        """How likely a token is right that is predicted and found so probable."""
+        return self._chance(_kind_of(probability))
 
     def chances(self, most: int, predicted: Prediction | None) -> list[float]:
         """How likely each of the next tokens is guessed right, with those before it, of at most so many; none where
         nothing is to be guessed. Learns from what was said last first."""
-        self._learn()
-        self._predicted, chance, further = None, 0.0, 0.0
-        match = self.lookup.match() if self.lookup else None
-        if self.lookup and match:
-            kind = sum(match.length >= length for length in _LENGTHS)
-            self._said.append((kind, self.lookup.guesses(1)))
-            chance = further = min(SURE, self._chances[kind])
-        self._match_chance = further
+        matched = self.looked_up(most)
+        self._predicted, self._said, found = None, [], matched
+        if matched and self.lookup:
+            self._said.append([(self._kind, token_id) for token_id in self.lookup.guesses(1)])
         if predicted and predicted.place == self._end:
-            kind = _KINDS_OF_MATCHES + sum(predicted.probability >= each for each in _PROBABILITIES)
-            likely = min(SURE, self._chances[kind])
-            if match and self._said[0][1] == [predicted.token_id]:
-                chance = max(chance, likely)
-            elif likely > chance:
-                self._predicted, chance, further = predicted.token_id, likely, 0.0
-            self._said.append((kind, [predicted.token_id]))
-        return [chance * further**place for place in range(most if further else 1)] if chance else []
+            kinds = [_kind_of(each) for each in predicted.probabilities[:most]]
+            likely = list(accumulate(map(self._chance, kinds), mul))
+            agrees = bool(matched) and self._said[0][0][1] == predicted.token_ids[0]
+            # Of two that say the same next, the one that is likelier to be right behind it.
+            after = [matched[0], self._chance(kinds[1]) if len(kinds) > 1 else 0.0] if agrees else []
+            if (after[0] < after[1]) if agrees else (not matched or likely[0] > matched[0]):
+                self._predicted, found = predicted.token_ids[: len(kinds)], likely
+            if agrees:
+                surer = max(matched[0], likely[0]) / found[0]
+                found = [chance * surer for chance in found]
+            self._said.append(list(zip(kinds, predicted.token_ids, strict=False)))
+            self._said.append([(_PREDICTED, token_id) for token_id in predicted.token_ids])
+        return found
 
     def looked_up(self, most: int) -> list[float]:
         """The same if nothing were predicted."""
-        return [self._match_chance**count for count in range(1, most + 1)] if self._match_chance else []
+        chance = self.match_chance()
+        return [chance**count for count in range(1, most + 1)] if chance else []
 
     def guess(self, count: int) -> list[int]:
         """The next tokens, to be computed."""
         if self._predicted is not None:
-            return [self._predicted]
+            return self._predicted[:count]
         assert self.lookup and self._said
-        kind, _ = self._said[0]
-        self._said[0] = kind, self.lookup.guesses(count)
-        return self._said[0][1]
+        guesses = self.lookup.guesses(count)
+        self._said[0] = [(self._kind, token_id) for token_id in guesses]
+        return guesses
+
+    def _chance(self, kind: int) -> float:
+        return min(SURE, self._chances[kind])
 
     def _learn(self) -> None:
         """Whether what was said came true."""
+        if self._end == len(self._tokens):
+            return
         new = self._tokens[self._end :]
-        for kind, said in self._said:
-            for token_id, guess in zip(new, said, strict=False):
+        for said in self._said:
+            for token_id, (kind, guess) in zip(new, said, strict=False):
                 right = float(token_id == guess)
                 for chances, weight in ((self._chances, _WEIGHT), (self._lasting, _LASTING_WEIGHT)):
                     chances[kind] += weight * (right - chances[kind])
                 if not right:
                     break
         self._end, self._said = len(self._tokens), []
+
+
+def _kind_of(probability: float) -> int:
+    """That of a predicted token."""
+    return _KINDS_OF_MATCHES + sum(probability >= each for each in _PROBABILITIES)

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from itertools import accumulate, takewhile
+from itertools import accumulate, chain, takewhile
 from pathlib import Path
 
 import torch
@@ -43,9 +43,11 @@ from sophserve.sampling import StructuredOutput
 from sophserve.table import size
 from sophserve.worker.batch import BatchBuilder, FlatBatch, ImageRows, PooledChunk, RequestState, Sampled
 from sophserve.worker.captured_decode import CapturedDecode
+from sophserve.worker.draft_model import DraftModel
 from sophserve.worker.encoder import ImageEncoder, encoder_info
 from sophserve.worker.mtp import MtpDrafter
 from sophserve.worker.sampler import DEFERRED, holding, joined, prompt_logprobs, rows_of, sample_params, sampled_tokens
+from sophserve.worker.smaller_model import load_smaller
 from sophserve.worker.speculation import Speculation
 from sophserve.worker.stages import Stages
 
@@ -75,6 +77,41 @@ class ModelRunner:
         self.device_index = device_index(load.local_rank)
         self.stages = Stages(load, self.device, collectives, hosts)
         log.info("device: %s", self.device.describe())
+        self._smaller: CausalLM | None = None
+        self._load_models(load, beat, on_progress)
+        max_model_len = self.model.context.max_positions
+        on_progress(Progress("allocating the KV cache"))
+        self._sharing = len(load.ranks_here) if self.device.uses_host_memory else 1
+        num_blocks, cache_bytes = self._make_kv_caches(load, max_model_len)
+        free_memory, total_memory = self.device.memory()
+        self.info = ModelInfo(
+            max_model_len=max_model_len,
+            vocab_size=self.model.vocab_size,
+            dtype=str(self.model.context.dtype).removeprefix("torch."),
+            device=self.device.describe(),
+            block_size=config.block_size,
+            num_blocks=num_blocks,
+            kv_cache_bytes=cache_bytes,
+            weight_bytes=sum(model.nbytes for model in self._models),
+            free_memory=free_memory,
+            total_memory=total_memory,
+            prompt_logprobs_cost=prompt_logprobs_cost(self.model) if self.model.is_last else 1.0,
+            generates=self.model.generates,
+            activation_bits=_bits_of_activations(config, self.model),
+        )
+        self._images, axis_positions = None, None
+        if isinstance(self.model, VisionLanguageModel):
+            self.info.encoder = encoder_info(self.model, config)
+            self._images, axis_positions = ImageEncoder(self.model, beat), self.model.axis_positions
+        self._grammars = GrammarMasks(directory, self.model.vocab_size) if self.stages.answers else None
+        self._batches = BatchBuilder(config.block_size, self.model.vocab_size, axis_positions)
+        self._captured: CapturedDecode | None = None
+        self._speculation: Speculation | None = None
+        self._prepare_decoding(config, max_model_len, on_progress)
+
+    def _load_models(self, load: LoadModel, beat: Callable[[], None], on_progress: Callable[[Progress], None]) -> None:
+        """The one that is served, and on the rank that answers one that guesses."""
+        config, directory = load.config, Path(load.directory)
         model_class = find_architecture(model_config := read_config(directory))
         _check_ranks(load, sees=issubclass(model_class, VisionLanguageModel))
         max_model_len = resolve_max_model_len(config, model_class.max_model_len(model_config))
@@ -93,34 +130,8 @@ class ModelRunner:
             cache_dir=config.reorder_cache_dir,
             needs_mtp=config.drafting.needs_mtp,
         )
-        on_progress(Progress("allocating the KV cache"))
-        self._sharing = len(load.ranks_here) if self.device.uses_host_memory else 1
-        num_blocks, cache_bytes = self._make_kv_caches(load, max_model_len)
-        free_memory, total_memory = self.device.memory()
-        self.info = ModelInfo(
-            max_model_len=max_model_len,
-            vocab_size=self.model.vocab_size,
-            dtype=str(dtype).removeprefix("torch."),
-            device=self.device.describe(),
-            block_size=config.block_size,
-            num_blocks=num_blocks,
-            kv_cache_bytes=cache_bytes,
-            weight_bytes=self.model.nbytes,
-            free_memory=free_memory,
-            total_memory=total_memory,
-            prompt_logprobs_cost=prompt_logprobs_cost(self.model) if self.model.is_last else 1.0,
-            generates=self.model.generates,
-            activation_bits=_bits_of_activations(config, self.model),
-        )
-        self._images, axis_positions = None, None
-        if isinstance(self.model, VisionLanguageModel):
-            self.info.encoder = encoder_info(self.model, config)
-            self._images, axis_positions = ImageEncoder(self.model, beat), self.model.axis_positions
-        self._grammars = GrammarMasks(directory, self.model.vocab_size) if self.stages.answers else None
-        self._batches = BatchBuilder(config.block_size, self.model.vocab_size, axis_positions)
-        self._captured: CapturedDecode | None = None
-        self._speculation: Speculation | None = None
-        self._prepare_decoding(config, max_model_len, on_progress)
+        if config.drafting.model and self.stages.answers:
+            self._smaller = load_smaller(config, config.drafting.model, directory, context, on_progress)
 
     def _prepare_decoding(
         self, config: EngineConfig, max_model_len: int, on_progress: Callable[[Progress], None]
@@ -130,12 +141,23 @@ class ModelRunner:
         self._predicting = True
         drafts = config.drafting.tokens
         max_rows = min(config.max_num_batched_tokens, max(config.max_num_seqs, 1 + drafts))
+        captured: list[CapturedDecode] = []
         if not config.enforce_eager and os.environ.get("DISABLE_CACHE", "0") in ("", "0"):
             on_progress(Progress("recording a decode step"))
             max_blocks = -(-max_model_len // config.block_size)
-            self._captured = CapturedDecode(self.device, self.model, max_rows, max_blocks)
+            captured = [CapturedDecode(self.device, model, max_rows, max_blocks) for model in self._models]
+            self._captured = captured[0]
         if drafts and self.stages.answers:
-            self._speculation = Speculation(config, max_rows, self._grammars)
+            draft_model = None
+            if self._smaller:
+                sizes = config.block_size, self.model.vocab_size
+                draft_model = DraftModel(self._smaller, *sizes, captured[-1] if captured else None)
+            self._speculation = Speculation(config, max_rows, self._grammars, draft_model)
+
+    @property
+    def _models(self) -> list[CausalLM]:
+        """Those of this rank, the one that is served first."""
+        return [self.model] if self._smaller is None else [self.model, self._smaller]
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -290,10 +312,10 @@ class ModelRunner:
 
     def _make_kv_caches(self, load: LoadModel, max_model_len: int) -> tuple[int, int]:
         config = load.config
-        block_bytes = token_bytes(self.model) * config.block_size
+        block_bytes = sum(map(token_bytes, self._models)) * config.block_size
         num_blocks = load.num_blocks or self._num_blocks(config, max_model_len, block_bytes)
         try:
-            for layer in cached_layers(self.model):
+            for layer in chain.from_iterable(map(cached_layers, self._models)):
                 layer.kv = self.device.make_kv_cache(num_blocks, config.block_size, layer.cache)
         except OutOfDeviceMemory as error:
             raise ConfigError(

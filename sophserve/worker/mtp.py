@@ -63,13 +63,13 @@ class MtpDrafter:
 
     def _note(self, states: list[RequestState], logits: Tensor) -> None:
         """What these, `[states, vocab]`, say of the next tokens."""
-        result = self._device.ops.sample(logits, _most_probable(len(states)))
+        result = self._device.ops.sample(logits, most_probable(len(states)))
         assert result.logprobs is not None
         for state, token_id, logprob in zip(states, result.token_ids.tolist(), result.logprobs.tolist(), strict=True):
-            state.predicted = Prediction(len(state.tokens), token_id, exp(logprob))
+            state.predicted = Prediction(len(state.tokens), [token_id], [exp(logprob)])
 
 
-def _most_probable(rows: int) -> SampleParams:
+def most_probable(rows: int) -> SampleParams:
     """Choose the best token of each row, and say how probable it is."""
     zeros, none = torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
     return SampleParams(zeros, none.int(), zeros + 1, zeros, none, none, num_logprobs=0)

@@ -6,26 +6,39 @@ own logits with its own randomness, and a guess only counts if it is that token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from sophserve.config import EngineConfig
 from sophserve.grammar.follow import GrammarMasks
 from sophserve.link.messages import StepPlan
 from sophserve.worker.batch import RequestState
+from sophserve.worker.draft_model import DraftModel
 from sophserve.worker.follower import FIRST_CHANCES, SURE, Follower
 from sophserve.worker.lookup import History, Lookup
 from sophserve.worker.step_costs import Gate, StepCosts
 
+# Of the time that a draft model takes to catch up, the part that counts for each of the next steps.
+_SHARE = 1 / 32
 # Steps after which it is asked again whether guesses of steps of that size can be worth their time.
 _PERIOD = 16
 
 
 class Speculation:
-    """Guesses for the sequences of rank 0. max_rows: most rows of a decode step. costs, mtp_costs: of steps, and of
-    what the model's layer for further tokens takes beside them."""
+    """Guesses for the sequences of rank 0. max_rows: most rows of a decode step. draft_model: a smaller model that
+    guesses. costs, mtp_costs: of steps, and of what the model's layer for further tokens takes beside them."""
 
-    def __init__(self, config: EngineConfig, max_rows: int, grammars: GrammarMasks | None) -> None:
-        self.costs, self.mtp_costs = StepCosts(), StepCosts()
+    def __init__(
+        self,
+        config: EngineConfig,
+        max_rows: int,
+        grammars: GrammarMasks | None,
+        draft_model: DraftModel | None = None,
+    ) -> None:
+        self.costs, self.mtp_costs, self._draft_costs = StepCosts(), StepCosts(), StepCosts()
+        self._draft_model = draft_model
+        self._debt = 0.0  # seconds for which the draft model caught up
         self._gate = Gate()
         self._sizes = config.drafting.sizes
         self._most_tokens = config.max_num_batched_tokens
@@ -50,6 +63,8 @@ class Speculation:
     def propose(self, plan: StepPlan, states: Mapping[int, RequestState]) -> dict[int, list[int]]:
         """What to compute behind the last tokens of requests, by id."""
         self._steps += 1
+        if self._draft_model:
+            self._draft_model.take_in(plan, states)
         rows, most, open_to_guesses = 0, 0, []
         for entry in plan.scheduled:
             state = states[entry.id]
@@ -62,17 +77,21 @@ class Speculation:
         room = (self._max_rows if rows <= self._max_rows else self._most_tokens) - rows
         if not open_to_guesses or room <= 0:
             return {}
-        chances, looked_up = [], list[float]()
+        chances, looked_up, spent = [], list[float](), 0.0
         if self._can_be_worth(rows, len(open_to_guesses), most):
-            for place, (state, drafts) in enumerate(open_to_guesses):
+            for state, _ in open_to_guesses:
                 if state.follower is None:
                     state.follower = self._follow(state)
+            if self._draft_model and self.predicting and self.costs.known:
+                spent = self._draft(self._draft_model, rows, open_to_guesses)
+            for place, (state, drafts) in enumerate(open_to_guesses):
+                assert state.follower
                 chances += [(chance, place) for chance in state.follower.chances(drafts, state.predicted)]
                 looked_up += state.follower.looked_up(drafts)
             chances.sort(reverse=True)
         likely = [chance for chance, _ in chances[:room]]
         predicted = any(state.predicted and state.predicted.place == len(state.tokens) for state, _ in open_to_guesses)
-        beside = self._judge(rows, len(open_to_guesses), likely, looked_up, predicted=predicted)
+        beside = self._judge(rows, len(open_to_guesses), likely, looked_up, spent, predicted=predicted)
         count = self.costs.worth(rows, len(open_to_guesses), likely, beside)
         counts: dict[int, int] = {}
         for _, place in chances[:count]:
@@ -81,13 +100,65 @@ class Speculation:
         proposed = {state.id: self._guess(state, count) for state, count in zip(chosen, counts.values(), strict=True)}
         return {identity: guesses for identity, guesses in proposed.items() if guesses}
 
+    def _draft(self, model: DraftModel, rows: int, open_to_guesses: list[tuple[RequestState, int]]) -> float:
+        """Have a smaller model say what follows where it is likelier to be right than what was found, as long as one
+        more token of it gains more time than it takes. Returns the seconds for which that counts."""
+        wanted = []
+        for state, drafts in open_to_guesses:
+            assert state.follower
+            if state.follower.match_chance() < state.follower.predicted_chance:
+                wanted.append((state, drafts))
+        lengths, spent, rest = {state.id: drafts for state, drafts in wanted}, 0.0, self._debt * _SHARE
+        ready, taken = self._timed(model, partial(model.start, [state for state, _ in wanted]))
+        if ready:
+            spent = min(taken, self._draft_costs.seconds(len(ready)))
+        self._debt += taken - spent - rest
+        likely = {state.id: _newest_chance(state) for state in ready}
+        tokens, counted = len(open_to_guesses) + sum(likely.values()), rows + len(ready)
+        while ready := [state for state in ready if _said(state) < lengths[state.id]]:
+            further = sum(likely[state.id] * _follower(state).predicted_chance for state in ready)
+            extra = self._draft_costs.seconds(len(ready)) + self._more(counted, len(ready))
+            if not self._goes_on(further, extra, tokens, self.costs.seconds(counted) + spent):
+                break
+            ready, taken = self._timed(model, partial(model.go_on, ready))
+            spent, counted = spent + taken, counted + len(ready)
+            for state in ready:
+                likely[state.id] *= _newest_chance(state)
+                tokens += likely[state.id]
+        return spent + rest
+
+    def _timed(self, model: DraftModel, step: Callable[[], list[RequestState]]) -> tuple[list[RequestState], float]:
+        """What a step of it gave, and the seconds that it took."""
+        begin, recordings = time.perf_counter(), model.recordings
+        ready = step()
+        taken = time.perf_counter() - begin
+        if ready and recordings == model.recordings and not model.caught_up:
+            self._draft_costs.add(len(ready), taken)
+        return ready, taken
+
+    def _more(self, rows: int, further: int) -> float:
+        """Seconds that a step of so many rows takes longer with further ones."""
+        return max(0.0, self.costs.seconds(rows + further) - self.costs.seconds(rows))
+
+    def _goes_on(self, further: float, extra: float, tokens: float, seconds: float) -> bool:
+        """Whether further tokens in extra seconds are more than tokens in seconds."""
+        return further * seconds > tokens * extra
+
     def _judge(
-        self, rows: int, sequences: int, chances: list[float], looked_up: list[float], *, predicted: bool
+        self,
+        rows: int,
+        sequences: int,
+        chances: list[float],
+        looked_up: list[float],
+        spent: float,
+        *,
+        predicted: bool,
     ) -> float:
-        """Learn whether the layer for further tokens pays. Returns the seconds that it will take."""
-        if not self.mtp_costs.known:
+        """Learn whether what predicts pays. spent: seconds that a smaller model took. Returns those that the layer for
+        further tokens will take, or these."""
+        if not self.mtp_costs.known and not self._draft_model:
             return 0.0
-        seconds = self.mtp_costs.seconds(rows)
+        seconds = spent if self._draft_model else self.mtp_costs.seconds(rows)
         gain = None
         if predicted:
             alone = self.costs.rate(rows, sequences, sorted(looked_up, reverse=True)[: len(chances)])
@@ -119,3 +190,19 @@ class Speculation:
             if token_id in state.end_token_ids:
                 guesses = guesses[:place]
         return guesses[: self._grammars.fitting(state, guesses)] if self._grammars else guesses
+
+
+def _follower(state: RequestState) -> Follower:
+    assert state.follower
+    return state.follower
+
+
+def _said(state: RequestState) -> int:
+    """How many tokens are predicted of it."""
+    return len(state.predicted.token_ids) if state.predicted else 0
+
+
+def _newest_chance(state: RequestState) -> float:
+    """How likely the newest of the predicted tokens is right behind the others."""
+    assert state.predicted
+    return _follower(state).chance_of(state.predicted.probabilities[-1])

@@ -4,6 +4,8 @@ way, and the answers stay what they are."""
 from __future__ import annotations
 
 import random
+from array import array
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,8 @@ def what_is_said(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> Said:
         done = run(batch, hidden, guessing=guessing)
         for state in batch.states:
             if state.predicted and state.predicted.place == len(state.tokens):
-                said[state.id, state.predicted.place] = state.predicted[1:]
+                place, (token_id,), (probability,) = state.predicted
+                said[state.id, place] = token_id, probability
         return done
 
     monkeypatch.setattr(runner._mtp, "run", noting)
@@ -332,29 +335,46 @@ def test_it_rests_where_it_takes_longer_than_it_gains(agreeing: Made, monkeypatc
 
 
 def test_the_likelier_guess_is_taken() -> None:
-    from array import array
-    from collections import deque
-
     tokens = array("i", [1, 2, 3, 4, 5, 1, 2, 3])
     follower = Follower(tokens, Lookup(tokens, (3,), array("i"), len(tokens), deque()), list(FIRST_CHANCES))
-    short, unsure, sure = FIRST_CHANCES[0], FIRST_CHANCES[4], FIRST_CHANCES[-1]
+    short, unsure, sure = FIRST_CHANCES[0], FIRST_CHANCES[4], FIRST_CHANCES[7]
     assert follower.chances(3, None) == pytest.approx([short, short**2, short**3])
     assert follower.guess(2) == [4, 5]
-    assert follower.chances(3, Prediction(8, 9, 0.1)) == pytest.approx([short, short**2, short**3])
+    assert follower.chances(3, Prediction(8, [9], [0.1])) == pytest.approx([short, short**2, short**3])
     assert follower.guess(2) == [4, 5]
-    assert follower.chances(3, Prediction(8, 9, 0.99)) == [sure]
+    assert follower.chances(3, Prediction(8, [9], [0.99])) == [sure]
     assert follower.guess(2) == [9]
-    assert follower.chances(3, Prediction(8, 4, 0.99)) == pytest.approx([sure, sure * short, sure * short**2])
+    assert follower.chances(3, Prediction(8, [4], [0.99])) == pytest.approx([sure, sure * short, sure * short**2])
     assert follower.guess(2) == [4, 5]
     # What was said of another place says nothing; what was said is learnt from, by either kind.
-    assert follower.chances(1, Prediction(7, 9, 0.99)) == [short]
-    follower.chances(1, Prediction(8, 9, 0.1))
+    assert follower.chances(1, Prediction(7, [9], [0.99])) == [short]
+    follower.chances(1, Prediction(8, [9], [0.1]))
     tokens.append(9)
-    assert follower.chances(1, Prediction(9, 7, 0.1))[0] > unsure
+    assert follower.chances(1, Prediction(9, [7], [0.1]))[0] > unsure
     alone = Follower(tokens, None, list(FIRST_CHANCES))
     assert alone.chances(4, None) == []
     for _ in range(200):
-        assert alone.chances(4, Prediction(len(tokens), 6, 0.5))[0] <= SURE
+        assert alone.chances(4, Prediction(len(tokens), [6], [0.5]))[0] <= SURE
         assert alone.guess(4) == [6]
         tokens.append(6)
-    assert alone.chances(4, Prediction(len(tokens), 6, 0.5)) == [SURE]
+    assert alone.chances(4, Prediction(len(tokens), [6], [0.5])) == [SURE]
+
+
+def test_several_predicted_tokens() -> None:
+    tokens = array("i", [1, 2, 3, 4, 5, 1, 2, 3])
+    follower = Follower(tokens, Lookup(tokens, (3,), array("i"), len(tokens), deque()), list(FIRST_CHANCES))
+    short, fair, sure = FIRST_CHANCES[0], FIRST_CHANCES[6], FIRST_CHANCES[7]
+    assert follower.chances(3, Prediction(8, [9, 8], [0.99, 0.7])) == pytest.approx([sure, sure * fair])
+    assert follower.guess(2) == [9, 8] and follower.guess(1) == [9]
+    # Both say the same next; behind it the likelier one goes on.
+    assert follower.chances(3, Prediction(8, [4, 8], [0.1, 0.7])) == pytest.approx([short, short * fair])
+    assert follower.guess(2) == [4, 8]
+    assert follower.chances(2, Prediction(8, [4, 8], [0.99, 0.1])) == pytest.approx([sure, sure * short])
+    assert follower.guess(2) == [4, 5]
+    # It is learnt from as far as it was right.
+    follower.chances(3, Prediction(8, [9, 8, 7], [0.99, 0.7, 0.7]))
+    before = follower.chance_of(0.99), follower.chance_of(0.7), follower.predicted_chance
+    tokens.extend([9, 6])
+    assert follower.match_chance() == 0
+    after = follower.chance_of(0.99), follower.chance_of(0.7), follower.predicted_chance
+    assert after[0] > before[0] and after[1] < before[1] and after[2] < before[2]
