@@ -30,10 +30,16 @@ class PromptDetails(msgspec.Struct):
     cached_tokens: Tokens | None = None
 
 
+class CompletionDetails(msgspec.Struct):
+    accepted_prediction_tokens: Tokens | None = None
+    rejected_prediction_tokens: Tokens | None = None
+
+
 class Usage(msgspec.Struct):
     prompt_tokens: Tokens | None = None
     completion_tokens: Tokens | None = None
     prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
 
 
 class Answer(msgspec.Struct):

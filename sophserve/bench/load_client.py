@@ -256,3 +256,6 @@ def _take(answer: Answer, now: float | None, outcome: Outcome) -> None:
         outcome.output_tokens = answer.usage.completion_tokens
         if answer.usage.prompt_tokens_details is not None:
             outcome.cached_tokens = answer.usage.prompt_tokens_details.cached_tokens
+        if answer.usage.completion_tokens_details is not None:
+            outcome.accepted_tokens = answer.usage.completion_tokens_details.accepted_prediction_tokens
+            outcome.rejected_tokens = answer.usage.completion_tokens_details.rejected_prediction_tokens

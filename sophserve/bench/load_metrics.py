@@ -22,7 +22,8 @@ class Outcome:
     """A request and its answer. Times are seconds of one clock; `times` are those at which chunks with text came, none
     where the answer came whole; `silent`, those of chunks without, which stand for tokens that have no text; `ended`,
     that of the last chunk that says anything. error: a kind of failure, such as "HTTP 429", or nothing; message: one
-    such failure in full. Token counts are the server's, None where it gave none."""
+    such failure in full. Token counts are the server's, None where it gave none; accepted, rejected: of the tokens that
+    it guessed, those that came true and those that did not."""
 
     sent: float
     times: list[float] = field(default_factory=list)
@@ -34,6 +35,8 @@ class Outcome:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    accepted_tokens: int | None = None
+    rejected_tokens: int | None = None
     error: str = ""
     message: str = ""
 
@@ -118,6 +121,8 @@ class Report:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    accepted_tokens: int
+    rejected_tokens: int
     chunks: int
     prompts_reported: bool
     usage_reported: bool
@@ -173,6 +178,8 @@ def summarize(outcomes: Sequence[Outcome], slo: dict[str, float]) -> Report:
         prompt_tokens=sum(outcome.prompt_tokens or 0 for outcome in done),
         cached_tokens=sum(outcome.cached_tokens or 0 for outcome in done),
         output_tokens=sum(outcome.tokens for outcome in done),
+        accepted_tokens=sum(outcome.accepted_tokens or 0 for outcome in done),
+        rejected_tokens=sum(outcome.rejected_tokens or 0 for outcome in done),
         chunks=sum(len(outcome.chunks) for outcome in done),
         prompts_reported=any(outcome.prompt_tokens is not None for outcome in done),
         usage_reported=all(outcome.output_tokens is not None for outcome in done),

@@ -37,6 +37,9 @@ def render(report: Report) -> str:
         lines.append(f"output tokens  {report.output_tokens}, {_rate(report, report.output_tokens)}/s")
     else:
         lines.append("tokens         not known: the server reports no usage and sends answers whole")
+    if guessed := report.accepted_tokens + report.rejected_tokens:
+        right, gained = report.accepted_tokens / guessed, report.accepted_tokens / max(1, report.output_tokens)
+        lines.append(f"guesses        {guessed}, {right:.1%} came true: {gained:.1%} of the output tokens")
     if report.chunks and not report.usage_reported:
         lines.append("  the server reports no usage: parts of the answers are counted as tokens")
     if report.slo:

@@ -60,6 +60,7 @@ class Fake:
             "prompt_tokens": size,
             "completion_tokens": body["max_tokens"],
             "prompt_tokens_details": {"cached_tokens": 2},
+            "completion_tokens_details": {"accepted_prediction_tokens": 1, "rejected_prediction_tokens": 3},
         }
 
     async def stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:

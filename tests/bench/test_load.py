@@ -32,6 +32,7 @@ async def test_an_answer_is_counted_by_its_parts_and_usage(fake: Fake) -> None:
     answer = await ask(fake, "one two three", 4, ignore_eos=True, extra_body={"top_k": 3}, api_key="secret")
     assert (answer.error, answer.text, answer.finish_reason) == ("", "a a a a ", "length")
     assert (len(answer.times), answer.tokens, answer.prompt_tokens, answer.cached_tokens) == (4, 4, 8, 2)
+    assert (answer.accepted_tokens, answer.rejected_tokens) == (1, 3)
     assert 0 < answer.sent <= answer.times[0] <= answer.times[-1] <= answer.finished
     assert fake.keys == ["Bearer secret"]
     assert fake.bodies == [

@@ -10,6 +10,7 @@ import pytest
 
 from sophserve.bench import load_scenarios
 from sophserve.bench.load_metrics import Outcome, Summary, parse_slo, summarize
+from sophserve.bench.load_report import render
 from sophserve.bench.load_run import arrivals
 
 
@@ -37,7 +38,7 @@ def test_latencies_of_one_answer() -> None:
 def test_report_counts_only_what_was_answered() -> None:
     outcomes = [
         outcome(0.25, 0.5, tokens=2, prompt_tokens=10, cached_tokens=8),
-        outcome(0.75, 1.75, tokens=3, prompt_tokens=20),
+        outcome(0.75, 1.75, tokens=3, prompt_tokens=20, accepted_tokens=1, rejected_tokens=3),
         outcome(error="HTTP 429", message="first"),
         outcome(error="HTTP 429", message="second"),
         outcome(0.5, tokens=7, error="timeout", message="late"),
@@ -46,6 +47,8 @@ def test_report_counts_only_what_was_answered() -> None:
     report = summarize(outcomes, parse_slo(["ttft:500", "tpot:400"]))
     assert (report.duration, report.completed, report.failed) == (2.0, 2, 3)
     assert (report.prompt_tokens, report.cached_tokens, report.output_tokens) == (30, 8, 5)
+    assert "guesses        4, 25.0% came true: 20.0% of the output tokens" in render(report).splitlines()
+    assert "guesses" not in render(summarize(outcomes[:1], {}))
     assert report.errors == {"HTTP 429": 2, "timeout": 1} and report.messages["HTTP 429"] == "first"
     assert (report.rate(report.output_tokens), report.good) == (2.5, 1)  # the second took 500 ms a token
     assert (report.metrics["ttft"].p50, report.metrics["tpot"].max) == (375, 500)
