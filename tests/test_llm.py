@@ -246,16 +246,20 @@ async def test_async_iterator_grows_and_aborts(make_checkpoint: Callable[..., Pa
         assert llm.engine.sequences == []
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
+    "chunks of 16, two at a time": {"max_num_batched_tokens": 16, "max_num_seqs": 2},
+    "chunks of 100, no prefix caching": {"max_num_batched_tokens": 100, "enable_prefix_caching": False},
+    "whole prompts, small blocks": {"enable_chunked_prefill": False, "block_size": 4},
+    "one step at a time": {},
+    "little KV memory, cached": {"kv_cache_memory": "100KiB", "speculation": "off"},
+    "little KV memory, guessing": {"kv_cache_memory": "100KiB"},
+}
+OTHERS: dict[str, dict[str, Any]] = {
     "chunks of 16": {"max_num_batched_tokens": 16},
     "chunks of 100": {"max_num_batched_tokens": 100},
     "no prefix caching": {"enable_prefix_caching": False},
     "two at a time": {"max_num_seqs": 2},
-    "whole prompts, small blocks": {"enable_chunked_prefill": False, "block_size": 4},
-    "one step at a time": {},
     "little KV memory": {"kv_cache_memory": "100KiB", "enable_prefix_caching": False, "speculation": "off"},
-    "little KV memory, cached": {"kv_cache_memory": "100KiB", "speculation": "off"},
-    "little KV memory, guessing": {"kv_cache_memory": "100KiB"},
 }
 # Guesses shorten answers by as much as the machine's speed makes them pay, and with them the time that memory is short.
 LEAST_PREEMPTIONS = {"little KV memory": 3, "little KV memory, cached": 3, "little KV memory, guessing": 1}
@@ -272,13 +276,24 @@ def outputs_of(directory: Path, **options: Any) -> tuple[list[list[CompletionOut
         return outputs, llm._llm.engine._scheduler.stats.preemptions
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "cases"),
+    [
+        ("bfloat16", OPTIONS),
+        pytest.param("bfloat16", OTHERS, marks=pytest.mark.slow),
+        pytest.param("float32", OPTIONS | OTHERS, marks=pytest.mark.slow),
+    ],
+    ids=["bfloat16", "bfloat16, others", "float32"],
+)
 def test_options_do_not_change_answers(
-    dtype: str, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    dtype: str,
+    cases: dict[str, dict[str, Any]],
+    make_checkpoint: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     directory = make_checkpoint("qwen2", dtype=dtype)
     expected, _ = outputs_of(directory)
-    for case, options in OPTIONS.items():
+    for case, options in cases.items():
         with monkeypatch.context() as patched:
             if case == "one step at a time":
                 patched.setattr("sophserve.engine.engine.PLANS_IN_FLIGHT", 1)

@@ -30,7 +30,7 @@ CHECKS = [
 ]
 
 
-@pytest.mark.parametrize("examples", [10, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.slow)])
 def test_no_answer_breaks_the_schema(
     make_checkpoint: Callable[..., Path], start_server: Callable[..., Any], examples: int
 ) -> None:
