@@ -46,6 +46,7 @@ WORKER = (
     "sophserve.measure.devices_process",
     "sophserve.measure.doctor_process",
     "sophserve.measure.footprint_process",
+    "sophserve.measure.layouts",
     "sophserve.measure.limits_process",
     "sophserve.measure.trial_process",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from device.collectives.interface import SingleRank
 from model_plugins.quantization.compressed_tensors import CompressedTensors
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError, SophserveError
@@ -20,7 +23,11 @@ from sophserve.link.messages import LoadModel, ModelInfo
 from sophserve.measure.footprint import Footprint, FootprintRequest
 from sophserve.measure.footprint_process import footprint
 from sophserve.measure.plan import Device, decode_seconds, parse_rate, plan, reckon
-from sophserve.worker.model_runner import ModelRunner
+from sophserve.model.context import ModelContext
+from sophserve.model.devices import open_device
+from sophserve.model.kv_memory import token_bytes
+from sophserve.model.loading import load_model
+from sophserve.worker.model_runner import ModelRunner, stage_layers
 from tests.conftest import Server
 from tests.oracle.test_quantization import FORMATS, SHAPE, quantize
 
@@ -72,6 +79,40 @@ def planned(directory: Path, memory: int = 2**30, **options: Any) -> Footprint:
 def loaded(directory: Path, **options: Any) -> ModelInfo:
     config = EngineConfig(model="x", kv_cache_memory="1MiB", **options)
     return ModelRunner(LoadModel(str(directory), config, 0, 1, 30), [-1], lambda: None, lambda _: None).info
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "deepseek_v3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_stages_are_as_planned(kind: str, tied: bool, make_checkpoint: Callable[..., Path]) -> None:
+    """Each loads what is planned of it, and all of them have the blocks of the one with the least room."""
+    directory = make_checkpoint(kind, tie_word_embeddings=tied, num_hidden_layers=5, dtype="bfloat16")
+    found = planned(directory, pipeline_parallel_size=4, max_num_seqs=1000)
+    (layout,) = [each for each in found.layouts if each.tensor_parallel_size == 1]
+    cuts = stage_layers(directory, EngineConfig(model="x", pipeline_parallel_size=4))
+    assert len(layout.stages) == len(cuts) == 4
+    for stage, layers in zip(layout.stages, cuts, strict=True):
+        context = ModelContext(open_device("cmodel"), SingleRank(), torch.bfloat16, 256, layers=layers)
+        model = load_model(directory, context)
+        assert (stage.layers, stage.weight_bytes, stage.kv_token_bytes) == (
+            len(layers or []), model.nbytes, token_bytes(model),
+        )  # fmt: skip
+    assert sum(stage.layers for stage in layout.stages) == 5
+    assert found.weight_bytes == max(stage.weight_bytes for stage in layout.stages)
+    assert found.num_blocks == min(2**20 // (16 * stage.kv_token_bytes) for stage in layout.stages)
+    assert found.step_bytes == planned(directory).step_bytes
+
+
+def test_layouts(make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """All ways to use as many devices, and which of them have room."""
+    directory = make_checkpoint("qwen2", tie_word_embeddings=False, dtype="bfloat16")
+    need = planned(directory, pipeline_parallel_size=3, max_num_seqs=1).weight_bytes
+    assert plan([str(directory), "-pp", "2", "--json"]) == 0
+    layouts = json.loads(capsys.readouterr().out)["layouts"]
+    assert [(each["tensor_parallel_size"], each["pipeline_parallel_size"]) for each in layouts] == [(2, 1), (1, 2)]
+    assert plan([str(directory), "-pp", "3", "--device-memory", str(need + 2**14)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("layers ") == 3 and "layers 2 to 2: " in printed
+    assert re.search(rf"-tp +-pp .*\n +1 +3 +{need} .* no\n", printed)
 
 
 def assert_equal(plan: Footprint, info: ModelInfo) -> None:

@@ -73,8 +73,37 @@ class ImageEncoding(msgspec.Struct):
     cache_tokens: int
 
 
+class Stage(msgspec.Struct):
+    """What a rank of one stage takes: its layers, the bytes of its weights, and of a cached token."""
+
+    layers: int
+    weight_bytes: int
+    kv_token_bytes: int
+
+
+class Layout(msgspec.Struct):
+    """Ranks as --tensor-parallel-size and --pipeline-parallel-size lay them out. kv_budget: what the KV cache of each
+    may take at most. num_blocks: the KV blocks that all have room for, 0 if there is none."""
+
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    stages: list[Stage]
+    kv_budget: int
+    num_blocks: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the stage that has the most."""
+        return max(stage.weight_bytes for stage in self.stages)
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Of the stage that has the most."""
+        return max(stage.kv_token_bytes for stage in self.stages)
+
+
 class SmallerModel(msgspec.Struct):
-    """A model that guesses what another says, whole on rank 0. parameters: its numbers. weight_bytes, kv_token_bytes:
+    """A model that guesses what another says, whole on one rank. parameters: its numbers. weight_bytes, kv_token_bytes:
     what it takes, which the footprint of the other counts, too."""
 
     parameters: int
@@ -84,6 +113,10 @@ class SmallerModel(msgspec.Struct):
 
 class Footprint(msgspec.Struct, kw_only=True):
     """What rank 0 takes and does. Sizes in bytes; its products in operations, two for each multiplication.
+
+    Of several stages, weight_bytes and kv_token_bytes are of the one that has the most of each; what a step reads and
+    computes is of one rank of every stage together, which a token passes one after the other. layouts: then, the ways
+    to split the model over as many devices.
 
     parameters: numbers of the whole model, of all ranks; active_parameters: those that a token is multiplied with.
     step_bytes: weights that every step reads, which those of experts and of what encodes images are not. product_flops:
@@ -111,6 +144,7 @@ class Footprint(msgspec.Struct, kw_only=True):
     experts: list[ExpertLayers] = []
     encoding: ImageEncoding | None = None
     smaller: SmallerModel | None = None
+    layouts: list[Layout] = []
     device_memory: int
     fewest_devices: dict[int, int] = {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Collection, Container, Hashable, Mapping
+from collections.abc import Callable, Collection, Container, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from math import prod
@@ -25,21 +25,23 @@ from device.interface import Device, PackedWeight
 from sophserve.checkpoint import quantization_config, read_config
 from sophserve.config import EngineConfig
 from sophserve.errors import CheckpointError, ConfigError, SophserveError
-from sophserve.fit import MOST_RANKS, CannotSplit, check_stages, resolve_max_model_len, split_layers
+from sophserve.fit import MOST_RANKS, CannotSplit, check_stages, resolve_max_model_len
 from sophserve.measure.footprint import (
     Attention,
     ExpertLayers,
     Footprint,
     FootprintRequest,
     ImageEncoding,
+    Layout,
     SmallerModel,
 )
+from sophserve.measure.layouts import cut, layout
 from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import Absent, CausalLM
 from sophserve.model.devices import open_device
 from sophserve.model.experts import Experts
-from sophserve.model.kv_memory import KV_SHARE, block_count, cached_layers, token_bytes
+from sophserve.model.kv_memory import cached_layers, token_bytes
 from sophserve.model.layers import PackedModule
 from sophserve.model.loading import (
     RankOf,
@@ -229,28 +231,26 @@ class Loader:
 
     def stages(self, ranks: int, count: int) -> list[range]:
         """The layers of each of so many stages, split by the bytes of their weights on each of so many ranks."""
-        check_stages(self._config, layers=self.shapes.config.num_hidden_layers, sees=bool(_encoders(self.shapes)))
         model = self.load(ranks)
-        embedding = (model.head if model.tied else model.embedding).nbytes
-        behind = [model.norm, model.head, *([model.mtp, model.embedding] if model.mtp else [])]
-        sizes = [layer.nbytes for layer in model.layers]
-        return split_layers(sizes, embedding, sum(each.nbytes for each in behind), count)
+        check_stages(self._config, layers=len(model.layers), sees=bool(_encoders(model)))
+        return cut(model, count)
 
-    def weight_bytes(self, model: CausalLM) -> int:
-        """Of rank 0, with those of the model that guesses."""
-        return model.nbytes + (self.smaller.weight_bytes if self.smaller else 0)
-
-    def kv_token_bytes(self, model: CausalLM) -> int:
-        """Bytes that rank 0 keeps of a token, with those of the model that guesses."""
-        return token_bytes(model) + (self.smaller.kv_token_bytes if self.smaller else 0)
+    def splits(self, ranks: int) -> bool:
+        """Whether so many ranks can share a layer."""
+        try:
+            self._load(ranks)
+        except CannotSplit:
+            return False
+        return True
 
     def fewest(self, memory: int, tokens: int) -> int | None:
         """How many devices at least have room for the weights and a sequence of so many tokens. Only powers of two are
         tried, as other numbers are not built into machines."""
 
         def need(ranks: int) -> int:
-            model = self._load(ranks)
-            return self.weight_bytes(model) + tokens * self.kv_token_bytes(model)
+            model, smaller = self._load(ranks), self.smaller
+            beside = smaller.weight_bytes + tokens * smaller.kv_token_bytes if smaller else 0
+            return model.nbytes + tokens * token_bytes(model) + beside
 
         for ranks in (2**power for power in range(MOST_RANKS.bit_length())):
             # All ranks together hold no less than one alone.
@@ -267,16 +267,16 @@ def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footpr
     loader = loader or Loader(request)
     longest = loader.model_class.max_model_len(loader.settings)
     max_model_len = resolve_max_model_len(config, longest)
-    model, device = loader.load(config.tensor_parallel_size), loader.device
-    memory, shared = request.memory, 1
-    if memory is None:
-        memory = device.memory()[0]
-        shared = config.tensor_parallel_size if device.uses_host_memory else 1
+    ranks, stages, memory = config.tensor_parallel_size, config.pipeline_parallel_size, request.memory
+    check_stages(config, layers=len(loader.shapes.layers), sees=bool(_encoders(loader.shapes)))
+    model, device = loader.load(ranks), loader.device
+
+    def lay_out(tensor: int, pipeline: int) -> Layout:
+        sizes = device, config, max_model_len, memory, loader.smaller
+        return layout(loader.load(tensor), pipeline, *sizes)
+
+    asked = lay_out(ranks, stages)
     weights, experts, encoding = model.nbytes, _experts(model), _encoding(model, loader.shapes, config)
-    beside = loader.weight_bytes(model) - weights
-    left = max(0, memory - weights * shared - beside)
-    budget = config.kv_cache_bytes or int(left * KV_SHARE) // shared
-    block_bytes = loader.kv_token_bytes(model) * config.block_size
     tokens = -(-max_model_len // config.block_size) * config.block_size
     fewest = {memory: count for memory in request.search if (count := loader.fewest(memory, tokens))}
     given = loader.stored_quantization
@@ -290,21 +290,22 @@ def footprint(request: FootprintRequest, loader: Loader | None = None) -> Footpr
         max_model_len=max_model_len,
         parameters=_count(loader.shapes),
         active_parameters=_active(loader.shapes),
-        weight_bytes=weights + beside,
+        weight_bytes=asked.weight_bytes,
         step_bytes=weights
         - untied
         - sum(each.weight_bytes for each in experts)
         - (encoding.weight_bytes if encoding else 0),
-        kv_token_bytes=loader.kv_token_bytes(model),
-        kv_budget=budget,
-        num_blocks=block_count(budget, block_bytes, config, max_model_len) if budget <= left else 0,
+        kv_token_bytes=asked.kv_token_bytes,
+        kv_budget=asked.kv_budget,
+        num_blocks=asked.num_blocks,
         product_flops=model.token_flops,
         head_flops=model.head.token_flops,
         attention=_attention(model),
         experts=experts,
         encoding=encoding,
         smaller=loader.smaller,
-        device_memory=memory,
+        layouts=_layouts(loader, config.world_size, lay_out) if stages > 1 else [],
+        device_memory=device.memory()[0] if memory is None else memory,
         fewest_devices=fewest,
     )
 
@@ -328,6 +329,16 @@ def _smaller(request: FootprintRequest) -> SmallerModel | None:
     except SophserveError as error:
         raise ConfigError(f"--speculative-model: {error}") from error
     return SmallerModel(_count(loader.shapes), model.nbytes, token_bytes(model))
+
+
+def _layouts(loader: Loader, devices: int, lay_out: Callable[[int, int], Layout]) -> list[Layout]:
+    """All that the model can be split in."""
+    found = []
+    for ranks in range(devices, 0, -1):
+        stages, rest = divmod(devices, ranks)
+        if not rest and stages <= len(loader.shapes.layers) and loader.splits(ranks):
+            found.append(lay_out(ranks, stages))
+    return found
 
 
 def _stored(directory: Path) -> Collection[str] | None:

@@ -49,6 +49,7 @@ OPTIONS = (
     "quantization",
     "head_bits",
     "tensor_parallel_size",
+    "pipeline_parallel_size",
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
@@ -104,6 +105,7 @@ def reckon(
         "model": config.model,
         **msgspec.to_builtins(found),
         "tensor_parallel_size": config.tensor_parallel_size,
+        "pipeline_parallel_size": config.pipeline_parallel_size,
         "kv_cache_bytes": tokens * found.kv_token_bytes,
         "kv_cache_tokens": tokens,
         "longest_context": longest,
@@ -182,17 +184,18 @@ def _device(given: dict[str, Any]) -> Device:
 
 
 def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device: Device) -> str:
-    ranks = config.tensor_parallel_size
     kind = f"{found.dtype} with {found.quantization} weights" if found.quantization else found.dtype
     share = "as --kv-cache-memory says" if config.kv_cache_bytes else "the server's share of what the weights leave"
+    most = " at most" if found.layouts else ""
     lines = [
         f"model            {found.architecture}, {kind}, packed for {found.layout}",
-        f"devices          {ranks} with {size(found.device_memory)} each",
+        f"devices          {config.world_size} with {size(found.device_memory)} each",
         f"parameters       {_parameters(found)}",
         *(_experts(each) for each in found.experts),
         *([_encoding(found.encoding)] if found.encoding else []),
         *([_smaller(found.smaller)] if found.smaller else []),
-        f"weights          {size(found.weight_bytes)} a device, {found.weight_bytes} bytes",
+        *_stages(found, config),
+        f"weights          {size(found.weight_bytes)} a device{most}, {found.weight_bytes} bytes",
         f"KV cache         {size(answer['kv_cache_bytes'])} a device ({share}): {answer['kv_cache_tokens']} tokens of "
         f"{size(found.kv_token_bytes)}",
         f"longest context  {answer['longest_context']} tokens; the model's is {found.context_length}",
@@ -204,6 +207,7 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
             f"fewest devices   {count} with {size(memory)} each for the weights and one sequence of "
             f"{found.max_model_len} tokens"
         )
+    lines += _layouts(found, config)
     titles = ["length", "sequences", "decode, one", "decode, all", "prefill"]
     cells = [
         [
@@ -221,6 +225,30 @@ def _text(answer: dict[str, Any], found: Footprint, config: EngineConfig, device
     if device.note:
         lines.append(device.note)
     return "\n".join(lines)
+
+
+def _stages(found: Footprint, config: EngineConfig) -> list[str]:
+    first, lines = 0, []
+    asked = [each for each in found.layouts if each.tensor_parallel_size == config.tensor_parallel_size]
+    for stage in (stage for each in asked for stage in each.stages):
+        layers = f"layers {first} to {first + stage.layers - 1}"
+        takes = f"{stage.weight_bytes} bytes of weights a device, {stage.kv_token_bytes} for a token in the KV cache"
+        lines.append(f"{'' if first else 'stages':<17}{layers}: {takes}")
+        first += stage.layers
+    return lines
+
+
+def _layouts(found: Footprint, config: EngineConfig) -> list[str]:
+    """Which ways of splitting the model over as many devices fit."""
+    if not found.layouts:
+        return []
+    rows = []
+    for each in found.layouts:
+        tokens = each.num_blocks * config.block_size
+        fits = "yes" if tokens >= found.max_model_len else "no"
+        sizes = [each.tensor_parallel_size, each.pipeline_parallel_size, each.weight_bytes, each.kv_token_bytes, tokens]
+        rows.append([*map(str, sizes), fits])
+    return ["", *rows_of(["-tp", "-pp", "weights", "KV of a token", "tokens", "fits"], rows)]
 
 
 def _parameters(found: Footprint) -> str:
@@ -251,7 +279,8 @@ def _smaller(model: SmallerModel) -> str:
 
 def _problem(answer: dict[str, Any], found: Footprint, config: EngineConfig) -> str | None:
     if found.weight_bytes >= found.device_memory:
-        return "does not fit     the weights alone exceed a device's memory; raise --tensor-parallel-size, or quantize"
+        more = "--tensor-parallel-size or --pipeline-parallel-size"
+        return f"does not fit     the weights alone exceed a device's memory; raise {more}, or quantize"
     block_bytes = found.kv_token_bytes * config.block_size
     if config.kv_cache_bytes and config.kv_cache_bytes < block_bytes:
         return f"does not fit     --kv-cache-memory is less than one block of {size(block_bytes)}; raise it"

@@ -16,11 +16,11 @@ from tests.hosts import Hosts, check, of_one_process
 
 @pytest.fixture
 def start_hosts(server_class: type[Any]) -> Iterator[Callable[..., Hosts]]:
-    """`start_hosts(directory, *options)`: two hosts that are ready, killed after the test."""
+    """`start_hosts(directory, *options, count=2)`: hosts that are ready, killed after the test."""
     started: list[Hosts] = []
 
-    def start(directory: Path, *options: str) -> Hosts:
-        started.append(Hosts(server_class, directory, *options))
+    def start(directory: Path, *options: str, count: int = 2) -> Hosts:
+        started.append(Hosts(server_class, directory, *options, count=count))
         started[-1].server.wait_until_ready()
         return started[-1]
 
@@ -45,6 +45,20 @@ def test_two_hosts(make_checkpoint: Callable[..., Path], start_hosts: Callable[.
     assert hosts.leader.process.wait(30) == 0
     assert hosts.server.process.wait(30) == 0
     assert not psutil.wait_procs(everyone, timeout=5)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "ranks", "stages"), [(2, 1, 2), (2, 1, 4), (2, 2, 2), (4, 2, 2)])
+def test_stages_on_hosts(
+    count: int, ranks: int, stages: int, make_checkpoint: Callable[..., Path], start_hosts: Callable[..., Hosts]
+) -> None:
+    """A stage to a host, several of them, one of several ranks, and one over two hosts: the bits of one stage."""
+    directory = make_checkpoint("qwen2", num_hidden_layers=4, tie_word_embeddings=True)
+    hosts = start_hosts(directory, "-pp", str(stages), "-tp", str(ranks), count=count)
+    answers = hosts.ask()
+    assert answers == of_one_process(directory, tensor_parallel_size=ranks)
+    assert hosts.ask(hosts.leaders[-1].workers[-1].kill) == answers
+    assert hosts.ask(hosts.server.workers[0].kill) == answers
 
 
 @pytest.mark.slow
