@@ -41,6 +41,13 @@ def resolve_model(model: str) -> Path:
     return directory
 
 
+def resolve_smaller(model: str) -> Path:
+    """As resolve_model, of a model that guesses: a head has no tokenizer."""
+    directory = _find(model, _DOWNLOADED)
+    _check_files(directory, tokenizer=False)
+    return directory
+
+
 def resolve_config(model: str) -> Path:
     """As resolve_model, but all that the directory must have, and all that is downloaded, is the configuration."""
     directory = _find(model, _CONFIGURATION)
@@ -185,7 +192,7 @@ def read_pooling(directory: Path) -> str:
     return names[asked[0]]
 
 
-def _check_files(directory: Path) -> None:
+def _check_files(directory: Path, *, tokenizer: bool = True) -> None:
     def has(*patterns: str) -> bool:
         return any(any(directory.glob(pattern)) for pattern in patterns)
 
@@ -195,7 +202,7 @@ def _check_files(directory: Path) -> None:
         found = next((name for name in ("*.gguf", "*.bin", "*.pth", "*.pt") if has(name)), None)
         reason = f"; its {found} files cannot be served, convert them to safetensors" if found else ""
         raise CheckpointError(f"{directory} has no *.safetensors file{reason}", help="no-safetensors")
-    if not has("tokenizer.json", "tokenizer.model", "vocab.json"):
+    if tokenizer and not has("tokenizer.json", "tokenizer.model", "vocab.json"):
         raise CheckpointError(f"{directory} has no tokenizer.json, no tokenizer.model and no vocab.json")
 
 

@@ -81,7 +81,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         "auto: the first, and the last that is there; the answers are the same",
     ] = "auto"
     speculative_model: Annotated[
-        str | None, "a smaller model with the same vocabulary that guesses, a directory or a Hub id (default: none)"
+        str | None,
+        "a smaller model with the same vocabulary, or an EAGLE-3 head, that guesses: a directory or a Hub id "
+        "(default: none)",
     ] = None
     speculative_tokens: Annotated[int, "most tokens of one sequence that are computed so in a step"] = 15
     speculative_config: Annotated[

@@ -11,7 +11,7 @@ _MOST_TOKENS = 64
 _LOOKUP_SIZES = (8, 3)
 _LONGEST_SIZE = 16
 _OF_VLLM = {"method", "model", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"}
-_METHODS = {"ngram": "lookup", "mtp": "mtp", "deepseek_mtp": "mtp", "draft_model": "draft"}
+_METHODS = {"ngram": "lookup", "mtp": "mtp", "deepseek_mtp": "mtp", "draft_model": "draft", "eagle3": "draft"}
 _NO_MODELS = ("ngram", "[ngram]")
 
 

@@ -141,6 +141,13 @@ def choose_architecture(config: Mapping[str, Any], known: Iterable[str]) -> str:
     )
 
 
+def is_eagle3(config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is an EAGLE-3 head, in the layout of the authors or of the library speculators."""
+    names = config.get("architectures")
+    named = isinstance(names, list) and any("eagle3" in str(name).lower() for name in names)
+    return named or config.get("speculators_model_type") == "eagle3"
+
+
 def dtype_name(config: Mapping[str, Any], dtype: str) -> str:
     """The option's dtype; with "auto" that of config.json, or float32 where it names none. Raises CheckpointError."""
     name = dtype if dtype != "auto" else config.get("dtype") or config.get("torch_dtype") or "float32"

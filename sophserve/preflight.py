@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sophserve import fit
-from sophserve.checkpoint import quantization_config, read_config, resolve_model
+from sophserve.checkpoint import quantization_config, read_config, resolve_smaller
 from sophserve.config import EngineConfig
 from sophserve.config_rules import check_routing, check_sizes
 from sophserve.errors import ConfigError, SophserveError
@@ -90,9 +90,9 @@ def check(config: EngineConfig, directory: Path, ranks_here: int | None = None) 
 def _check_smaller(name: str) -> None:
     """Raise ConfigError for a model that cannot guess, as the worker does."""
     try:
-        directory = resolve_model(name)
+        directory = resolve_smaller(name)
         settings, architectures = read_config(directory), registered("register_architectures")
-        if architectures is not None:
+        if architectures is not None and not fit.is_eagle3(settings):
             fit.choose_architecture(settings, architectures.members)
         _check_quantization(None, directory, settings)
     except SophserveError as error:

@@ -45,6 +45,7 @@ def test_a_smaller_model() -> None:
         ([*given, "--speculative-config", '{"model": "small"}'], beside),
         ([*given, "--speculation", "draft", "--speculative-tokens", "4"], alone),
         (["--speculative-config", as_vllm], alone),
+        (["--speculative-config", as_vllm.replace("draft_model", "eagle3")], alone),
     ):
         assert parse(["--model", "x", *options])[0].drafting == expected
     # There vLLM has the model itself.
@@ -55,7 +56,7 @@ def test_a_smaller_model() -> None:
     ("options", "message"),
     [
         (["--speculative-tokens", "0"], "between 1 and 64, got 0; --speculation off guesses none"),
-        (["--speculative-config", '{"method": "eagle3"}'], "the method 'eagle3'; those that are there are ngram, mtp"),
+        (["--speculative-config", '{"method": "eagle"}'], "the method 'eagle'; those that are there are ngram, mtp"),
         (["--speculative-config", '{"model": 7}'], "model must be a directory or a Hub id, got 7"),
         (["--speculative-config", '{"method": "draft_model"}'], "--speculation draft needs --speculative-model"),
         (["--speculation", "draft"], "--speculation draft needs --speculative-model"),

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -40,6 +40,7 @@ from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext
 from sophserve.model.decoder import Absent, CausalLM
 from sophserve.model.devices import open_device
+from sophserve.model.eagle3 import find_smaller
 from sophserve.model.experts import Experts
 from sophserve.model.kv_memory import cached_layers, token_bytes
 from sophserve.model.layers import PackedModule
@@ -172,11 +173,13 @@ class Loader:
     shapes: the model before it is loaded, whose parameters are plain. Raises SophserveError as a server would.
     """
 
-    def __init__(self, request: FootprintRequest) -> None:
+    def __init__(
+        self, request: FootprintRequest, find_class: Callable[..., type[CausalLM]] = find_architecture
+    ) -> None:
         self.directory = Path(request.directory)
         self.smaller = _smaller(request)
         self.settings = read_config(self.directory)
-        self.model_class = find_architecture(self.settings)
+        self.model_class = find_class(self.settings)
         self.device = open_device(request.config.device)
         check_operators(self.model_class, self.device)
         dtype = resolve_dtype(self.settings, request.config.dtype)
@@ -314,17 +317,11 @@ def _smaller(request: FootprintRequest) -> SmallerModel | None:
     """What the model takes that guesses. Raises ConfigError."""
     if request.smaller is None:
         return None
-    config = replace_options(
-        request.config,
-        tensor_parallel_size=1,
-        pipeline_parallel_size=1,
-        quantization=None,
-        speculation="off",
-        speculative_model=None,
-        speculative_config={},
-    )
+    alone: dict[str, Any] = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "quantization": None}
+    no_guesses: dict[str, Any] = {"speculation": "off", "speculative_model": None, "speculative_config": {}}
+    config = replace_options(request.config, **alone, **no_guesses)
     try:
-        loader = Loader(FootprintRequest(directory=request.smaller, config=config))
+        loader = Loader(FootprintRequest(directory=request.smaller, config=config), find_smaller)
         model = loader.load(1)
     except SophserveError as error:
         raise ConfigError(f"--speculative-model: {error}") from error

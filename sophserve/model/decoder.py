@@ -114,7 +114,8 @@ class LayeredWindowConfig(DecoderConfig):
 class Attention(Module):
     """Grouped-query attention (https://arxiv.org/abs/2305.13245) with rotary positions.
 
-    qk_norm: RMSNorm over the channels of each query and key head before the rotation.
+    qk_norm: RMSNorm over the channels of each query and key head before the rotation. inputs: channels of what it is
+    called with, where that is not a hidden state.
     """
 
     def __init__(
@@ -127,12 +128,13 @@ class Attention(Module):
         output_bias: bool = False,
         qk_norm: bool = False,
         window: int | None = None,
+        inputs: int | None = None,
     ) -> None:
         hidden, size = config.hidden_size, config.head_size
         heads, kv_heads = config.num_attention_heads, config.kv_heads
         q, kv = Heads(heads, size), Heads(kv_heads, size, replicate=True)
         parts = {"q": q, "k": kv, "v": kv}
-        self.qkv = Linear(context, hidden, parts, bias=qkv_bias, shard="column", role="qkv")
+        self.qkv = Linear(context, inputs or hidden, parts, bias=qkv_bias, shard="column", role="qkv")
         self.q_norm = RMSNorm(context, size, config.rms_norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(context, size, config.rms_norm_eps) if qk_norm else None
         self.attention = PagedAttention(context, heads, kv_heads, size, rope, size**-0.5, window)
@@ -225,7 +227,8 @@ class CausalLM(Module, ABC, Generic[C]):
         a number, such as the layer's. Where files differ, several names lead to one place.
     tied: modules whose tensors another module takes.
     ropes: those that its layers rotate by. generates: whether it has a head of its own or a tied one.
-    mtp: predicts a further token; None where the context does not ask for that.
+    mtp: predicts a further token; None where the context does not ask for that. handed: hidden states of the last call
+        that `hand_out` asked for, each `[tokens, hidden]`.
     """
 
     head: LMHead
@@ -260,6 +263,8 @@ class CausalLM(Module, ABC, Generic[C]):
         if self.is_last:
             self.norm = RMSNorm(context, hidden, self.config.rms_norm_eps)
         self.mtp: MtpLayer | None = None
+        self.handed: list[Tensor] = []
+        self._handing: Collection[int] = ()
 
     @classmethod
     def parse(cls, config: dict[str, Any]) -> Any:
@@ -299,9 +304,24 @@ class CausalLM(Module, ABC, Generic[C]):
         x, residual = passed or (self.embedding(step.ids), None)
         if step.given and passed is None:
             x[step.given.rows] = step.given.values
-        for layer in self.layers:
+        self.handed = []
+        for index, layer in enumerate(self.layers):
+            if index in self._handing:
+                self.handed.append(self._sum(x, residual))
             x, residual = layer(x, residual, step)
+        if len(self.layers) in self._handing:
+            self.handed.append(self._sum(x, residual))
         return x, residual
+
+    def hand_out(self, layers: Collection[int]) -> None:
+        """Have each call leave in `handed` what enters these layers, in order; their number stands for what leaves the
+        last one."""
+        self._handing = layers
+        self._ones = self.context.device.put(torch.ones(self.config.hidden_size, dtype=self.context.dtype))
+
+    def _sum(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """By an operator, so that the step can be recorded."""
+        return self.context.device.ops.rms_norm(x, self._ones, self.config.rms_norm_eps, residual)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[rows, hidden]` to logits over the whole vocabulary, `[rows, vocab]`, in the run's dtype."""

@@ -37,6 +37,7 @@ class CapturedDecode:
         self._inputs: StepInputs
         self._passed: Passed | None = None
         self._residual: Tensor
+        self.handed: list[Tensor] = []  # as of the model, of the last recording, whose first rows are those of a step
         self._record(1)  # while loading: what of the device is slow the first time delays no request
 
     def advance(self, batch: FlatBatch, passed: Passed | None) -> Passed | None:
@@ -101,4 +102,5 @@ class CapturedDecode:
             x, self._residual = self._model.advance(step, self._passed)
             return x
         hidden = self._model(step, self._passed)
+        self.handed = self._model.handed
         return hidden if self._model.mtp else self._model.logits(hidden)

@@ -23,6 +23,23 @@ CATCH_UP = 512
 _FEW = 4
 
 
+def lay_out(rows: Sequence[tuple[RequestState, int, list[int]]], block_size: int) -> tuple[StepInputs, Tensor]:
+    """A step over tokens of sequences from places on, and the last row of each, int64."""
+    ids, places, slots, lengths, starts, last = (array(kind) for kind in "iiiiiq")
+    for state, start, token_ids in rows:
+        end = start + len(token_ids)
+        ids.extend(token_ids)
+        places.extend(range(start, end))
+        slots.extend(slots_of(state.blocks, block_size, start, end))
+        lengths.append(len(token_ids))
+        starts.append(start)
+        last.append(len(ids) - 1)
+    longest = max(start + count for start, count in zip(starts, lengths, strict=True))
+    tables = tables_of([state for state, _, _ in rows], -(-longest // block_size))
+    host = as_tensor(lengths), as_tensor(starts), tables, as_tensor(slots), longest
+    return StepInputs(*host, ids=as_tensor(ids), positions=as_tensor(places)), as_tensor(last)
+
+
 class DraftModel:
     """The model, on the rank that answers, which has all of it. Its caches lie in the blocks of the large model's, so
     that a prefix that is found again, and what preemption takes away, is the same for both.
@@ -117,34 +134,16 @@ class DraftModel:
         if not rows:
             return None
         rows.sort(key=lambda row: len(row[2]))  # sequences of one row stand first
-        ids, places, slots, lengths, starts, last = (array("i") for _ in range(6))
         most = self._model.vocab_size - 1
-        for state, start, token_ids in rows:
-            end = start + len(token_ids)
-            ids.extend(min(token_id, most) for token_id in token_ids)
-            places.extend(range(start, end))
-            slots.extend(slots_of(state.blocks, self._block_size, start, end))
-            lengths.append(len(token_ids))
-            starts.append(start)
-            last.append(len(ids) - 1)
-        longest = max(start + count for start, count in zip(starts, lengths, strict=True))
-        positions = as_tensor(places)
-        inputs = StepInputs(
-            as_tensor(lengths),
-            as_tensor(starts),
-            tables_of([state for state, _, _ in rows], -(-longest // self._block_size)),
-            as_tensor(slots),
-            longest,
-            ids=as_tensor(ids),
-            positions=positions,
-        )
+        known = [(state, start, [min(token_id, most) for token_id in token_ids]) for state, start, token_ids in rows]
+        inputs, last = lay_out(known, self._block_size)
         logits = None
-        if self._captured and lengths[-1] <= _FEW:
-            logits = self._captured.run_rows(inputs, positions)
+        if self._captured and len(rows[-1][2]) <= _FEW:
+            logits = self._captured.run_rows(inputs, inputs.positions)
         if logits is not None:
-            return logits if len(logits) == len(last) else logits[as_tensor(last).long()]
+            return logits if len(logits) == len(last) else logits[last]
         hidden = self._model(self._device.prepare(inputs, self._model.ropes))
-        return self._model.logits(hidden[as_tensor(last).long()])
+        return self._model.logits(hidden[last])
 
     def _note(
         self,

@@ -36,6 +36,7 @@ from sophserve.model.config import resolve_dtype
 from sophserve.model.context import ModelContext, resolve_activation_bits
 from sophserve.model.decoder import CausalLM
 from sophserve.model.devices import open_device
+from sophserve.model.eagle3 import Eagle3
 from sophserve.model.kv_memory import KV_SHARE, block_count, cached_layers, token_bytes
 from sophserve.model.loading import find_architecture, load_model
 from sophserve.model.vision import VisionLanguageModel
@@ -44,6 +45,7 @@ from sophserve.table import size
 from sophserve.worker.batch import BatchBuilder, FlatBatch, ImageRows, PooledChunk, RequestState, Sampled
 from sophserve.worker.captured_decode import CapturedDecode
 from sophserve.worker.draft_model import DraftModel
+from sophserve.worker.eagle3 import Eagle3Drafter
 from sophserve.worker.encoder import ImageEncoder, encoder_info
 from sophserve.worker.mtp import MtpDrafter
 from sophserve.worker.sampler import DEFERRED, holding, joined, prompt_logprobs, rows_of, sample_params, sampled_tokens
@@ -131,13 +133,15 @@ class ModelRunner:
             needs_mtp=config.drafting.needs_mtp,
         )
         if config.drafting.model and self.stages.answers:
-            self._smaller = load_smaller(config, config.drafting.model, directory, context, on_progress)
+            self._smaller = load_smaller(config, config.drafting.model, directory, self.model, on_progress)
 
     def _prepare_decoding(
         self, config: EngineConfig, max_model_len: int, on_progress: Callable[[Progress], None]
     ) -> None:
         """Record a step, and get ready to guess."""
-        self._mtp = MtpDrafter(self.model) if self.model.mtp else None
+        self._mtp: MtpDrafter | None = MtpDrafter(self.model) if self.model.mtp else None
+        head = self._smaller if isinstance(self._smaller, Eagle3) else None
+        recorded = [self.model] if head else self._models
         self._predicting = True
         drafts = config.drafting.tokens
         max_rows = min(config.max_num_batched_tokens, max(config.max_num_seqs, 1 + drafts))
@@ -145,14 +149,16 @@ class ModelRunner:
         if not config.enforce_eager and os.environ.get("DISABLE_CACHE", "0") in ("", "0"):
             on_progress(Progress("recording a decode step"))
             max_blocks = -(-max_model_len // config.block_size)
-            captured = [CapturedDecode(self.device, model, max_rows, max_blocks) for model in self._models]
+            captured = [CapturedDecode(self.device, model, max_rows, max_blocks) for model in recorded]
             self._captured = captured[0]
         if drafts and self.stages.answers:
-            draft_model = None
-            if self._smaller:
+            drafter: DraftModel | Eagle3Drafter | None = None
+            if head:
+                drafter = self._mtp = Eagle3Drafter(head, config.block_size)
+            elif self._smaller:
                 sizes = config.block_size, self.model.vocab_size
-                draft_model = DraftModel(self._smaller, *sizes, captured[-1] if captured else None)
-            self._speculation = Speculation(config, max_rows, self._grammars, draft_model)
+                drafter = DraftModel(self._smaller, *sizes, captured[-1] if captured else None)
+            self._speculation = Speculation(config, max_rows, self._grammars, drafter)
 
     @property
     def _models(self) -> list[CausalLM]:
@@ -170,13 +176,13 @@ class ModelRunner:
         requests = batch.sampled + [Sampled(state) for state in batch.held]
         masks = self._grammars.begin(requests) if self._grammars else {}
         prompts, embeddings = [], []
-        hidden, logits = self._compute(batch)
+        hidden, made, logits = self._compute(batch)
         if hidden is not None:
             prompts = self._prompt_logprobs(hidden, batch)
             embeddings = self._pooled(hidden, batch.pooled_chunks)
         sampled = self._sample(logits, requests, masks) if requests else []
         between = time.perf_counter()
-        predicted = self._mtp and hidden is not None and self._mtp.run(batch, hidden, guessing=self._predicting)
+        predicted = bool(self._mtp and made and self._mtp.run(batch, made, guessing=self._predicting))
         usual = not prompts and not batch.images and all(each.tokens for each in sampled)
         if self._speculation and usual and recordings == (self._captured and self._captured.recordings):
             self._speculation.costs.add(len(batch.inputs.ids), between - begin)
@@ -184,22 +190,26 @@ class ModelRunner:
                 self._speculation.mtp_costs.add(len(batch.inputs.ids), time.perf_counter() - between)
         return StepResult(plan.step, sampled, prompts, embeddings)
 
-    def _compute(self, batch: FlatBatch) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Hidden states of a batch, unless only their logits are needed, and logits of the rows that are sampled. Of
-        a stage that is not the last one neither: what it computed is passed on."""
+    def _compute(self, batch: FlatBatch) -> tuple[torch.Tensor | None, list[torch.Tensor], torch.Tensor | None]:
+        """Hidden states of a batch, unless only their logits are needed, what goes through a layer for further tokens,
+        and logits of the rows that are sampled. Of a stage that is not the last one nothing: what it computed is passed
+        on."""
         rows = len(batch.inputs.ids)
         if not rows:
-            return None, None
+            return None, [], None
         passed = self.stages.receive(rows, self.model.config.hidden_size, self.model.context.dtype)
         if not self.model.is_last:
             computed = self._captured.advance(batch, passed) if self._captured else None
             self.stages.send(computed or self.model.advance(self._inputs(batch), passed))
-            return None, None
+            return None, [], None
         recorded = self._captured.run(batch, passed) if self._captured else None
-        if recorded is not None:
-            return (recorded, self.model.logits(recorded)) if self._mtp else (None, recorded)
+        if recorded is not None and self._captured:
+            if self.model.mtp:
+                return recorded, [recorded], self.model.logits(recorded)
+            return None, [each[:rows] for each in self._captured.handed], recorded
         hidden = self.model(self._inputs(batch), passed)
-        return hidden, self.model.logits(hidden[batch.sample_rows]) if batch.sampled else None
+        logits = self.model.logits(hidden[batch.sample_rows]) if batch.sampled else None
+        return hidden, self.model.handed or [hidden], logits
 
     def _inputs(self, batch: FlatBatch) -> StepInputs:
         inputs = replace(batch.inputs, given=self._given(batch.images))

@@ -4,6 +4,7 @@ https://arxiv.org/abs/2412.19437)."""
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 from math import exp
 
@@ -30,10 +31,10 @@ class MtpDrafter:
         self._model = model
         self._device = model.context.device
 
-    def run(self, batch: FlatBatch, hidden: Tensor, *, guessing: bool) -> bool:
-        """Take the hidden states `[tokens, hidden]` of a batch whose tokens have been chosen. guessing: whether to say
-        on rank 0 what follows the newest tokens of its requests; all ranks must be asked alike. Returns whether there
-        was something to do."""
+    def run(self, batch: FlatBatch, hidden: Sequence[Tensor], *, guessing: bool) -> bool:
+        """Take the hidden states, each `[tokens, hidden]`, of a batch whose tokens have been chosen. guessing: whether
+        to say on rank 0 what follows the newest tokens of its requests; all ranks must be asked alike. Returns whether
+        there was something to do."""
         inputs, ids, rows = batch.inputs, array("i"), array("q")
         whole, newest = [], []
         for state, start, count in zip(
@@ -50,23 +51,37 @@ class MtpDrafter:
             ids.extend([0] * (count - len(following)))
         if len(batch.sample_rows) == len(ids) and not (guessing and whole):
             return False
-        # A copy, since results may go with the next preparation.
-        hidden, following_inputs = hidden.clone(), replace(inputs, ids=as_tensor(ids))
-        further = self._model.predict(hidden, self._device.prepare(following_inputs, self._model.ropes))
+        taken, following_inputs = self._take(hidden), replace(inputs, ids=as_tensor(ids))
+        further = self._model.predict(taken, self._device.prepare(following_inputs, self._model.ropes))
         for state in whole:
             state.passed = state.computed
         if guessing and newest:
-            logits = self._model.logits(further[as_tensor(rows)])
-            if self._model.context.communicator.rank == 0:
-                self._note(newest, logits)
+            self._say(newest, further[as_tensor(rows)])
         return True
+
+    def _take(self, hidden: Sequence[Tensor]) -> Tensor:
+        """A copy, since results may go with the next preparation."""
+        return hidden[0].clone()
+
+    def _say(self, states: list[RequestState], further: Tensor) -> None:
+        """Rank 0 notes what follows these. further: what was made of their newest tokens."""
+        logits = self._model.logits(further)
+        if self._model.context.communicator.rank == 0:
+            self._note(states, logits)
 
     def _note(self, states: list[RequestState], logits: Tensor) -> None:
         """What these, `[states, vocab]`, say of the next tokens."""
         result = self._device.ops.sample(logits, most_probable(len(states)))
         assert result.logprobs is not None
         for state, token_id, logprob in zip(states, result.token_ids.tolist(), result.logprobs.tolist(), strict=True):
-            state.predicted = Prediction(len(state.tokens), [token_id], [exp(logprob)])
+            if state.predicted is None or state.predicted.place != len(state.tokens):
+                state.predicted = Prediction(len(state.tokens), [], [])
+            state.predicted.token_ids.append(self._token(token_id))
+            state.predicted.probabilities.append(exp(logprob))
+
+    def _token(self, row: int) -> int:
+        """What a row of the head stands for."""
+        return row
 
 
 def most_probable(rows: int) -> SampleParams:

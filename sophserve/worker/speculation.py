@@ -15,6 +15,7 @@ from sophserve.grammar.follow import GrammarMasks
 from sophserve.link.messages import StepPlan
 from sophserve.worker.batch import RequestState
 from sophserve.worker.draft_model import DraftModel
+from sophserve.worker.eagle3 import Eagle3Drafter
 from sophserve.worker.follower import FIRST_CHANCES, SURE, Follower
 from sophserve.worker.lookup import History, Lookup
 from sophserve.worker.step_costs import Gate, StepCosts
@@ -27,14 +28,15 @@ _PERIOD = 16
 
 class Speculation:
     """Guesses for the sequences of rank 0. max_rows: most rows of a decode step. draft_model: a smaller model that
-    guesses. costs, mtp_costs: of steps, and of what the model's layer for further tokens takes beside them."""
+    guesses, or a head. costs, mtp_costs: of steps, and of what the model's layer for further tokens or a head takes
+    beside them."""
 
     def __init__(
         self,
         config: EngineConfig,
         max_rows: int,
         grammars: GrammarMasks | None,
-        draft_model: DraftModel | None = None,
+        draft_model: DraftModel | Eagle3Drafter | None = None,
     ) -> None:
         self.costs, self.mtp_costs, self._draft_costs = StepCosts(), StepCosts(), StepCosts()
         self._draft_model = draft_model
@@ -100,7 +102,9 @@ class Speculation:
         proposed = {state.id: self._guess(state, count) for state, count in zip(chosen, counts.values(), strict=True)}
         return {identity: guesses for identity, guesses in proposed.items() if guesses}
 
-    def _draft(self, model: DraftModel, rows: int, open_to_guesses: list[tuple[RequestState, int]]) -> float:
+    def _draft(
+        self, model: DraftModel | Eagle3Drafter, rows: int, open_to_guesses: list[tuple[RequestState, int]]
+    ) -> float:
         """Have a smaller model say what follows where it is likelier to be right than what was found, as long as one
         more token of it gains more time than it takes. Returns the seconds for which that counts."""
         wanted = []
@@ -127,7 +131,9 @@ class Speculation:
                 tokens += likely[state.id]
         return spent + rest
 
-    def _timed(self, model: DraftModel, step: Callable[[], list[RequestState]]) -> tuple[list[RequestState], float]:
+    def _timed(
+        self, model: DraftModel | Eagle3Drafter, step: Callable[[], list[RequestState]]
+    ) -> tuple[list[RequestState], float]:
         """What a step of it gave, and the seconds that it took."""
         begin, recordings = time.perf_counter(), model.recordings
         ready = step()
@@ -158,7 +164,7 @@ class Speculation:
         further tokens will take, or these."""
         if not self.mtp_costs.known and not self._draft_model:
             return 0.0
-        seconds = spent if self._draft_model else self.mtp_costs.seconds(rows)
+        seconds = spent + (self.mtp_costs.seconds(rows) if self.mtp_costs.known else 0.0)
         gain = None
         if predicted:
             alone = self.costs.rate(rows, sequences, sorted(looked_up, reverse=True)[: len(chances)])

@@ -12,8 +12,10 @@ import pytest
 
 from sophserve import AsyncLLM, SamplingParams
 from sophserve.llm import RequestOutput
+from tests.eagle_heads import write_head
 from tests.further_layer import with_further_layer
 from tests.worker.test_draft_model import like
+from tests.worker.test_eagle3 import TOKENS
 
 PROMPTS = [[(7 * index * index + number * index) % 500 for index in range(40)] for number in (3, 5, 11)]
 
@@ -29,13 +31,18 @@ def bits(result: RequestOutput) -> list[object]:
     return [output.token_ids, entries, output.text]
 
 
-async def plain_and_guessed(directory: Path, lose_worker: bool = False, **options: Any) -> None:
+async def plain_and_guessed(
+    directory: Path, lose_worker: bool = False, least: int = 30, allowed: list[int] | None = None, **options: Any
+) -> None:
     """Answers without guesses, and together with them; the latter as they grow."""
     before = set(psutil.Process().children(recursive=True))
     llm = AsyncLLM(str(directory), kv_cache_memory="8MiB", **options)
 
     async def answer(number: int, **options: Any) -> list[list[object]]:
-        return [bits(each) async for each in llm.generate(PROMPTS[number], params(number, **options))]
+        return [
+            bits(each)
+            async for each in llm.generate(PROMPTS[number], params(number, allowed_token_ids=allowed, **options))
+        ]
 
     async with llm:
         children = set(psutil.Process().children(recursive=True)) - before
@@ -55,7 +62,7 @@ async def plain_and_guessed(directory: Path, lose_worker: bool = False, **option
             for ids, entries, text in states:
                 assert ids == plain[number][0][: len(ids)] and entries == plain[number][1][: len(ids)]
                 assert plain[number][2].startswith(text)
-        assert llm.engine.metrics.counts.accepted_tokens > (10 if options.get("speculation") == "draft" else 30)
+        assert llm.engine.metrics.counts.accepted_tokens > least
         assert not lose_worker or llm.engine.workers.restarts == 1
 
 
@@ -80,7 +87,16 @@ def test_by_a_smaller_model_on_two_ranks(
     """Which is as large, so that it often says what is drawn."""
     directory = make_checkpoint("qwen2", initializer_range=0.2)
     options = {"speculation": "draft", "speculative_model": str(like(directory, tmp_path / "model", 0.0))}
-    asyncio.run(plain_and_guessed(directory, lose_worker, tensor_parallel_size=2, **options))
+    asyncio.run(plain_and_guessed(directory, lose_worker, 10, tensor_parallel_size=2, **options))
+
+
+@pytest.mark.slow
+def test_by_a_head_on_two_ranks(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Which can say the only four tokens that answers may have."""
+    directory = make_checkpoint("qwen2")
+    head = write_head(directory, tmp_path / "head", tokens=TOKENS)
+    options: dict[str, Any] = {"speculation": "draft", "speculative_model": str(head), "tensor_parallel_size": 2}
+    asyncio.run(plain_and_guessed(directory, least=0, allowed=TOKENS, **options))
 
 
 def test_a_lost_worker_costs_nothing_but_guesses(make_checkpoint: Callable[..., Path]) -> None:
