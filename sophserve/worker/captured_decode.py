@@ -101,6 +101,7 @@ class CapturedDecode:
         if not self._model.is_last:
             x, self._residual = self._model.advance(step, self._passed)
             return x
-        hidden = self._model(step, self._passed)
+        # Models of plugins may have a __call__ of their own that knows nothing of stages.
+        hidden = self._model(step) if self._passed is None else self._model(step, self._passed)
         self.handed = self._model.handed
         return hidden if self._model.mtp else self._model.logits(hidden)

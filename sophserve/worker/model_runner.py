@@ -207,7 +207,9 @@ class ModelRunner:
             if self.model.mtp:
                 return recorded, [recorded], self.model.logits(recorded)
             return None, [each[:rows] for each in self._captured.handed], recorded
-        hidden = self.model(self._inputs(batch), passed)
+        inputs = self._inputs(batch)
+        # Models of plugins may have a __call__ of their own that knows nothing of stages.
+        hidden = self.model(inputs) if passed is None else self.model(inputs, passed)
         logits = self.model.logits(hidden[batch.sample_rows]) if batch.sampled else None
         return hidden, self.model.handed or [hidden], logits
 
