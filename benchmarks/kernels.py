@@ -120,7 +120,7 @@ def main() -> None:
     }
     options = parse(list(makers))
     shapes = {name: SHAPES[name] for name in options.shapes}
-    machine = measure_limits()
+    machine = measure_limits(min(0.5, options.seconds))
     results = []
     with torch.inference_mode():
         for name in options.only:

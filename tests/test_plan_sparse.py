@@ -56,8 +56,15 @@ def test_quantized_checkpoints(make_checkpoint: Callable[..., Path], tmp_path: P
     assert_exact(tmp_path / "quantized", tmp_path / "config")
 
 
-@pytest.mark.parametrize("method", ["gptq", "fp8"])
-@pytest.mark.parametrize("kind", ["qwen2_moe", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("qwen2_moe", "gptq"),
+        ("deepseek_v3", "fp8"),
+        pytest.param("qwen2_moe", "fp8", marks=pytest.mark.slow),
+        pytest.param("deepseek_v3", "gptq", marks=pytest.mark.slow),
+    ],
+)
 def test_quantized_on_loading(make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str, method: str) -> None:
     assert_exact(make_checkpoint(kind, **SHAPES[kind], dtype="bfloat16"), tmp_path / "config", method)
 

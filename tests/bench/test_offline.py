@@ -198,6 +198,7 @@ def test_a_sweep(
     make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr("sophserve.bench.offline.measure", footprint)
     picture = tmp_path / "picture.png"
     command = ["bench", "--model", str(make_checkpoint("qwen2")), "--max-new-tokens", "3", "--mode", "chat"]
     command += ["--sweep", "batch=1,3", "input-length=32,64", "--plot", str(picture), "--skip-limits"]

@@ -61,6 +61,27 @@ def _device(isa: str, monkeypatch: pytest.MonkeyPatch) -> CmodelDevice:
     return CmodelDevice()
 
 
+# Of all dtypes they take longest; of the portable kernels one dtype is tried here, and -m slow tries the others.
+LARGE = (
+    "test_attention_over_spans_that_threads_share",
+    "test_chunks",
+    "test_latent_attention_chunks",
+    "test_latent_attention_company",
+    "test_latent_attention_of_a_prompt_and_of_the_next_token",
+    "test_paged_attention",
+    "test_threads_and_company_and_blocks",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and item.originalname in LARGE and item.path.parent.name == "device":
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            if params.get("cmodel", params.get("ops")) == "portable" and params.get("dtype") != torch.bfloat16:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=kernels.ISAS)
 def cmodel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> CmodelDevice:
     """A cmodel device on each instruction set in turn."""

@@ -102,6 +102,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("model", FIRST, indirect=True)
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ways", [WAYS, pytest.param(ALL_SIZES, marks=pytest.mark.slow)], ids=["some", "all sizes"])
 async def test_bits_do_not_depend_on_how_an_image_is_served(

@@ -48,12 +48,12 @@ def assert_streams_equal_decode(tokenizer: Tokenizer, sequences: int) -> None:
 
 
 def test_random_ids_of_the_real_vocabulary(qwen_directory: Path) -> None:
-    assert_streams_equal_decode(Tokenizer.from_directory(qwen_directory), 10_000)
+    assert_streams_equal_decode(Tokenizer.from_directory(qwen_directory), 3000)
 
 
 def test_random_ids_of_a_small_vocabulary(write_tokenizer: Callable[..., Path]) -> None:
     config = {"eos_token": "<é>", "additional_special_tokens": ["<|im_start|>", "｜ünicode▁"]}
-    assert_streams_equal_decode(Tokenizer.from_directory(write_tokenizer(config)), 3000)
+    assert_streams_equal_decode(Tokenizer.from_directory(write_tokenizer(config)), 1500)
 
 
 @pytest.mark.parametrize("add_prefix_space", [True, False])
@@ -63,7 +63,7 @@ def test_random_ids_of_sentencepiece(
     train_sentencepiece: Callable[..., Path], algorithm: str, byte_fallback: bool, add_prefix_space: bool
 ) -> None:
     directory = train_sentencepiece(algorithm, byte_fallback, {"add_prefix_space": add_prefix_space})
-    assert_streams_equal_decode(Tokenizer.from_directory(directory), 1500)
+    assert_streams_equal_decode(Tokenizer.from_directory(directory), 500)
 
 
 def test_texts_come_back(write_tokenizer: Callable[..., Path], texts: list[str]) -> None:
@@ -160,7 +160,7 @@ PARTS = st.lists(st.lists(st.integers(0, len(TOKENS) + 2), max_size=3), max_size
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(parts=PARTS, skip=st.booleans())
 def test_every_decoder(name: str, parts: list[list[int]], skip: bool) -> None:
     tokenizer = TOKENIZERS[name]
@@ -168,7 +168,7 @@ def test_every_decoder(name: str, parts: list[list[int]], skip: bool) -> None:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(before=st.lists(st.integers(0, len(TOKENS) + 2), max_size=8), parts=PARTS, skip=st.booleans())
 def test_a_text_that_goes_on(name: str, before: list[int], parts: list[list[int]], skip: bool) -> None:
     """Behind a prompt comes what the decoding of both together has more than that of the prompt alone, such as the
@@ -226,7 +226,7 @@ def run_stops(parts: list[str], stops: list[str], include: bool) -> tuple[str, s
 LETTERS = st.text("ab ", max_size=6)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(
     parts=st.lists(LETTERS, max_size=10),
     stops=st.lists(st.text("ab ", min_size=1, max_size=6), max_size=4),

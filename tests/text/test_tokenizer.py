@@ -45,6 +45,7 @@ def test_real_qwen_equals_transformers(qwen_directory: Path, texts: list[str]) -
     assert len(ours.special_ids) == 14
 
 
+@pytest.mark.parametrize("qwen_directory", ["qwen2.5", pytest.param("qwq-32b", marks=pytest.mark.slow)], indirect=True)
 def test_vocab_and_merges_equal_tokenizer_json(qwen_directory: Path, tmp_path: Path, texts: list[str]) -> None:
     model = json.loads((qwen_directory / "tokenizer.json").read_text())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
