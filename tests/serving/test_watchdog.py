@@ -64,7 +64,10 @@ def server(
     server.stop()
 
 
-@pytest.mark.parametrize("path", BODIES)
+# Of a long prompt all steps are prefill, as of embeddings.
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=pytest.mark.slow) if path == "prefill only" else path for path in BODIES]
+)
 def test_a_busy_worker_is_not_restarted(path: str, server: Any) -> None:
     """For three times --step-timeout, and /live is 200 all the while."""
     endpoint, body = BODIES[path]
