@@ -176,7 +176,18 @@ def lengthen(app: Any, context: int) -> None:
     app.engine.context = app.engine.info.max_model_len = context
 
 
-@pytest.mark.parametrize("name", LONG_ANSWERS)
+# Which are worded by what words others of them.
+WORDED_LIKE_OTHERS = (
+    "logprobs of many completions",
+    "an echo with logprobs",
+    "logprobs of a response in the background",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in WORDED_LIKE_OTHERS else name for name in LONG_ANSWERS],
+)
 async def test_the_loop_goes_on_while_long_answers_are_worded(
     app: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

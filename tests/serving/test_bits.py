@@ -34,7 +34,7 @@ def bits(result: RequestOutput) -> list[object]:
 
 
 SLOW = [("qwen2", "bfloat16"), ("qwen3", "float32"), ("qwen2_moe", "float32"), ("qwen3_moe", "float32")]
-SLOW += [("deepseek_v2", "bfloat16"), ("deepseek_v2", "float32"), ("deepseek_v3", "bfloat16")]
+SLOW += [("deepseek_v2", "bfloat16"), ("deepseek_v2", "float32"), ("deepseek_v3", "float32"), ("qwen3_moe", "bfloat16")]
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,7 @@ SLOW += [("deepseek_v2", "bfloat16"), ("deepseek_v2", "float32"), ("deepseek_v3"
     [
         ("qwen2", "float32"),
         pytest.param("qwen3", "bfloat16", marks=pytest.mark.slow),
-        ("qwen3_moe", "bfloat16"),
-        ("deepseek_v3", "float32"),
+        ("deepseek_v3", "bfloat16"),  # whose layers have experts as well
         *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW),
     ],
 )
