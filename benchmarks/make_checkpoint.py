@@ -79,6 +79,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 32768,
     },
+    "qwen2-mini": QWEN2
+    | {
+        "vocab_size": 32768,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 16384,
+        "tie_word_embeddings": False,
+    },
     "qwen2-7b": QWEN2
     | {
         "vocab_size": 152064,
@@ -199,6 +210,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+INDEX = "model.safetensors.index.json"
+DRAFTED = ("model-0.safetensors", "model-rest.safetensors")
 SURE = 8.0
 """How much larger a head is made whose answers are to be guessed: else none of its tokens is likely."""
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
@@ -219,15 +232,24 @@ def main() -> None:
         help="DeepSeek: with a layer for further tokens, which says what follows a token by its embedding alone; what "
         "other layers add to that is made smaller by SHARE, so that they mostly say the same",
     )
+    parser.add_argument(
+        "--draft",
+        type=float,
+        metavar="SHARE",
+        help="with a model of its first layer alone beside it, DIRECTORY-draft, that guesses what it says; what layers "
+        "add is made smaller by SHARE, so that both often say the same",
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--gptq", action="store_true", help="4-bit layers of random codes, groups of 128")
     kind.add_argument("--fp8", action="store_true", help="float8 layers, blocks of 128 x 128")
     options = parser.parse_args()
     if options.mtp is not None and SHAPES[options.shape]["model_type"] != DEEPSEEK["model_type"]:
         parser.error("--mtp is for the shapes of DeepSeek; leave it out")
+    if options.draft is not None and SHAPES[options.shape].get("tie_word_embeddings", True):
+        parser.error("--draft is for shapes with a head of their own, such as qwen2-mini; leave it out")
     torch.manual_seed(0)
     quantized = "gptq" if options.gptq else "fp8" if options.fp8 else None
-    save(SHAPES[options.shape], options.directory, getattr(torch, options.dtype), quantized, options.mtp)
+    save(SHAPES[options.shape], options.directory, getattr(torch, options.dtype), quantized, options.mtp, options.draft)
     if options.shape in PREPROCESSORS:
         settings = json.dumps(PREPROCESSORS[options.shape], indent=2)
         (options.directory / "preprocessor_config.json").write_text(settings)
@@ -238,14 +260,22 @@ def main() -> None:
     else:
         shape = SHAPES[options.shape]
         train_tokenizer(options.directory, shape.get("text_config", shape)["vocab_size"])
+    if options.draft is not None:
+        save_draft(options.directory, options.directory.with_name(f"{options.directory.name}-draft"))
     size = sum(path.stat().st_size for path in options.directory.iterdir())
     print(f"{options.directory}: {options.shape}, {size / 2**20:.0f} MiB")
 
 
 def save(
-    shape: dict[str, Any], directory: Path, dtype: torch.dtype, quantized: str | None, mtp: float | None = None
+    shape: dict[str, Any],
+    directory: Path,
+    dtype: torch.dtype,
+    quantized: str | None,
+    mtp: float | None = None,
+    draft: float | None = None,
 ) -> None:
-    """Write config.json and a file for each layer; quantized is a key of QUANTIZATION or None. mtp: the option."""
+    """Write config.json and a file for each layer; quantized is a key of QUANTIZATION or None. mtp, draft: the
+    options."""
     directory.mkdir(parents=True, exist_ok=True)
     config = AutoConfig.for_model(**shape)
     with torch.device("meta"):
@@ -262,7 +292,9 @@ def save(
     for file, sizes in files.items():
         tensors: dict[str, Tensor] = {}
         for name, size in sizes.items():
-            tensors |= make_tensors(name, size, dtype, quantized, config.get_text_config().hidden_size, mtp)
+            tensors |= make_tensors(
+                name, size, dtype, quantized, config.get_text_config().hidden_size, draft if mtp is None else mtp
+            )
         save_file(tensors, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
@@ -272,6 +304,18 @@ def save(
     if mtp is not None:
         settings["num_nextn_predict_layers"] = 1
     (directory / "config.json").write_text(json.dumps(settings, indent=2))
+
+
+def save_draft(source: Path, target: Path) -> None:
+    """The model of the first layer of another."""
+    target.mkdir(parents=True, exist_ok=True)
+    settings, index = (json.loads((source / name).read_text()) for name in ("config.json", INDEX))
+    weight_map = {name: file for name, file in index["weight_map"].items() if file in DRAFTED}
+    settings |= {"num_hidden_layers": 1, "layer_types": None}
+    (target / "config.json").write_text(json.dumps(settings, indent=2))
+    (target / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for name in (*DRAFTED, "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, target)
 
 
 def names_on_disk(model: torch.nn.Module) -> Iterator[tuple[str, torch.Size]]:

@@ -6,7 +6,8 @@ Each model answers with and without guesses in turn, in one process, the same to
   edited: every twentieth token of the prediction is another.
 - stories: answers at temperature 0.8 with nothing given, each by itself (a salt of its own), as most of them are.
 
-With `--speculation mtp` it is the model's own layer that guesses (of `make_checkpoint.py deepseek-mini DIR --mtp 0.1`).
+With `--speculation mtp` it is the model's own layer that guesses (of `make_checkpoint.py deepseek-mini DIR --mtp 0.1`),
+with `--speculative-model` a smaller one (of `make_checkpoint.py qwen2-mini DIR --draft 0.1`).
 
 The first table has the ratio of the speeds, the medians of turns; the second the time of a step by its rows.
 """
@@ -103,8 +104,10 @@ async def step(llm: AsyncLLM, rows: int) -> float:
     return min(times)
 
 
-async def measure(model: str, batches: list[int], kinds: list[str], tokens: int, turns: int, speculation: str) -> None:
-    options = {"max_model_len": 1024, "kv_cache_memory": "1GiB", "max_num_seqs": 64, "speculation": speculation}
+async def measure(
+    model: str, batches: list[int], kinds: list[str], tokens: int, turns: int, **guesses: str | None
+) -> None:
+    options = {"max_model_len": 1024, "kv_cache_memory": "1GiB", "max_num_seqs": 64, **guesses}
     async with AsyncLLM(model, **options) as llm:
         for kind in kinds:
             for batch in batches:
@@ -122,12 +125,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--speculation", default="auto")
+    parser.add_argument("--speculative-model")
     given = parser.parse_args()
     print(f"{cpu_model()}, commit {commit()}\n")
     titles = ["model", "answers", "batch", "tokens/s without", "with guesses, times", "guesses that held"]
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for model in given.models:
-        asyncio.run(measure(model, given.batches, given.kinds, given.tokens, given.turns, given.speculation))
+        guesses = {"speculation": given.speculation, "speculative_model": given.speculative_model}
+        asyncio.run(measure(model, given.batches, given.kinds, given.tokens, given.turns, **guesses))
 
 
 if __name__ == "__main__":
