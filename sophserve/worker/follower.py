@@ -66,6 +66,11 @@ class Follower:
         """How likely a token is right that is predicted and found so probable."""
         return self._chance(_kind_of(probability))
 
+    @property
+    def follows(self) -> bool:
+        """Whether it has gone on as something else did for so long that this is no chance."""
+        return self.lookup is not None and self.lookup.length >= _LENGTHS[1]
+
     def chances(self, most: int, predicted: Prediction | None) -> list[float]:
         """How likely each of the next tokens is guessed right, with those before it, of at most so many; none where
         nothing is to be guessed. Learns from what was said last first."""

@@ -147,6 +147,11 @@ class Lookup:
             self._end = end
         return self._match
 
+    @property
+    def length(self) -> int:
+        """Of the match that there was last."""
+        return self._match.length if self._match else 0
+
     def guesses(self, count: int) -> list[int]:
         """At most so many tokens that follow, by the match that there is."""
         if self._match is None:

@@ -7,7 +7,7 @@ own logits with its own randomness, and a guess only counts if it is that token.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from sophserve.config import EngineConfig
@@ -24,6 +24,8 @@ from sophserve.worker.step_costs import Gate, StepCosts
 _SHARE = 1 / 32
 # Steps after which it is asked again whether guesses of steps of that size can be worth their time.
 _PERIOD = 16
+# Of the time of steps, what looking for guesses may take where none is found; and of how many steps that is kept.
+_SEARCH, _SAVED_STEPS = 0.01, 8
 
 
 class Speculation:
@@ -50,6 +52,7 @@ class Speculation:
         self._lasting = list(FIRST_CHANCES)
         self._worth: dict[int, tuple[int, bool]] = {}  # by rows: when that was found, and what
         self._steps = 0
+        self._search, self._turn = 0.0, 0  # seconds that looking for guesses may take, and where
 
     @property
     def predicting(self) -> bool:
@@ -86,10 +89,11 @@ class Speculation:
                     state.follower = self._follow(state)
             if self._draft_model and self.predicting and self.costs.known:
                 spent = self._draft(self._draft_model, rows, open_to_guesses)
-            for place, (state, drafts) in enumerate(open_to_guesses):
-                assert state.follower
-                chances += [(chance, place) for chance in state.follower.chances(drafts, state.predicted)]
-                looked_up += state.follower.looked_up(drafts)
+            for place in self._places(self.costs.seconds(rows), [state for state, _ in open_to_guesses]):
+                state, drafts = open_to_guesses[place]
+                follower = _follower(state)
+                chances += [(chance, place) for chance in follower.chances(drafts, state.predicted)]
+                looked_up += follower.looked_up(drafts)
             chances.sort(reverse=True)
         likely = [chance for chance, _ in chances[:room]]
         predicted = any(state.predicted and state.predicted.place == len(state.tokens) for state, _ in open_to_guesses)
@@ -101,6 +105,20 @@ class Speculation:
         chosen = [open_to_guesses[place][0] for place in counts]
         proposed = {state.id: self._guess(state, count) for state, count in zip(chosen, counts.values(), strict=True)}
         return {identity: guesses for identity, guesses in proposed.items() if guesses}
+
+    def _places(self, seconds: float, states: Sequence[RequestState]) -> Iterator[int]:
+        """Of which sequences to look for guesses: of those that are likely to have some, and of the others, in turn, as
+        many as there is time for. seconds: that the step takes."""
+        share = _SEARCH * seconds
+        self._search = min(self._search + share, _SAVED_STEPS * share)
+        turn = self._turn % len(states)
+        for place in (*range(turn, len(states)), *range(turn)):
+            if _follower(states[place]).follows or states[place].predicted:
+                yield place
+            elif self._search > 0:
+                begin, self._turn = time.perf_counter(), place + 1
+                yield place
+                self._search -= time.perf_counter() - begin
 
     def _draft(
         self, model: DraftModel | Eagle3Drafter, rows: int, open_to_guesses: list[tuple[RequestState, int]]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import time
 from array import array
 from collections import deque
+from types import SimpleNamespace
 
 import pytest
 
+from sophserve.config import EngineConfig
 from sophserve.worker.lookup import FEWEST_SLOTS, HALF_TOKENS, MOST_OWNERS, History, Lookup, NgramIndex
+from sophserve.worker.speculation import Speculation
 from sophserve.worker.step_costs import StepCosts
 
 
@@ -131,3 +135,21 @@ def test_costs_between_and_beyond_what_was_measured() -> None:
     for rows in range(1, 3000):
         found.add(rows, 1.0 + rows)
     assert len(found._measured) < 200
+
+
+def test_looking_for_guesses_takes_a_small_part_of_the_steps() -> None:
+    """Of sixteen sequences without guesses some are asked in a step, in turn; one that follows something, always."""
+    speculation = Speculation(EngineConfig(model="none"), 64, None)
+    states = [SimpleNamespace(follower=SimpleNamespace(follows=place == 3), predicted=None) for place in range(16)]
+
+    def asked(seconds: float, steps: int) -> list[list[int]]:
+        found = []
+        for _ in range(steps):
+            found.append([place for place in speculation._places(seconds, states) if time.sleep(1e-4) is None])  # type: ignore[arg-type]
+        return found
+
+    assert all(sorted(each) == [*range(16)] for each in asked(100.0, 4))
+    each = asked(0.01, 40)  # of which 0.1 ms may go by: so long looking for one takes
+    assert all(3 in places for places in each)
+    assert sum(map(len, each)) <= 40 + 8 + 40
+    assert {place for places in each for place in places} == {*range(16)}
