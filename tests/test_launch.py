@@ -84,6 +84,22 @@ def test_ranks_of_a_host(given: int, size: int, here: int) -> None:
     assert config.tensor_parallel_size == size
 
 
+@pytest.mark.parametrize(("tensor", "stages", "size", "here"), [(1, 2, 2, 2), (2, 2, 2, 2), (1, 4, 1, 2), (2, 4, 2, 4)])
+def test_ranks_of_stages(tensor: int, stages: int, size: int, here: int) -> None:
+    launch = read_launch(TORCHRUN)
+    assert launch
+    config = EngineConfig(model="x", tensor_parallel_size=tensor, pipeline_parallel_size=stages)
+    assert ranks_here(launch, config) == here
+    assert config.tensor_parallel_size == size
+
+
+def test_stages_that_processes_cannot_share() -> None:
+    launch = read_launch(TORCHRUN)
+    assert launch
+    with pytest.raises(ConfigError, match="is 1 and --pipeline-parallel-size 3, which makes 3, but 4 processes were"):
+        ranks_here(launch, EngineConfig(model="x", pipeline_parallel_size=3))
+
+
 def test_ranks_that_processes_cannot_share() -> None:
     launch = read_launch(TORCHRUN)
     assert launch

@@ -303,7 +303,8 @@ def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 torch.ones(100, 100).bfloat16() @ torch.ones(100, 100).bfloat16()
-context = ModelContext(CmodelDevice(), SingleRank(), getattr(torch, sys.argv[2]), 128)
+layers = range(*map(int, sys.argv[3:])) if sys.argv[3:] else None
+context = ModelContext(CmodelDevice(), SingleRank(), getattr(torch, sys.argv[2]), 128, layers=layers)
 model_class = find_architecture(read_config(Path(sys.argv[1])))
 before = status("VmRSS")
 model = load_model(Path(sys.argv[1]), context, model_class=model_class)
@@ -336,3 +337,12 @@ def test_peak_memory_is_the_model_and_one_leaf(make_checkpoint, kind, shape, sto
     size, peak = map(int, done.stdout.split())
     assert size > 100 * 2**20
     assert peak < size + LARGEST[kind] * getattr(torch, stored).itemsize + 8 * 2**20
+
+
+def test_a_stage_reads_its_layers_alone(make_checkpoint):
+    directory = make_checkpoint("qwen2", dtype="float32", max_shard_size="40MB", **BIG)
+    command = [sys.executable, "-c", MEASURE, str(directory), "bfloat16", "2", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    size, peak = map(int, done.stdout.split())
+    assert 20 * 2**20 < size < 40 * 2**20
+    assert peak < size + 4 * LARGEST["qwen2"] + 8 * 2**20

@@ -74,7 +74,7 @@ def in_three_seconds(do: Callable[[], None]) -> None:
     threading.Timer(3, do).start()
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(("count", "stages"), [(2, 1), (4, 1), (2, 2), (4, 2)])
 @pytest.mark.parametrize(
     ("kind", "shape", "options"),
     [
@@ -90,16 +90,17 @@ def test_hosts_answer_as_one_process(
     shape: dict[str, int],
     options: dict[str, str],
     count: int,
+    stages: int,
     make_checkpoint: Callable[..., Path],
     start_hosts: Callable[..., Hosts],
 ) -> None:
-    """The same tokens, and to the last bit what one host with as many ranks answers, time and again."""
+    """The same tokens, and to the last bit what one host with as many ranks for each layer answers, time and again."""
     directory = make_checkpoint(kind, **shape)
     written = [word for name, value in options.items() for word in (f"--{name}", value)]
-    hosts = start_hosts(directory, *written, count=count)
+    hosts = start_hosts(directory, *written, "-pp", str(stages), count=count)
     answers = hosts.ask()
     check(answers, of_one_process(directory, **options))
-    assert answers == of_one_process(directory, **options, tensor_parallel_size=count)
+    assert answers == of_one_process(directory, **options, tensor_parallel_size=count // stages)
     assert hosts.ask() == answers
     hosts.leaders[-1].process.send_signal(signal.SIGTERM)
     assert [process.wait(30) for process in (hosts.server.process, *(each.process for each in hosts.leaders))] == (
