@@ -1,13 +1,19 @@
-"""docs/models.md says what the code does today, and what follows from the shapes."""
+"""docs/models.md and docs/scaling.md say what the code does today, and what follows from the shapes."""
 
 from __future__ import annotations
 
+import json
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import models_page
+from sophserve.config import EngineConfig
+from sophserve.measure.footprint import FootprintRequest
+from sophserve.measure.footprint_process import footprint
+from sophserve.measure.plan import PRESETS
 
 
 def lines(name: str, weights: str) -> list[list[str]]:
@@ -34,6 +40,43 @@ def test_lines_of_the_page_are_up_to_date(name: str) -> None:
     assert found
     for line, parts in found:
         assert {line, *parts} <= set(page), "run python benchmarks/models_page.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "chips"),
+    [
+        ("Llama-3.1-70B, BF16", "llama31-70b", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("Llama-3.1-70B, BF16", "llama31-70b", 4),
+                ("Qwen2-72B, BF16", "qwen2-72b", 2),
+                ("Qwen2-72B, BF16", "qwen2-72b", 4),
+                ("DeepSeek-V3, FP8", "deepseek-v3", 8),
+                ("DeepSeek-V3, FP8", "deepseek-v3", 16),
+                ("DeepSeek-V3, FP8", "deepseek-v3", 32),
+            ]
+        ),
+    ],
+)
+def test_plans_of_large_models_are_up_to_date(name: str, config: str, chips: int, tmp_path: Path) -> None:
+    with models_page.MODELS.open("rb") as file:
+        shape = tomllib.load(file)["configs"][config]
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    memory = PRESETS["sg2260"].memory
+    assert memory
+    options = EngineConfig(
+        model="x", dtype="bfloat16", tensor_parallel_size=chips // 2, pipeline_parallel_size=2, device="cmodel"
+    )
+    found = footprint(FootprintRequest(directory=str(tmp_path), config=options, memory=memory, search=[memory]))
+    page = (models_page.PAGE.parent / "scaling.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in page if line.startswith(f"| {name} | {chips} |")] == [
+        f"| {name} | {chips} | {each.tensor_parallel_size} | {each.pipeline_parallel_size} | {each.weight_bytes} "
+        f"| {each.kv_token_bytes} | {each.num_blocks * options.block_size} |"
+        for each in found.layouts
+    ]
+    # Keys and values in two bytes of 80 layers of 8 heads of 128 channels, half of them on each of two chips.
+    assert name != "Llama-3.1-70B, BF16" or found.kv_token_bytes == 2 * 2 * 80 * 8 * 128 // chips
 
 
 def test_sizes_are_those_of_the_parameters() -> None:
