@@ -68,8 +68,8 @@ class Follower:
 
     @property
     def follows(self) -> bool:
-        """Whether it has gone on as something else did for so long that this is no chance."""
-        return self.lookup is not None and self.lookup.length >= _LENGTHS[1]
+        """Whether it has gone on as something else did for so long that this is no chance; or nothing was looked up."""
+        return self.lookup is not None and (self.lookup.new or self.lookup.length >= _LENGTHS[1])
 
     def chances(self, most: int, predicted: Prediction | None) -> list[float]:
         """How likely each of the next tokens is guessed right, with those before it, of at most so many; none where

@@ -148,6 +148,11 @@ class Lookup:
         return self._match
 
     @property
+    def new(self) -> bool:
+        """Whether nothing was looked for yet."""
+        return self._end == 0
+
+    @property
     def length(self) -> int:
         """Of the match that there was last."""
         return self._match.length if self._match else 0
