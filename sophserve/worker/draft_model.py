@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from math import exp
 
 from torch import Tensor
 
@@ -156,12 +155,8 @@ class DraftModel:
             return
         if logits.shape[-1] > self._vocab_size:
             logits = logits[:, : self._vocab_size].contiguous()
-        result = self._device.ops.sample(logits, most_probable(len(rows)))
-        assert result.logprobs is not None
         of = {id(state) for state in ready}
-        for (state, _, _), token_id, logprob in zip(
-            rows, result.token_ids.tolist(), result.logprobs.tolist(), strict=True
-        ):
+        for (state, _, _), (token_id, probability) in zip(rows, most_probable(self._device.ops, logits), strict=True):
             if id(state) in of and state.predicted:
                 state.predicted.token_ids.append(token_id)
-                state.predicted.probabilities.append(exp(logprob))
+                state.predicted.probabilities.append(probability)

@@ -11,6 +11,7 @@ from math import exp
 import torch
 from torch import Tensor
 
+from device.interface import Ops
 from device.sample_params import SampleParams
 from sophserve.model.decoder import CausalLM
 from sophserve.worker.arrays import as_tensor
@@ -71,20 +72,21 @@ class MtpDrafter:
 
     def _note(self, states: list[RequestState], logits: Tensor) -> None:
         """What these, `[states, vocab]`, say of the next tokens."""
-        result = self._device.ops.sample(logits, most_probable(len(states)))
-        assert result.logprobs is not None
-        for state, token_id, logprob in zip(states, result.token_ids.tolist(), result.logprobs.tolist(), strict=True):
+        for state, (row, probability) in zip(states, most_probable(self._device.ops, logits), strict=True):
             if state.predicted is None or state.predicted.place != len(state.tokens):
                 state.predicted = Prediction(len(state.tokens), [], [])
-            state.predicted.token_ids.append(self._token(token_id))
-            state.predicted.probabilities.append(exp(logprob))
+            state.predicted.token_ids.append(self._token(row))
+            state.predicted.probabilities.append(probability)
 
     def _token(self, row: int) -> int:
         """What a row of the head stands for."""
         return row
 
 
-def most_probable(rows: int) -> SampleParams:
-    """Choose the best token of each row, and say how probable it is."""
-    zeros, none = torch.zeros(rows), torch.zeros(rows, dtype=torch.int64)
-    return SampleParams(zeros, none.int(), zeros + 1, zeros, none, none, num_logprobs=0)
+def most_probable(ops: Ops, logits: Tensor) -> list[tuple[int, float]]:
+    """The best token of each row of logits, `[rows, vocab]`, and how probable it is."""
+    zeros, none = torch.zeros(len(logits)), torch.zeros(len(logits), dtype=torch.int64)
+    params = SampleParams(zeros, none.int(), zeros + 1, zeros, none, none, num_logprobs=0)
+    result = ops.sample(logits, params)
+    assert result.logprobs is not None
+    return list(zip(result.token_ids.tolist(), map(exp, result.logprobs.tolist()), strict=True))

@@ -127,8 +127,8 @@ class Speculation:
         more token of it gains more time than it takes. Returns the seconds for which that counts."""
         wanted = []
         for state, drafts in open_to_guesses:
-            assert state.follower
-            if state.follower.match_chance() < state.follower.predicted_chance:
+            follower = _follower(state)
+            if follower.match_chance() < follower.predicted_chance:
                 wanted.append((state, drafts))
         lengths, spent, rest = {state.id: drafts for state, drafts in wanted}, 0.0, self._debt * _SHARE
         ready, taken = self._timed(model, partial(model.start, [state for state, _ in wanted]))

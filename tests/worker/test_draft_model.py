@@ -26,11 +26,11 @@ from sophserve.text.tokenizer import Tokenizer
 from sophserve.worker import draft_model
 from sophserve.worker.model_runner import ModelRunner
 from sophserve.worker.speculation import Speculation
+from tests.worker.test_mtp import PROMPT, wanted
 from tests.worker.test_speculation import FORMS, Run, check
 
 Made = tuple[ModelRunner, Tokenizer]
 Said = dict[tuple[int, int], list[int]]
-PROMPT = [3 + (7 * index * index) % 497 for index in range(50)]
 
 
 def like(source: Path, target: Path, noise: float, **config: Any) -> Path:
@@ -159,17 +159,6 @@ def test_the_same_is_said_whatever_becomes_of_a_request(made: Made, monkeypatch:
 
 
 # --- no bit changes --------------------------------------------------------------------------------------------------
-
-
-def wanted(**options: Any) -> list[Any]:
-    """Two answers to the same prompt, and one to another, at every temperature."""
-    found = []
-    for number, temperature in enumerate((0.0, 0.7, 0.7, 1.5)):
-        params = SamplingParams(
-            temperature=temperature, seed=number, max_tokens=40, ignore_eos=True, logprobs=2, **options
-        )
-        found.append((PROMPT[: 50 - number // 3], params, []))
-    return found
 
 
 def test_no_bit_changes(made: Made) -> None:

@@ -21,7 +21,8 @@ from sophserve.preflight import check as preflight
 from sophserve.sampling import SamplingParams
 from sophserve.worker.speculation import Speculation
 from tests.eagle_heads import says, write_head
-from tests.worker.test_draft_model import PROMPT, Made, open_runner, what_is_said
+from tests.worker.test_draft_model import Made, open_runner, what_is_said
+from tests.worker.test_mtp import PROMPT
 from tests.worker.test_speculation import FORMS, Run, check
 
 TOKENS = [40, 60, 77, 300]
