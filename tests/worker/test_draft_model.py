@@ -41,9 +41,9 @@ def like(source: Path, target: Path, noise: float, **config: Any) -> Path:
     tensors, chance = load_file(target / "model.safetensors"), torch.Generator().manual_seed(3)
     for tensor in tensors.values():
         tensor += noise * tensor.std() * torch.randn(tensor.shape, generator=chance)
-    rows = config.get("vocab_size", settings["vocab_size"])
-    for name in tensors.keys() & {"model.embed_tokens.weight", "lm_head.weight"}:
-        tensors[name] = torch.cat([tensors[name], tensors[name]])[:rows].contiguous()
+    if rows := config.get("vocab_size"):
+        for name in tensors.keys() & {"model.embed_tokens.weight", "lm_head.weight"}:
+            tensors[name] = torch.cat([tensors[name], tensors[name]])[:rows].contiguous()
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
 
