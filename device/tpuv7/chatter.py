@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import logging
 import os
+import re
 from ctypes import c_char_p, c_int, c_size_t, c_ssize_t, c_void_p
 from functools import cache
 
@@ -16,6 +17,9 @@ _WRITE = ctypes.CFUNCTYPE(c_ssize_t, c_void_p, c_void_p, c_size_t)
 _LINE_BUFFERED = 1
 # In lines that tell why the process is about to end.
 _SERIOUS = ("[ERR]", "ASSERT", "Assertion", "terminate called", "what():", "overcommit_memory")
+# A kernel's TPUKERNEL_ASSERT under the emulator, and the status with which that ends the process.
+_FAILED_ASSERTION = re.compile(r'Assertion ".*" failed\.$')
+_FAILED_STATUS = 233
 
 
 class _Functions(ctypes.Structure):
@@ -31,7 +35,9 @@ def to_log() -> None:
 
     Only the C library's `stdout` and `stderr`, which are variables, are set to another stream. The file descriptors 1
     and 2 stay, so Python's own streams, the log and what the parent process reads are as before. The stream's lines
-    are logged in the thread that prints them, for a failing kernel ends the process right after its last words.
+    are logged in the thread that prints them, for a failing kernel ends the process right after its last words. Here
+    the first one does so: each core of the emulator is a thread that would call exit(3), and what that frees is freed
+    twice where two of them do.
     """
     libc = ctypes.CDLL(None)
     libc.fopencookie.restype = c_void_p
@@ -58,4 +64,6 @@ def _log_lines(cookie: int | None, buffer: int, size: int) -> int:
         if line.strip():
             serious = any(word in line for word in _SERIOUS)
             log.log(logging.ERROR if serious else logging.DEBUG, "%s", line.rstrip())
+            if _FAILED_ASSERTION.search(line.rstrip()):
+                os._exit(_FAILED_STATUS)
     return size
