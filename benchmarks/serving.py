@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,31 +36,32 @@ INPUT, OUTPUT = 128, 64
 READY_SECONDS = 300
 
 
-def command(system: str, model: Path, peers: Path, port: int, most: int) -> list[str]:
-    """How a server is started, with its default options but for what it must hold, and without guesses: prompts
-    come again."""
+def command(system: str, model: Path, peers: Path, port: int, most: int, gguf: str) -> list[str]:
+    """How a server is started, with its default options but for what it must hold. gguf: the kind of file that
+    llama.cpp is given."""
     listen = ["--host", "127.0.0.1", "--port", str(port)]
     size = ["--max-model-len", str(CONTEXT)]
     if system == "sophserve":
-        return [sys.executable, "-m", "sophserve", "--model", str(model), *listen, *size, "--speculation", "off"]
+        return [sys.executable, "-m", "sophserve", "--model", str(model), *listen, *size]
     if system == "vllm":
         python = str(setup.vllm_python(peers))
         module = ["-m", "vllm.entrypoints.openai.api_server"]
         return [python, *module, "--model", str(model), *listen, *size, "--enable-prompt-tokens-details"]
     slots = ["-np", str(most), "-c", str(most * CONTEXT), "-t", str(thread_count())]
-    return [str(setup.llama_cpp_server(peers)), "-m", str(setup.gguf(peers, model, "bf16")), *listen, *slots]
+    return [str(setup.llama_cpp_server(peers)), "-m", str(setup.gguf(peers, model, gguf)), *listen, *slots]
 
 
 @contextmanager
-def server(system: str, options: argparse.Namespace) -> Iterator[str]:
-    """Its address, once it answers."""
+def server(system: str, options: argparse.Namespace, more: Sequence[str] = ()) -> Iterator[str]:
+    """Its address, once it answers. more: options of its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if system == "vllm":
         environment = {**os.environ, **vllm_api.environment(sorted(os.sched_getaffinity(0))[: thread_count()])}
     log = options.peers_dir / f"{system}-server.log"
-    arguments = command(system, options.model, options.peers_dir, port, max(options.concurrency))
+    most = max(options.concurrency)
+    arguments = [*command(system, options.model, options.peers_dir, port, most, options.gguf), *more]
     with log.open("w") as output:
         process = subprocess.Popen(arguments, stdout=output, stderr=output, env=environment)
     try:
@@ -108,13 +109,15 @@ def main() -> None:
     parser.add_argument("--systems", type=lambda text: text.split(","), default=list(SYSTEMS))
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--peers-dir", type=Path, default=cache, help=f"where peers are installed (default: {cache})")
+    parser.set_defaults(gguf="bf16")
     options = parser.parse_args()
     if unknown := set(options.systems) - set(SYSTEMS):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
     options.peers_dir.mkdir(parents=True, exist_ok=True)
     rows = []
     for system in options.systems:
-        with server(system, options) as url:
+        # Prompts come again, so that there would be guesses.
+        with server(system, options, ["--speculation", "off"] if system == "sophserve" else []) as url:
             for concurrency in options.concurrency:
                 report = load(url, concurrency, max(8, 4 * concurrency))
                 assert report["cached_tokens"] < 0.05 * report["prompt_tokens"], "prompts were in the cache"

@@ -142,7 +142,7 @@ class ModelRunner:
         self._mtp: MtpDrafter | None = MtpDrafter(self.model) if self.model.mtp else None
         head = self._smaller if isinstance(self._smaller, Eagle3) else None
         recorded = [self.model] if head else self._models
-        self._predicting = True
+        self._predicting, self._ended = True, time.perf_counter()
         drafts = config.drafting.tokens
         max_rows = min(config.max_num_batched_tokens, max(config.max_num_seqs, 1 + drafts))
         captured: list[CapturedDecode] = []
@@ -167,6 +167,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
+        waited = time.perf_counter() - self._ended
         if self._images:
             self._images.run(plan.encoded, plan.forgotten)
         dropped = self._batches.take_in(plan)
@@ -185,9 +186,9 @@ class ModelRunner:
         predicted = bool(self._mtp and made and self._mtp.run(batch, made, guessing=self._predicting))
         usual = not prompts and not batch.images and all(each.tokens for each in sampled)
         if self._speculation and usual and recordings == (self._captured and self._captured.recordings):
-            self._speculation.costs.add(len(batch.inputs.ids), between - begin)
-            if predicted:
-                self._speculation.mtp_costs.add(len(batch.inputs.ids), time.perf_counter() - between)
+            predicting = time.perf_counter() - between if predicted else None
+            self._speculation.learn(plan, len(batch.inputs.ids), between - begin, waited, predicting)
+        self._ended = time.perf_counter()
         return StepResult(plan.step, sampled, prompts, embeddings)
 
     def _compute(self, batch: FlatBatch) -> tuple[torch.Tensor | None, list[torch.Tensor], torch.Tensor | None]:

@@ -53,11 +53,27 @@ class Speculation:
         self._worth: dict[int, tuple[int, bool]] = {}  # by rows: when that was found, and what
         self._steps = 0
         self._search, self._turn = 0.0, 0  # seconds that looking for guesses may take, and where
+        self._waited, self._computed = 0.0, set[int]()  # seconds before the last step, and whose that was
 
     @property
     def predicting(self) -> bool:
         """Whether the layer for further tokens is to go on. It changes in steps alone that are open to guesses."""
         return self._gate.open
+
+    def learn(self, plan: StepPlan, rows: int, seconds: float, waited: float, predicting: float | None) -> None:
+        """Take note of what a step took. waited: seconds since the one before. predicting: what the layer for further
+        tokens took beside it.
+
+        A step that goes on with the sequences of the one before follows as soon as the server is ready with that one's
+        tokens, so that this wait is part of what a step takes; other steps wait for requests, too, and count with the
+        last wait of that kind."""
+        computed = {entry.id for entry in plan.scheduled}
+        if computed == self._computed:
+            self._waited = waited
+        self._computed = computed
+        self.costs.add(rows, seconds + self._waited)
+        if predicting is not None:
+            self.mtp_costs.add(rows, predicting)
 
     def forget(self, dropped: Sequence[RequestState]) -> None:
         """These are computed no more; what they said may be said again."""

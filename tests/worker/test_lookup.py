@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from sophserve.config import EngineConfig
+from sophserve.link.messages import ScheduledRequest, StepPlan
 from sophserve.worker.lookup import FEWEST_SLOTS, HALF_TOKENS, MOST_OWNERS, History, Lookup, NgramIndex
 from sophserve.worker.speculation import Speculation
 from sophserve.worker.step_costs import StepCosts
@@ -153,3 +154,23 @@ def test_looking_for_guesses_takes_a_small_part_of_the_steps() -> None:
     assert all(3 in places for places in each)
     assert sum(map(len, each)) <= 40 + 8 + 40
     assert {place for places in each for place in places} == {*range(16)}
+
+
+def test_what_the_server_does_between_steps_is_part_of_them() -> None:
+    """Unless it waits for requests: the sequences are others then."""
+    speculation = Speculation(EngineConfig(model="none"), 64, None)
+
+    def learn(ids: list[int], waited: float) -> None:
+        plan = StepPlan(0, [], [], [ScheduledRequest(each, 1, []) for each in ids])
+        speculation.learn(plan, len(ids), 1.0, waited, None)
+
+    learn([1], 100.0)
+    assert speculation.costs.seconds(1) == 1
+    for _ in range(50):
+        learn([1], 0.5)
+    assert speculation.costs.seconds(1) == pytest.approx(1.5)
+    learn([1, 2], 100.0)
+    assert speculation.costs.seconds(2) == 1.5
+    for _ in range(50):
+        learn([2, 1], 0.25)
+    assert speculation.costs.seconds(2) == pytest.approx(1.25)
