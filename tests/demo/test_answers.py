@@ -75,15 +75,26 @@ IN_FOUR_BITS = {
 STORY = "Once upon a time, there was a small dog named Max. He lived in a small village."
 
 
-@pytest.fixture(scope="module", params=["demo", "demo-gptq"])
-def model(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+FOUR_BITS = [("demo-gptq", "8"), pytest.param(("demo-gptq", "16"), marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=[("demo", "auto"), *FOUR_BITS], ids="-".join)
+def served_with(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A model, and the bits of activations before weights in four bits: what the machine takes for auto has been tried
+    on all machines."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def model(served_with: tuple[str, str]) -> str:
+    return served_with[0]
 
 
 @pytest.fixture(scope="module")
-def served(model: str, server_class: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def served(served_with: tuple[str, str], server_class: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    model, bits = served_with
     cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
-    server = server_class("--model", model, environment=cache)
+    server = server_class("--model", model, "--activation-bits", bits, environment=cache)
     server.wait_until_ready()
     yield server
     assert server.stop() == 0
