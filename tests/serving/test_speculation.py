@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sophserve import AsyncLLM, SamplingParams
 from sophserve.llm import RequestOutput
@@ -84,9 +85,18 @@ def test_by_the_models_own_layer_on_two_ranks(
 def test_by_a_smaller_model_on_two_ranks(
     make_checkpoint: Callable[..., Path], tmp_path: Path, lose_worker: bool
 ) -> None:
-    """Which is as large, so that it often says what is drawn."""
-    directory = make_checkpoint("qwen2", initializer_range=0.2)
-    options = {"speculation": "draft", "speculative_model": str(like(directory, tmp_path / "model", 0.0))}
+    """Of the first of many layers, of which the others hardly change anything."""
+    source = make_checkpoint("qwen2", initializer_range=0.2, num_hidden_layers=12)
+    directory = like(source, tmp_path / "model", 0.0)
+    tensors = load_file(directory / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")) and ".layers.0." not in name:
+            tensor *= 0.01
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    smaller = like(directory, tmp_path / "smaller", 0.0, num_hidden_layers=1, layer_types=None)
+    first = {name: each for name, each in tensors.items() if ".layers." not in name or ".layers.0." in name}
+    save_file(first, smaller / "model.safetensors", metadata={"format": "pt"})
+    options = {"speculation": "draft", "speculative_model": str(smaller)}
     asyncio.run(plain_and_guessed(directory, lose_worker, 10, tensor_parallel_size=2, **options))
 
 
