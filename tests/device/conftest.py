@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from device.cmodel import device as cmodel_device
 from device.cmodel import kernels
 from device.cmodel.arguments import Arguments
 from device.cmodel.device import CmodelDevice
@@ -47,7 +48,7 @@ def _emulated_device(isa: str, monkeypatch: pytest.MonkeyPatch) -> CmodelDevice:
     monkeypatch.setattr(kernels.Kernel, "run", run)
     monkeypatch.setattr(CmodelDevice, "capture", capture)
     monkeypatch.setenv("CMODEL_ISA", here)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # others would run on the real one
+    monkeypatch.setattr(cmodel_device, "thread_count", lambda: 1)  # others would run on the real one
     return CmodelDevice()
 
 
