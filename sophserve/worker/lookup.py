@@ -142,7 +142,7 @@ class Lookup:
         """Where the sequence may go on, as far as it has come."""
         end = len(self._tokens)
         if end > self._end:
-            self._own.catch_up()
+            # What is as it was elsewhere needs not be found here, and an index takes longer than following a match.
             self._match = self._going_on(self._tokens[self._end :]) or self._find()
             self._end = end
         return self._match
@@ -181,6 +181,7 @@ class Lookup:
 
     def _find(self) -> Match | None:
         """The longest of the matches, the first of those that are equally long."""
+        self._own.catch_up()
         best = None
         tail = self._tokens[-LONGEST:]
         for index in (*self._predicted, self._own, *reversed(self._history)):

@@ -53,6 +53,7 @@ class Speculation:
         self._worth: dict[int, tuple[int, bool]] = {}  # by rows: when that was found, and what
         self._steps = 0
         self._search, self._turn = 0.0, 0  # seconds that looking for guesses may take, and where
+        self._proposing, self._asking = 0.0, 0.0  # seconds that the last guesses took, beside a smaller model's
         self._waited, self._computed = 0.0, set[int]()  # seconds before the last step, and whose that was
 
     @property
@@ -66,12 +67,12 @@ class Speculation:
 
         A step that goes on with the sequences of the one before follows as soon as the server is ready with that one's
         tokens, so that this wait is part of what a step takes; other steps wait for requests, too, and count with the
-        last wait of that kind."""
+        last wait of that kind. Finding guesses is part of a step that has some."""
         computed = {entry.id for entry in plan.scheduled}
         if computed == self._computed:
             self._waited = waited
         self._computed = computed
-        self.costs.add(rows, seconds + self._waited)
+        self.costs.add(rows, seconds + self._waited + self._proposing)
         if predicting is not None:
             self.mtp_costs.add(rows, predicting)
 
@@ -83,6 +84,12 @@ class Speculation:
 
     def propose(self, plan: StepPlan, states: Mapping[int, RequestState]) -> dict[int, list[int]]:
         """What to compute behind the last tokens of requests, by id."""
+        begin, self._asking = time.perf_counter(), 0.0
+        proposed = {identity: guesses for identity, guesses in self._propose(plan, states).items() if guesses}
+        self._proposing = time.perf_counter() - begin - self._asking if proposed else 0.0
+        return proposed
+
+    def _propose(self, plan: StepPlan, states: Mapping[int, RequestState]) -> dict[int, list[int]]:
         self._steps += 1
         if self._draft_model:
             self._draft_model.take_in(plan, states)
@@ -119,8 +126,7 @@ class Speculation:
         for _, place in chances[:count]:
             counts[place] = counts.get(place, 0) + 1
         chosen = [open_to_guesses[place][0] for place in counts]
-        proposed = {state.id: self._guess(state, count) for state, count in zip(chosen, counts.values(), strict=True)}
-        return {identity: guesses for identity, guesses in proposed.items() if guesses}
+        return {state.id: self._guess(state, count) for state, count in zip(chosen, counts.values(), strict=True)}
 
     def _places(self, seconds: float, states: Sequence[RequestState]) -> Iterator[int]:
         """Of which sequences to look for guesses: of those that are likely to have some, and of the others, in turn, as
@@ -172,6 +178,7 @@ class Speculation:
         begin, recordings = time.perf_counter(), model.recordings
         ready = step()
         taken = time.perf_counter() - begin
+        self._asking += taken
         if ready and recordings == model.recordings and not model.caught_up:
             self._draft_costs.add(len(ready), taken)
         return ready, taken

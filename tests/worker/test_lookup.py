@@ -174,3 +174,19 @@ def test_what_the_server_does_between_steps_is_part_of_them() -> None:
     for _ in range(50):
         learn([2, 1], 0.25)
     assert speculation.costs.seconds(2) == pytest.approx(1.25)
+
+
+def test_finding_guesses_is_part_of_the_steps_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    speculation = Speculation(EngineConfig(model="none"), 64, None)
+    plan = StepPlan(0, [], [], [ScheduledRequest(1, 1, [])])
+    guesses = {1: [5]}
+
+    def found(*_: object) -> dict[int, list[int]]:
+        time.sleep(0.05)
+        return guesses
+
+    monkeypatch.setattr(speculation, "_propose", found)
+    for guesses in ({1: [5]}, {1: list[int]()}):
+        speculation.propose(plan, {})
+        speculation.learn(plan, 1 + len(guesses[1]), 1.0, 0.0, None)
+    assert speculation.costs.seconds(1) == 1 and 1.05 <= speculation.costs.seconds(2) < 1.5
