@@ -61,6 +61,11 @@ class Speculation:
         """Whether the layer for further tokens is to go on. It changes in steps alone that are open to guesses."""
         return self._gate.open
 
+    @property
+    def _predicts(self) -> bool:
+        """Whether anything but what is looked up says what follows."""
+        return self.mtp_costs.known or self._draft_model is not None
+
     def learn(self, plan: StepPlan, rows: int, seconds: float, waited: float, predicting: float | None) -> None:
         """Take note of what a step took. waited: seconds since the one before. predicting: what the layer for further
         tokens took beside it.
@@ -118,6 +123,8 @@ class Speculation:
                 chances += [(chance, place) for chance in follower.chances(drafts, state.predicted)]
                 looked_up += follower.looked_up(drafts)
             chances.sort(reverse=True)
+        if not chances and not self._predicts:
+            return {}
         likely = [chance for chance, _ in chances[:room]]
         predicted = any(state.predicted and state.predicted.place == len(state.tokens) for state, _ in open_to_guesses)
         beside = self._judge(rows, len(open_to_guesses), likely, looked_up, spent, predicted=predicted)
@@ -203,7 +210,7 @@ class Speculation:
     ) -> float:
         """Learn whether what predicts pays. spent: seconds that a smaller model took. Returns those that the layer for
         further tokens will take, or these."""
-        if not self.mtp_costs.known and not self._draft_model:
+        if not self._predicts:
             return 0.0
         seconds = spent + (self.mtp_costs.seconds(rows) if self.mtp_costs.known else 0.0)
         gain = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from operator import itemgetter
 
 # Binary digits by which sizes are told apart: all up to 32, larger ones by a sixteenth of their size.
 _DIGITS = 5
@@ -15,6 +16,7 @@ _GUESS = 0.1
 _KEPT = 512
 # What guesses must be expected to gain, of the time of a step.
 MARGIN = 1.02
+_rows = itemgetter(0)
 # How much a step counts for what something gains; after how many it is judged, and how long it then rests.
 _GAIN_WEIGHT, _TRIAL, _PAUSE = 1 / 16, 32, 2048
 
@@ -24,7 +26,7 @@ class StepCosts:
 
     def __init__(self) -> None:
         self._measured: dict[int, list[float]] = {}  # by size: rows, seconds, and when
-        self._points: list[tuple[float, float]] = []
+        self._points: list[list[float]] = []  # the same, by rows
         self._steps = 0
 
     def add(self, rows: int, seconds: float) -> None:
@@ -32,13 +34,15 @@ class StepCosts:
         self._steps += 1
         coarse = max(0, rows.bit_length() - _DIGITS)
         size = rows >> coarse << coarse
-        found = self._measured.setdefault(size, [rows, seconds, 0])
+        if (found := self._measured.get(size)) is None:
+            found = self._measured[size] = [rows, seconds, self._steps]
+            self._points = sorted(self._measured.values())
         found[0] += _WEIGHT * (rows - found[0])
         found[1] += _WEIGHT * (min(seconds, _MOST * found[1]) - found[1])
         found[2] = self._steps
         if self._steps % _KEPT == 0:
             self._measured = {size: each for size, each in self._measured.items() if each[2] > self._steps - _KEPT}
-        self._points = sorted((rows, seconds) for rows, seconds, _ in self._measured.values())
+            self._points = sorted(self._measured.values())
 
     @property
     def known(self) -> bool:
@@ -50,20 +54,22 @@ class StepCosts:
         points = self._points
         if not points:
             return 1 + _GUESS * (rows - 1)
-        place = bisect_left(points, (rows, 0.0))
+        place = bisect_left(points, rows, key=_rows)
         if place < len(points) and points[place][0] == rows:
             return points[place][1]
         if len(points) == 1:
-            known, seconds = points[0]
+            known, seconds, _ = points[0]
             return seconds * (1 + _GUESS * (rows - 1)) / (1 + _GUESS * (known - 1))
         place = max(1, min(place, len(points) - 1))
-        (before, low), (behind, high) = points[place - 1 : place + 1]
+        (before, low, _), (behind, high, _) = points[place - 1 : place + 1]
         slope = max(0.0, (high - low) / (behind - before))
         return max(low + slope * (rows - before), 0.1 * low)
 
     def worth(self, rows: int, tokens: float, chances: Sequence[float], beside: float = 0.0) -> int:
         """How many further rows a step of `rows` rows, which gives `tokens` tokens, should have. chances: of each of
         them to give one more, falling. beside: seconds that a step takes on top."""
+        if not chances:
+            return 0
         best, count = MARGIN * tokens / (self.seconds(rows) + beside), 0
         for place, chance in enumerate(chances, 1):
             tokens += chance
