@@ -62,7 +62,8 @@ async def measure(url: str, model: str, prompts: list[list[int]], tokens: int, t
     """Tokens/s of the answers together, for each turn after the first."""
     options = {"temperature": 0, "max_tokens": tokens, "ignore_eos": True, "stream": True}
     found = []
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as session:
+    connector = aiohttp.TCPConnector(force_close=True)  # a server may have closed it by the next turn
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(600)) as session:
         for _ in range(1 + turns):
             bodies = [
                 {**options, "model": model, "prompt": each, "stream_options": {"include_usage": True}}
