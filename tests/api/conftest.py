@@ -6,6 +6,7 @@ import asyncio
 import os
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,11 @@ class App:
         self.port: int = runner.addresses[0][1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = ClientSession(self.url)
-        self.openai = AsyncOpenAI(base_url=f"{self.url}/v1", api_key="secret", max_retries=0)
+
+    @cached_property
+    def openai(self) -> AsyncOpenAI:
+        """Their client; each takes longer to make than most tests last."""
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="secret", max_retries=0)
 
     @property
     def prompt(self) -> str:
@@ -220,6 +225,25 @@ class App:
             while self.engine.running != count:
                 await asyncio.sleep(0.005)
 
+    async def close(self) -> None:
+        """Everything that was started; no answer may be left."""
+        await self.http.close()
+        if "openai" in self.__dict__:
+            await self.openai.close()
+        await self.runner.cleanup()
+        if self.engine._grammars:
+            await self.engine._grammars.close()
+        if self.serving.images:
+            await self.serving.images.close()
+        assert self.engine.running == 0
+
+
+@cache
+def texts_of(directory: Path) -> tuple[Tokenizer, ChatTemplate, int | None]:
+    """What applications over a checkpoint share: its tokenizer, its template, and characters_per_token."""
+    tokenizer = Tokenizer.from_directory(directory)
+    return tokenizer, ChatTemplate.from_directory(directory, tokenizer), characters_per_token(tokenizer)
+
 
 StartApp = Callable[..., Awaitable[App]]
 
@@ -235,10 +259,8 @@ async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Start
         directory = make_checkpoint("qwen2")
         fake = FakeEngine(directory, **(engine or {}))
         serving = ServedModel(fake, ServerConfig(**{"served_model_name": ["tiny", "org/tiny"], **options}))
-        serving.tokenizer = Tokenizer.from_directory(directory)
-        serving.chat_template = ChatTemplate.from_directory(directory, serving.tokenizer)
+        serving.tokenizer, serving.chat_template, serving.characters_per_token = texts_of(directory)
         serving.sampling_defaults = defaults or {}
-        serving.characters_per_token = characters_per_token(serving.tokenizer)
         if ready:
             await fake.start(serving.tokenizer)
         runner = make_runner(serving)
@@ -249,14 +271,7 @@ async def start_app(make_checkpoint: Callable[..., Path]) -> AsyncIterator[Start
 
     yield start
     for app in apps:
-        await app.http.close()
-        await app.openai.close()
-        await app.runner.cleanup()
-        if app.engine._grammars:
-            await app.engine._grammars.close()
-        if app.serving.images:
-            await app.serving.images.close()
-        assert app.engine.running == 0
+        await app.close()
 
 
 @pytest.fixture(scope="session")
