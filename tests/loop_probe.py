@@ -25,7 +25,6 @@ class LoopProbe:
 
     async def __aenter__(self) -> Self:
         # What the tests have imported is no part of the server: without it, the collector has little to look at.
-        gc.collect()
         gc.freeze()
         self._task = asyncio.create_task(self._watch())
         await asyncio.sleep(0.01)
@@ -38,7 +37,6 @@ class LoopProbe:
         assert self._task is not None
         await asyncio.sleep(0.005)  # the end of a pause is seen at the next turn
         self._task.cancel()
-        gc.unfreeze()
 
     async def _watch(self) -> None:
         wall, computed = time.perf_counter(), time.process_time()

@@ -6,7 +6,7 @@ import errno
 import gc
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,6 @@ import pytest
 
 from sophserve.config import EngineConfig
 from sophserve.link.workers import WorkerGroup
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Iterator[None]:
-    """Not of what other tests have imported, which is much."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def descriptors() -> int:
