@@ -6,6 +6,7 @@ The server starts it; see sophserve.link.workers.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -33,6 +34,7 @@ from sophserve.link.messages import (
 )
 from sophserve.link.pulse import Pulse
 from sophserve.logs import configure
+from sophserve.plugins import plugins_of
 
 if TYPE_CHECKING:
     from sophserve.worker.model_runner import ModelRunner
@@ -83,9 +85,15 @@ def _load(load: LoadModel, results: Writer, pulse: Pulse, collectives: list[int]
         report(Progress("importing torch"))
         # torch says so once where NumPy, which nothing here needs, is not installed.
         warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+        # Collections while modules are made find nothing and take a sixth of the time, and later ones would hold up a
+        # step to walk through all of them.
+        gc.disable()
         from sophserve.worker.links import open_links
         from sophserve.worker.model_runner import ModelRunner
 
+        plugins_of()
+        gc.freeze()
+        gc.enable()
         report(Progress("connecting the hosts" if load.places else "opening the device"))
         return ModelRunner(load, collectives, pulse.beat, report, open_links(load, listener))
     except SophserveError as error:
