@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from array import array
 from collections import deque
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -259,8 +261,7 @@ class Simulation:
             assert bound > 0, "some request starves"
 
 
-@settings(max_examples=80, deadline=None)
-@given(
+traffic = given(
     seed=st.integers(0, 2**32),
     block_size=st.sampled_from([1, 2, 4, 16]),
     num_blocks=st.integers(2, 40),
@@ -275,7 +276,9 @@ class Simulation:
     background=st.sampled_from([0.0, 0.5, 1.0]),
     encoder=st.sampled_from([None, EncoderInfo(1, 0.0, 8), EncoderInfo(3, 0.5, 8), EncoderInfo(5, 20.0, 12)]),
 )
-def test_random_traffic(
+
+
+def simulate(
     seed: int,
     block_size: int,
     num_blocks: int,
@@ -319,6 +322,19 @@ def test_random_traffic(
     assert simulation.scheduler.pool.idle
     if not prefix_caching:
         assert simulation.scheduler.stats.prefix_hits == 0
+
+
+@settings(max_examples=25, deadline=None)
+@traffic
+def test_random_traffic(**chosen: Any) -> None:
+    simulate(**chosen)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None)
+@traffic
+def test_much_random_traffic(**chosen: Any) -> None:
+    simulate(**chosen)
 
 
 def test_decodes_come_before_prefills_and_share_the_budget() -> None:
