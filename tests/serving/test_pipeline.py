@@ -98,10 +98,13 @@ def test_vectors(make_checkpoint: Callable[..., Path], start_server: Callable[..
     assert [each.embedding for each in found[0].data] == [each.embedding for each in found[1].data]
 
 
-def test_a_lost_worker_of_any_stage(make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("ranks", [(3,), pytest.param((0, 1, 2), marks=pytest.mark.slow)], ids=str)
+def test_a_lost_worker_of_any_stage(
+    ranks: tuple[int, ...], make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+) -> None:
     server = start_server(make_checkpoint("qwen2"), "-tp", "2", "-pp", "2")
     undisturbed = asyncio.run(streams(server.url))
-    for rank in (0, 3):
+    for rank in ranks:
         workers = sorted(server.workers, key=lambda worker: worker.pid)
         assert len(workers) == 4
         assert asyncio.run(streams(server.url, workers[rank].kill)) == undisturbed
