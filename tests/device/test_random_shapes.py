@@ -5,15 +5,16 @@ import random
 import pytest
 import torch
 
-from device.interface import CacheSpec, DenseWeight
+from device.interface import CacheSpec, DenseWeight, KVCache
 from device.reference import ReferenceOps, ReferenceWeight
 from tests.device.closeness import assert_close
 from tests.device.plain_cache import plain
 
 REFERENCE = ReferenceOps()
 SHAPES = 200
-# What the reference says of long contexts takes it long, and is the same for every instruction set.
-ATTENDED: dict[int, torch.Tensor] = {}
+# What the reference says of long contexts takes it long, and is the same for every instruction set whose caches have
+# one order, in which they are filled.
+ATTENDED: dict[tuple[type[KVCache], int], torch.Tensor] = {}
 
 
 @pytest.fixture
@@ -88,6 +89,6 @@ def test_paged_attention(cmodel, draws, make_meta, make_rope, fill_cache):
         fill_cache(kv, generator.randint(0, 99))
         rope = generator.choice([None, ropes[dims[0]], ropes.get(dims[0] // 2)])
         arguments = (make_meta(lengths, blocks, block_size), rope, dims[0] ** -0.5, generator.choice([None, None, 100]))
-        if number not in ATTENDED:
-            ATTENDED[number] = REFERENCE.paged_attention(q, k, v, plain(kv), *arguments)
-        assert_close(cmodel.ops.paged_attention(q, k, v, kv, *arguments), ATTENDED[number], case)
+        if (type(kv), number) not in ATTENDED:
+            ATTENDED[type(kv), number] = REFERENCE.paged_attention(q, k, v, plain(kv), *arguments)
+        assert_close(cmodel.ops.paged_attention(q, k, v, kv, *arguments), ATTENDED[type(kv), number], case)
