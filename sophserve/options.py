@@ -18,7 +18,7 @@ from sophserve.errors import ConfigError
 from sophserve.other_servers import NEEDLESS, SAME, answer, answer_command
 from sophserve.plugins import commands
 
-C = TypeVar("C", EngineConfig, ServerConfig)
+C = TypeVar("C", bound=msgspec.Struct)
 _CONFIGS: dict[str, type[msgspec.Struct]] = {"model and engine": EngineConfig, "server": ServerConfig}
 
 
@@ -46,22 +46,32 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     values = (_read_file(file) if file is not None else {}) | given
     if "model" not in values:
         raise ConfigError("--model is required: a directory with a checkpoint, a Hub id, or demo")
-    return _convert(EngineConfig, values, file), _convert(ServerConfig, values, file)
+    return convert(EngineConfig, values, file), convert(ServerConfig, values, file)
+
+
+def add_options(
+    parser: argparse.ArgumentParser, title: str, config: type[msgspec.Struct], names: Sequence[str]
+) -> None:
+    """Give a command a group of options, by the names of a config's fields."""
+    group = parser.add_argument_group(title)
+    fields = {field.name: field for field in msgspec.structs.fields(config)}
+    for name in names:
+        _add_option(group, fields[name])
 
 
 def add_engine_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """Give a command some of the server's options, by the names of EngineConfig's fields."""
-    _add_options(parser.add_argument_group("as the server's"), EngineConfig, names)
+    add_options(parser, "as the server's", EngineConfig, names)
 
 
 def add_server_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """As add_engine_options, by the names of ServerConfig's fields."""
-    _add_options(parser.add_argument_group("as the server's, for its API"), ServerConfig, names)
+    add_options(parser, "as the server's, for its API", ServerConfig, names)
 
 
 def server_config(values: dict[str, Any]) -> ServerConfig:
     """The configuration with these options, by the names of ServerConfig's fields. Raises ConfigError."""
-    return _convert(ServerConfig, values, None)
+    return convert(ServerConfig, values, None)
 
 
 def engine_config(values: dict[str, Any]) -> EngineConfig:
@@ -71,10 +81,12 @@ def engine_config(values: dict[str, Any]) -> EngineConfig:
         if name not in EngineConfig.__struct_fields__:
             hint = did_you_mean(name, EngineConfig.__struct_fields__)
             raise ConfigError(answer(option(name)) or f"there is no option {name}{hint}")
-    return _convert(EngineConfig, values, None)
+    return convert(EngineConfig, values, None)
 
 
-def _convert(config: type[C], values: dict[str, Any], file: str | None) -> C:
+def convert(config: type[C], values: dict[str, Any], file: str | None = None) -> C:
+    """A config of the kind of EngineConfig with those of the values that it has. file: where they are from. Raises
+    ConfigError."""
     about = {field.name: typing.get_args(field.type)[1] for field in msgspec.structs.fields(config)}
     given = {name: values[name] for name in about if name in values}
     for name, value in given.items():
@@ -184,12 +196,6 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def _add_options(group: argparse._ArgumentGroup, config: type[msgspec.Struct], names: Sequence[str]) -> None:
-    fields = {field.name: field for field in msgspec.structs.fields(config)}
-    for name in names:
-        _add_option(group, fields[name])
 
 
 def _add_option(group: argparse._ArgumentGroup, field: msgspec.structs.FieldInfo) -> None:

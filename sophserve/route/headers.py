@@ -18,7 +18,7 @@ _MADE_ANEW_FOR_CLIENTS = frozenset({"server", "date"})
 
 def to_replica(request: web.Request) -> CIMultiDict[str]:
     """Those of a request, API keys among them, and who asked the router under which name."""
-    found = _end_to_end(request.headers, _MADE_ANEW_FOR_REPLICAS)
+    found = end_to_end(request.headers, _MADE_ANEW_FOR_REPLICAS)
     came_by = request.headers.get("X-Forwarded-For")
     if request.remote:
         found["X-Forwarded-For"] = f"{came_by}, {request.remote}" if came_by else request.remote
@@ -29,10 +29,11 @@ def to_replica(request: web.Request) -> CIMultiDict[str]:
 
 def to_client(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """Those of an answer."""
-    return _end_to_end(headers, _MADE_ANEW_FOR_CLIENTS)
+    return end_to_end(headers, _MADE_ANEW_FOR_CLIENTS)
 
 
-def _end_to_end(headers: Mapping[str, str], made_anew: frozenset[str]) -> CIMultiDict[str]:
+def end_to_end(headers: Mapping[str, str], made_anew: frozenset[str]) -> CIMultiDict[str]:
+    """Headers without those of one connection, and without some more, by their names in small letters."""
     named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
     found: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():

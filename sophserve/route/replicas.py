@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -87,13 +87,17 @@ class Replica:
             self._deadlines.end_all()
 
 
-class Replicas:
-    """All of them, those at the addresses of `name` among them. One that has no address any more gets no new requests,
-    and finishes those that it has."""
+Find = Callable[[], Awaitable[Collection[str] | None]]
+"""Looks up the addresses of replicas that come and go; None where that fails, and those known are to be kept."""
 
-    def __init__(self, given: Sequence[str], name: str | None = None) -> None:
+
+class Replicas:
+    """All of them, those that `find` finds among them. One that is not found any more gets no new requests, and
+    finishes those that it has."""
+
+    def __init__(self, given: Collection[str] = (), find: Find | None = None) -> None:
         self._given = given
-        self._name = name
+        self._find = find
         self._all = {url: Replica(url) for url in given}
         self._gone: list[Replica] = []
         self.session = aiohttp.ClientSession(
@@ -130,26 +134,17 @@ class Replicas:
 
     async def look(self) -> None:
         """Ask each of them once how it is."""
-        if self._name:
-            await self._find(self._name)
+        if self._find and (found := await self._find()) is not None:
+            self._take(found)
         await asyncio.gather(*map(self._check, self.known))
 
     async def close(self) -> None:
         await self.session.close()
 
-    async def _find(self, name: str) -> None:
-        parts = urlsplit(name)
-        port = parts.port or 80
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-        except OSError as error:  # and so it is while none is ready: those known are asked for themselves
-            log.debug("%s has no address: %s", parts.hostname, error.strerror)
-            return
-        hosts = [address[4][0] for address in found]
-        urls = [f"http://{f'[{host}]' if ':' in str(host) else host}:{port}{parts.path}" for host in hosts]
-        wanted = dict.fromkeys([*self._given, *urls])
+    def _take(self, found: Collection[str]) -> None:
+        wanted = dict.fromkeys([*self._given, *found])
         for url in self._all.keys() - wanted.keys():
-            log.info("replica %s is gone from %s", url, parts.hostname)
+            log.info("replica %s is gone", url)
             self._gone.append(self._all.pop(url))
         for url in wanted.keys() - self._all.keys():
             self._all[url] = Replica(url)
@@ -171,6 +166,19 @@ class Replicas:
                 if answer.status not in (404, 405):
                     return f"{path} answers {answer.status}{_message(await answer.content.read(4096))}"
         return None
+
+
+async def addresses_of(name: str) -> list[str] | None:
+    """A URL for each address of the host in a URL: a Find."""
+    parts = urlsplit(name)
+    port = parts.port or 80
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except OSError as error:  # and so it is while none is ready: those known are asked for themselves
+        log.debug("%s has no address: %s", parts.hostname, error.strerror)
+        return None
+    hosts = [address[4][0] for address in found]
+    return [f"http://{f'[{host}]' if ':' in str(host) else host}:{port}{parts.path}" for host in hosts]
 
 
 def _message(body: bytes) -> str:

@@ -7,19 +7,21 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from sophserve.api.http.budget import give_freed_memory_back
 from sophserve.api.http.connections import Connections
-from sophserve.api.http.listener import connection_limit, raise_descriptor_limit
+from sophserve.api.http.listener import Listener, connection_limit, raise_descriptor_limit
 from sophserve.api.http.serving import application_runner, listen, stop_on_signal
 from sophserve.api.http.tls import renew, ssl_context
 from sophserve.config import ServerConfig
 from sophserve.route.application import create_app
-from sophserve.route.replicas import Replicas
+from sophserve.route.replicas import Replicas, addresses_of
 from sophserve.route.router import Router
 
 log = logging.getLogger(__name__)
@@ -39,20 +41,8 @@ def run(urls: Sequence[str], name: str | None, config: ServerConfig, started: fl
 
 async def _serve(urls: Sequence[str], name: str | None, config: ServerConfig, started: float) -> None:
     stop = stop_on_signal()
-    connections = Connections(config)
-    router = Router(Replicas(urls, name), connections)
-    runner = application_runner(create_app(router), connections)
-    background: list[asyncio.Task[None]] = []
-    listener = None
-    try:
-        await runner.setup()
-        context = ssl_context(config)
-        # Each request has a connection to its client and one to its replica.
-        most = connection_limit(2 * config.max_connections, 0) // 2
-        listener, address = listen(runner, connections, most, context)
-        background.append(asyncio.create_task(router.replicas.watch()))
-        if context:
-            background.append(asyncio.create_task(renew(context, config)))
+    router = Router(Replicas(urls, partial(addresses_of, name) if name else None), Connections(config))
+    async with listening(router) as (listener, address):
         gc.freeze()
         log.info(
             "routing from %s to %s, in %.1f s",
@@ -66,6 +56,25 @@ async def _serve(urls: Sequence[str], name: str | None, config: ServerConfig, st
         )
         listener.close()
         await router.drain(config.drain_timeout)
+
+
+@asynccontextmanager
+async def listening(router: Router) -> AsyncIterator[tuple[Listener, str]]:
+    """The router takes requests at its address within this context. Raises ConfigError if it cannot listen."""
+    config = router.connections.config
+    runner = application_runner(create_app(router), router.connections)
+    background: list[asyncio.Task[None]] = []
+    listener = None
+    try:
+        await runner.setup()
+        context = ssl_context(config)
+        # Each request has a connection to its client and one to its replica.
+        most = connection_limit(2 * config.max_connections, 0) // 2
+        listener, address = listen(runner, router.connections, most, context)
+        background.append(asyncio.create_task(router.replicas.watch()))
+        if context:
+            background.append(asyncio.create_task(renew(context, config)))
+        yield listener, address
     finally:
         for task in background:
             task.cancel()

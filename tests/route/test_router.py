@@ -195,7 +195,8 @@ async def test_a_replica_taken_out_finishes_its_streams(
         return [(0, 0, 0, "", ("127.0.0.1", port))] * len(addresses[0])
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
-    replicas._given, replicas._name = [], replica.url.replace("127.0.0.1", "replicas.test")
+    name = replica.url.replace("127.0.0.1", "replicas.test")
+    replicas._given, replicas._find = [], lambda: replicas_module.addresses_of(name)
     await replicas.look()
     assert [each.name for each in replicas.all] == [replica.url]
     replica.gate.clear()
