@@ -18,10 +18,8 @@ _OF_ROUTERS = (
     *("api_key", "api_key_file", "max_connections", "header_timeout", "body_timeout", "write_timeout"),
     *("keep_alive_timeout", "upload_memory", "unread_memory", "max_file_size", "drain_timeout", "allowed_origins"),
 )
-# Seconds beyond --drain-timeout for a replica to end: Ray looks every _LOOK seconds whether it has requests.
-_GRACE, _LOOK = 15.0, 0.5
-# Replicas and routers that one update replaces at a time, of 1.
-_AT_ONCE = 0.34
+# Seconds beyond --drain-timeout for a replica to end. Routers hear of it at once, and Ray lets it be for two seconds.
+_GRACE = 15.0
 
 
 def build(config: RayConfig, server: ServerConfig, argv: list[str]) -> Application:
@@ -29,7 +27,6 @@ def build(config: RayConfig, server: ServerConfig, argv: list[str]) -> Applicati
     serve = import_serve()
     life = {
         "graceful_shutdown_timeout_s": server.drain_timeout + _GRACE,
-        "graceful_shutdown_wait_loop_s": _LOOK,
         "max_ongoing_requests": server.max_connections,
     }
     servers = serve.deployment(
@@ -37,6 +34,7 @@ def build(config: RayConfig, server: ServerConfig, argv: list[str]) -> Applicati
         name="Server",
         ray_actor_options={"num_cpus": 1 if config.num_cpus is None else config.num_cpus},
         health_check_period_s=5,
+        logging_config={"enable_access_log": False},  # each router asks each second where it is
         **_numbers(config),
         **life,
     ).bind(argv)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from sophserve.ray.options import RayConfig, read_command
 
@@ -17,50 +17,50 @@ _OBJECTS = 100 * 1024 * 1024
 def ray(argv: Sequence[str]) -> int:
     """Serve until SIGINT or SIGTERM."""
     config, server, arguments, alone = read_command(argv)
+    address = alone.get("address")
+    if address is None:
+        _stay_here()
     from sophserve.ray.application import NAME, build, import_serve
 
     serve = import_serve()
+    import ray
+
+    _start(config) if address is None else ray.init(address, namespace="serve")
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM):  # of which Ray had taken the latter
         signal.signal(number, lambda *_: stop.set())
-    own = _start_ray(config, alone.get("address"))
-    host, port = alone.get("host", "127.0.0.1"), alone.get("port", 8000)
     try:
+        host, port = alone.get("host", "127.0.0.1"), alone.get("port", 8000)
         serve.start(http_options={"host": host, "port": port})
         serve.run(build(config, server, arguments), name=NAME, route_prefix="/")
         print(f"ready: http://{host}:{port}/v1", flush=True)
         stop.wait()
     finally:
         serve.delete(NAME)
-        if own:
-            _stop_ray(serve)
+        if address is None:
+            serve.shutdown()
+        ray.shutdown()
     return 0
 
 
-def _start_ray(config: RayConfig, address: str | None) -> bool:
-    """Join the cluster at an address, or start one; whether it was started."""
+def _stay_here() -> None:
+    """A cluster that is started here concerns nobody else. Ray reads this when it is imported: it takes 127.0.0.1, where
+    it is given, for the machine's address in its network, but on systems for which it has no clusters."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _start(config: RayConfig) -> None:
+    """A cluster of this machine, with room for all replicas."""
     import ray
 
-    if address is not None:
-        ray.init(address=address, namespace="serve", log_to_driver=False)
-        return False
-    cores = len(os.sched_getaffinity(0))
+    cores, most = len(os.sched_getaffinity(0)), config.max_replicas or config.replicas
     if config.num_cpus is None:
-        config.num_cpus = max(1, cores // (config.max_replicas or config.replicas))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        config.num_cpus = max(1, cores // most)
     ray.init(
-        address="local",
+        "local",
         namespace="serve",
-        num_cpus=max(cores, int(config.num_cpus * (config.max_replicas or config.replicas) + 1)),
+        num_cpus=max(cores, math.ceil(config.num_cpus * most)),
         object_store_memory=_OBJECTS,
         include_dashboard=False,
-        _node_ip_address="127.0.0.1",
     )
-    return True
-
-
-def _stop_ray(serve: Any) -> None:
-    import ray
-
-    serve.shutdown()
-    ray.shutdown()

@@ -23,8 +23,10 @@ from sophserve.route.serving import listening
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-# Seconds for replicas to say where they are.
-_PATIENCE = 5.0
+# Seconds for replicas to say where they are, and for one to come where there is none, as when the only one is replaced.
+_PATIENCE, _PATIENCE_FOR_REPLICA = 5.0, 60.0
+# Ray's proxy has its own, the last one that of the request, which the replica has answered under.
+_OF_THE_PROXY = frozenset({"date", "server", "x-request-id"})
 
 
 class Ingress:
@@ -37,7 +39,7 @@ class Ingress:
         directory = tempfile.mkdtemp(prefix="sophserve-")
         self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
         config = server_config({**options, "uds": str(Path(directory, "router"))})
-        self._router = Router(Replicas(find=self._find), Connections(config))
+        self._router = Router(Replicas(find=self._find), Connections(config), _PATIENCE_FOR_REPLICA)
         await self._router.replicas.look()
         await self._stack.enter_async_context(listening(self._router))
         self._forward = Forward(str(config.uds))
@@ -99,7 +101,7 @@ class Forward:
             data=_body(receive) if has_body else None,
             allow_redirects=False,
         ) as answer:
-            found = end_to_end(answer.headers, frozenset())
+            found = end_to_end(answer.headers, _OF_THE_PROXY)
             raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in found.items()]
             await send({"type": "http.response.start", "status": answer.status, "headers": raw})
             async for data in answer.content.iter_any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -23,17 +24,20 @@ GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses
 """A POST to these has a prompt, whose beginning a replica may have cached."""
 # Bytes of a body that is looked at without a thread.
 _INLINE = 1 << 18
+# Seconds between two looks for a replica.
+_LOOK = 0.1
 
 Pick = Callable[[list[Replica]], tuple[Replica, str]]
 """Chooses among those that are left, which are some, and says why."""
 
 
 class Router:
-    """Passes requests on to replicas."""
+    """Passes requests on to replicas. patience: seconds that a request waits for a replica where none takes any."""
 
-    def __init__(self, replicas: Replicas, connections: Connections) -> None:
+    def __init__(self, replicas: Replicas, connections: Connections, patience: float = 0.0) -> None:
         self.replicas = replicas
         self.connections = connections
+        self._patience = patience
         self.homes = Homes(replicas)
         self.metrics = RouterMetrics(replicas)
         self.stopping = False
@@ -48,6 +52,10 @@ class Router:
 
     async def route(self, request: web.Request) -> web.StreamResponse:
         """Answer a request by a replica. Raises ApiError, RequestError."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):
+                while not self.replicas.ready and not self.stopping:
+                    await asyncio.sleep(_LOOK)
         if error := self.refusal():
             raise error
         async with body_of(request) as body:
