@@ -372,3 +372,15 @@ def test_events_are_cut_at_their_ends(end: bytes) -> None:
     assert _whole_events(b"data: a") == (b"", b"data: a")
     long = b"data: " + b"x" * 100_000
     assert _whole_events(long) == (long, b"")
+
+
+async def test_a_request_waits_for_a_replica_where_that_is_wanted(start_cluster: StartCluster) -> None:
+    cluster = await start_cluster(1)
+    [replica] = cluster.router.replicas.all
+    cluster.router._patience = 30
+    replica.note("it stops")
+    asked = asyncio.create_task(cluster.post(**chat()))
+    await asyncio.sleep(0.3)
+    assert not asked.done() and cluster.asked() == [0]
+    replica.note(None)
+    assert (await asked)["who"] == replica.name
