@@ -35,6 +35,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "media": ("link",),
     "measure": ("model",),
     "model": (),
+    "ray": ("api", "route"),
     "route": ("api",),
     "text": (),
     "worker": ("grammar", "link", "measure", "model"),

@@ -219,18 +219,20 @@ async def test_a_client_that_goes_away_is_seen_by_the_engine(cluster: Cluster, h
 
 
 async def test_a_rolling_update_loses_no_stream(cluster: Cluster, http: aiohttp.ClientSession) -> None:
-    for replicas, seed in ((3, 1), (1, 2), (1, 3)):  # and where there is only one, requests wait for the next
+    cluster.deploy(replicas=3)
+    await cluster.ready(http, 3)
+    # Servers; then both they and their router; then the only one, for whose successor requests wait.
+    for args in ({"replicas": 3, "seed": 1}, {"replicas": 1, "write-timeout": 70}, {"replicas": 1, "seed": 2}):
         before = set(cluster.actors())
-        streams, update = (
-            Streams(http),
-            asyncio.create_task(asyncio.to_thread(cluster.deploy, replicas=replicas, seed=seed)),
-        )
-        await streams.keep(
-            30, lambda before=before, update=update: update.done() and not before & set(cluster.actors())
-        )
+        streams, update = Streams(http), asyncio.create_task(asyncio.to_thread(cluster.deploy, **args))
+
+        def updated(before: set[int] = before, update: asyncio.Task[None] = update) -> bool:
+            return update.done() and not before & set(cluster.actors())
+
+        await streams.keep(30, updated)
         await update
         assert set(streams.ends) == {"whole"} and len(streams.ends) > 30, Counter(streams.ends)
-        await cluster.ready(http, replicas)
+        await cluster.ready(http, int(args["replicas"]))
 
 
 async def test_more_and_fewer_replicas_lose_no_stream(cluster: Cluster, http: aiohttp.ClientSession) -> None:
