@@ -44,6 +44,7 @@ def build(config: RayConfig, server: ServerConfig, argv: list[str]) -> Applicati
         name="Router",
         num_replicas=config.routers,
         ray_actor_options={"num_cpus": 0},
+        max_surge_percent=100,  # the successor first, for it takes next to nothing
         **life,
     ).bind(servers, options)
 

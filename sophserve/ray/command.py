@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Sequence
 
+from sophserve.errors import SophserveError
 from sophserve.ray.options import RayConfig, read_command
 
 # Bytes of Ray's store of objects, through which no request passes.
@@ -25,6 +26,8 @@ def ray(argv: Sequence[str]) -> int:
     serve = import_serve()
     import ray
 
+    if address is None:
+        _check(arguments)
     _start(config) if address is None else ray.init(address, namespace="serve")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # of which Ray had taken the latter
@@ -32,7 +35,10 @@ def ray(argv: Sequence[str]) -> int:
     try:
         host, port = alone.get("host", "127.0.0.1"), alone.get("port", 8000)
         serve.start(http_options={"host": host, "port": port})
-        serve.run(build(config, server, arguments), name=NAME, route_prefix="/")
+        try:
+            serve.run(build(config, server, arguments), name=NAME, route_prefix="/")
+        except RuntimeError as error:
+            raise SophserveError(" ".join(str(error).split())) from None
         print(f"ready: http://{host}:{port}/v1", flush=True)
         stop.wait()
     finally:
@@ -44,10 +50,22 @@ def ray(argv: Sequence[str]) -> int:
 
 
 def _stay_here() -> None:
-    """A cluster that is started here concerns nobody else. Ray reads this when it is imported: it takes 127.0.0.1, where
-    it is given, for the machine's address in its network, but on systems for which it has no clusters."""
+    """A cluster that is started here concerns nobody else. Ray reads this when it is imported: it takes 127.0.0.1 for
+    the machine's address in its network, but on systems for which it has no clusters."""
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _check(arguments: Sequence[str]) -> None:
+    """What each server would find wrong on this machine. Raises SophserveError."""
+    from sophserve.checkpoint import resolve_model
+    from sophserve.options import parse
+    from sophserve.preflight import check
+    from sophserve.text.parsers import check_parsers
+
+    engine, server = parse(arguments)
+    check_parsers(server)
+    check(engine, resolve_model(engine.model))
 
 
 def _start(config: RayConfig) -> None:

@@ -59,8 +59,9 @@ class Cluster:
         """`serve run` with a file: a new application, or another version of it. Returns when Ray has begun with it."""
         file = self.directory / "ray.yaml"
         port = int(self.url.rpartition(":")[2])
-        application = {"name": "sophserve", "route_prefix": "/", "import_path": "sophserve.ray:app"}
+        application: dict[str, Any] = {"name": "sophserve", "route_prefix": "/", "import_path": "sophserve.ray:app"}
         application["args"] = {"model": "demo", "kv-cache-memory": "64MiB", "num-cpus": 0.1, **args}
+        application["deployments"] = [{"name": "Server", "health_check_period_s": 3}]
         http = {"host": "127.0.0.1", "port": port}
         file.write_text(yaml.safe_dump({"http_options": http, "applications": [application]}))
         subprocess.run(
