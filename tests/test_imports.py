@@ -35,7 +35,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "media": ("link",),
     "measure": ("model",),
     "model": (),
-    "ray": ("api", "route"),
+    "ray": ("api", "route", "text"),
     "route": ("api",),
     "text": (),
     "worker": ("grammar", "link", "measure", "model"),

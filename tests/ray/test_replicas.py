@@ -100,6 +100,7 @@ class Streams:
     http: aiohttp.ClientSession
     ends: list[str] = field(default_factory=list)
     started: int = 0
+    begun: int = 0
     running: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self, count: int, **fields: Any) -> None:
@@ -113,7 +114,11 @@ class Streams:
     async def _stream(self, body: dict[str, Any]) -> None:
         try:
             async with self.http.post("/v1/completions", json=body) as answer:
-                lines = [line[6:] async for line in answer.content if line.startswith(b"data: ")]
+                lines = []
+                async for line in answer.content:
+                    if line.startswith(b"data: "):
+                        self.begun += not lines
+                        lines.append(line[6:])
                 if answer.status != 200:
                     self.ends.append(f"{answer.status}")
                 elif lines[-1].strip() == b"[DONE]":
@@ -184,7 +189,7 @@ async def test_a_killed_actor_ends_its_own_streams_at_once(cluster: Cluster, htt
     streams.start(60, max_tokens=1500)
     running: dict[str, int] = {}
     async with asyncio.timeout(60):
-        while sum(running.values()) < 60:
+        while streams.begun < 60 or sum(running.values()) < 60:
             async with http.get("/requests") as answer:
                 found = (await answer.json())["replicas"]
             running = {url: len(requests["requests"]) for url, requests in found.items()}
