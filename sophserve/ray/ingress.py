@@ -54,7 +54,9 @@ class Ingress:
 
         try:
             found = await self._servers.broadcast("address").results_async(timeout_s=_PATIENCE, return_exceptions=True)
-        except (RayError, DeploymentUnavailableError, TimeoutError):
+        except DeploymentUnavailableError:
+            return []
+        except (RayError, TimeoutError):
             return None
         return [url for url in found if isinstance(url, str)]
 

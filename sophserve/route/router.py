@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+import aiohttp
 import msgspec
 from aiohttp import web
 
@@ -52,10 +53,7 @@ class Router:
 
     async def route(self, request: web.Request) -> web.StreamResponse:
         """Answer a request by a replica. Raises ApiError, RequestError."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience):
-                while not self.replicas.ready and not self.stopping:
-                    await asyncio.sleep(_LOOK)
+        await self._ready_but(set())
         if error := self.refusal():
             raise error
         async with body_of(request) as body:
@@ -83,7 +81,7 @@ class Router:
 
     async def _send(self, request: web.Request, body: Body, pick: Pick, again_on_404: bool) -> web.StreamResponse:
         record, tried = current_record.get(), set[Replica]()
-        while ready := [replica for replica in self.replicas.ready if replica not in tried]:
+        while ready := await self._ready_but(tried):
             if not body.can_be_sent:
                 break
             replica, why = pick(ready)
@@ -92,7 +90,7 @@ class Router:
             self.metrics.count(replica, why)
             try:
                 async with replica.request(), asked(self.replicas.session, replica, request, body) as answer:
-                    others = len(ready) > 1 and body.can_be_sent
+                    others = (len(ready) > 1 or self._waits_for_another(answer)) and body.can_be_sent
                     if others and (answer.status == 503 or (answer.status == 404 and again_on_404)):
                         replica.failures["unavailable" if answer.status == 503 else "not_here"] += 1
                         continue
@@ -105,6 +103,20 @@ class Router:
         if tried and not body.can_be_sent:
             raise ApiError(503, "the replica does not take the request now; send it again", code="replica_not_ready")
         raise _none_ready(len(self.replicas.all))
+
+    async def _ready_but(self, tried: set[Replica]) -> list[Replica]:
+        """Those that take requests and were not asked. Waits for one, as long as the router has patience."""
+        found: list[Replica] = []
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):
+                while not (found := [each for each in self.replicas.ready if each not in tried]) and not self.stopping:
+                    await asyncio.sleep(_LOOK)
+        return found
+
+    def _waits_for_another(self, answer: aiohttp.ClientResponse) -> bool:
+        """Whether to do so where the only replica stops."""
+        stops = answer.status == 503 and answer.headers.get("Connection", "").lower() == "close"
+        return stops and self._patience > 0
 
     def _watcher(self, request: web.Request, replica: Replica) -> Saw:
         """Looks at an answer's first bytes."""

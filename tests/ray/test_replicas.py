@@ -252,8 +252,9 @@ async def test_more_and_fewer_replicas_lose_no_stream(cluster: Cluster, http: ai
             counts.append(len(cluster.actors()))
         return counts[-1]
 
-    await streams.keep(24, lambda: count() == 3)
-    await cluster.ready(http, 3)
+    three = asyncio.create_task(cluster.ready(http, 3))
+    await streams.keep(24, lambda: bool(count()) and three.done())
+    await three
     async with asyncio.timeout(180):
         await streams.keep(2, lambda: count() == 1)
     assert max(counts) == 3 and counts[-1] == 1

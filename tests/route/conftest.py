@@ -25,12 +25,14 @@ EVENTS = [b'data: {"n": %d}\n\n' % number for number in range(3)] + [b"data: [DO
 @dataclass
 class StandIn:
     """A server that notes what it is asked. status: of its answers, health: of /health. While the gate is closed a
-    stream waits before its second event. kept: ids of what it has. drops: it closes connections without a word."""
+    stream waits before its second event. kept: ids of what it has. drops: it closes connections without a word; stops:
+    it refuses as one that stops."""
 
     url: str = ""
     status: int = 200
     health: int = 200
     drops: bool = False
+    stops: bool = False
     bodies: list[Any] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     headers: list[Any] = field(default_factory=list)
@@ -52,7 +54,8 @@ class StandIn:
         if self.drops and request.transport:
             request.transport.abort()
         if self.status != 200:
-            return web.json_response({"error": {"message": "no"}}, status=self.status)
+            headers = {"Connection": "close"} if self.stops else {}
+            return web.json_response({"error": {"message": "no"}}, status=self.status, headers=headers)
         if request.method != "POST":
             return self._found(request)
         if body.get("stream"):

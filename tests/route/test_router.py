@@ -384,3 +384,27 @@ async def test_a_request_waits_for_a_replica_where_that_is_wanted(start_cluster:
     assert not asked.done() and cluster.asked() == [0]
     replica.note(None)
     assert (await asked)["who"] == replica.name
+
+
+@pytest.mark.parametrize("how", ["stops", "gone"])
+async def test_a_request_waits_for_the_successor_of_the_only_replica(start_cluster: StartCluster, how: str) -> None:
+    cluster = await start_cluster(2)
+    old, new = cluster.replicas
+    cluster.router._patience = 30
+    cluster.router.replicas.all[1].note("it loads")
+    if how == "gone":
+        await cluster.stop(0)
+    else:
+        old.status, old.stops = 503, True
+    asked = asyncio.create_task(cluster.post(**chat()))
+    await asyncio.sleep(0.3)
+    assert not asked.done()
+    cluster.router.replicas.all[1].note(None)
+    assert (await asked)["who"] == new.url
+
+
+async def test_what_a_busy_replica_says_is_said(start_cluster: StartCluster) -> None:
+    cluster = await start_cluster(1)
+    cluster.router._patience = 30
+    cluster.replicas[0].status = 503
+    assert (await cluster.post(**chat()))["error"]["message"] == "no"
