@@ -6,7 +6,10 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
 
 from sophserve.errors import SophserveError
 from sophserve.ray.options import RayConfig, read_command
@@ -25,28 +28,39 @@ def ray(argv: Sequence[str]) -> int:
 
     serve = import_serve()
     import ray
+    from ray.serve.exceptions import RayServeException
 
     if address is None:
         _check(arguments)
-    _start(config) if address is None else ray.init(address, namespace="serve")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # of which Ray had taken the latter
-        signal.signal(number, lambda *_: stop.set())
     try:
+        _start(config) if address is None else ray.init(address, namespace="serve")
+        _on_signals(_interrupt)  # now, for Ray has taken them meanwhile
         host, port = alone.get("host", "127.0.0.1"), alone.get("port", 8000)
         serve.start(http_options={"host": host, "port": port})
-        try:
-            serve.run(build(config, server, arguments), name=NAME, route_prefix="/")
-        except RuntimeError as error:
-            raise SophserveError(" ".join(str(error).split())) from None
+        serve.run(build(config, server, arguments), name=NAME, route_prefix="/")
         print(f"ready: http://{host}:{port}/v1", flush=True)
-        stop.wait()
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return 0
+    except (RuntimeError, OSError, RayServeException) as error:
+        raise SophserveError(f"Ray says: {' '.join(str(error).split())}") from None
     finally:
-        serve.delete(NAME)
-        if address is None:
-            serve.shutdown()
-        ray.shutdown()
-    return 0
+        _on_signals(lambda *_: os._exit(130))  # those who interrupt again do not want to wait
+        if ray.is_initialized():
+            with suppress(RayServeException):
+                serve.delete(NAME)
+            if address is None:
+                serve.shutdown()
+            ray.shutdown()
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _interrupt(number: int, _: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _stay_here() -> None:
