@@ -32,18 +32,19 @@ def ray(argv: Sequence[str]) -> int:
 
     if address is None:
         _check(arguments)
+    _on_signals(_interrupt)
     try:
         _start(config) if address is None else ray.init(address, namespace="serve")
-        _on_signals(_interrupt)  # now, for Ray has taken them meanwhile
+        _on_signals(_interrupt)  # again, for Ray has taken them meanwhile
         host, port = alone.get("host", "127.0.0.1"), alone.get("port", 8000)
         serve.start(http_options={"host": host, "port": port})
         serve.run(build(config, server, arguments), name=NAME, route_prefix="/")
         print(f"ready: http://{host}:{port}/v1", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
-        return 0
+        pass
     except (RuntimeError, OSError, RayServeException) as error:
-        raise SophserveError(f"Ray says: {' '.join(str(error).split())}") from None
+        raise SophserveError(f"Ray says: {str(error).strip().splitlines()[-1]}") from None
     finally:
         _on_signals(lambda *_: os._exit(130))  # those who interrupt again do not want to wait
         if ray.is_initialized():
@@ -52,6 +53,7 @@ def ray(argv: Sequence[str]) -> int:
             if address is None:
                 serve.shutdown()
             ray.shutdown()
+    return 0
 
 
 def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
