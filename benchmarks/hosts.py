@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import commit, cpu_model
 from benchmarks.networks import Network
-from benchmarks.serving import CONTEXT, READY_SECONDS, ROOT, answers, load
+from benchmarks.serving import CONTEXT, READY_SECONDS, ROOT, answers, end, load
 
 WAYS = ("alone", "torchrun", "hosts", "stages")
 NEAR = {"delay": 1e-4, "rate": 1e10}
@@ -71,15 +71,6 @@ def served(way: str, options: argparse.Namespace) -> Iterator[str]:
                 sys.exit(f"{way}: the server did not start")
             time.sleep(0.2)
         yield f"http://{address}:{PORT}"
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,8 +33,8 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import commit, cpu_model
+from benchmarks.serving import ROOT, answers, end
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXTS, REPLICAS, REQUESTS = 8, 4, 96
 MOST_FILES = 1 << 14
 
@@ -76,21 +75,12 @@ async def process(*words: str, port: int) -> AsyncIterator[str]:
     started = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
-            if await asyncio.to_thread(healthy, url):
+            if await asyncio.to_thread(answers, url):
                 break
             await asyncio.sleep(0.1)
         yield url
     finally:
-        started.terminate()
-        started.wait(60)
-
-
-def healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+        end(started)
 
 
 @asynccontextmanager
