@@ -120,7 +120,8 @@ def test_quantized_gated_mlp_with_biases(cmodel, dtype, kind, intermediate):
 def test_activations_over_their_range(cmodel, activation):
     x = torch.cat([torch.linspace(-100, 100, 4001), torch.tensor([-1e30, 1e30, 0.0, -0.0, 1e-20])])[:, None]
     result = cmodel.ops.linear(x, cmodel.pack(DenseWeight(torch.ones(1, 1))), None, activation)
-    torch.testing.assert_close(result, activate(x, activation), rtol=2e-6, atol=3e-7)
+    # In float32 torch's own are as far off on some machines.
+    torch.testing.assert_close(result, activate(x.double(), activation).float(), rtol=2e-6, atol=3e-7)
 
 
 def tower_layer(device, dtype):
