@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.machine import commit, cpu_model
 from benchmarks.serving import ROOT, answers, end
 
-TEXTS, REPLICAS, REQUESTS = 8, 4, 96
+TEXTS, REPLICAS, REQUESTS = 8, 4, 400
 MOST_FILES = 1 << 14
 
 
