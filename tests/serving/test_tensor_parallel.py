@@ -80,7 +80,8 @@ def test_chip_map_must_name_every_rank(make_checkpoint: Callable[..., Path], mon
 def test_a_lost_rank_costs_no_stream(
     rank: int, with_signal: int, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
 ) -> None:
-    server = start_server(make_checkpoint("qwen2"), "--tensor-parallel-size", "2", "--step-timeout", "1.5")
+    options = ["--tensor-parallel-size", "2", "--step-timeout", "1.5", "--speculation", "off"]  # a chunk for each token
+    server = start_server(make_checkpoint("qwen2"), *options)
     lost = sorted(server.workers, key=lambda worker: worker.pid)
     assert len(lost) == 2
     chunks = 0
