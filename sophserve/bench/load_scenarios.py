@@ -17,7 +17,8 @@ Verdict = tuple[bool, str]
 
 @dataclass(frozen=True)
 class Scenario:
-    """prompts: made anew for each run; together: sent all at once, else each after the answer to the one before."""
+    """prompts: made anew for each run; together: sent all at once, else each after the answer to the one before.
+    ignore_eos: where an answer that ends early says nothing."""
 
     prompts: Callable[[], list[str]]
     together: bool
@@ -84,7 +85,7 @@ def judge_chunking(outcomes: Sequence[Outcome]) -> Verdict:
 
 
 SCENARIOS = {
-    "four-users": Scenario(lambda: _texts("four-users.txt"), True, 96, False, judge_users),
+    "four-users": Scenario(lambda: _texts("four-users.txt"), True, 96, True, judge_users),
     "prefix-caching": Scenario(_questions_on_one_article, False, 48, False, judge_caching),
     "prefill-chunking": Scenario(
         lambda: [_unseen(text) for text in _texts("prefill-chunking.txt")], True, 128, True, judge_chunking
