@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from sophserve.errors import ConfigError
 
-_MOST_TOKENS = 64
+MOST_TOKENS = 64
+"""Of one sequence, at most, that are guessed in a step."""
 _LOOKUP_SIZES = (8, 3)
 _LONGEST_SIZE = 16
 _OF_VLLM = {"method", "model", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"}
@@ -39,9 +40,9 @@ def read_drafting(speculation: str, tokens: int, model: str | None, given: Mappi
         if most and least and least > most:
             raise ConfigError("--speculative-config: prompt_lookup_min must be at most prompt_lookup_max")
         sizes = tuple(sorted({size for size in (most, least) if size}, reverse=True)) or sizes
-    if type(tokens) is not int or not 1 <= tokens <= _MOST_TOKENS:
+    if type(tokens) is not int or not 1 <= tokens <= MOST_TOKENS:
         name = "--speculative-config: num_speculative_tokens" if given else "--speculative-tokens"
-        raise ConfigError(f"{name} must be between 1 and {_MOST_TOKENS}, got {tokens}; --speculation off guesses none")
+        raise ConfigError(f"{name} must be between 1 and {MOST_TOKENS}, got {tokens}; --speculation off guesses none")
     if speculation == "draft" and model is None:
         raise ConfigError("--speculation draft needs --speculative-model, a smaller model that guesses")
     if model is not None and speculation not in ("auto", "draft"):

@@ -7,13 +7,15 @@ from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
 
-from sophserve.worker.lookup import Lookup
+from sophserve.drafting import MOST_TOKENS
+from sophserve.worker.lookup import LONGEST, Lookup
 
 # What is told apart, as more or less likely to be right: how long the match is that goes on, how probable what predicts
 # found its token, and whatever it predicts.
 _LENGTHS = (4, 8, 16)
 _PROBABILITIES = (0.3, 0.6, 0.85)
 _KINDS_OF_MATCHES = len(_LENGTHS) + 1
+_KINDS_BY_LENGTH = [sum(length >= each for each in _LENGTHS) for length in range(LONGEST + MOST_TOKENS)]
 _PREDICTED = _KINDS_OF_MATCHES + len(_PROBABILITIES) + 1
 FIRST_CHANCES = (0.4, 0.6, 0.8, 0.9, 0.2, 0.45, 0.7, 0.9, 0.6)
 """Of guesses to be right, by the length of the match, then by the probability, then of all predictions, until more is
@@ -46,16 +48,14 @@ class Follower:
         # What was said to come from there on, each token with its kind, whether that is computed or not.
         self._said: list[list[tuple[int, int]]] = []
         self._predicted: list[int] | None = None  # what is guessed, unless it is looked up
-        self._kind = 0  # of the match
+        self._kinds: list[int] = []  # of what follows the match, which is longer with each token that is right
 
     def match_chance(self) -> float:
         """How likely the next token is what was found; 0 where nothing was. Learns from what was said last first."""
         self._learn()
         match = self.lookup.match() if self.lookup else None
-        if match is None:
-            return 0.0
-        self._kind = sum(match.length >= length for length in _LENGTHS)
-        return self._chance(self._kind)
+        self._kinds = _KINDS_BY_LENGTH[match.length :] if match else []
+        return self._chance(self._kinds[0]) if match else 0.0
 
     @property
     def predicted_chance(self) -> float:
@@ -77,13 +77,13 @@ class Follower:
         matched = self.looked_up(most)
         self._predicted, self._said, found = None, [], matched
         if matched and self.lookup:
-            self._said.append([(self._kind, token_id) for token_id in self.lookup.guesses(1)])
+            self._said.append([*zip(self._kinds, self.lookup.guesses(1), strict=False)])
         if predicted and predicted.place == self._end:
             kinds = [_kind_of(each) for each in predicted.probabilities[:most]]
             likely = list(accumulate(map(self._chance, kinds), mul))
             agrees = bool(matched) and self._said[0][0][1] == predicted.token_ids[0]
             # Of two that say the same next, the one that is likelier to be right behind it.
-            after = [matched[0], self._chance(kinds[1]) if len(kinds) > 1 else 0.0] if agrees else []
+            after = [self._chance(self._kinds[1]), self._chance(kinds[1]) if len(kinds) > 1 else 0.0] if agrees else []
             if (after[0] < after[1]) if agrees else (not matched or likely[0] > matched[0]):
                 self._predicted, found = predicted.token_ids[: len(kinds)], likely
             if agrees:
@@ -95,8 +95,8 @@ class Follower:
 
     def looked_up(self, most: int) -> list[float]:
         """The same if nothing were predicted."""
-        chance = self.match_chance()
-        return [chance**count for count in range(1, most + 1)] if chance else []
+        self.match_chance()
+        return [*accumulate(map(self._chance, self._kinds[:most]), mul)]
 
     def guess(self, count: int) -> list[int]:
         """The next tokens, to be computed."""
@@ -104,7 +104,7 @@ class Follower:
             return self._predicted[:count]
         assert self.lookup and self._said
         guesses = self.lookup.guesses(count)
-        self._said[0] = [(self._kind, token_id) for token_id in guesses]
+        self._said[0] = [*zip(self._kinds, guesses, strict=False)]
         return guesses
 
     def _chance(self, kind: int) -> float:

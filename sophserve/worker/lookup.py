@@ -10,9 +10,8 @@ from __future__ import annotations
 import random
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from operator import mul
 from typing import NamedTuple
 
 import torch
@@ -27,57 +26,77 @@ FEWEST_SLOTS, MOST_SLOTS = 1 << 9, 1 << 17
 # and the owners of whom any are.
 HALF_TOKENS = 1 << 14
 MOST_OWNERS = 64
-# New tokens from which on an index is brought up to date by torch.
-_MANY = 64
+# New tokens from which on an index is brought up to date by torch, which takes as long as these one by one.
+_MANY = 512
 
-# So large that products of a few token ids differ in the bits above _SHIFT, and that their sum fits into 63.
-_SHIFT = 20
-_FACTORS = [random.Random(place).getrandbits(38) | 1 for place in range(16)]
+# The hash of an n-gram is the sum of its tokens, each times the power of _FACTOR by how far it is from the end, modulo
+# 2 ** _BITS; from that of one n-gram that of the next follows (Karp and Rabin, 1987).
+_BITS = 60
+_MASK = (1 << _BITS) - 1
+_FACTOR = random.Random(1).getrandbits(_BITS) | 1
+
+
+def ngram_hash(gram: Sequence[int]) -> int:
+    """By which an n-gram is found."""
+    value = 0
+    for token in gram:
+        value = (value + token) * _FACTOR & _MASK
+    return value
 
 
 class NgramIndex:
-    """Where the n-grams of growing tokens occurred last. sizes: the n, in falling order, of at most 16."""
+    """Where the n-grams of growing tokens occurred last. sizes: the n, in falling order. hashes: of the n-grams at the
+    end of what it has taken in."""
 
     def __init__(self, tokens: array[int], sizes: tuple[int, ...], room: int) -> None:
-        slots = 1 << (max(FEWEST_SLOTS, min(MOST_SLOTS, room)) - 1).bit_length()
+        bits = (max(FEWEST_SLOTS, min(MOST_SLOTS, room)) - 1).bit_length()
         self.tokens = tokens
-        self._tables = [(size, array("i", bytes(4 * slots))) for size in sizes]
-        self._slots = slots - 1
-        self._end = 0  # up to where n-grams are in the tables
+        self.hashes = [0] * len(sizes)
+        self._tables = [(size, array("i", bytes(4 << bits))) for size in sizes]
+        self._leaving = [pow(_FACTOR, size + 1, _MASK + 1) for size in sizes]
+        self._shift = _BITS - bits
+        self._end = 0  # up to where tokens are in the hashes
 
     def catch_up(self) -> None:
-        """Take in the n-grams that have become known and are followed by something."""
-        end = len(self.tokens) - 1
+        """Take in the tokens that have been added, and the n-grams that are followed by something."""
+        end = len(self.tokens)
         if end - self._end > _MANY:
-            for size, table in self._tables:
-                self._take_many(size, table, self._end, end)
+            for place, (size, table) in enumerate(self._tables):
+                self._take_many(size, table, max(0, self._end - size), end)
+                self.hashes[place] = ngram_hash(self.tokens[max(0, end - size) : end])
         else:
-            for place in range(self._end + 1, end + 1):
-                for size, table in self._tables:
-                    if place >= size:
-                        table[self._slot(self.tokens[place - size : place])] = place
-        self._end = max(self._end, end)
+            for place in range(self._end, end):
+                self._take(place, self.tokens[place])
+        self._end = end
 
-    def find(self, tail: array[int]) -> int:
+    def find(self, tail: array[int], hashes: Sequence[int]) -> int:
         """The place behind the newest of what the index knows that equals the end of `tail`, the longest n-gram first;
-        0 if there is none."""
-        for size, table in self._tables:
-            if len(tail) >= size:
-                gram = tail[-size:]
-                place = table[self._slot(gram)]
-                if place and self.tokens[place - size : place] == gram:
-                    return place
+        0 if there is none. hashes: of the n-grams at that end."""
+        for (size, table), value in zip(self._tables, hashes, strict=True):
+            place = table[value >> self._shift]
+            if place and self.tokens[place - size : place] == tail[-size:]:
+                return place
         return 0
 
-    def _slot(self, gram: array[int]) -> int:
-        return sum(map(mul, gram, _FACTORS)) >> _SHIFT & self._slots
+    def _take(self, place: int, token: int) -> None:
+        """The n-grams before a token are followed by it, and those that end with it are the newest."""
+        tokens, hashes = self.tokens, self.hashes
+        for number, (size, table) in enumerate(self._tables):
+            value, gone = hashes[number], 0
+            if place >= size:
+                table[value >> self._shift] = place
+                gone = tokens[place - size]
+            hashes[number] = (value + token) * _FACTOR - gone * self._leaving[number] & _MASK
 
     def _take_many(self, size: int, table: array[int], start: int, end: int) -> None:
-        first = max(0, start + 1 - size)
-        if end - first >= size:
-            grams = as_tensor(self.tokens[first:end]).long().unfold(0, size, 1)
-            slots = (grams * torch.tensor(_FACTORS[:size])).sum(1) >> _SHIFT & self._slots
-            places = torch.arange(first + size, end + 1, dtype=torch.int32)
+        """The n-grams from a place on that are followed by something."""
+        if end - 1 - start >= size:
+            tokens = as_tensor(self.tokens[start : end - 1]).long()
+            values = torch.zeros(len(tokens) - size + 1, dtype=torch.long)
+            for place in range(size):
+                values = (values + tokens[place : place + len(values)]) * _FACTOR  # wraps, which _MASK allows for
+            slots = (values & _MASK) >> self._shift
+            places = torch.arange(start + size, end, dtype=torch.int32)
             as_tensor(table).scatter_reduce_(0, slots, places, "amax")
 
 
@@ -185,7 +204,7 @@ class Lookup:
         best = None
         tail = self._tokens[-LONGEST:]
         for index in (*self._predicted, self._own, *reversed(self._history)):
-            place = index.find(tail)
+            place = index.find(tail, self._own.hashes)
             if place:
                 length = sum(1 for _ in _equal(index.tokens, place, tail))
                 if best is None or length > best.length:

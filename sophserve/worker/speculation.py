@@ -24,8 +24,9 @@ from sophserve.worker.step_costs import Gate, StepCosts
 _SHARE = 1 / 32
 # Steps after which it is asked again whether guesses of steps of that size can be worth their time.
 _PERIOD = 16
-# Of the time of steps, what looking for guesses may take where none is found; and of how many steps that is kept.
-_SEARCH, _SAVED_STEPS = 0.01, 8
+# Of the time of steps, what looking for guesses may take where none is found; and of how many steps that is kept, or
+# owed.
+_SEARCH, _SAVED_STEPS = 0.005, 16
 
 
 class Speculation:
@@ -53,6 +54,7 @@ class Speculation:
         self._worth: dict[int, tuple[int, bool]] = {}  # by rows: when that was found, and what
         self._steps = 0
         self._search, self._turn = 0.0, 0  # seconds that looking for guesses may take, and where
+        self._following = True  # whether guesses are likely to be found again
         self._proposing, self._asking = 0.0, 0.0  # seconds that the last guesses took, beside a smaller model's
         self._waited, self._computed = 0.0, set[int]()  # seconds before the last step, and whose that was
 
@@ -77,6 +79,8 @@ class Speculation:
         if computed == self._computed:
             self._waited = waited
         self._computed = computed
+        share = _SEARCH * seconds
+        self._search = min(max(self._search, -_SAVED_STEPS * share) + share, _SAVED_STEPS * share)
         self.costs.add(rows, seconds + self._waited + self._proposing)
         if predicting is not None:
             self.mtp_costs.add(rows, predicting)
@@ -89,15 +93,23 @@ class Speculation:
 
     def propose(self, plan: StepPlan, states: Mapping[int, RequestState]) -> dict[int, list[int]]:
         """What to compute behind the last tokens of requests, by id."""
-        begin, self._asking = time.perf_counter(), 0.0
+        self._proposing = 0.0
+        if self._draft_model:
+            self._draft_model.take_in(plan, states)
+        elif self._search <= 0 and not self._following:
+            return {}
+        begin, self._asking, search = time.perf_counter(), 0.0, self._search
         proposed = {identity: guesses for identity, guesses in self._propose(plan, states).items() if guesses}
-        self._proposing = time.perf_counter() - begin - self._asking if proposed else 0.0
+        taken = time.perf_counter() - begin - self._asking
+        if proposed:
+            self._proposing, self._following = taken, True
+        elif not self._following:
+            self._search = search - taken
         return proposed
 
     def _propose(self, plan: StepPlan, states: Mapping[int, RequestState]) -> dict[int, list[int]]:
         self._steps += 1
-        if self._draft_model:
-            self._draft_model.take_in(plan, states)
+        self._following = self._predicts
         rows, most, open_to_guesses = 0, 0, []
         for entry in plan.scheduled:
             state = states[entry.id]
@@ -117,7 +129,7 @@ class Speculation:
                     state.follower = self._follow(state)
             if self._draft_model and self.predicting and self.costs.known:
                 spent = self._draft(self._draft_model, rows, open_to_guesses)
-            for place in self._places(self.costs.seconds(rows), [state for state, _ in open_to_guesses]):
+            for place in self._places([state for state, _ in open_to_guesses]):
                 state, drafts = open_to_guesses[place]
                 follower = _follower(state)
                 chances += [(chance, place) for chance in follower.chances(drafts, state.predicted)]
@@ -135,14 +147,13 @@ class Speculation:
         chosen = [open_to_guesses[place][0] for place in counts]
         return {state.id: self._guess(state, count) for state, count in zip(chosen, counts.values(), strict=True)}
 
-    def _places(self, seconds: float, states: Sequence[RequestState]) -> Iterator[int]:
+    def _places(self, states: Sequence[RequestState]) -> Iterator[int]:
         """Of which sequences to look for guesses: of those that are likely to have some, and of the others, in turn, as
-        many as there is time for. seconds: that the step takes."""
-        share = _SEARCH * seconds
-        self._search = min(self._search + share, _SAVED_STEPS * share)
+        many as there is time for."""
         turn = self._turn % len(states)
         for place in (*range(turn, len(states)), *range(turn)):
             if _follower(states[place]).follows or states[place].predicted:
+                self._following = True
                 yield place
             elif self._search > 0:
                 begin, self._turn = time.perf_counter(), place + 1

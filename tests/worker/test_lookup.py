@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from sophserve.config import EngineConfig
-from sophserve.link.messages import ScheduledRequest, StepPlan
-from sophserve.worker.lookup import FEWEST_SLOTS, HALF_TOKENS, MOST_OWNERS, History, Lookup, NgramIndex
+from sophserve.link.messages import AddedRequest, ScheduledRequest, StepPlan
+from sophserve.sampling import SamplingParams
+from sophserve.worker.batch import RequestState
+from sophserve.worker.lookup import FEWEST_SLOTS, HALF_TOKENS, MOST_OWNERS, History, Lookup, NgramIndex, ngram_hash
 from sophserve.worker.speculation import Speculation
 from sophserve.worker.step_costs import StepCosts
 
@@ -23,6 +25,10 @@ def newest(tokens: list[int], tail: list[int], sizes: tuple[int, ...]) -> int:
             if len(tail) >= size and tokens[place - size : place] == tail[-size:]:
                 return place
     return 0
+
+
+def hashes(tail: array[int], sizes: tuple[int, ...]) -> list[int]:
+    return [ngram_hash(tail[-size:]) for size in sizes]
 
 
 @pytest.mark.parametrize("sizes", [(8, 3), (2,), (1,), (16, 1)])
@@ -36,7 +42,7 @@ def test_the_newest_place_of_an_n_gram(sizes: tuple[int, ...]) -> None:
             tokens.extend(chance.choices([3, 4, 150_000], k=chance.choice([1, 2, 300])))
             index.catch_up()
             tail = tokens[-chance.randint(1, 30) :]
-            assert index.find(tail) == newest(tokens.tolist(), tail.tolist(), sizes)
+            assert index.find(tail, hashes(tail, sizes)) == newest(tokens.tolist(), tail.tolist(), sizes)
 
 
 def test_an_index_is_of_fixed_size_and_forgets_the_oldest() -> None:
@@ -45,7 +51,8 @@ def test_an_index_is_of_fixed_size_and_forgets_the_oldest() -> None:
     index = NgramIndex(tokens, (3,), 1)
     index.catch_up()
     assert [len(table) for _, table in index._tables] == [FEWEST_SLOTS]
-    found = [index.find(tokens[place - 3 : place]) == place for place in range(10, 20_000)]
+    grams = {place: tokens[place - 3 : place] for place in range(10, 20_000)}
+    found = [index.find(gram, hashes(gram, (3,))) == place for place, gram in grams.items()]
     assert sum(found[-50:]) > 40 and not any(found[:10_000])
 
 
@@ -145,15 +152,43 @@ def test_looking_for_guesses_takes_a_small_part_of_the_steps() -> None:
 
     def asked(seconds: float, steps: int) -> list[list[int]]:
         found = []
+        plan = StepPlan(0, [], [], [])
         for _ in range(steps):
-            found.append([place for place in speculation._places(seconds, states) if time.sleep(1e-4) is None])  # type: ignore[arg-type]
+            speculation.learn(plan, 16, seconds, 0.0, None)
+            found.append([place for place in speculation._places(states) if time.sleep(1e-4) is None])  # type: ignore[arg-type]
         return found
 
     assert all(sorted(each) == [*range(16)] for each in asked(100.0, 4))
-    each = asked(0.01, 40)  # of which 0.1 ms may go by: so long looking for one takes
+    each = asked(0.02, 40)  # of which 0.1 ms may go by: so long looking for one takes
     assert all(3 in places for places in each)
-    assert sum(map(len, each)) <= 40 + 8 + 40
+    assert sum(map(len, each)) <= 40 + 16 + 40
     assert {place for places in each for place in places} == {*range(16)}
+
+
+def test_steps_without_guesses_rest_as_long_as_looking_took() -> None:
+    speculation = Speculation(EngineConfig(model="none"), 64, None)
+    tokens, looked = array("i", [5, 6, 7, 8, 5, 6, 7]), []
+    added = AddedRequest(0, tokens.tobytes(), len(tokens), len(tokens) - 1, 0, SamplingParams(), [], [])
+    states = {0: RequestState(added, 1 << 20)}
+    plan = StepPlan(0, [], [], [ScheduledRequest(0, 1, [], 2)])
+    assert speculation.propose(plan, states) == {0: [8, 5]}
+
+    def step(token_id: int, seconds: float) -> bool:
+        """Whether guesses are looked for."""
+        states[0].extend([token_id])
+        states[0].computed += 1
+        speculation.learn(plan, 1, seconds, 0.0, None)
+        before = speculation._steps
+        looked.append(speculation.propose(plan, states))
+        return speculation._steps > before
+
+    assert all(step(token_id, 10.0) for token_id in range(100, 120))  # of which any is little
+    found = [step(token_id, 1e-6) for token_id in range(200, 400)]
+    assert 200 // 17 <= sum(found) <= 200 // 15  # as seldom as may be
+    assert not any(looked)
+    for token_id in [5, 6, 7, 8, 5, 6, 7, 8] * 5:
+        step(token_id, 1e-6)
+    assert looked[-1] == {0: [5, 6]} and all(looked[-8:])  # once it follows something it is no longer left out
 
 
 def test_what_the_server_does_between_steps_is_part_of_them() -> None:

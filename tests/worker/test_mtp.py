@@ -337,14 +337,14 @@ def test_it_rests_where_it_takes_longer_than_it_gains(agreeing: Made, monkeypatc
 def test_the_likelier_guess_is_taken() -> None:
     tokens = array("i", [1, 2, 3, 4, 5, 1, 2, 3])
     follower = Follower(tokens, Lookup(tokens, (3,), array("i"), len(tokens), deque()), list(FIRST_CHANCES))
-    short, unsure, sure = FIRST_CHANCES[0], FIRST_CHANCES[4], FIRST_CHANCES[7]
-    assert follower.chances(3, None) == pytest.approx([short, short**2, short**3])
+    short, longer, unsure, sure = *FIRST_CHANCES[:2], FIRST_CHANCES[4], FIRST_CHANCES[7]  # matches of 3, and of 4 to 7
+    assert follower.chances(3, None) == pytest.approx([short, short * longer, short * longer**2])
     assert follower.guess(2) == [4, 5]
-    assert follower.chances(3, Prediction(8, [9], [0.1])) == pytest.approx([short, short**2, short**3])
+    assert follower.chances(3, Prediction(8, [9], [0.1])) == pytest.approx([short, short * longer, short * longer**2])
     assert follower.guess(2) == [4, 5]
     assert follower.chances(3, Prediction(8, [9], [0.99])) == [sure]
     assert follower.guess(2) == [9]
-    assert follower.chances(3, Prediction(8, [4], [0.99])) == pytest.approx([sure, sure * short, sure * short**2])
+    assert follower.chances(3, Prediction(8, [4], [0.99])) == pytest.approx([sure, sure * longer, sure * longer**2])
     assert follower.guess(2) == [4, 5]
     # What was said of another place says nothing; what was said is learnt from, by either kind.
     assert follower.chances(1, Prediction(7, [9], [0.99])) == [short]
@@ -363,13 +363,13 @@ def test_the_likelier_guess_is_taken() -> None:
 def test_several_predicted_tokens() -> None:
     tokens = array("i", [1, 2, 3, 4, 5, 1, 2, 3])
     follower = Follower(tokens, Lookup(tokens, (3,), array("i"), len(tokens), deque()), list(FIRST_CHANCES))
-    short, fair, sure = FIRST_CHANCES[0], FIRST_CHANCES[6], FIRST_CHANCES[7]
+    short, longer, fair, sure = *FIRST_CHANCES[:2], *FIRST_CHANCES[6:8]
     assert follower.chances(3, Prediction(8, [9, 8], [0.99, 0.7])) == pytest.approx([sure, sure * fair])
     assert follower.guess(2) == [9, 8] and follower.guess(1) == [9]
     # Both say the same next; behind it the likelier one goes on.
     assert follower.chances(3, Prediction(8, [4, 8], [0.1, 0.7])) == pytest.approx([short, short * fair])
     assert follower.guess(2) == [4, 8]
-    assert follower.chances(2, Prediction(8, [4, 8], [0.99, 0.1])) == pytest.approx([sure, sure * short])
+    assert follower.chances(2, Prediction(8, [4, 8], [0.99, 0.1])) == pytest.approx([sure, sure * longer])
     assert follower.guess(2) == [4, 5]
     # It is learnt from as far as it was right.
     follower.chances(3, Prediction(8, [9, 8, 7], [0.99, 0.7, 0.7]))

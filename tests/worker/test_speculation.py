@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sophserve.engine.sequence import Sequence
 from sophserve.link.messages import LoadModel, StepPlan, StepResult
 from sophserve.sampling import SamplingParams, StructuredOutput, Thought
 from sophserve.text.tokenizer import Tokenizer
+from sophserve.worker.batch import RequestState
 from sophserve.worker.model_runner import ModelRunner
 
 END = 2
@@ -77,9 +78,14 @@ class Run:
         self._results: deque[StepResult] = deque()
         assert runner._speculation
         runner._speculation._can_be_worth = lambda *_: True  # type: ignore[method-assign]
-        runner._speculation._places = lambda _, states: range(len(states))  # type: ignore[method-assign, assignment]
+        runner._speculation._places = self._places  # type: ignore[method-assign]
         runner._speculation._judge = lambda *_, **__: 0.0  # type: ignore[method-assign]
         runner._speculation.costs.worth = self._worth  # type: ignore[method-assign]
+
+    def _places(self, states: Collection[RequestState]) -> Iterator[int]:
+        assert self.runner._speculation
+        self.runner._speculation._following = True
+        return iter(range(len(states)))
 
     def _worth(self, rows: int, tokens: float, chances: Any, beside: float) -> int:
         return len(chances) if self.chance is None else self.chance.randint(0, len(chances))
