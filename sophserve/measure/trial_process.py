@@ -37,6 +37,7 @@ class Trial:
         self._model = loader.made_up({index for each in self._chosen for index in each}, max_positions)
         self._device = loader.device
         self._layers = self._model.layers
+        torch.set_num_threads(1)  # as a worker does
 
     def decode_seconds(self, batch: int, length: int) -> float:
         """Of a step of `batch` decoding sequences that are `length` tokens long with the new one."""

@@ -20,6 +20,8 @@ from sophserve.worker.arrays import as_tensor
 
 # Equal tokens before two places beyond which it does not count that there are more.
 LONGEST = 32
+# Equal tokens after which a match goes on behind some that are others, and within how many that may be.
+_RESUMING, _RESUMABLE = 2, 16
 # Slots of an index, at least and at most; of what more tokens would need the oldest are forgotten.
 FEWEST_SLOTS, MOST_SLOTS = 1 << 9, 1 << 17
 # Of one owner's answers, the tokens that are kept in two halves, of which the older one is dropped when both are full;
@@ -133,6 +135,13 @@ class Match(NamedTuple):
     length: int
 
 
+class Left(NamedTuple):
+    """A match that a sequence followed, as it was when that had `end` tokens."""
+
+    match: Match
+    end: int
+
+
 class Lookup:
     """Follows one sequence, and knows what may follow it: as what is predicted goes on, as itself did before, or as
     other answers do. tokens: its own, which grow."""
@@ -151,6 +160,7 @@ class Lookup:
         self._predicted: list[NgramIndex] = []
         self._end = 0
         self._match: Match | None = None
+        self._left: Left | None = None
         if prediction:
             # Behind the end of the prompt, so that it is found from the first token on.
             begin = tokens[max(0, prompt_length - sizes[0]) : prompt_length]
@@ -162,7 +172,7 @@ class Lookup:
         end = len(self._tokens)
         if end > self._end:
             # What is as it was elsewhere needs not be found here, and an index takes longer than following a match.
-            self._match = self._going_on(self._tokens[self._end :]) or self._find()
+            self._match = self._going_on(self._tokens[self._end :]) or self._resumed() or self._find()
             self._end = end
         return self._match
 
@@ -173,8 +183,8 @@ class Lookup:
 
     @property
     def length(self) -> int:
-        """Of the match that there was last."""
-        return self._match.length if self._match else 0
+        """Of the match that there was last, or of the one that may be resumed."""
+        return self._match.length if self._match else self._left.match.length if self._left else 0
 
     def guesses(self, count: int) -> list[int]:
         """At most so many tokens that follow, by the match that there is."""
@@ -197,6 +207,21 @@ class Lookup:
         if tokens[place:end] != new or end == len(tokens):
             return None
         return Match(tokens, end, min(LONGEST, length + len(new)))
+
+    def _resumed(self) -> Match | None:
+        """The match that was followed, if only some tokens were others, one for one."""
+        if self._match and (self._left is None or self._match.length >= self._left.match.length):
+            self._left = Left(self._match, self._end)
+        if self._left is None:
+            return None
+        (tokens, place, length), since = self._left.match, len(self._tokens) - self._left.end
+        place += since
+        if since > _RESUMABLE or place >= len(tokens):
+            self._left = None
+        elif since > _RESUMING and tokens[place - _RESUMING : place] == self._tokens[-_RESUMING:]:
+            self._left = None
+            return Match(tokens, place, max(_RESUMING, length // 2))
+        return None
 
     def _find(self) -> Match | None:
         """The longest of the matches, the first of those that are equally long."""

@@ -110,6 +110,9 @@ class ModelRunner:
         self._captured: CapturedDecode | None = None
         self._speculation: Speculation | None = None
         self._prepare_decoding(config, max_model_len, on_progress)
+        # From here on the device's threads compute; torch's, which watch for more work for milliseconds, would take the
+        # cores from them.
+        torch.set_num_threads(1)
 
     def _load_models(self, load: LoadModel, beat: Callable[[], None], on_progress: Callable[[Progress], None]) -> None:
         """The one that is served, and on the rank that answers one that guesses."""

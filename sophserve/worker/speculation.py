@@ -81,7 +81,7 @@ class Speculation:
         self._computed = computed
         share = _SEARCH * seconds
         self._search = min(max(self._search, -_SAVED_STEPS * share) + share, _SAVED_STEPS * share)
-        self.costs.add(rows, seconds + self._waited + self._proposing)
+        self.costs.add(rows, seconds + self._waited + self._proposing, guessed=self._proposing > 0)
         if predicting is not None:
             self.mtp_costs.add(rows, predicting)
 

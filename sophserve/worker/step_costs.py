@@ -8,8 +8,12 @@ from operator import itemgetter
 
 # Binary digits by which sizes are told apart: all up to 32, larger ones by a sixteenth of their size.
 _DIGITS = 5
-# What a new measurement counts for, and how much longer than expected it can say at most: others use the machine, too.
+# What a new measurement counts for how fast the machine is now, which others use, too, and how much longer than
+# expected it can say at most.
 _WEIGHT, _MOST = 0.25, 2.0
+# What it counts for the size itself, at least: where steps tell how fast the machine is, and where others do. The latter
+# are steps with guesses, until there are only such.
+_SIZE_WEIGHT, _GUESSED_WEIGHT, _MANY = 1 / 64, 1 / 16, 32
 # Until it is known, a row beyond the first one takes so much of the time of a step: weights are read once.
 _GUESS = 0.1
 # Steps after which an old measurement is tried again.
@@ -22,24 +26,36 @@ _GAIN_WEIGHT, _TRIAL, _PAUSE = 1 / 16, 32, 2048
 
 
 class StepCosts:
-    """Seconds by rows: a line between what was measured, and beyond it."""
+    """Seconds by rows: a line between what was measured, and beyond it.
+
+    Sizes are measured at different times, and others use the machine, too: what is compared are the times of each size
+    at the same pace, which steps without guesses tell as long as there are some."""
 
     def __init__(self) -> None:
-        self._measured: dict[int, list[float]] = {}  # by size: rows, seconds, and when
+        # By size: rows, seconds at pace 1, when it was measured last, and how often.
+        self._measured: dict[int, list[float]] = {}
         self._points: list[list[float]] = []  # the same, by rows
-        self._steps = 0
+        self._pace = 1.0  # how many times as long steps take now
+        self._steps, self._guessed = 0, 0  # the latter: without one that has none
 
-    def add(self, rows: int, seconds: float) -> None:
-        """Take note of a step."""
+    def add(self, rows: int, seconds: float, guessed: bool = False) -> None:
+        """Take note of a step. guessed: whether some of the rows are guesses."""
         self._steps += 1
+        self._guessed = self._guessed + 1 if guessed else 0
         coarse = max(0, rows.bit_length() - _DIGITS)
         size = rows >> coarse << coarse
         if (found := self._measured.get(size)) is None:
-            found = self._measured[size] = [rows, seconds, self._steps]
+            found = self._measured[size] = [rows, seconds / self._pace, self._steps, 0]
             self._points = sorted(self._measured.values())
+        seconds = min(seconds, _MOST * self._pace * found[1])
         found[0] += _WEIGHT * (rows - found[0])
-        found[1] += _WEIGHT * (min(seconds, _MOST * found[1]) - found[1])
         found[2] = self._steps
+        found[3] += 1
+        telling = not 0 < self._guessed < _MANY
+        pace, weight = seconds / found[1], max(_SIZE_WEIGHT if telling else _GUESSED_WEIGHT, 1 / found[3])
+        found[1] += weight * (seconds / self._pace - found[1])
+        if telling:
+            self._pace += _WEIGHT * (pace - self._pace)
         if self._steps % _KEPT == 0:
             self._measured = {size: each for size, each in self._measured.items() if each[2] > self._steps - _KEPT}
             self._points = sorted(self._measured.values())
@@ -51,6 +67,9 @@ class StepCosts:
 
     def seconds(self, rows: float) -> float:
         """Of a step of so many rows."""
+        return self._pace * self._at_pace_1(rows)
+
+    def _at_pace_1(self, rows: float) -> float:
         points = self._points
         if not points:
             return 1 + _GUESS * (rows - 1)
@@ -58,10 +77,10 @@ class StepCosts:
         if place < len(points) and points[place][0] == rows:
             return points[place][1]
         if len(points) == 1:
-            known, seconds, _ = points[0]
+            known, seconds = points[0][:2]
             return seconds * (1 + _GUESS * (rows - 1)) / (1 + _GUESS * (known - 1))
         place = max(1, min(place, len(points) - 1))
-        (before, low, _), (behind, high, _) = points[place - 1 : place + 1]
+        (before, low, *_), (behind, high, *_) = points[place - 1 : place + 1]
         slope = max(0.0, (high - low) / (behind - before))
         return max(low + slope * (rows - before), 0.1 * low)
 
@@ -73,9 +92,11 @@ class StepCosts:
         best, count = MARGIN * tokens / (self.seconds(rows) + beside), 0
         for place, chance in enumerate(chances, 1):
             tokens += chance
-            rate = tokens / (self.seconds(rows + place) + beside)
-            if rate > best:
-                best, count = rate, place
+            seconds = self.seconds(rows + place) + beside
+            if tokens > best * seconds:
+                best, count = tokens / seconds, place
+            elif tokens + chance * (len(chances) - place) <= best * seconds:
+                break  # not even if further rows took no time
         return count
 
     def rate(self, rows: int, tokens: float, chances: Sequence[float], beside: float = 0.0) -> float:

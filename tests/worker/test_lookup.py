@@ -96,6 +96,30 @@ def test_a_prediction_is_found_from_the_first_token_on() -> None:
     assert one.match() and one.guesses(9) == [5]
 
 
+def test_a_match_goes_on_behind_tokens_that_were_others() -> None:
+    """Although what stands there stands further on, too."""
+    said = [*range(10, 20), 1, 2, 3, *range(30, 40), 1, 2, 3, 50]
+    tokens = array("i", [5, 6, 7])
+    one = lookup(tokens, prediction=tuple(said))
+    assert one.match() and one.guesses(2) == [10, 11]
+    for token_id in [*range(10, 20), 99]:
+        tokens.append(token_id)
+        match = one.match()
+    assert match is None and one.length > 8
+    for token_id in [2, 3]:
+        tokens.append(token_id)
+        match = one.match()
+    assert match and match.length >= 2 and one.guesses(3) == [30, 31, 32]
+    tokens.extend([30, 31, 70, 71, 72, 35, 36])
+    assert one.match() and one.guesses(3) == [37, 38, 39]
+    tokens.extend([37, 60])  # a token less: it is found again as anything is
+    assert one.match() is None
+    tokens.extend([1, 2, 3])
+    assert one.match() and one.guesses(1) == [50]
+    tokens.extend(range(100, 120))
+    assert one.match() is None and one.length == 0
+
+
 def test_answers_are_kept_by_owner_and_only_so_many() -> None:
     history = History((3,))
     for number in range(MOST_OWNERS + 5):
@@ -143,6 +167,20 @@ def test_costs_between_and_beyond_what_was_measured() -> None:
     for rows in range(1, 3000):
         found.add(rows, 1.0 + rows)
     assert len(found._measured) < 200
+
+
+def test_all_sizes_take_longer_while_others_use_the_machine() -> None:
+    found = costs(1, 2, 3, 4)
+    for _ in range(60):
+        found.add(1, 1.5)
+    assert [found.seconds(rows) for rows in (1, 2, 4)] == pytest.approx([1.5, 3, 6], rel=0.05)
+    for _ in range(100):  # one size has changed, which only guesses have
+        found.add(1, 1.5)
+        found.add(4, 9.0, guessed=True)
+    assert [found.seconds(rows) for rows in (1, 2, 4)] == pytest.approx([1.5, 3, 9], rel=0.05)
+    for _ in range(300):  # nothing else is left that could tell
+        found.add(4, 18.0, guessed=True)
+    assert found.seconds(4) == pytest.approx(18, rel=0.05) and found.seconds(1) > 2
 
 
 def test_looking_for_guesses_takes_a_small_part_of_the_steps() -> None:
