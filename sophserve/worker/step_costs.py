@@ -11,8 +11,8 @@ _DIGITS = 5
 # What a new measurement counts for how fast the machine is now, which others use, too, and how much longer than
 # expected it can say at most.
 _WEIGHT, _MOST = 0.25, 2.0
-# What it counts for the size itself, at least: where steps tell how fast the machine is, and where others do. The latter
-# are steps with guesses, until there are only such.
+# What it counts for the size itself, at least: where steps tell how fast the machine is, and where others do, which are
+# steps with guesses until there are only such.
 _SIZE_WEIGHT, _GUESSED_WEIGHT, _MANY = 1 / 64, 1 / 16, 32
 # Until it is known, a row beyond the first one takes so much of the time of a step: weights are read once.
 _GUESS = 0.1

@@ -28,7 +28,8 @@ def note(progress):
 sizes = {"kv_cache_memory": "1GiB", "max_num_seqs": 9000, "max_num_batched_tokens": 9000}
 config = EngineConfig(model=sys.argv[1], dtype="bfloat16", **sizes)
 runner = ModelRunner(LoadModel(sys.argv[1], config, 0, 1, 20), [-1], lambda: None, note)
-print(json.dumps([stages, resident(), runner.info.kv_cache_bytes, "torch._dynamo" in sys.modules, torch.get_num_threads()]))
+compiler, threads = "torch._dynamo" in sys.modules, torch.get_num_threads()
+print(json.dumps([stages, resident(), runner.info.kv_cache_bytes, compiler, threads]))
 """
 
 
