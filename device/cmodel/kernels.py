@@ -18,7 +18,7 @@ from device.cmodel.arguments import KERNELS, Arguments
 from device.cpus import places
 from device.interface import OutOfDeviceMemory
 
-ABI_VERSION = 17
+ABI_VERSION = 18
 FILE_NAME = "libcmodel.so"
 ISAS = ("amx", "avx512bf16", "avx512vnni", "avxvnni", "avx2", "dotprod", "portable")
 """Instruction sets that the kernels are compiled for, the best first; dotprod is of 64-bit Arm."""

@@ -38,7 +38,8 @@ class Communicator(Protocol):
         """Every rank's x side by side along the last dimension, in rank order."""
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
-        """The source rank's x."""
+        """The source rank's x. The source goes on before the others have it, as far as there is room for what they have
+        not taken yet: several steps' tokens, and at least some of one step's activations."""
 
 
 class SingleRank:

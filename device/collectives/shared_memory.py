@@ -66,7 +66,8 @@ class SharedMemoryCommunicator:
         return out
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
-        """The source rank's x, in place if x is contiguous."""
+        """The source rank's x, in place if x is contiguous. The source waits for room alone: on one host in a ring of a
+        quarter of the memory, between hosts in the sockets."""
         x = x.contiguous()
         self._kernels.broadcast(group=self._group, data=x, bytes=x.nbytes, source=source)
         return x

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# While a step runs the next one waits at the worker already, so that the device never waits for us.
+# While a step runs the next one waits at the worker already, so that the device never waits for us. Each further stage
+# that computes has a further one.
 PLANS_IN_FLIGHT = 2
 _SEED_MASK = 2**63 - 1
 
@@ -100,6 +101,7 @@ class Engine:
             self._info.prompt_logprobs_cost,
             self._info.encoder,
             self.config.drafting.tokens,
+            self.config.pipeline_parallel_size,
         )
         self._scheduler = Scheduler(limits, self._info.num_blocks, self._kv_events())
         self._recovery = Recovery(self._scheduler)
@@ -293,10 +295,11 @@ class Engine:
             self._wake.set()
 
     async def _run(self) -> None:
+        most = PLANS_IN_FLIGHT + self.config.pipeline_parallel_size - 1
         while True:
             if self.workers.lost:
                 await self._restart()
-            while self.workers.in_flight < PLANS_IN_FLIGHT and (plan := self._recovery.schedule()):
+            while self.workers.in_flight < most and (plan := self._recovery.schedule()):
                 self.workers.send(plan)
                 self._note_step(plan)
             self._check_blocks()

@@ -41,6 +41,7 @@ class Request:
 
     computed: tokens whose keys and values are in the cache. Of the plans already sent, scheduled: the tokens that they
     compute; guessed: those that they may compute beyond that; pending: the steps of which each will give a token.
+    latest: the number of the last plan that it is in.
     admitted: whether it ever owned blocks. background: whether it comes behind all that are not, and gives way to them
     even while it runs.
     pooling: the prompt's pooled hidden states stand for the one token that is wanted. items: in the order of their
@@ -69,6 +70,7 @@ class Request:
     scheduled: int = 0
     guessed: int = 0
     pending: int = 0
+    latest: int = 0
     cached_tokens: int = 0
     admitted: bool = False
 

@@ -8,7 +8,9 @@ Rules that hold after every call:
   true is known with the result, so until then the request owns the blocks of all that may;
 - when blocks run out the request that comes last in order (of arrival, or of priority and arrival) is preempted: it
   gives up its blocks and computes its tokens again once it can hold them all;
-- requests in the background get what the others leave of a step, and are preempted for one of those that waits.
+- requests in the background get what the others leave of a step, and are preempted for one of those that waits;
+- where the layers are split over stages, all of them compute at the same time, each another plan: the requests that
+  decode are split into as many groups, which plans have in turn, and nothing is guessed unless one request runs alone.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ MOST_TAKEN_IN = 1 << 15
 @dataclass(frozen=True)
 class Limits:
     """What bounds a step: options, and of the model how many tokens one counts for whose prompt logprobs are wanted;
-    encoder: what images take; drafts: how many tokens may be guessed of one request."""
+    encoder: what images take; drafts: how many tokens may be guessed of one request; stages: those of the model."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -44,6 +46,7 @@ class Limits:
     prompt_logprobs_cost: float = 1.0
     encoder: EncoderInfo | None = None
     drafts: int = 0
+    stages: int = 1
 
 
 @dataclass
@@ -104,6 +107,9 @@ class Scheduler:
         step = _Step(self.limits.max_num_batched_tokens)
         for background in (False, True):
             self._fill(step, background, only)
+        for background in (False, True):
+            if not step.decodes and not step.prefills and not self.images.has_work:
+                self._decode(step, self._in_order(background, only), early=True)
         if not step.decodes and not step.prefills and not self.images.has_work:
             return None
         scheduled = step.decodes + sorted(step.prefills, key=lambda entry: entry.count > 1)
@@ -163,17 +169,8 @@ class Scheduler:
 
     def _fill(self, step: _Step, background: bool, only: Request | None) -> None:
         """Put into a plan what there is room for of the requests in the background, or of the others."""
-        # In order, so that a victim of preemption, which runs no more, always comes after those already scheduled.
-        running = [only] if only else sorted(self.running.values(), key=lambda request: request.order)
-        running = [request for request in running if request.background == background]
-        for request in running:
-            if request.is_decoding and step.budget >= 1 and not request.exhausted and request.id in self.running:
-                blocks = self._blocks_for_next_token(request)
-                if blocks is not None:
-                    drafts = self._drafts(request)
-                    blocks += self._blocks.grow(request, drafts) or []
-                    step.decodes.append(self._plan(request, 1, blocks, drafts))
-                    step.budget -= 1
+        running = self._in_order(background, only)
+        self._decode(step, running)
         for request in running:
             if request.to_compute < 1 or request.is_decoding or step.budget < 1 or request.id not in self.running:
                 continue
@@ -186,6 +183,40 @@ class Scheduler:
             count = self._chunk(candidate, step)
             step.added.append(candidate.for_worker())
             step.prefills.append(self._plan(candidate, count, candidate.blocks.copy()))
+
+    def _in_order(self, background: bool, only: Request | None) -> list[Request]:
+        """The running requests that are in the background, or the others. A victim of preemption, which runs no more,
+        comes after all that are scheduled before."""
+        running = [only] if only else sorted(self.running.values(), key=lambda request: request.order)
+        return [request for request in running if request.background == background]
+
+    def _decode(self, step: _Step, running: list[Request], *, early: bool = False) -> None:
+        """Plan a token of each of these that decode; of several stages' those of one group. early: also of such whose
+        last token some stage has still to compute."""
+        for request in self._group(running, early=early) if self.limits.stages > 1 else running:
+            if request.is_decoding and step.budget >= 1 and not request.exhausted and request.id in self.running:
+                blocks = self._blocks_for_next_token(request)
+                if blocks is not None:
+                    drafts = self._drafts(request)
+                    blocks += self._blocks.grow(request, drafts) or []
+                    step.decodes.append(self._plan(request, 1, blocks, drafts))
+                    step.budget -= 1
+
+    def _group(self, running: list[Request], *, early: bool) -> list[Request]:
+        """Those of the requests that are next to decode, in the same order: one in as many as there are stages, which
+        compute the latest plans while the tokens of the one before these are chosen."""
+        stages = self.limits.stages
+        decoding = [request for request in running if request.is_decoding and not request.exhausted]
+        oldest, known = min((request.latest for request in decoding), default=0), self._step + 1 - stages
+        if oldest > known and not early:
+            return []
+        last = max(oldest, known)
+        due = sorted((each for each in decoding if each.latest <= last), key=lambda request: request.latest)
+        # Those that are due are shared out over what is left of a turn, so that every stage has something to compute.
+        others = {request.latest for request in decoding if request.latest > last}
+        most = min(-(-len(decoding) // stages), -(-len(due) // (stages - len(others))))
+        chosen = {request.id for request in due[:most]}
+        return [request for request in decoding if request.id in chosen]
 
     def _next_waiting(self, only: Request | None) -> Request | None:
         """The request to admit next, left in the queue."""
@@ -211,6 +242,8 @@ class Scheduler:
 
     def _drafts(self, request: Request) -> int:
         """How many tokens may be guessed behind a request's next one: there is room for those that come true."""
+        if self.limits.stages > 1 and len(self.running) > 1:  # all stages wait for the one that guesses
+            return 0
         wanted, most = request.params.speculative_tokens, self.limits.drafts
         most = most if wanted is None else min(most, wanted)
         room = request.max_tokens - len(request.output) - request.pending - request.guessed - 1
@@ -220,6 +253,7 @@ class Scheduler:
     def _plan(self, request: Request, count: int, new_blocks: list[int], drafts: int = 0) -> ScheduledRequest:
         request.scheduled += count
         request.guessed += drafts
+        request.latest = self._step + 1
         if request.to_compute == 0:
             request.pending += 1
         self._blocks.remember(request)

@@ -48,10 +48,11 @@ from sophserve.worker.draft_model import DraftModel
 from sophserve.worker.eagle3 import Eagle3Drafter
 from sophserve.worker.encoder import ImageEncoder, encoder_info
 from sophserve.worker.mtp import MtpDrafter
-from sophserve.worker.sampler import DEFERRED, holding, joined, prompt_logprobs, rows_of, sample_params, sampled_tokens
+from sophserve.worker.sampler import DEFERRED, joined, prompt_logprobs, rows_of, sample_params, sampled_tokens
 from sophserve.worker.smaller_model import load_smaller
 from sophserve.worker.speculation import Speculation
 from sophserve.worker.stages import Stages
+from sophserve.worker.unread import Unread, note, told
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class ModelRunner:
             self.info.encoder = encoder_info(self.model, config)
             self._images, axis_positions = ImageEncoder(self.model, beat), self.model.axis_positions
         self._grammars = GrammarMasks(directory, self.model.vocab_size) if self.stages.answers else None
+        self._unread = None if self.model.is_last else Unread(self.stages)
         self._batches = BatchBuilder(config.block_size, self.model.vocab_size, axis_positions)
         self._captured: CapturedDecode | None = None
         self._speculation: Speculation | None = None
@@ -171,6 +173,8 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         waited = time.perf_counter() - self._ended
+        if self._unread:
+            self._unread.catch_up(plan)
         if self._images:
             self._images.run(plan.encoded, plan.forgotten)
         dropped = self._batches.take_in(plan)
@@ -184,7 +188,11 @@ class ModelRunner:
         if hidden is not None:
             prompts = self._prompt_logprobs(hidden, batch)
             embeddings = self._pooled(hidden, batch.pooled_chunks)
-        sampled = self._sample(logits, requests, masks) if requests else []
+        sampled: list[SampledTokens] = []
+        if requests and self._unread:
+            self._unread.add(plan.step, requests)
+        elif requests:
+            sampled = self._sample(logits, requests, masks)
         between = time.perf_counter()
         predicted = bool(self._mtp and made and self._mtp.run(batch, made, guessing=self._predicting))
         usual = not prompts and not batch.images and all(each.tokens for each in sampled)
@@ -276,18 +284,13 @@ class ModelRunner:
                 result = self.device.ops.sample(logits if len(ready) == first[-1] else logits[ready], params)
                 token_ids[ready] = result.token_ids.cpu()
                 by_row = dict(zip(ready, sampled_tokens(result, chosen), strict=True))
-        shared = self.stages.tell(token_ids).tolist()
         sampled = []
-        for row, (state, drafts) in zip(first, requests, strict=False):
-            tokens = holding(shared[row : row + 1 + len(drafts)], drafts)
-            sampled.append(joined(state.id, [by_row[row + place] for place in range(len(tokens))] if by_row else []))
+        for row, each, tokens in zip(first, requests, told(self.stages, requests, token_ids), strict=False):
+            rows_of_it = [by_row[row + place] for place in range(len(tokens))] if by_row else []
+            sampled.append(joined(each.state.id, rows_of_it))
             if tokens:
-                sampled[-1].drafted = len(drafts)
-                state.held = None
-                state.computed += len(tokens) - 1
-                state.extend(tokens)
-            elif state.held is None:  # other ranks need to know, but have no use for logits
-                state.held = torch.empty(0) if logits is None or not self._grammars else logits[row].clone()
+                sampled[-1].drafted = len(each.drafts)
+            note(each, tokens, None if tokens or logits is None or not self._grammars else logits[row])
         return sampled
 
     def _prompt_logprobs(self, hidden: torch.Tensor, batch: FlatBatch) -> list[PromptLogprobs]:

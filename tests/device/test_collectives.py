@@ -74,7 +74,24 @@ def test_gathered_lie_side_by_side(group: Group, shape: tuple[int, int]) -> None
 
 
 def test_broadcasts_run_ahead_of_those_who_read_them(group: Group) -> None:
-    """Sources do not wait for the others, whose turn comes with different sizes and sources in between."""
+    """A source goes on before anyone has begun to read, here within one thread."""
+
+    def one_after_the_other(rank: SharedMemoryCommunicator) -> Tensor:
+        if rank.rank:
+            return torch.empty(0)
+        return torch.stack(
+            [
+                torch.cat([each.broadcast(values(10 * number + each.rank, 300)) for number in range(4)])
+                for each in group.ranks
+            ]
+        )
+
+    sent = torch.cat([values(10 * number, 300) for number in range(4)])
+    assert torch.equal(group.run(one_after_the_other)[0], sent.expand(group.size, -1))
+
+
+def test_broadcasts_of_many_sizes_and_sources(group: Group) -> None:
+    """Most of them are more than there is room for."""
 
     def work(rank: SharedMemoryCommunicator) -> Tensor:
         got = []

@@ -267,7 +267,8 @@ traffic = given(
     num_blocks=st.integers(2, 40),
     max_num_seqs=st.integers(1, 8),
     extra_tokens=st.integers(0, 60),
-    depth=st.sampled_from([1, 2]),
+    depth=st.sampled_from([1, 2, 4]),
+    stages=st.sampled_from([1, 1, 2, 3]),
     prefix_caching=st.booleans(),
     chunked_prefill=st.booleans(),
     priorities=st.sampled_from([0, 2]),
@@ -285,6 +286,7 @@ def simulate(
     max_num_seqs: int,
     extra_tokens: int,
     depth: int,
+    stages: int,
     prefix_caching: bool,
     chunked_prefill: bool,
     priorities: int,
@@ -301,6 +303,7 @@ def simulate(
         chunked_prefill,
         encoder=encoder if chunked_prefill else None,
         drafts=drafts,
+        stages=stages,
     )
     simulation = Simulation(limits, num_blocks, depth, seed, priorities, surprises, background)
     for _ in range(200):
@@ -376,6 +379,58 @@ def test_every_step_holds_all_decodes_while_two_are_under_way() -> None:
         under_way.append(plan)
         if len(under_way) == 2:
             scheduler.update({entry.id: [1] for entry in under_way.popleft().scheduled})
+
+
+@pytest.mark.parametrize(("stages", "count"), [(2, 2), (2, 3), (2, 8), (3, 7), (4, 5)])
+def test_stages_compute_groups_of_their_own(stages: int, count: int) -> None:
+    """As many plans as there are stages have each request once, however results come; and all go on."""
+    scheduler = Scheduler(Limits(8, 100, 4, stages=stages), 1000)
+    requests = [make_request(number, [number] * 6, 40) for number in range(count)]
+    for request in requests:
+        scheduler.add(request)
+    plans: list[set[int]] = []
+    results: deque[dict[int, list[int]]] = deque()
+    while scheduler.running or scheduler.waiting:
+        while len(results) <= stages and (plan := scheduler.schedule()):
+            plans.append({entry.id for entry in plan.scheduled})
+            results.append({entry.id: [1] for entry in plan.scheduled})
+        scheduler.update(results.popleft())
+        for request in requests:
+            if request.id in scheduler.running and len(request.output) == request.max_tokens:
+                scheduler.finish(request)
+    assert plans[0] == set(range(count))
+    # From the second turn on, until the first ones have all that they may.
+    turns = [plans[first : first + stages] for first in range(1 + stages, 1 + 38 * stages, stages)]
+    for turn in turns:
+        assert sorted(number for group in turn for number in group) == list(range(count))
+        assert max(map(len, turn)) == -(-count // stages)
+    assert all(len(request.output) == 40 for request in requests)
+
+
+def test_a_prompt_goes_on_while_stages_compute_the_token_before_it() -> None:
+    scheduler = Scheduler(Limits(8, 10, 4, stages=2), 1000)
+    scheduler.add(make_request(0, [1] * 6, 40))
+    assert scheduler.schedule()
+    scheduler.update({0: [3]})
+    scheduler.add(make_request(1, [2] * 60, 40))
+    plans = [scheduler.schedule() for _ in range(4)]
+    assert [[(entry.id, entry.count) for entry in plan.scheduled] for plan in plans if plan] == [
+        [(1, 10)],
+        [(0, 1), (1, 9)],
+        [(1, 10)],
+        [(0, 1), (1, 9)],
+    ]
+
+
+@pytest.mark.parametrize(("stages", "count", "drafts"), [(1, 2, 3), (2, 1, 3), (2, 2, 0)])
+def test_stages_guess_what_follows_of_one_that_runs_alone(stages: int, count: int, drafts: int) -> None:
+    scheduler = Scheduler(Limits(8, 100, 4, stages=stages, drafts=3), 1000)
+    for number in range(count):
+        scheduler.add(make_request(number, [number] * 6, 40))
+    assert scheduler.schedule()
+    scheduler.update({number: [1] for number in range(count)})
+    plan = scheduler.schedule()
+    assert plan and {entry.drafts for entry in plan.scheduled} == {drafts}
 
 
 def test_a_step_may_give_several_tokens_or_none() -> None:

@@ -85,7 +85,8 @@ def test_guesses(speculation: str, lose_worker: bool, make_checkpoint: Callable[
     if speculation == "mtp":
         directory = with_further_layer(make_checkpoint("deepseek_v3"), tmp_path / "model", agreeing=0.01)
     sizes = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
-    asyncio.run(plain_and_guessed(directory, lose_worker, speculation=speculation, **sizes))
+    # Beside each other they are computed by both stages at the same time, without guesses.
+    asyncio.run(plain_and_guessed(directory, lose_worker, 3, together=False, speculation=speculation, **sizes))
 
 
 @pytest.mark.slow
@@ -109,6 +110,19 @@ def test_a_lost_worker_of_any_stage(
         assert len(workers) == 4
         assert asyncio.run(streams(server.url, workers[rank].kill)) == undisturbed
         assert not set(workers) & set(server.workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_stage_that_stands_still(
+    rank: int, make_checkpoint: Callable[..., Path], start_server: Callable[..., Any]
+) -> None:
+    """It is found, although others go on for as many plans as they have."""
+    server = start_server(make_checkpoint("qwen2"), "-pp", "3", "--step-timeout", "1")
+    undisturbed = asyncio.run(streams(server.url))
+    still = sorted(server.workers, key=lambda worker: worker.pid)[rank]
+    assert asyncio.run(streams(server.url, still.suspend)) == undisturbed
+    assert still not in server.workers
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,14 @@ def bits(result: RequestOutput) -> list[object]:
 
 
 async def plain_and_guessed(
-    directory: Path, lose_worker: bool = False, least: int = 30, allowed: list[int] | None = None, **options: Any
+    directory: Path,
+    lose_worker: bool = False,
+    least: int = 30,
+    allowed: list[int] | None = None,
+    together: bool = True,
+    **options: Any,
 ) -> None:
-    """Answers without guesses, and together with them; the latter as they grow."""
+    """Answers without guesses, and with them, beside each other or not; the latter as they grow."""
     before = set(psutil.Process().children(recursive=True))
     llm = AsyncLLM(str(directory), kv_cache_memory="8MiB", **options)
 
@@ -53,7 +58,13 @@ async def plain_and_guessed(
         told[1][20:22] = [3]
         if options.get("speculation") in ("mtp", "draft"):
             told = [[]] * 3
-        guessing = asyncio.gather(*(answer(number, prediction=told[number]) for number in range(3)))
+        turns = asyncio.Semaphore(3 if together else 1)
+
+        async def guessed(number: int) -> list[list[object]]:
+            async with turns:
+                return await answer(number, prediction=told[number])
+
+        guessing = asyncio.gather(*map(guessed, range(3)))
         if lose_worker:
             while not llm.engine.metrics.counts.accepted_tokens:
                 await asyncio.sleep(0.001)

@@ -50,6 +50,7 @@ def read_until(end: float, url: str, body: dict[str, Any]) -> None:
         pytest.param(("--enforce-eager",), marks=pytest.mark.slow),
         pytest.param(("--tensor-parallel-size", "2"), marks=pytest.mark.slow),
         pytest.param(("--tensor-parallel-size", "2", "--enforce-eager"), marks=pytest.mark.slow),
+        pytest.param(("--pipeline-parallel-size", "2"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
