@@ -215,9 +215,9 @@ using cmodel::Link;
 using cmodel::Shared;
 using cmodel::Taken;
 
-// A view of shared memory of so many bytes, which begins as zeros; null where that is too little. A quarter is the ring. `here` ranks from
-// `first` on share it; the first of them has links to all other hosts. Never freed: it lasts as long as the process's
-// part in the group.
+// A view of shared memory of so many bytes, which begins as zeros and of which the ring takes at most a quarter; null
+// where that is too little. `here` ranks from `first` on share it; the first of them has links to all other hosts. Never
+// freed: it lasts as long as the process's part in the group.
 EXPORT void* cmodel_group_open(
     void* memory, int64_t bytes, int rank, int ranks, int first, int here, const Link* links, int link_count) {
     // Of the same sizes on every host, for all cut what they exchange into the same pieces.
