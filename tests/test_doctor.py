@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from device.cmodel.device import CmodelDevice
 from sophserve.config import EngineConfig
 from sophserve.errors import ConfigError, SophserveError
 from sophserve.measure import doctor_process, limits_process, trial_process
@@ -169,6 +170,26 @@ def test_made_up_quantized_weights(
     trial = Trial(models, 64)
     assert trial._model.nbytes == models.load(1).nbytes
     assert trial.decode_seconds(2, 33) > 0
+
+
+def fast_in_int8(name: str) -> CmodelDevice:
+    device = CmodelDevice()
+    device.fast_in_int8 = True
+    return device
+
+
+@pytest.mark.parametrize(("bits", "rounds"), [("auto", True), (16, False)])
+def test_activations_are_rounded_where_a_server_rounds_them(
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bits: str | int,
+    rounds: bool,
+) -> None:
+    monkeypatch.setattr("sophserve.measure.footprint_process.open_device", fast_in_int8)
+    quantize(make_checkpoint("qwen2", **SHAPE, dtype="bfloat16"), tmp_path, *FORMATS["awq"])
+    models = loader(tmp_path / "quantized", activation_bits=bits)
+    assert Trial(models, 64)._model.rounds_rows == models.load(1).rounds_rows == rounds
 
 
 def test_layers_that_are_left_out_count(

@@ -14,7 +14,7 @@ from sophserve.measure.diagnosis import Diagnosis, DiagnosisRequest, Forecast, d
 from sophserve.options import CommandParser, add_engine_options, engine_config
 from sophserve.table import rows_of, size
 
-OPTIONS = ("device", "dtype", "quantization", "head_bits")
+OPTIONS = ("device", "dtype", "quantization", "activation_bits", "head_bits")
 # From this part on of what a device can read or do it is that which limits a step.
 _MOST = 0.7
 # CPUs' worth of others' work that disturbs.

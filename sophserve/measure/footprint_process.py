@@ -37,7 +37,7 @@ from sophserve.measure.footprint import (
 )
 from sophserve.measure.layouts import cut, layout
 from sophserve.model.config import resolve_dtype
-from sophserve.model.context import ModelContext
+from sophserve.model.context import ModelContext, resolve_activation_bits
 from sophserve.model.decoder import Absent, CausalLM
 from sophserve.model.devices import open_device
 from sophserve.model.eagle3 import find_smaller
@@ -186,7 +186,13 @@ class Loader:
         shapes_of = cast(Device, ShapesOf(self.device))
         mtp = request.config.drafting.mtp and self.model_class.has_mtp(self.settings, _stored(self.directory))
         self._context = ModelContext(
-            shapes_of, RankOf(1), dtype, max_positions=1, head_bits=request.config.head_bits, mtp=mtp
+            shapes_of,
+            RankOf(1),
+            dtype,
+            max_positions=1,
+            activation_bits=resolve_activation_bits(request.config.activation_bits, dtype, self.device),
+            head_bits=request.config.head_bits,
+            mtp=mtp,
         )
         self.shapes = self._build(1)
         self._loaded: dict[int, CausalLM] = {}
