@@ -185,15 +185,9 @@ class Loader:
         dtype = resolve_dtype(self.settings, request.config.dtype)
         shapes_of = cast(Device, ShapesOf(self.device))
         mtp = request.config.drafting.mtp and self.model_class.has_mtp(self.settings, _stored(self.directory))
-        self._context = ModelContext(
-            shapes_of,
-            RankOf(1),
-            dtype,
-            max_positions=1,
-            activation_bits=resolve_activation_bits(request.config.activation_bits, dtype, self.device),
-            head_bits=request.config.head_bits,
-            mtp=mtp,
-        )
+        bits = resolve_activation_bits(request.config.activation_bits, dtype, self.device)
+        context = ModelContext(shapes_of, RankOf(1), dtype, max_positions=1, activation_bits=bits, mtp=mtp)
+        self._context = replace(context, head_bits=request.config.head_bits)
         self.shapes = self._build(1)
         self._loaded: dict[int, CausalLM] = {}
         self._config = request.config
