@@ -86,7 +86,7 @@ def test_guesses(speculation: str, lose_worker: bool, make_checkpoint: Callable[
         directory = with_further_layer(make_checkpoint("deepseek_v3"), tmp_path / "model", agreeing=0.01)
     sizes = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
     # Beside each other they are computed by both stages at the same time, without guesses.
-    asyncio.run(plain_and_guessed(directory, lose_worker, 3, together=False, speculation=speculation, **sizes))
+    asyncio.run(plain_and_guessed(directory, lose_worker, together=False, speculation=speculation, **sizes))
 
 
 @pytest.mark.slow
